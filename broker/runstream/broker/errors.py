@@ -1,0 +1,147 @@
+"""What can go wrong on the durable side, as one tree.
+
+BrokerError
+├── Unavailable                 NATS cannot be reached, or does not answer in time
+│   └── StoreUnavailable        a write stayed unanswered for the writer's whole patience
+├── StoreRefused                JetStream answered, and said no
+│   ├── StoreFull               a limit of the stream is reached
+│   ├── WrongLastSequence       a compare-and-set lost: the caller decides what that means
+│   └── NotStored               the message, stream or consumer asked for is not there
+├── Fenced                      another writer has taken the run over
+├── RunEnded                    the run's log already has its end
+├── RunTooLong                  the run's log has room for its ending only
+├── ChunkTooLarge               one chunk is larger than a NATS message may be
+├── CursorExpired               retention has removed what the cursor asks for
+├── Conflict                    a claim was refused: the conversation or an otid is taken
+├── AgentFailed                 the agent ended with an error of its own
+├── TopologyError               the streams are absent, or not as configured
+│   └── ServerTooOld            nats-server lacks what runstream is built on
+└── EmbeddedServerError         the embedded nats-server does not start
+
+The docstring is the message; facts are attributes. Errors of nats-py are translated where they enter
+(`connection.py`, `jetstream.py`), with the original kept as the cause.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AgentFailed",
+    "BrokerError",
+    "ChunkTooLarge",
+    "Conflict",
+    "CursorExpired",
+    "EmbeddedServerError",
+    "Fenced",
+    "NotStored",
+    "RunEnded",
+    "RunTooLong",
+    "ServerTooOld",
+    "StoreFull",
+    "StoreRefused",
+    "StoreUnavailable",
+    "TopologyError",
+    "Unavailable",
+    "WrongLastSequence",
+]
+
+
+class BrokerError(Exception):
+    """Something went wrong in the broker."""
+
+    def __init__(self, detail: str = "", **facts: object) -> None:
+        self.detail = detail
+        self.facts = facts
+        super().__init__(detail)
+
+    def __str__(self) -> str:
+        message = " ".join((type(self).__doc__ or "").split("\n\n")[0].split())
+        facts = ", ".join(f"{name}={value}" for name, value in self.facts.items())
+        return " ".join(part for part in (message, self.detail, f"({facts})" if facts else "") if part)
+
+
+class Unavailable(BrokerError):
+    """NATS did not answer in time."""
+
+
+class StoreUnavailable(Unavailable):
+    """The log could not be written for as long as its writer may wait."""
+
+
+class StoreRefused(BrokerError):
+    """JetStream refused the request."""
+
+    def __init__(self, detail: str = "", *, code: int = 0, **facts: object) -> None:
+        self.code = code
+        super().__init__(detail, err_code=code, **facts)
+
+
+class StoreFull(StoreRefused):
+    """A limit of the stream is reached."""
+
+
+class WrongLastSequence(StoreRefused):
+    """The subject has moved on since it was read."""
+
+
+class NotStored(StoreRefused):
+    """Nothing is stored under that name."""
+
+
+class Fenced(BrokerError):
+    """Another writer has taken this run over."""
+
+
+class RunEnded(BrokerError):
+    """This run has already ended."""
+
+
+class RunTooLong(BrokerError):
+    """This run has as many messages as a run may have."""
+
+
+class ChunkTooLarge(BrokerError):
+    """A chunk is larger than a NATS message may be."""
+
+    def __init__(self, *, size: int, limit: int) -> None:
+        self.size = size
+        self.limit = limit
+        super().__init__(size=size, limit=limit)
+
+
+class CursorExpired(BrokerError):
+    """Part of this run was removed by retention."""
+
+
+class Conflict(BrokerError):
+    """The claim was refused: another run holds the conversation or one of the otids."""
+
+    def __init__(self, *, run_id: str, otid: str | None, shares_otid: bool) -> None:
+        self.run_id = run_id
+        self.otid = otid
+        self.shares_otid = shares_otid
+        super().__init__(run_id=run_id)
+
+
+class AgentFailed(BrokerError):
+    """The agent ended with an error.
+
+    `error_type` is one of the catalogue in `runstream.schemas.errors` or a name of the agent's own;
+    `message` and `detail` go to the client as they are (None: the catalogue's text).
+    """
+
+    def __init__(self, error_type: str, *, message: str | None = None, detail: str | None = None) -> None:
+        self.error_type = error_type
+        self.message = message
+        super().__init__(detail or "", error_type=error_type)
+
+
+class TopologyError(BrokerError):
+    """The streams in JetStream are not as this configuration needs them."""
+
+
+class ServerTooOld(TopologyError):
+    """This nats-server is too old."""
+
+
+class EmbeddedServerError(BrokerError):
+    """The embedded nats-server did not start."""
