@@ -1,0 +1,1 @@
+"""The tests of runstream: unit, contract, acceptance, clients, chaos, bench, deploy."""

@@ -1,0 +1,1 @@
+"""What the tests share: servers, processes, and waiting for a condition."""

@@ -1,0 +1,159 @@
+"""Real processes for tests of signals, kills and command lines."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+from tests.support.waiting import wait_until
+
+# The longest line a test may read from a process: a chunk as large as NATS takes, with room.
+LINE_LIMIT = 4 * 1024 * 1024
+# What a process gets to end by itself, once its test is over, before it is killed.
+GRACE_SECONDS = 5.0
+
+
+class RunningProcess:
+    """A child process whose output is collected line by line, in `lines` (stdout) and `errors` (stderr)."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.lines: list[str] = []
+        self.errors: list[str] = []
+        self._readers = [
+            asyncio.create_task(_collect(process.stdout, self.lines), name=f"stdout of {process.pid}"),
+            asyncio.create_task(_collect(process.stderr, self.errors), name=f"stderr of {process.pid}"),
+        ]
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.returncode
+
+    async def wait_for_line(self, pattern: str, timeout: float = 10.0) -> str:
+        """The first line of stdout, past or future, in which the regular expression is found."""
+        expression = re.compile(pattern)
+
+        def found() -> str | None:
+            return next((line for line in self.lines if expression.search(line)), None)
+
+        def settled() -> bool:
+            ended = self.returncode is not None and all(reader.done() for reader in self._readers)
+            return ended or found() is not None
+
+        await wait_until(settled, timeout, f"no line like {pattern!r}; {self.report()}")
+        line = found()
+        assert line is not None, f"the process ended without a line like {pattern!r}; {self.report()}"
+        return line
+
+    async def wait(self, timeout: float = 10.0) -> int:
+        """Its exit code (negative: the signal that ended it), with all its output read."""
+        try:
+            async with asyncio.timeout(timeout):
+                code = await self._process.wait()
+                await asyncio.gather(*self._readers)
+        except TimeoutError:
+            complaint = f"still running after {timeout:g} s; {self.report()}"
+            raise AssertionError(complaint) from None
+        return code
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """To this process alone."""
+        self._process.send_signal(number)
+
+    def interrupt_group(self) -> None:
+        """What a terminal does on Ctrl-C: SIGINT to the whole process group."""
+        os.killpg(self.pid, signal.SIGINT)
+
+    def report(self) -> str:
+        """The last of what it said, for a failure's message."""
+        return f"stdout: {self.lines[-20:]}, stderr: {self.errors[-20:]}"
+
+    async def close(self) -> None:
+        """End the process and everything it started, whatever session those are in."""
+        family = descendants(self.pid)
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.send_signal(signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GRACE_SECONDS):
+                    await self._process.wait()
+        for pid in family if self.returncode is not None else [self.pid, *family]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        await self._process.wait()
+        for reader in self._readers:
+            reader.cancel()
+        await asyncio.gather(*self._readers, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    *argv: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> AsyncIterator[RunningProcess]:
+    """A child process in its own process group, `env` on top of this environment; gone when the block ends."""
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+        cwd=cwd,
+        limit=LINE_LIMIT,
+        process_group=0,
+    )
+    child = RunningProcess(process)
+    try:
+        yield child
+    finally:
+        await child.close()
+
+
+def python(*args: str | Path) -> list[str]:
+    """The argv of this interpreter: `python("-m", "runstream.gateway.cli")`."""
+    return [sys.executable, *map(str, args)]
+
+
+def runstream(*args: str) -> list[str]:
+    """The argv of the installed command."""
+    return [str(Path(sys.executable).with_name("runstream")), *args]
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs (a zombie, where /proc tells, does not)."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except FileNotFoundError:
+        return not Path("/proc").exists()
+
+
+def descendants(pid: int) -> list[int]:
+    """Children, grandchildren and so on, of any session (Linux; elsewhere none)."""
+    parents: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            parents.setdefault(parent, []).append(int(stat.parent.name))
+    family: list[int] = []
+    unseen = [pid]
+    while unseen:
+        children = parents.get(unseen.pop(), [])
+        family += children
+        unseen += children
+    return family
+
+
+async def _collect(stream: asyncio.StreamReader | None, into: list[str]) -> None:
+    assert stream is not None
+    async for line in stream:
+        into.append(line.decode(errors="replace").rstrip("\n"))

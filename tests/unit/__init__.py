@@ -1,0 +1,1 @@
+"""Pure logic: no server, no socket, no file but the source."""
