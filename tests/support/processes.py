@@ -98,7 +98,7 @@ class RunningProcess:
 async def running(
     *argv: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> AsyncIterator[RunningProcess]:
-    """A child process in its own process group, `env` on top of this environment; gone when the block ends."""
+    """A child process in a group of its own, `env` on top of this environment; gone when the block ends."""
     process = await asyncio.create_subprocess_exec(
         *argv,
         stdin=asyncio.subprocess.DEVNULL,
@@ -156,4 +156,4 @@ def descendants(pid: int) -> list[int]:
 async def _collect(stream: asyncio.StreamReader | None, into: list[str]) -> None:
     assert stream is not None
     async for line in stream:
-        into.append(line.decode(errors="replace").rstrip("\n"))
+        into.append(line.decode(errors="replace").rstrip("\n"))  # noqa: PERF401 (others read it meanwhile)

@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 Found = TypeVar("Found")
 
@@ -11,11 +11,17 @@ Found = TypeVar("Found")
 POLL_SECONDS = 0.02
 
 
+@overload
 async def wait_until(
-    predicate: Callable[[], Found | Awaitable[Found]],
+    predicate: Callable[[], Awaitable[Found]], timeout: float = ..., message: str = ...
+) -> Found: ...
+@overload
+async def wait_until(predicate: Callable[[], Found], timeout: float = ..., message: str = ...) -> Found: ...
+async def wait_until(
+    predicate: Callable[[], Any],
     timeout: float = 10.0,
     message: str = "the condition did not come true",
-) -> Found:
+) -> Any:
     """The first true result of `predicate` (plain or async); AssertionError with `message` after `timeout` s.
 
     An attempt that hangs is cut off by the same deadline. What the predicate raises is a failure of the
@@ -26,10 +32,9 @@ async def wait_until(
         async with asyncio.timeout(timeout):
             while True:
                 outcome = predicate()
-                found = await outcome if inspect.isawaitable(outcome) else outcome
-                if found:
-                    return found
-                last = found
+                last = await outcome if inspect.isawaitable(outcome) else outcome
+                if last:
+                    return last
                 await asyncio.sleep(POLL_SECONDS)
     except TimeoutError:
         complaint = f"{message} (within {timeout:g} s; last seen: {last!r})"

@@ -1,0 +1,28 @@
+"""Fixtures for every test: a real nats-server per module, or a cluster of three. A missing server fails."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from tests.support.nats import NatsCluster, NatsServer, nats_cluster_running, nats_server_running
+
+
+@pytest_asyncio.fixture(scope="module")
+async def nats_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsServer]:
+    """A fresh nats-server for this module, which its tests may kill, stop and pause."""
+    async with nats_server_running(tmp_path_factory.mktemp("nats")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def nats_url(nats_server: NatsServer) -> str:
+    """Where this module's nats-server is."""
+    return nats_server.url
+
+
+@pytest_asyncio.fixture(scope="module")
+async def nats_cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsCluster]:
+    """Three fresh nats-servers in one JetStream cluster, with a leader; a test that kills a node heals it."""
+    async with nats_cluster_running(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
