@@ -1,0 +1,164 @@
+"""Runs: the record the index keeps of one, how a client sees it, and what a worker hands to an agent.
+
+Newer writers may add fields; older readers pass over them, so nothing here refuses what it does not know.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, get_args
+
+import msgspec
+
+from runstream.schemas.errors import InvalidRecord
+from runstream.schemas.ids import DEFAULT_TENANT
+
+__all__ = [
+    "ACTIVE_STATUSES",
+    "RUN_STATUSES",
+    "RequestConfig",
+    "RunRecord",
+    "RunRequest",
+    "RunStatus",
+    "completion_timestamp",
+    "decode_run",
+    "decode_run_request",
+    "encode_run",
+    "encode_run_request",
+    "timestamp",
+]
+
+RunStatus = Literal["created", "running", "completed", "failed", "cancelled"]
+RUN_STATUSES: Final[tuple[str, ...]] = get_args(RunStatus)
+ACTIVE_STATUSES: Final = frozenset({"created", "running"})
+
+
+def timestamp() -> str:
+    """The time as records carry it: UTC, microseconds, `Z` (`2026-11-21T04:28:06.668009Z`)."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def completion_timestamp() -> str:
+    """The same without `Z`: the reference's `completed_at` names no zone, alone among its times."""
+    return timestamp().removesuffix("Z")
+
+
+class RequestConfig(msgspec.Struct, kw_only=True):
+    """How the client asked to be answered."""
+
+    use_assistant_message: bool = True
+    assistant_message_tool_name: str = "send_message"
+    assistant_message_tool_kwarg: str = "message"
+    include_return_message_types: list[str] | None = None
+
+
+class RunRecord(msgspec.Struct, kw_only=True):
+    """One run, as the index keeps it."""
+
+    v: int = 1
+    tenant: str = DEFAULT_TENANT
+    id: str
+    status: RunStatus = "created"
+    created_at: str = msgspec.field(default_factory=timestamp)
+    completed_at: str | None = None
+    """See `completion_timestamp`."""
+    agent_id: str
+    conversation_id: str | None = None
+    """None: the agent was addressed directly."""
+    background: bool = False
+    run_type: str = "send_message_streaming"
+    """Which endpoint it came from; clients see it as `metadata.run_type`. The reference has `send_message`,
+    `send_message_streaming` and `send_conversation_message`."""
+    request_config: RequestConfig = msgspec.field(default_factory=RequestConfig)
+    stop_reason: str | None = None
+    error: dict[str, Any] | None = None
+    """The error_message a failed run ended with."""
+    shard: int
+    """Which stream the log is in; chosen once."""
+    first_seq: int | None = None
+    """The sequence of the log's first message; None until it is stored."""
+    otids: list[str] = msgspec.field(default_factory=list)
+    """The otids the client sent, in order."""
+    total_duration_ns: int | None = None
+    ttft_ns: int | None = None
+    """From the claim to the first chunk of the agent's."""
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the run is over: completed, failed or cancelled."""
+        return self.status not in ACTIVE_STATUSES
+
+    def to_wire(self) -> dict[str, Any]:
+        """The Run object clients get, ready to be encoded as JSON: every key, in the reference's order."""
+        metadata: dict[str, Any] = {"run_type": self.run_type}
+        if self.error is not None:
+            metadata["error"] = {**self.error, "seq_id": None}
+        return {
+            "id": self.id,
+            "status": self.status,
+            "created_at": self.created_at,
+            "completed_at": self.completed_at,
+            "agent_id": self.agent_id,
+            "conversation_id": self.conversation_id,
+            "base_template_id": None,
+            "background": self.background,
+            "metadata": metadata,
+            "request_config": msgspec.structs.asdict(self.request_config),
+            "stop_reason": self.stop_reason,
+            "callback_url": None,
+            "callback_sent_at": None,
+            "callback_status_code": None,
+            "callback_error": None,
+            "ttft_ns": self.ttft_ns,
+            "total_duration_ns": self.total_duration_ns,
+        }
+
+
+class RunRequest(msgspec.Struct, kw_only=True):
+    """One run to execute: what a worker hands to an agent."""
+
+    v: int = 1
+    tenant: str = DEFAULT_TENANT
+    run_id: str
+    agent_id: str
+    conversation_id: str | None = None
+    background: bool = False
+    include_return_message_types: list[str] | None = None
+    body: dict[str, Any]
+    """The client's request body, as sent."""
+    traceparent: str | None = None
+    """W3C trace context of the request."""
+
+
+_encoder: Final = msgspec.json.Encoder()
+_run_decoder: Final = msgspec.json.Decoder(RunRecord)
+_request_decoder: Final = msgspec.json.Decoder(RunRequest)
+
+
+def encode_run(record: RunRecord) -> bytes:
+    """The record as the index stores it."""
+    return _encoder.encode(record)
+
+
+def decode_run(value: bytes) -> RunRecord:
+    """Read a record back. Raises InvalidRecord for anything else."""
+    try:
+        return _run_decoder.decode(value)
+    except ValueError as error:
+        raise InvalidRecord(f"This is not the record of a run: {error}") from error
+
+
+def encode_run_request(request: RunRequest) -> bytes:
+    """The request as the work queue stores it. Raises InvalidRecord if its body cannot be JSON."""
+    try:
+        return _encoder.encode(request)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRecord(f"The body of this run request cannot be written as JSON: {error}") from error
+
+
+def decode_run_request(value: bytes) -> RunRequest:
+    """Read a request back. Raises InvalidRecord for anything else."""
+    try:
+        return _request_decoder.decode(value)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRecord(f"This is not a run request: {error}") from error
