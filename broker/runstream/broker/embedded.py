@@ -48,9 +48,9 @@ SYNC_INTERVAL = "10s"
 MAX_PENDING_BYTES = 128 * 1024 * 1024
 # How long the server tries to write to a connection that does not read.
 WRITE_DEADLINE = "10s"
-# The log is rotated at this size, and this many old ones are kept.
+# The log is rotated at this size, and this many are kept, the current one included.
 LOG_BYTES = 4 * 1024 * 1024
-OLD_LOGS = 1
+LOG_FILES = 2
 # How much of the log an error carries.
 REPORT_BYTES = 4096
 REPORT_LINES = 6
@@ -316,7 +316,7 @@ max_pending: {MAX_PENDING_BYTES}
 write_deadline: {quoted(WRITE_DEADLINE)}
 logfile: {quoted(self.log_file)}
 logfile_size_limit: {LOG_BYTES}
-logfile_max_num: {OLD_LOGS}
+logfile_max_num: {LOG_FILES}
 jetstream {{
   # The server adds /jetstream.
   store_dir: {quoted(self._path)}
