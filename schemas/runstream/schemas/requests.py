@@ -1,0 +1,446 @@
+"""Request bodies: what clients may ask for, and how they are told what is wrong.
+
+The models validate as the reference's do, so that a body refused there is refused here, in the same words:
+call `Model.model_validate(parsed_json)` and put `("body",)` before each `loc` of `errors(include_url=False)`.
+Unknown fields are ignored. A message's body goes to the agent as it was sent, not as it was validated: what a
+model does not look into, such as the parts of a message other than text, is the agent's to judge.
+
+The functions at the end read bodies as they were sent, and take nothing for granted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal, NamedTuple
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+from runstream.schemas.chunks import MessageType
+from runstream.schemas.runs import RequestConfig
+
+__all__ = [
+    "DEFAULT_BATCH_SIZE",
+    "MAX_OTIDS",
+    "MAX_OTID_CHARACTERS",
+    "MAX_SEQ_ID",
+    "AgentMessagesRequest",
+    "AgentStreamRequest",
+    "Approval",
+    "ApprovalCreate",
+    "ApprovalDecision",
+    "CancelRequest",
+    "ClientSkill",
+    "ClientTool",
+    "ContentPart",
+    "ConversationMessagesRequest",
+    "CreateConversationRequest",
+    "CreateMessagesRequest",
+    "MessageCreate",
+    "RetrieveStreamRequest",
+    "ToolResult",
+    "ToolReturnCreate",
+    "UpdateConversationRequest",
+    "approvals_in",
+    "carries_approval",
+    "last_user_text",
+]
+
+MAX_SEQ_ID: Final = 2**53 - 1
+"""The largest cursor: above it a JavaScript client could not hold the number exactly."""
+
+DEFAULT_BATCH_SIZE: Final = 100
+"""Chunks. The reference's default, and what null, zero and less mean here."""
+
+MAX_OTIDS: Final = 64
+"""Otids in one request: each of them is looked up and written when the run is claimed, in one batch."""
+
+MAX_OTID_CHARACTERS: Final = 512
+"""Characters of one otid. A UUID has 36; what is longer is not an id."""
+
+
+class _Body(BaseModel):
+    """A body or a part of one. `from_attributes` gives the reference's words for a body that is an array."""
+
+    model_config = ConfigDict(extra="ignore", from_attributes=True)
+
+
+def _absent_if_empty(value: str | None) -> str | None:
+    return value or None
+
+
+def _off_if_null(value: object) -> object:
+    return False if value is None else value
+
+
+def _default_batch_if_null(value: object) -> object:
+    return DEFAULT_BATCH_SIZE if value is None else value
+
+
+def _default_batch_if_not_positive(value: int) -> int:
+    return value if value > 0 else DEFAULT_BATCH_SIZE
+
+
+class RetrieveStreamRequest(_Body):
+    """Resume a stream: of a run, else of the run with an otid, else of what is active in the conversation."""
+
+    agent_id: str | None = None
+    """Which agent `default` in the path means. Its shape is not checked."""
+    run_id: Annotated[str | None, AfterValidator(_absent_if_empty)] = None
+    """Its shape is checked where it is looked up: 400, not 422."""
+    otid: Annotated[str | None, AfterValidator(_absent_if_empty)] = None
+    starting_after: Annotated[int, Field(le=MAX_SEQ_ID)] = 0
+    """Only chunks with a greater seq_id are wanted. Null is refused; negative means 0, see `cursor`."""
+    include_pings: Annotated[bool, BeforeValidator(_off_if_null)] = True
+    poll_interval: float | None = 0.1
+    """Accepted and ignored: nothing here polls."""
+    batch_size: Annotated[
+        int, BeforeValidator(_default_batch_if_null), AfterValidator(_default_batch_if_not_positive)
+    ] = DEFAULT_BATCH_SIZE
+
+    @property
+    def cursor(self) -> int:
+        """The seq_id after which to start: 0 for everything."""
+        return max(0, self.starting_after)
+
+
+class ContentPart(_Body):
+    """One part of a message's content. Parts that are not text pass through."""
+
+    type: str | None = None
+    text: str | None = None
+
+
+class MessageCreate(_Body):
+    """A message for the agent."""
+
+    type: Literal["message"] | None = "message"
+    role: Literal["user", "system", "assistant"]
+    content: str | list[ContentPart]
+    name: str | None = None
+    otid: str | None = None
+    sender_id: str | None = None
+    batch_item_id: str | None = None
+    group_id: str | None = None
+
+
+class ApprovalDecision(_Body):
+    """Whether one tool call may go ahead."""
+
+    type: Literal["approval"] = "approval"
+    tool_call_id: str
+    approve: bool
+    reason: str | None = None
+
+
+class ToolResult(_Body):
+    """What the client's own execution of one tool call returned."""
+
+    type: Literal["tool"] = "tool"
+    tool_return: str | list[ContentPart]
+    status: Literal["success", "error"]
+    tool_call_id: str
+    stdout: list[str] | None = None
+    stderr: list[str] | None = None
+
+
+def _get(value: object, name: str) -> object:
+    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+
+
+def _answer_type(value: object) -> str:
+    declared = _get(value, "type")
+    if isinstance(declared, str):
+        return declared
+    return "tool" if _get(value, "tool_return") is not None else "approval"
+
+
+def _message_type(value: object) -> str:
+    """What a message is: what its `type` says; without one, what its fields say, as older clients send it."""
+    declared = _get(value, "type")
+    if isinstance(declared, str):
+        return declared
+    if _get(value, "tool_returns") is not None:
+        return "tool_return"
+    approves = any(_get(value, name) is not None for name in ("approvals", "approve", "approval_request_id"))
+    return "approval" if approves else "message"
+
+
+_Answer = Annotated[
+    Annotated[ApprovalDecision, Tag("approval")] | Annotated[ToolResult, Tag("tool")],
+    Discriminator(
+        _answer_type,
+        custom_error_type="unknown_type",
+        custom_error_message="Input should have type 'approval' or 'tool'",
+    ),
+]
+
+
+class ApprovalCreate(_Body):
+    """Answers to tool calls that wait for approval.
+
+    `approve`, `approval_request_id` and `reason` are the older form, for a single call.
+    """
+
+    type: Literal["approval"] = "approval"
+    approvals: list[_Answer] | None = None
+    approve: bool | None = None
+    approval_request_id: str | None = None
+    reason: str | None = None
+    otid: str | None = None
+    group_id: str | None = None
+
+
+class ToolReturnCreate(_Body):
+    """What the client's own execution of tool calls returned: an approval without the word."""
+
+    type: Literal["tool_return"] = "tool_return"
+    tool_returns: list[ToolResult]
+    otid: str | None = None
+    group_id: str | None = None
+
+
+_Message = Annotated[
+    Annotated[MessageCreate, Tag("message")]
+    | Annotated[ApprovalCreate, Tag("approval")]
+    | Annotated[ToolReturnCreate, Tag("tool_return")],
+    Discriminator(
+        _message_type,
+        custom_error_type="unknown_type",
+        custom_error_message="Input should have type 'message', 'approval' or 'tool_return'",
+    ),
+]
+
+
+class ClientTool(_Body):
+    """A tool that the client executes; the run pauses for it."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """JSON Schema."""
+
+
+class ClientSkill(_Body):
+    """A skill of the client's environment, for the agent to know of."""
+
+    name: str
+    description: str
+    location: str
+
+
+class CreateMessagesRequest(_Body):
+    """Messages for an agent: either `input`, which is one user message, or `messages`."""
+
+    input: str | list[ContentPart] | None = None
+    messages: list[_Message] | None = None
+    streaming: bool = False
+    """False: one JSON object when the run has ended."""
+    stream_tokens: bool = False
+    """One event per token instead of one per message, if the agent can."""
+    background: bool = False
+    """The run can be resumed: its chunks have a seq_id."""
+    include_pings: bool = True
+    include_return_message_types: list[MessageType] | None = None
+    max_steps: int = 50
+    use_assistant_message: bool = True
+    assistant_message_tool_name: str = "send_message"
+    assistant_message_tool_kwarg: str = "message"
+    enable_thinking: str | bool = True
+    client_tools: list[ClientTool] | None = None
+    client_skills: list[ClientSkill] | None = None
+    override_model: str | None = None
+    override_system: Annotated[
+        str | None, Field(validation_alias=AliasChoices("override_system", "system"))
+    ] = None
+    include_compaction_messages: bool = False
+    return_logprobs: bool = False
+    top_logprobs: int | None = None
+    return_token_ids: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_input_and_messages(self) -> CreateMessagesRequest:
+        if self.input is None and self.messages is None:
+            raise ValueError("Must specify either 'input' or 'messages'.")
+        if self.input is not None and self.messages is not None:
+            raise ValueError("Cannot specify both 'input' and 'messages'. Use one or the other.")
+        return self
+
+    @model_validator(mode="after")
+    def _otids_are_bounded_and_unique(self) -> CreateMessagesRequest:
+        otids = self.client_otids
+        if len(otids) > MAX_OTIDS:
+            raise ValueError(f"A request may have at most {MAX_OTIDS} otids, and this one has {len(otids)}.")
+        if any(len(otid) > MAX_OTID_CHARACTERS for otid in otids):
+            raise ValueError(f"An otid may have at most {MAX_OTID_CHARACTERS} characters.")
+        twice = next((otid for otid, count in Counter(otids).items() if count > 1), None)
+        if twice is not None:
+            raise ValueError(f"Each message must have an otid of its own, and {twice!r} is there twice.")
+        return self
+
+    @property
+    def messages_are_empty(self) -> bool:
+        """`messages: []`: valid here, and refused by the gateway in words that are not a validator's."""
+        return self.messages is not None and not self.messages
+
+    @property
+    def client_otids(self) -> list[str]:
+        """The otids the client sent, in order. None are made up: they tell that a request is repeated."""
+        return [message.otid for message in self.messages or () if message.otid]
+
+    @property
+    def request_config(self) -> RequestConfig:
+        """The part of the request that the run's record keeps."""
+        types = self.include_return_message_types
+        return RequestConfig(
+            use_assistant_message=self.use_assistant_message,
+            assistant_message_tool_name=self.assistant_message_tool_name,
+            assistant_message_tool_kwarg=self.assistant_message_tool_kwarg,
+            include_return_message_types=None if types is None else list(types),
+        )
+
+
+class AgentStreamRequest(CreateMessagesRequest):
+    """To `agents/{agent_id}/messages/stream`, which streams whatever `streaming` says."""
+
+    streaming: bool = True
+
+    @field_validator("streaming")
+    @classmethod
+    def _always(cls, _: bool) -> bool:  # noqa: FBT001  (pydantic passes the value alone)
+        return True
+
+
+class AgentMessagesRequest(CreateMessagesRequest):
+    """To `agents/{agent_id}/messages`."""
+
+
+class ConversationMessagesRequest(CreateMessagesRequest):
+    """To `conversations/{conversation_id}/messages`."""
+
+    streaming: bool = True
+    agent_id: str | None = None
+    """Which agent `default` in the path means."""
+
+
+class CancelRequest(_Body):
+    """To `agents/{agent_id}/messages/cancel`: which of its runs to cancel; None: the latest."""
+
+    run_ids: list[str] | None = None
+
+
+class _ConversationBody(BaseModel):
+    """What a conversation is made or changed with."""
+
+    model_config = ConfigDict(extra="allow", from_attributes=True)
+
+    summary: str | None = None
+    description: str | None = None
+    model: str | None = None
+    model_settings: Any = None
+    context_window_limit: int | None = None
+
+    @property
+    def unknown(self) -> dict[str, Any]:
+        """The fields runstream has no use for, to be kept for the client."""
+        return dict(self.model_extra or {})
+
+
+class CreateConversationRequest(_ConversationBody):
+    """Make a conversation. Letta's clients send the agent as `?agent_id=`; the body may name it, too."""
+
+    agent_id: str | None = None
+
+
+class UpdateConversationRequest(_ConversationBody):
+    """Change a conversation: the fields that were sent, `model_fields_set`, and no others."""
+
+    archived: bool | None = None
+    last_message_at: datetime | None = None
+
+
+class Approval(NamedTuple):
+    """One answer to a tool call that waited for approval, whichever of the three forms it came in."""
+
+    tool_call_id: str
+    approved: bool
+    reason: str | None = None
+    tool_return: str | None = None
+    """What the tool returned, if the client executed it: then it is approved if it succeeded."""
+
+
+def last_user_text(body: Mapping[str, object]) -> str | None:
+    """What the user said last: the text of `input`, or of the last user message, or its first text part.
+
+    None if that has no text, or if there is none.
+    """
+    if body.get("input") is not None:
+        return _text_of(body["input"])
+    for message in reversed(_messages(body)):
+        if _message_type(message) == "message" and message.get("role") == "user":
+            return _text_of(message.get("content"))
+    return None
+
+
+def carries_approval(body: Mapping[str, object]) -> bool:
+    """Whether the request answers a tool call instead of, or besides, saying something."""
+    return any(_message_type(message) in {"approval", "tool_return"} for message in _messages(body))
+
+
+def approvals_in(body: Mapping[str, object]) -> list[Approval]:
+    """The answers to tool calls that the request carries, in order."""
+    return [
+        approval
+        for message in _messages(body)
+        if _message_type(message) in {"approval", "tool_return"}
+        for approval in _answers(message)
+    ]
+
+
+def _answers(message: Mapping[str, object]) -> list[Approval]:
+    name = "tool_returns" if _message_type(message) == "tool_return" else "approvals"
+    answers = [_answer(answer) for answer in _objects(message.get(name))]
+    if answers or not isinstance(message.get("approve"), bool):
+        return answers
+    return [_answer({**message, "type": "approval", "tool_call_id": message.get("approval_request_id")})]
+
+
+def _answer(answer: Mapping[str, object]) -> Approval:
+    reason = answer.get("reason")
+    executed = _answer_type(answer) == "tool"
+    return Approval(
+        tool_call_id=str(answer.get("tool_call_id") or ""),
+        approved=answer.get("status") == "success" if executed else answer.get("approve") is True,
+        reason=reason if isinstance(reason, str) else None,
+        tool_return=_text_of(answer.get("tool_return")),
+    )
+
+
+def _messages(body: Mapping[str, object]) -> list[Mapping[str, object]]:
+    return _objects(body.get("messages"))
+
+
+def _objects(value: object) -> list[Mapping[str, object]]:
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
+
+def _text_of(content: object) -> str | None:
+    if isinstance(content, str):
+        return content
+    for part in _objects(content):
+        text = part.get("text")
+        if part.get("type", "text") == "text" and isinstance(text, str):
+            return text
+    return None
