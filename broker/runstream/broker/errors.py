@@ -2,7 +2,8 @@
 
 BrokerError
 ├── Unavailable                 NATS cannot be reached, or does not answer in time
-│   └── StoreUnavailable        a write stayed unanswered for the writer's whole patience
+│   ├── StoreUnavailable        a write stayed unanswered for the writer's whole patience
+│   └── Unsettled               whether the claim was stored could not be found out
 ├── StoreRefused                JetStream answered, and said no
 │   ├── StoreFull               a limit of the stream is reached
 │   ├── WrongLastSequence       a compare-and-set lost: the caller decides what that means
@@ -41,6 +42,7 @@ __all__ = [
     "StoreUnavailable",
     "TopologyError",
     "Unavailable",
+    "Unsettled",
     "WrongLastSequence",
 ]
 
@@ -65,6 +67,10 @@ class Unavailable(BrokerError):
 
 class StoreUnavailable(Unavailable):
     """The log could not be written for as long as its writer may wait."""
+
+
+class Unsettled(Unavailable):
+    """It could not be found out whether the run was started."""
 
 
 class StoreRefused(BrokerError):

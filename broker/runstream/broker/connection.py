@@ -1,0 +1,269 @@
+"""One NATS connection that heals: options that matter, a probe, a replacement when it is closed for good.
+
+nats-py reconnects by itself, with three exceptions that this room closes. A connection the server closed over a
+protocol violation stays closed: it is replaced, and every subscription made again. A read loop that died of an
+exception leaves a connection that looks alive: the probe notices, and forces a reconnect. And a subscriber is told
+when messages may have passed it by: every listener is called after each reconnect or replacement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Protocol
+
+import nats.errors
+import structlog
+from nats.aio.client import Client
+
+from runstream.broker.errors import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription as NatsSubscription
+
+__all__ = ["Connection", "Message", "Subscription"]
+
+log = structlog.get_logger(__name__)
+
+PING_INTERVAL_SECONDS = 5
+"""The default of nats-py, two minutes, is how long a dead peer would go unnoticed."""
+RECONNECT_WAIT_SECONDS = 0.2
+"""Short enough that a restarted server is found before a client's keep-alive, long enough not to hammer it."""
+CONNECT_TIMEOUT_SECONDS = 2
+PENDING_BYTES = 4 * 2**20
+"""What may be buffered while disconnected; a publish that does not fit fails at once and is retried by its writer."""
+
+TRANSLATED = (nats.errors.Error, asyncio.TimeoutError, OSError, EOFError)
+"""What nats-py raises when the server is away, closing or refusing; other exceptions are defects and pass."""
+
+
+class Message(Protocol):
+    """What a subscriber gets: the part of a nats-py message that runstream reads."""
+
+    subject: str
+    reply: str
+    data: bytes
+    headers: dict[str, str] | None
+
+
+class Subscription:
+    """Interest in one subject, kept over reconnects and replacements until it is closed."""
+
+    def __init__(self, owner: Connection, subject: str, callback: Callable[[Message], Awaitable[None]]) -> None:
+        self.subject = subject
+        self.callback = callback
+        self._owner = owner
+        self._inner: NatsSubscription | None = None
+
+    async def attach(self, client: Client) -> None:
+        """Subscribe on `client`, with the pending limits off: a message dropped here would be a hole nobody sees."""
+        self._inner = await client.subscribe(
+            self.subject, cb=self.callback, pending_msgs_limit=0, pending_bytes_limit=0
+        )
+
+    async def close(self) -> None:
+        """Give the interest up; messages already received but not yet delivered are dropped."""
+        self._owner.forget(self)
+        inner, self._inner = self._inner, None
+        if inner is not None:
+            with contextlib.suppress(*TRANSLATED):
+                await inner.unsubscribe()
+
+
+class Connection:
+    """A NATS connection for the life of its process. Use as an async context manager.
+
+    Raises `Unavailable` on entry when no server answers within `connect_seconds`.
+    """
+
+    def __init__(self, url: str, *, name: str, connect_seconds: float = 4.0, inbox_prefix: str = "_INBOX") -> None:
+        self.name = name
+        self._servers = [part.strip() for part in url.split(",") if part.strip()]
+        self._connect_seconds = connect_seconds
+        self._inbox_prefix = inbox_prefix
+        self._client = Client()
+        self._subscriptions: set[Subscription] = set()
+        self._listeners: list[Callable[[], None]] = []
+        self._closing = False
+        self._lost = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+        self.reconnects = 0
+        self.last_error: str = ""
+
+    async def __aenter__(self) -> Connection:
+        try:
+            async with asyncio.timeout(self._connect_seconds):
+                await self._connect(self._client)
+        except TRANSLATED as error:
+            await self._discard(self._client)
+            reason = self.last_error or str(error) or type(error).__name__
+            raise Unavailable(f"Cannot reach NATS at {', '.join(self._servers)}: {reason}") from error
+        self._keeper = asyncio.create_task(self._keep(), name=f"nats-keeper-{self.name}")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._closing = True
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+        await self._discard(self._client)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the connection is up, as far as the last probe knows."""
+        return self._client.is_connected
+
+    @property
+    def server_version(self) -> tuple[int, int, int]:
+        """The version of the server at the other end."""
+        version = self._client.connected_server_version
+        return (version.major, version.minor, version.patch)
+
+    @property
+    def max_payload(self) -> int:
+        """The largest message, headers included, that the server takes, in bytes."""
+        return int(self._client.max_payload)
+
+    def new_inbox(self) -> str:
+        """Return a subject nobody else listens to."""
+        return str(self._client.new_inbox())
+
+    def on_reconnect(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call `listener` after each reconnect, when messages may have been missed; returns how to stop that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    async def request(
+        self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None, seconds: float
+    ) -> Message:
+        """Send and wait for the answer. `Unavailable` says nothing about whether the request was carried out."""
+        try:
+            return await self._client.request(subject, body, timeout=seconds, headers=_headers(headers))
+        except TRANSLATED as error:
+            raise Unavailable(f"{subject}: {_reason(error)}") from error
+
+    async def publish(
+        self, subject: str, body: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Send without waiting; nothing says that anybody got it."""
+        try:
+            await self._client.publish(subject, body, reply=reply, headers=_headers(headers))
+        except TRANSLATED as error:
+            raise Unavailable(f"{subject}: {_reason(error)}") from error
+
+    async def subscribe(self, subject: str, callback: Callable[[Message], Awaitable[None]]) -> Subscription:
+        """Call `callback` for each message of `subject` until the subscription is closed."""
+        subscription = Subscription(self, subject, callback)
+        self._subscriptions.add(subscription)
+        try:
+            await subscription.attach(self._client)
+        except TRANSLATED as error:
+            self._subscriptions.discard(subscription)
+            raise Unavailable(f"{subject}: {_reason(error)}") from error
+        return subscription
+
+    def forget(self, subscription: Subscription) -> None:
+        """Stop making `subscription` again on a new connection."""
+        self._subscriptions.discard(subscription)
+
+    async def _connect(self, client: Client) -> None:
+        async def on_error(error: Exception) -> None:
+            # An outage repeats the same error several times a second: said once is enough.
+            previous, self.last_error = self.last_error, _reason(error)
+            if self.last_error != previous:
+                log.warning("nats_error", connection=self.name, error=self.last_error)
+
+        async def on_disconnect() -> None:
+            if not self._closing:
+                log.warning("nats_disconnected", connection=self.name)
+
+        async def on_reconnect() -> None:
+            self.last_error = ""
+            log.info("nats_reconnected", connection=self.name)
+            self._announce()
+
+        async def on_close() -> None:
+            if client is self._client:
+                self._lost.set()
+
+        await client.connect(
+            servers=list(self._servers),
+            name=f"runstream-{self.name}",
+            error_cb=on_error,
+            disconnected_cb=on_disconnect,
+            reconnected_cb=on_reconnect,
+            closed_cb=on_close,
+            connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            reconnect_time_wait=RECONNECT_WAIT_SECONDS,  # type: ignore[arg-type]  # a float works, and is needed
+            max_reconnect_attempts=-1,
+            ping_interval=PING_INTERVAL_SECONDS,
+            max_outstanding_pings=2,
+            pending_size=PENDING_BYTES,
+            inbox_prefix=self._inbox_prefix,
+        )
+
+    def _announce(self) -> None:
+        self.reconnects += 1
+        for listener in list(self._listeners):
+            listener()
+
+    async def _keep(self) -> None:
+        """Probe the connection while it looks alive, replace it when it is closed."""
+        while True:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._lost.wait(), PING_INTERVAL_SECONDS)
+            if self._lost.is_set():
+                await self._replace()
+            elif self._client.is_connected:
+                await self._probe()
+
+    async def _probe(self) -> None:
+        try:
+            await self._client.rtt(timeout=PING_INTERVAL_SECONDS)
+        except TRANSLATED as error:
+            if self._client.is_connected:
+                log.warning("nats_probe_failed", connection=self.name, error=_reason(error))
+                with contextlib.suppress(*TRANSLATED):
+                    await self._client.force_reconnect()
+
+    async def _replace(self) -> None:
+        log.warning("nats_connection_replaced", connection=self.name)
+        self._lost.clear()
+        fresh = Client()
+        try:
+            async with asyncio.timeout(self._connect_seconds):
+                await self._connect(fresh)
+            for subscription in list(self._subscriptions):
+                await subscription.attach(fresh)
+        except TRANSLATED as error:
+            log.warning("nats_unreachable", connection=self.name, error=_reason(error))
+            await self._discard(fresh)
+            self._lost.set()
+            await asyncio.sleep(RECONNECT_WAIT_SECONDS)
+            return
+        self._client = fresh
+        if fresh.is_closed:  # it closed before it was ours, so its callback was not taken for ours
+            self._lost.set()
+        self._announce()
+
+    async def _discard(self, client: Client) -> None:
+        with contextlib.suppress(*TRANSLATED):
+            await client.close()
+
+
+def _headers(headers: Mapping[str, str] | None) -> dict[str, str] | None:
+    return dict(headers) if headers is not None else None
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+if TYPE_CHECKING:
+
+    def _guard(message: Msg) -> Message:
+        return message

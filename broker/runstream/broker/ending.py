@@ -1,0 +1,153 @@
+"""How a run begins and ends in its log: the first message, and the four steps of the end.
+
+    tell      stop_reason with usage_statistics or error_message, stored together or not at all
+    release   one index batch: the record is terminal, the conversation free; the lease stays
+    seal      the end, `[DONE]`
+    forget    lease and cancel keys deleted
+
+In this order a client that sees `[DONE]` can post again at once. A writer that dies between two steps leaves a state
+that tells which are missing: the log's last message carries the stop reason once `tell` is done, and is the end once
+`seal` is. So whoever finds a run half ended does what is left, and doing a step twice changes nothing.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from runstream.broker.index import digest
+from runstream.broker.log import ENDING, RUN, entry_of
+from runstream.broker.publisher import Write
+from runstream.schemas import (
+    ErrorMessage,
+    Kind,
+    Ping,
+    StopReason,
+    UsageStatistics,
+    completion_timestamp,
+    encode_chunk,
+    error_ending,
+    status_of,
+)
+
+if TYPE_CHECKING:
+    from runstream.broker.index import Index
+    from runstream.broker.jetstream import StoredMessage
+    from runstream.broker.publisher import Publisher
+    from runstream.schemas import RunRecord
+
+__all__ = ["STEPS", "Ending", "Outcome", "end_run", "failed", "finish_run", "first_message"]
+
+LONGEST_DETAIL = 8192
+"""Characters of an error's detail that go into the log: an upstream's HTML page must not fill a message."""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a run came to: its stop reason, and its usage or its error."""
+
+    stop_reason: str
+    usage: UsageStatistics | None = None
+    error: ErrorMessage | None = None
+
+
+def failed(run_id: str, error_type: str, *, message: str | None = None, detail: str | None = None) -> Outcome:
+    """Give the outcome of a run that fails with `error_type`, one of the catalogue or an agent's own."""
+    shortened = None if detail is None else detail[:LONGEST_DETAIL]
+    stop, error = error_ending(error_type, run_id=run_id, message=message, detail=shortened)
+    return Outcome(stop.stop_reason, error=error)
+
+
+def first_message(record: RunRecord) -> Write:
+    """Make a log's first message: the ping that tells a client its run, and what the index knows of the run."""
+    known = {
+        "v": record.v,
+        "tenant": record.tenant,
+        "agent_id": record.agent_id,
+        "conversation_id": record.conversation_id,
+        "otids": [digest(otid) for otid in record.otids],
+        "background": record.background,
+        "run_type": record.run_type,
+        "created_at": record.created_at,
+    }
+    body = encode_chunk(Ping(), run_id=record.id)
+    return Write(Kind.PING, body, {RUN: msgspec.json.encode(known).decode()})
+
+
+class Ending:
+    """One run's end, step by step. `missing_from` says which steps a log that was found still lacks."""
+
+    def __init__(self, publisher: Publisher, index: Index, record: RunRecord, outcome: Outcome) -> None:
+        self.publisher = publisher
+        self.index = index
+        self.record = record
+        self.outcome = outcome
+
+    async def tell(self) -> None:
+        """Store the stop reason, and the usage or the error with it."""
+        run_id, outcome = self.record.id, self.outcome
+        stop = StopReason(stop_reason=outcome.stop_reason)
+        writes = [Write(Kind.PLAIN, encode_chunk(stop, run_id=run_id))]
+        if outcome.error is not None:
+            writes.append(Write(Kind.ERROR, encode_chunk(outcome.error, run_id=run_id)))
+        elif outcome.usage is not None:
+            writes.append(Write(Kind.PLAIN, encode_chunk(outcome.usage, run_id=run_id)))
+        await self.publisher.publish_together(writes, stop_reason=outcome.stop_reason)
+
+    async def release(self) -> None:
+        """Make the record terminal and the conversation free."""
+        outcome = self.outcome
+        error: dict[str, Any] | None = None
+        if outcome.error is not None:
+            error = msgspec.to_builtins(outcome.error)
+        await self.index.release(
+            msgspec.structs.replace(
+                self.record,
+                status=status_of(outcome.stop_reason),
+                stop_reason=outcome.stop_reason,
+                error=error,
+                completed_at=completion_timestamp(),
+                total_duration_ns=_nanoseconds_since(self.record.created_at),
+            )
+        )
+
+    async def seal(self) -> None:
+        """Store the end: nothing after it is ever shown."""
+        await self.publisher.publish_marked(
+            Write(Kind.END, b"", {ENDING: self.outcome.stop_reason}),
+        )
+
+    async def forget(self) -> None:
+        """Delete the run's lease and cancel key."""
+        await self.index.forget(self.record.id)
+
+
+STEPS = (Ending.tell, Ending.release, Ending.seal, Ending.forget)
+
+
+async def end_run(publisher: Publisher, index: Index, record: RunRecord, outcome: Outcome) -> None:
+    """End a run whose log has no part of an ending yet. Raises what `Publisher` and `Index` raise."""
+    ending = Ending(publisher, index, record, outcome)
+    for step in STEPS:
+        await step(ending)
+
+
+async def finish_run(publisher: Publisher, index: Index, record: RunRecord, last: StoredMessage) -> bool:
+    """Do what is left of an ending whose log's last message is `last`; False if it holds no part of one."""
+    stop_reason = last.headers.get(ENDING)
+    if stop_reason is None:
+        return False
+    kind = entry_of(last).kind
+    error = msgspec.json.decode(last.body, type=ErrorMessage) if kind is Kind.ERROR else None
+    ending = Ending(publisher, index, record, Outcome(stop_reason, error=error))
+    await ending.release()
+    if kind is not Kind.END:
+        await ending.seal()
+    await ending.forget()
+    return True
+
+
+def _nanoseconds_since(created_at: str) -> int:
+    elapsed = datetime.now(UTC) - datetime.fromisoformat(created_at)
+    return int(elapsed.total_seconds() * 1e9)

@@ -1,0 +1,37 @@
+"""The broker's own port: whether it lives, whether it is ready, what it counts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+__all__ = ["health_routes"]
+
+
+def health_routes(
+    unready: Callable[[], Awaitable[str | None]], registry: CollectorRegistry
+) -> list[web.RouteDef]:
+    """Routes of `/livez`, `/readyz` and `/metrics`. `unready` says in words why not, None when ready.
+
+    `/livez` never looks at NATS: restarting a process does not bring NATS back.
+    """
+
+    async def livez(_: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def readyz(_: web.Request) -> web.Response:
+        reason = await unready()
+        if reason is None:
+            return web.json_response({"status": "ok"})
+        return web.json_response({"status": "unavailable", "detail": reason}, status=503)
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    return [web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", metrics)]

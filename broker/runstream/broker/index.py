@@ -1,0 +1,340 @@
+"""The index: who is running what. One KV bucket, read from its leader, written by compare-and-set.
+
+    run.<tenant>.<run_id>                    the run's record
+    request.<tenant>.<run_id>                what its agent is asked, until the run has ended
+    lease.<run_id>                           its writer's proof of life
+    cancel.<run_id>                          a wish that it end
+    claim.<tenant>.<scope>.<otids>           the run that answers this very request
+    otid.<tenant>.<otid>                     the newest run that holds this otid
+    conversation.<tenant>.<conversation_id>  the conversation, its active run, its latest run
+    agent.<tenant>.<agent_id>                its latest run
+
+What a client chose freely stands in a key as a digest. Everything here can be derived from the log; where the two
+disagree, the log is right.
+
+The claim's invariant: *of any number of simultaneous requests that are the same, or that want the same conversation,
+exactly one starts a run.* The claim key, the otids, the conversation, the record, the request and the lease are
+written in one atomic batch, each on the condition that it is as it was read; so a batch that wins excludes every
+other that read the same state, and a loser reads again and finds the winner. A claim outlives its run: the same
+request, repeated after the end, is answered by the same run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import secrets
+import time
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import msgspec
+
+from runstream.broker.errors import Conflict, Unavailable, Unsettled, WrongLastSequence
+from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, BatchWrite
+from runstream.broker.topology import BUCKET, INDEX_STREAM
+from runstream.schemas import ConversationRecord, RunRecord, RunRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from runstream.broker.jetstream import JetStream
+
+__all__ = ["Claimed", "Index", "Stored", "digest"]
+
+T = TypeVar("T")
+
+KV_OPERATION = "KV-Operation"
+CLAIM_PATIENCE_SECONDS = 5.0
+"""How long a claim is tried: shorter than a client's time-out, longer than a leader's election mostly takes."""
+BATCHES_IN_FLIGHT = 16
+"""The server takes 50 unfinished batches on a stream; several gateways and brokers share them."""
+
+
+class Stored(msgspec.Struct, Generic[T], frozen=True):
+    """A value of the index with its revision, to write it back on the condition that it has not changed."""
+
+    value: T
+    revision: int
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """What a claim came to: the run that answers the request, and whether this claim started it."""
+
+    record: RunRecord
+    is_new: bool
+
+
+class _Put(msgspec.Struct, frozen=True):
+    key: str
+    value: bytes | None
+    revision: int | None = None
+
+
+def digest(value: str) -> str:
+    """Stand for a value of a client's choice in a key: 128 bits, in characters a key may have."""
+    hashed = hashlib.sha256(value.encode(errors="surrogatepass")).digest()
+    return base64.urlsafe_b64encode(hashed[:16]).decode().rstrip("=")
+
+
+def _run_key(tenant: str, run_id: str) -> str:
+    return f"run.{tenant}.{run_id}"
+
+
+def _request_key(tenant: str, run_id: str) -> str:
+    return f"request.{tenant}.{run_id}"
+
+
+def _lease_key(run_id: str) -> str:
+    return f"lease.{run_id}"
+
+
+def _conversation_key(tenant: str, conversation_id: str) -> str:
+    return f"conversation.{tenant}.{conversation_id}"
+
+
+def _claim_key(tenant: str, scope: str, otids: Sequence[str]) -> str:
+    # Each otid is hashed on its own: joined with a separator, two lists could come out the same.
+    return f"claim.{tenant}.{digest(scope)}.{digest('.'.join(map(digest, otids)))}"
+
+
+def _otid_key(tenant: str, otid: str) -> str:
+    return f"otid.{tenant}.{digest(otid)}"
+
+
+class Index:
+    """Questions to the index, and the few ways it changes. Every call raises `Unavailable`."""
+
+    def __init__(self, jetstream: JetStream) -> None:
+        self._jetstream = jetstream
+        self._batches = asyncio.Semaphore(BATCHES_IN_FLIGHT)
+
+    # -- questions ----------------------------------------------------------------------------------------------
+
+    async def run(self, tenant: str, run_id: str) -> Stored[RunRecord] | None:
+        """Return a run's record."""
+        return await self._get(_run_key(tenant, run_id), RunRecord)
+
+    async def request(self, tenant: str, run_id: str) -> RunRequest | None:
+        """Return what the run's agent is asked; None when the run has ended."""
+        found = await self._get(_request_key(tenant, run_id), RunRequest)
+        return None if found is None else found.value
+
+    async def conversation(self, tenant: str, conversation_id: str) -> Stored[ConversationRecord] | None:
+        """Return a conversation's record."""
+        return await self._get(_conversation_key(tenant, conversation_id), ConversationRecord)
+
+    async def run_with_otid(self, tenant: str, otid: str) -> Stored[RunRecord] | None:
+        """Return the newest run that holds `otid`."""
+        found = await self._get(_otid_key(tenant, otid), str)
+        return None if found is None else await self.run(tenant, found.value)
+
+    async def latest_run_of_agent(self, tenant: str, agent_id: str) -> Stored[RunRecord] | None:
+        """Return the run that was last started for an agent, in whichever conversation."""
+        found = await self._get(f"agent.{tenant}.{agent_id}", str)
+        return None if found is None else await self.run(tenant, found.value)
+
+    # -- conversations ------------------------------------------------------------------------------------------
+
+    async def create_conversation(self, record: ConversationRecord) -> None:
+        """Write a new conversation; one that exists is left as it is."""
+        key = _conversation_key(record.tenant, record.id)
+        deadline = time.monotonic() + CLAIM_PATIENCE_SECONDS
+        while True:
+            try:
+                await self._write([_Put(key, msgspec.json.encode(record), 0)])
+            except WrongLastSequence:
+                return  # It is there: an earlier try of ours whose answer was lost, as ids are not chosen twice.
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+    # -- the life of a run --------------------------------------------------------------------------------------
+
+    async def claim(self, record: RunRecord, request: RunRequest) -> Claimed:
+        """Start a run, or find the one that this same request started.
+
+        Raises `Conflict` when another run holds the conversation or one of the otids; `Unavailable` when surely
+        nothing was stored; `Unsettled` when that could not be found out.
+        """
+        deadline = time.monotonic() + CLAIM_PATIENCE_SECONDS
+        unsettled: Unavailable | None = None
+        while True:
+            try:
+                if unsettled is not None and (found := await self.run(record.tenant, record.id)) is not None:
+                    outcome = Claimed(found.value, is_new=True)
+                else:
+                    outcome = await self._claim_once(record, request)
+            except WrongLastSequence:
+                if time.monotonic() > deadline:
+                    raise Unavailable("The claim was contended for too long.") from None
+                await asyncio.sleep(secrets.randbelow(10) / 1000)
+                continue
+            except Unavailable as error:
+                if isinstance(error, Unsettled):
+                    unsettled = error
+                if time.monotonic() > deadline:
+                    raise error if unsettled is None else unsettled from None
+                await asyncio.sleep(0.05)
+                continue
+            if outcome.is_new:
+                await self._note_agent(record)
+            return outcome
+
+    async def _claim_once(self, record: RunRecord, request: RunRequest) -> Claimed:
+        tenant, scope = record.tenant, record.conversation_id or record.agent_id
+        puts: list[_Put] = []
+        if record.otids:
+            claim_key = _claim_key(tenant, scope, record.otids)
+            claimed = await self._get_any(claim_key)
+            if claimed.value is not None:
+                run_id = msgspec.json.decode(claimed.value, type=str)
+                if (existing := await self.run(tenant, run_id)) is not None:
+                    return Claimed(existing.value, is_new=False)
+            run_id_json = msgspec.json.encode(record.id)
+            puts.append(_Put(claim_key, run_id_json, claimed.revision))
+            for otid in record.otids:
+                key = _otid_key(tenant, otid)
+                puts.append(_Put(key, run_id_json, await self._free_otid(tenant, key, otid)))
+        if record.conversation_id is not None:
+            puts.append(await self._take_conversation(record))
+        puts += [
+            _Put(_run_key(tenant, record.id), msgspec.json.encode(record), 0),
+            _Put(_request_key(tenant, record.id), msgspec.json.encode(request), 0),
+            _Put(_lease_key(record.id), b"", 0),
+        ]
+        try:
+            await self._write(puts)
+        except Unavailable as error:
+            raise Unsettled(run_id=record.id) from error
+        return Claimed(record, is_new=True)
+
+    async def _free_otid(self, tenant: str, key: str, otid: str) -> int:
+        """Return the revision at which `otid` is nobody's; raises `Conflict` when another request's run holds it."""
+        held = await self._get_any(key)
+        if held.value is not None:
+            run_id = msgspec.json.decode(held.value, type=str)
+            if await self.run(tenant, run_id) is not None:
+                raise Conflict(run_id=run_id, otid=otid, shares_otid=True)
+        return held.revision
+
+    async def _take_conversation(self, record: RunRecord) -> _Put:
+        """Return the write that makes `record` the conversation's active run; raises `Conflict` when it has one."""
+        tenant, conversation_id = record.tenant, record.conversation_id or ""
+        stored = await self.conversation(tenant, conversation_id)
+        if stored is None:
+            conversation = ConversationRecord(tenant=tenant, id=conversation_id, agent_id=record.agent_id)
+        else:
+            conversation = stored.value
+        if conversation.active_run is not None:
+            holder = await self.run(tenant, conversation.active_run)
+            if holder is not None and not holder.value.is_terminal:
+                otid = holder.value.otids[0] if holder.value.otids else None
+                raise Conflict(run_id=conversation.active_run, otid=otid, shares_otid=False)
+        taken = msgspec.structs.replace(
+            conversation,
+            active_run=record.id,
+            latest_run=record.id,
+            last_message_at=record.created_at,
+            updated_at=record.created_at,
+        )
+        revision = 0 if stored is None else stored.revision
+        return _Put(_conversation_key(tenant, conversation_id), msgspec.json.encode(taken), revision)
+
+    async def _note_agent(self, record: RunRecord) -> None:
+        """Remember the agent's latest run; no part of the claim, because an agent has parallel conversations."""
+        key = f"agent.{record.tenant}.{record.agent_id}"
+        try:
+            await self._write([_Put(key, msgspec.json.encode(record.id))])
+        except Unavailable:
+            # The run exists: a lookup by agent that misses it once is better than a create that fails.
+            return
+
+    async def begin(self, run: RunRecord, *, first_seq: int) -> RunRecord:
+        """Mark a run as running, with the sequence of its log's first message; returns the record as it is now."""
+
+        def begun(record: RunRecord) -> RunRecord:
+            return msgspec.structs.replace(record, status="running", first_seq=first_seq)
+
+        return await self._update_run(run, begun, [])
+
+    async def release(self, ended: RunRecord) -> None:
+        """Write the record of a run that has come to its end, and free its conversation, in one batch.
+
+        The lease stays until the log has its end. Repeating it changes nothing.
+        """
+
+        await self._update_run(ended, lambda _: ended, [_Put(_request_key(ended.tenant, ended.id), None)])
+
+    async def _update_run(self, run: RunRecord, change: _Change, others: Sequence[_Put]) -> RunRecord:
+        """Write a changed record on the condition that it is as read; the record of an ended run stays as it is."""
+        key = _run_key(run.tenant, run.id)
+        while True:
+            stored = await self.run(run.tenant, run.id)
+            current, revision = (run, 0) if stored is None else (stored.value, stored.revision)
+            changed = current if current.is_terminal else change(current)
+            puts: list[_Put] = []
+            if stored is None or changed != current:
+                puts += [_Put(key, msgspec.json.encode(changed), revision), *others]
+            if changed.is_terminal:
+                puts += await self._free_conversation(changed)
+            if not puts:
+                return changed
+            try:
+                await self._write(puts)
+            except WrongLastSequence:
+                continue
+            return changed
+
+    async def _free_conversation(self, run: RunRecord) -> list[_Put]:
+        if run.conversation_id is None:
+            return []
+        stored = await self.conversation(run.tenant, run.conversation_id)
+        if stored is None or stored.value.active_run != run.id:
+            return []
+        freed = msgspec.structs.replace(stored.value, active_run=None)
+        return [_Put(_conversation_key(run.tenant, run.conversation_id), msgspec.json.encode(freed), stored.revision)]
+
+    async def renew_lease(self, run_id: str) -> None:
+        """Give a sign of life: a new revision of the lease, whose value says nothing."""
+        await self._write([_Put(_lease_key(run_id), b"")])
+
+    async def forget(self, run_id: str) -> None:
+        """Delete what an ended run no longer needs: its lease and its cancel key."""
+        await self._write([_Put(_lease_key(run_id), None), _Put(f"cancel.{run_id}", None)])
+
+    # -- the bucket ---------------------------------------------------------------------------------------------
+
+    async def _get(self, key: str, kind: type[T]) -> Stored[T] | None:
+        raw = await self._get_any(key)
+        return None if raw.value is None else Stored(msgspec.json.decode(raw.value, type=kind), raw.revision)
+
+    async def _get_any(self, key: str) -> Stored[bytes | None]:
+        """Return a key's value (None: absent or deleted) with the revision that a write must expect."""
+        message = await self._jetstream.last_message(INDEX_STREAM, f"$KV.{BUCKET}.{key}")
+        if message is None:
+            return Stored(None, 0)
+        deleted = KV_OPERATION in message.headers
+        return Stored(None if deleted else message.body, message.seq)
+
+    async def _write(self, puts: Sequence[_Put]) -> None:
+        messages = []
+        for put in puts:
+            headers = {} if put.value is not None else {KV_OPERATION: "DEL"}
+            if put.revision is not None:
+                headers[EXPECTED_LAST_SEQUENCE] = str(put.revision)
+            messages.append(BatchWrite(f"$KV.{BUCKET}.{put.key}", put.value or b"", headers))
+        if len(messages) == 1:
+            await self._jetstream.publish(messages[0].subject, messages[0].body, messages[0].headers)
+            return
+        async with self._batches:
+            await self._jetstream.publish_batch(messages, secrets.token_hex(16))
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    _Change = Callable[[RunRecord], RunRecord]

@@ -1,0 +1,374 @@
+"""The JetStream calls runstream makes, on raw requests, with their errors translated.
+
+nats-py's own JetStream context is not used on these paths: its `publish_async` never resolves a rejected publish,
+its publish does not retry, its ordered consumer can hide a hole, and it knows neither atomic batches nor batched
+direct get. What is left is small: a request, a JSON answer, an error table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from base64 import b64decode
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from runstream.broker.errors import (
+    NotStored,
+    StoreFull,
+    StoreRefused,
+    Unavailable,
+    WrongLastSequence,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
+    from runstream.broker.connection import Connection, Message
+
+__all__ = ["EXPECTED_LAST_SEQUENCE", "BatchWrite", "JetStream", "StoredMessage", "deliveries"]
+
+EXPECTED_LAST_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
+"""Compare-and-set: the write is refused unless the subject's last message has this sequence (0: none)."""
+
+DIRECT_GET_BATCH = 256
+DIRECT_GET_BYTES = 256 * 1024
+"""The server holds a lock of the stream during a batch: larger ones make writers wait tens of milliseconds."""
+
+LONG_REPLY_TOKENS = 11
+CONSUMER_IDLE_SECONDS = 10.0
+"""A consumer whose deletion was lost is removed by the server after this long without a pull."""
+
+FULL = frozenset({10023, 10028, 10047, 10077})
+"""Insufficient resources, memory or storage exceeded, maximum messages or bytes of the stream or the subject."""
+WRONG_LAST = frozenset({10071})
+ABSENT = frozenset({10014, 10037, 10059})
+"""Consumer, message, stream not found."""
+TEMPORARY = frozenset({10164, 10008, 10009, 10210, 10211})
+"""Another write to this subject is in flight; no leader yet; too many batches in flight: to be tried again."""
+TEMPORARY_STATUS = frozenset({408, 429, 503})
+
+
+class _Error(msgspec.Struct):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _Ack(msgspec.Struct):
+    """What a stream answers to a publish."""
+
+    seq: int = 0
+    error: _Error | None = None
+
+
+class _Got(msgspec.Struct):
+    subject: str
+    seq: int
+    hdrs: str = ""
+    data: str = ""
+
+
+class _GotAnswer(msgspec.Struct):
+    message: _Got | None = None
+    error: _Error | None = None
+
+
+class StoredMessage(msgspec.Struct, frozen=True):
+    """One message of a stream as the server keeps it."""
+
+    subject: str
+    seq: int
+    body: bytes
+    headers: dict[str, str]
+    pending: int = 0
+    """Messages of the same filter that follow it, where the answer says so."""
+
+
+class BatchWrite(msgspec.Struct, frozen=True):
+    """One message of an atomic batch."""
+
+    subject: str
+    body: bytes
+    headers: dict[str, str]
+
+
+class JetStream:
+    """JetStream over one connection. Every call raises `Unavailable` when NATS does not answer in time.
+
+    `Unavailable` from a write leaves its outcome unknown; the caller settles it.
+    """
+
+    def __init__(self, connection: Connection, *, timeout_seconds: float) -> None:
+        self.connection = connection
+        self._seconds = timeout_seconds
+        self._inbox = _Inbox(connection)
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    async def publish(self, subject: str, body: bytes, headers: Mapping[str, str]) -> int:
+        """Store one message; returns its sequence.
+
+        Raises `WrongLastSequence`, `StoreFull`, or `StoreRefused` for any other refusal.
+        """
+        answer = await self.connection.request(subject, body, headers=headers, seconds=self._seconds)
+        return _acknowledged(answer.data)
+
+    async def publish_batch(self, writes: Sequence[BatchWrite], batch_id: str) -> int:
+        """Store all of `writes` or none, in order, next to each other; returns the last one's sequence.
+
+        All but the last go out unacknowledged: whether they arrived is what the commit's answer says.
+        """
+        last = len(writes)
+        for number, write in enumerate(writes, start=1):
+            headers = {**write.headers, "Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
+            if number < last:
+                await self.connection.publish(write.subject, write.body, headers=headers)
+                continue
+            headers["Nats-Batch-Commit"] = "1"
+            answer = await self.connection.request(
+                write.subject, write.body, headers=headers, seconds=self._seconds
+            )
+            return _acknowledged(answer.data)
+        message = "a batch needs at least one message"
+        raise ValueError(message)
+
+    # -- reading from the leader --------------------------------------------------------------------------------
+
+    async def last_message(self, stream: str, subject: str) -> StoredMessage | None:
+        """Return the newest message of `subject` as the stream's leader has it, None if there is none."""
+        return await self._message(stream, {"last_by_subj": subject})
+
+    async def message_at(self, stream: str, seq: int) -> StoredMessage | None:
+        """Return the message with sequence `seq` as the leader has it, None if it is not there."""
+        return await self._message(stream, {"seq": seq})
+
+    async def first_message(self, stream: str, subject: str, *, seq: int = 0) -> StoredMessage | None:
+        """Return the oldest message of `subject` at or after `seq` as the leader has it."""
+        return await self._message(stream, {"seq": max(seq, 1), "next_by_subj": subject})
+
+    async def _message(self, stream: str, query: dict[str, object]) -> StoredMessage | None:
+        subject = f"$JS.API.STREAM.MSG.GET.{stream}"
+        answer = await self.connection.request(subject, msgspec.json.encode(query), seconds=self._seconds)
+        got = msgspec.json.decode(answer.data, type=_GotAnswer)
+        if got.error is not None:
+            error = _translated(got.error, stream=stream)
+            if isinstance(error, NotStored) and error.code == 10037:  # noqa: PLR2004  # no message found
+                return None
+            raise error
+        if got.message is None:
+            return None
+        found = got.message
+        return StoredMessage(found.subject, found.seq, b64decode(found.data), _parse_headers(b64decode(found.hdrs)))
+
+    # -- reading from any replica -------------------------------------------------------------------------------
+
+    async def direct_batch(
+        self, stream: str, subject: str, *, after: int, limit: int = DIRECT_GET_BATCH
+    ) -> list[StoredMessage]:
+        """Return the next messages of `subject` after sequence `after`, oldest first, at most `limit` of them.
+
+        A replica answers, and may lag behind the leader: the list is a gap-free prefix of what follows, never more.
+        Empty when that replica has nothing newer.
+        """
+        query = {
+            "seq": after + 1,
+            "batch": min(limit, DIRECT_GET_BATCH),
+            "max_bytes": DIRECT_GET_BYTES,
+            "next_by_subj": subject,
+        }
+        async with self._inbox.answers() as (reply, queue):
+            request = f"$JS.API.DIRECT.GET.{stream}"
+            await self.connection.publish(request, msgspec.json.encode(query), reply=reply)
+            return await self._collect_direct(request, queue)
+
+    async def _collect_direct(self, request: str, queue: asyncio.Queue[Message]) -> list[StoredMessage]:
+        found: list[StoredMessage] = []
+        previous = 0
+        while True:
+            message = await self._next(queue, request)
+            headers = message.headers or {}
+            status = headers.get("Status")
+            if status == "404":
+                return found
+            if status == "204":
+                # The server names the last one it sent: an answer lost on the way is an outage, not an end.
+                if int(headers.get("Nats-Last-Sequence", previous)) != previous:
+                    raise Unavailable(f"{request}: an answer was lost")
+                return found
+            if status is not None:
+                raise Unavailable(f"{request}: status {status} {headers.get('Description', '')}")
+            # The first answer's previous sequence is that of nothing (0); from then on each names the one before.
+            if int(headers["Nats-Last-Sequence"]) != previous:
+                raise Unavailable(f"{request}: an answer was lost")
+            previous = int(headers["Nats-Sequence"])
+            pending = int(headers.get("Nats-Num-Pending", 0))
+            found.append(StoredMessage(headers["Nats-Subject"], previous, message.data, headers, pending))
+
+    async def _next(self, queue: asyncio.Queue[Message], what: str) -> Message:
+        try:
+            return await asyncio.wait_for(queue.get(), self._seconds)
+        except TimeoutError as error:
+            raise Unavailable(f"{what}: no answer within {self._seconds} s") from error
+
+    # -- consumers ----------------------------------------------------------------------------------------------
+
+    async def consume(
+        self, stream: str, subject: str, *, after: int, limit: int, max_bytes: int
+    ) -> list[StoredMessage]:
+        """Return what follows sequence `after`, oldest first, at most `limit` messages and about `max_bytes`.
+
+        Through an ephemeral ordered consumer that lives for this call only: one that outlived it would be held by
+        a slow reader. Its own sequence must be contiguous, else `Unavailable`. May be empty when the next message
+        alone is larger than `max_bytes`.
+        """
+        config = {
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": after + 1,
+            "ack_policy": "none",
+            "filter_subject": subject,
+            "inactive_threshold": int(CONSUMER_IDLE_SECONDS * 1e9),
+            "mem_storage": True,
+            "num_replicas": 1,
+        }
+        created = await self.api(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config})
+        name, expected = str(created["name"]), min(limit, int(created["num_pending"]))
+        # A pulled message keeps its own subject, so a shared wildcard inbox could not tell whose it is.
+        inbox = self.connection.new_inbox()
+        queue: asyncio.Queue[Message] = asyncio.Queue()
+        subscription = await self.connection.subscribe(inbox, _into(queue))
+        try:
+            request = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"
+            query = {"batch": expected, "max_bytes": max_bytes, "no_wait": True}
+            if expected:
+                await self.connection.publish(request, msgspec.json.encode(query), reply=inbox)
+            return await self._pulled(queue, expected, request)
+        finally:
+            await subscription.close()
+            with contextlib.suppress(Unavailable):
+                # Nobody waits for the answer: lost, the consumer's idle threshold removes it.
+                await self.connection.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{name}", b"")
+
+    async def _pulled(self, queue: asyncio.Queue[Message], expected: int, request: str) -> list[StoredMessage]:
+        found: list[StoredMessage] = []
+        while len(found) < expected:
+            message = await self._next(queue, request)
+            headers = message.headers or {}
+            if "Status" in headers:
+                if headers["Status"] in {"404", "409"}:  # nothing more; or as many bytes as were asked for
+                    break
+                raise Unavailable(f"{request}: status {headers['Status']}")
+            stream_seq, consumer_seq, pending = _delivery(message.reply)
+            if consumer_seq != len(found) + 1:
+                raise Unavailable(f"{request}: a message was lost on the way")
+            found.append(StoredMessage(message.subject, stream_seq, message.data, headers, pending))
+        return found
+
+    # -- administration -----------------------------------------------------------------------------------------
+
+    async def api(self, call: str, body: Mapping[str, object] | None) -> dict[str, Any]:
+        """Call `$JS.API.<call>`; returns the answer as it is, or raises what its error means."""
+        data = b"" if body is None else msgspec.json.encode(body)
+        answer = await self.connection.request(f"$JS.API.{call}", data, seconds=self._seconds)
+        decoded: dict[str, Any] = msgspec.json.decode(answer.data)
+        if "error" in decoded:
+            raise _translated(msgspec.convert(decoded["error"], _Error), call=call)
+        return decoded
+
+    async def close(self) -> None:
+        """Give the reply inbox up."""
+        await self._inbox.close()
+
+
+class _Inbox:
+    """Replies of many messages each, told apart by the last token of one wildcard subscription."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._prefix = ""
+        self._opening = asyncio.Lock()
+        self._close: Callable[[], Awaitable[None]] | None = None
+        self._queues: dict[str, asyncio.Queue[Message]] = {}
+        self._count = 0
+
+    @contextlib.asynccontextmanager
+    async def answers(self) -> AsyncIterator[tuple[str, asyncio.Queue[Message]]]:
+        """Give a reply subject and the queue its messages arrive in; a late answer is dropped."""
+        async with self._opening:
+            if self._close is None:
+                self._prefix = self._connection.new_inbox()
+                subscription = await self._connection.subscribe(f"{self._prefix}.*", self._on_message)
+                self._close = subscription.close
+        self._count += 1
+        token = str(self._count)
+        # Unbounded, but never longer than the batch that its owner asked for.
+        queue: asyncio.Queue[Message] = asyncio.Queue()
+        self._queues[token] = queue
+        try:
+            yield f"{self._prefix}.{token}", queue
+        finally:
+            del self._queues[token]
+
+    async def _on_message(self, message: Message) -> None:
+        queue = self._queues.get(message.subject.rpartition(".")[2])
+        if queue is not None:
+            queue.put_nowait(message)
+
+    async def close(self) -> None:
+        if self._close is not None:
+            await self._close()
+            self._close = None
+
+
+def _into(queue: asyncio.Queue[Message]) -> Callable[[Message], Awaitable[None]]:
+    async def put(message: Message) -> None:
+        queue.put_nowait(message)
+
+    return put
+
+
+def _acknowledged(data: bytes) -> int:
+    ack = msgspec.json.decode(data, type=_Ack)
+    if ack.error is not None:
+        raise _translated(ack.error)
+    return ack.seq
+
+
+def _translated(error: _Error, **facts: object) -> Exception:
+    code = error.err_code
+    if code in WRONG_LAST:
+        return WrongLastSequence(error.description, code=code, **facts)
+    if code in FULL:
+        return StoreFull(error.description, code=code, **facts)
+    if code in ABSENT:
+        return NotStored(error.description, code=code, **facts)
+    if code in TEMPORARY or error.code in TEMPORARY_STATUS:
+        return Unavailable(error.description, err_code=code, **facts)
+    return StoreRefused(error.description, code=code, **facts)
+
+
+def _parse_headers(raw: bytes) -> dict[str, str]:
+    lines = raw.decode(errors="replace").split("\r\n")[1:]
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines) if name}
+
+
+def deliveries(reply: str) -> int:
+    """Read from a delivery's reply subject how often its message has been delivered."""
+    tokens = reply.split(".")
+    return int(tokens[_metadata_at(tokens)])
+
+
+def _delivery(reply: str) -> tuple[int, int, int]:
+    """Read stream sequence, consumer sequence and pending count from a delivery's reply subject."""
+    tokens = reply.split(".")
+    at = _metadata_at(tokens)
+    return int(tokens[at + 1]), int(tokens[at + 2]), int(tokens[at + 4])
+
+
+def _metadata_at(tokens: list[str]) -> int:
+    """Find the delivery count in `$JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>`.
+
+    The long form has a domain and an account hash after `$JS.ACK`, and a random token at the end.
+    """
+    return 4 if len(tokens) < LONG_REPLY_TOKENS else 6

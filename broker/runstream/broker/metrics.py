@@ -1,0 +1,56 @@
+"""What the durable side counts, in a registry of its own: one process may run a broker and a gateway."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["BrokerMetrics"]
+
+PUBLISH_SECONDS_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30)
+"""From a store on the same machine to a leader election and an outage."""
+
+
+class BrokerMetrics:
+    """The broker's counters. No label ever names a run."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._published = Histogram(
+            "runstream_publish_seconds",
+            "From a chunk's turn to be sent until it is known to be stored.",
+            buckets=PUBLISH_SECONDS_BUCKETS,
+            registry=self.registry,
+        )
+        self._started = Counter("runstream_runs_started", "Runs handed to the agent.", registry=self.registry)
+        self._ended = Counter(
+            "runstream_runs_ended", "Runs ended, by their status.", ["status"], registry=self.registry
+        )
+        self._live = Gauge("runstream_runs_live", "Runs being executed here.", registry=self.registry)
+
+    def published(self, seconds: float) -> None:
+        """One publish was stored."""
+        self._published.observe(seconds)
+
+    def run_started(self) -> None:
+        """A run was handed to the agent."""
+        self._started.inc()
+
+    def run_ended(self, status: str) -> None:
+        """A run's log has its end."""
+        self._ended.labels(status).inc()
+
+    def watch_live_runs(self, count: Callable[[], float]) -> None:
+        """Read the number of runs being executed whenever the metrics are."""
+        self._live.set_function(count)
+
+    def watch_reconnects(self, count: Callable[[], float]) -> None:
+        """Read the number of reconnects whenever the metrics are."""
+        gauge = Gauge(
+            "runstream_nats_reconnects", "Reconnects to NATS since this process started.", registry=self.registry
+        )
+        gauge.set_function(count)

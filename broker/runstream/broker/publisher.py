@@ -1,0 +1,274 @@
+"""One run's writer: chunks go into the log in order, without holes, exactly once, or the writer hears why not.
+
+The invariant: *a message is sent only when the one before it is known to be stored, and only onto it.* One publish is
+in flight, and each says which sequence it expects to be the log's last. So whatever is stored is a prefix of what was
+handed in, a repeated publish cannot be stored twice, and of two writers one is refused. Pipelining breaks all three:
+after a reconnect message i can be lost while i + 1 is stored.
+
+A publish whose outcome is unknown is repeated with the same expectation. If the log has moved on, its last message,
+read from the leader, tells: this writer's own (it was stored after all), or another's (fenced; stop).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from runstream.broker.errors import (
+    BrokerError,
+    ChunkTooLarge,
+    Fenced,
+    RunTooLong,
+    StoreUnavailable,
+    Unavailable,
+    WrongLastSequence,
+)
+from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, BatchWrite
+from runstream.broker.log import ENDING, KIND, WRITER, writer_header
+from runstream.schemas import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+
+    from runstream.broker.jetstream import JetStream
+    from runstream.broker.settings import BrokerSettings
+    from runstream.broker.topology import LogAddress
+
+__all__ = ["Publisher", "Write", "chunk_limit"]
+
+HEADER_ROOM_BYTES = 1024
+"""What a message's headers may take of the server's `max_payload`. nats-py counts the body only, and the server ends
+the connection, with everything on it, when both together are too long."""
+ENDING_ROOM_MESSAGES = 8
+"""Messages kept free for an ending: attempts, stop_reason, usage or error, and the end."""
+FIRST_DELAY_SECONDS = 0.05
+LONGEST_DELAY_SECONDS = 1.0
+
+
+class Write(msgspec.Struct, frozen=True):
+    """One message to store."""
+
+    kind: Kind
+    body: bytes
+    headers: Mapping[str, str] = {}
+
+
+class _Queued(msgspec.Struct):
+    writes: Sequence[Write]
+    stored: asyncio.Future[int]
+
+    @property
+    def size(self) -> int:
+        return sum(len(write.body) for write in self.writes)
+
+
+def chunk_limit(max_payload: int) -> int:
+    """Give the largest chunk, in bytes, that a server with this `max_payload` takes."""
+    return max_payload - HEADER_ROOM_BYTES
+
+
+class Publisher:
+    """The writer of one run's log. Use as an async context manager; leaving it drops what is still queued.
+
+    `observe` is told the seconds each publish took to be stored. `last_seq` and `next_index` say where the log stands: 0 and 0 for an empty one. After a chunk that could not be
+    stored every further one is refused, as it would leave a hole; an ending is still taken, unless the writer is
+    fenced or the store is away.
+    """
+
+    def __init__(
+        self,
+        jetstream: JetStream,
+        address: LogAddress,
+        settings: BrokerSettings,
+        *,
+        last_seq: int = 0,
+        next_index: int = 0,
+        observe: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self.address = address
+        self.last_seq = last_seq
+        self.next_index = next_index
+        self.writer = secrets.token_urlsafe(9)
+        self._jetstream = jetstream
+        self._settings = settings
+        self._observe = observe
+        self._limit = chunk_limit(jetstream.connection.max_payload)
+        self._queue: deque[_Queued] = deque()
+        self._queued_chunks = 0
+        self._queued_bytes = 0
+        self._arrived = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._failure: BrokerError | None = None
+        self._sender: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Publisher:
+        self._sender = asyncio.create_task(self._send(), name=f"publisher-{self.address.run_id}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._sender is not None:
+            self._sender.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sender
+        self._failure = Fenced("Its writer was closed.", run_id=self.address.run_id)
+        self._fail_queued(self._failure)
+
+    @property
+    def _is_closed(self) -> bool:
+        return isinstance(self._failure, (Fenced, StoreUnavailable))
+
+    @property
+    def failure(self) -> BrokerError | None:
+        """Why this publisher refuses further chunks, None while it does not."""
+        return self._failure
+
+    async def publish(self, body: bytes, kind: Kind = Kind.DATA) -> int:
+        """Store one chunk; returns its sequence when it is stored.
+
+        Raises `ChunkTooLarge` (nothing was sent, the run goes on), `RunTooLong`, `StoreFull`, `Fenced`,
+        `StoreUnavailable`. A cancelled call leaves its chunk queued: it may still be stored.
+        """
+        return await (await self.enqueue(body, kind))
+
+    async def enqueue(self, body: bytes, kind: Kind = Kind.DATA) -> asyncio.Future[int]:
+        """Queue one chunk; returns a future of its sequence. Waits while the queue is full. Raises as `publish`."""
+        self.check_size(body)
+        if self._failure is not None:
+            raise self._failure
+        if self.next_index + self._queued_chunks >= self._settings.max_run_messages - ENDING_ROOM_MESSAGES:
+            raise RunTooLong(run_id=self.address.run_id, limit=self._settings.max_run_messages)
+        return await self._put([Write(kind, body)])
+
+    async def flush(self) -> None:
+        """Return when everything queued is stored; raises what kept it from being so."""
+        while self._queue:
+            self._taken.clear()
+            await self._taken.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def publish_together(self, writes: Sequence[Write], *, stop_reason: str) -> int:
+        """Store the parts of an ending, all or none; returns the last one's sequence. Raises as `publish`."""
+        marked = [Write(write.kind, write.body, {**write.headers, ENDING: stop_reason}) for write in writes]
+        return await (await self._put(marked))
+
+    async def publish_marked(self, write: Write) -> int:
+        """Store one message with headers of its own: the first of a log, an attempt, the end. Raises as `publish`."""
+        return await (await self._put([write]))
+
+    def check_size(self, body: bytes) -> None:
+        """Raise `ChunkTooLarge` when `body` does not fit into one message."""
+        if len(body) > self._limit:
+            raise ChunkTooLarge(size=len(body), limit=self._limit)
+
+    async def _put(self, writes: Sequence[Write]) -> asyncio.Future[int]:
+        while not self._is_closed and (
+            self._queued_chunks >= self._settings.writer_queue_chunks
+            or self._queued_bytes >= self._settings.writer_queue_bytes
+        ):
+            self._taken.clear()
+            await self._taken.wait()
+        if self._failure is not None and self._is_closed:
+            raise self._failure
+        queued = _Queued(writes, asyncio.get_running_loop().create_future())
+        # Nobody may be waiting (`enqueue`): the failure is then raised by the next call, not reported as unheard.
+        queued.stored.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self._queue.append(queued)
+        self._queued_chunks += len(writes)
+        self._queued_bytes += queued.size
+        self._arrived.set()
+        return queued.stored
+
+    async def _send(self) -> None:
+        while True:
+            while not self._queue:
+                self._arrived.clear()
+                await self._arrived.wait()
+            queued = self._queue[0]
+            try:
+                seq = await self._store(queued.writes)
+            except BrokerError as error:
+                # What is queued behind a chunk that was refused would leave a hole where that chunk belongs.
+                self._failure = error
+                self._fail_queued(error)
+                continue
+            self._queue.popleft()
+            self._account(queued)
+            if not queued.stored.done():
+                queued.stored.set_result(seq)
+
+    def _account(self, queued: _Queued) -> None:
+        self._queued_chunks -= len(queued.writes)
+        self._queued_bytes -= queued.size
+        self._taken.set()
+
+    def _fail_queued(self, error: BrokerError) -> None:
+        while self._queue:
+            queued = self._queue.popleft()
+            self._account(queued)
+            if not queued.stored.done():
+                queued.stored.set_exception(error)
+        self._taken.set()
+
+    async def _store(self, writes: Sequence[Write]) -> int:
+        """Store `writes` after the log's last message, however often that must be tried."""
+        last_index = self.next_index + len(writes) - 1
+        started = time.monotonic()
+        deadline = started + self._settings.write_patience_seconds
+        delay = FIRST_DELAY_SECONDS
+        while True:
+            try:
+                seq = await self._try(writes)
+                break
+            except WrongLastSequence as refused:
+                settled = await self._settle(last_index, refused)
+                if settled is not None:
+                    seq = settled
+                    break
+                cause: BrokerError = refused
+            except Unavailable as unanswered:
+                cause = unanswered
+            if time.monotonic() + delay > deadline:
+                raise StoreUnavailable(run_id=self.address.run_id) from cause
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, LONGEST_DELAY_SECONDS)
+        self.last_seq, self.next_index = seq, last_index + 1
+        self._observe(time.monotonic() - started)
+        return seq
+
+    async def _try(self, writes: Sequence[Write]) -> int:
+        messages = [
+            BatchWrite(
+                self.address.subject,
+                write.body,
+                {KIND: write.kind, WRITER: writer_header(self.writer, self.next_index + at), **write.headers},
+            )
+            for at, write in enumerate(writes)
+        ]
+        messages[0].headers[EXPECTED_LAST_SEQUENCE] = str(self.last_seq)
+        if len(messages) == 1:
+            return await self._jetstream.publish(messages[0].subject, messages[0].body, messages[0].headers)
+        return await self._jetstream.publish_batch(messages, secrets.token_hex(16))
+
+    async def _settle(self, index: int, refused: WrongLastSequence) -> int | None:
+        """Say what became of a refused publish: its sequence, or None to try again. Raises `Fenced`."""
+        try:
+            last = await self._jetstream.last_message(self.address.stream, self.address.subject)
+        except Unavailable:
+            return None
+        if last is not None and last.headers.get(WRITER) == writer_header(self.writer, index):
+            return last.seq
+        if (last.seq if last is not None else 0) == self.last_seq:
+            # A new leader that had not yet applied our last message when it refused.
+            return None
+        found = "nothing" if last is None else last.headers.get(WRITER, "?")
+        raise Fenced(run_id=self.address.run_id, expected=self.last_seq, found=found) from refused

@@ -1,0 +1,141 @@
+"""The work queue: run requests that wait for a worker, each held by one worker until it says that it is done.
+
+A message names a run; what the run is asked stands in the index, written with the claim. A worker that dies stops
+extending its hold, and after a lease the message goes to another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+from runstream.broker.errors import Unavailable
+from runstream.broker.jetstream import deliveries
+from runstream.broker.topology import WORK_STREAM, WORKERS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from runstream.broker.connection import Connection, Message
+    from runstream.broker.jetstream import JetStream
+
+__all__ = ["Task", "WorkQueue"]
+
+log = structlog.get_logger(__name__)
+
+ENQUEUE_PATIENCE_SECONDS = 10.0
+PULL_SECONDS = 20.0
+"""How long one pull waits on the server; a reconnect starts a new one at once."""
+PULL_GRACE_SECONDS = 5.0
+FIRST_RETURN_SECONDS = 0.5
+LONGEST_RETURN_SECONDS = 30.0
+
+
+class _Work(msgspec.Struct):
+    """The body of a message: which run is to be executed."""
+
+    tenant: str
+    run_id: str
+
+
+class Task:
+    """One run request, held by this process until it is acknowledged or not extended for a lease."""
+
+    def __init__(self, connection: Connection, message: Message) -> None:
+        work = msgspec.json.decode(message.data, type=_Work)
+        self.tenant = work.tenant
+        self.run_id = work.run_id
+        self._connection = connection
+        self._reply = message.reply
+        # `$JS.ACK.<stream>.<consumer>.<deliveries>.…`: how often it has been handed out.
+        self.deliveries = deliveries(message.reply)
+
+    async def extend(self) -> None:
+        """Say that its worker is alive."""
+        await self._connection.publish(self._reply, b"+WPI")
+
+    async def done(self) -> None:
+        """Take it off the queue. A lost acknowledgement brings it back, to a worker that finds the run ended."""
+        await self._connection.publish(self._reply, b"+ACK")
+
+    async def give_back(self) -> None:
+        """Let another worker have it, after a delay that doubles each time it comes back."""
+        seconds = min(FIRST_RETURN_SECONDS * 2 ** (self.deliveries - 1), LONGEST_RETURN_SECONDS)
+        delay = msgspec.json.encode({"delay": int(seconds * 1e9)})
+        await self._connection.publish(self._reply, b"-NAK " + delay)
+
+
+class WorkQueue:
+    """Where gateways put run requests and workers take them."""
+
+    def __init__(self, jetstream: JetStream) -> None:
+        self._jetstream = jetstream
+
+    async def put(self, tenant: str, run_id: str) -> None:
+        """Enqueue a run, once however often it is tried. Raises `StoreFull`, `Unavailable`."""
+        body = msgspec.json.encode(_Work(tenant, run_id))
+        deadline = time.monotonic() + ENQUEUE_PATIENCE_SECONDS
+        while True:
+            try:
+                await self._jetstream.publish(f"work.{tenant}", body, {"Nats-Msg-Id": run_id})
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+    async def tasks(self, free_slots: Callable[[], int], slot_freed: asyncio.Event) -> AsyncIterator[Task]:
+        """Yield tasks for ever, never more at a time than there are free slots. Close it (`aclosing`) to stop."""
+        connection = self._jetstream.connection
+        inbox = connection.new_inbox()
+        queue: asyncio.Queue[Message | None] = asyncio.Queue()
+
+        async def arrived(message: Message) -> None:
+            queue.put_nowait(message)
+
+        # After a reconnect the server no longer knows the pull that is being waited for: None ends the waiting.
+        unlisten = connection.on_reconnect(lambda: queue.put_nowait(None))
+        subscription = await connection.subscribe(inbox, arrived)
+        try:
+            while True:
+                while not (free := free_slots()):
+                    slot_freed.clear()
+                    await slot_freed.wait()
+                async for message in self._pull(inbox, queue, min(free, 64)):
+                    yield Task(connection, message)
+        finally:
+            unlisten()
+            await subscription.close()
+
+    async def _pull(
+        self, inbox: str, queue: asyncio.Queue[Message | None], batch: int
+    ) -> AsyncIterator[Message]:
+        """Ask for up to `batch` messages and yield those that come, until they have, or the pull has run out."""
+        query = {"batch": batch, "expires": int(PULL_SECONDS * 1e9)}
+        request = f"$JS.API.CONSUMER.MSG.NEXT.{WORK_STREAM}.{WORKERS}"
+        connection = self._jetstream.connection
+        try:
+            await connection.publish(request, msgspec.json.encode(query), reply=inbox)
+        except Unavailable as error:
+            log.warning("work_queue_unreachable", error=str(error))
+            await asyncio.sleep(1.0)
+            return
+        received = 0
+        with contextlib.suppress(TimeoutError):
+            while received < batch:
+                message = await asyncio.wait_for(queue.get(), PULL_SECONDS + PULL_GRACE_SECONDS)
+                if message is None:
+                    return
+                status = (message.headers or {}).get("Status")
+                if status is not None:
+                    if status not in {"404", "408"}:
+                        await asyncio.sleep(0.2)  # No responders or no leader: do not ask again at full speed.
+                    return
+                received += 1
+                yield message

@@ -1,0 +1,120 @@
+"""Catch-up: what a log holds after a cursor, in order and without a hole, in bounded batches.
+
+A first batch comes by direct get, which costs the server no consumer: for a cursor near the end that is all. A longer
+rest is pulled through an ordered consumer that starts right after, bounded in number, deleted on every path.
+
+The invariant: *entries leave here with contiguous indexes.* Each message carries its place in the log, so a message
+that retention removed in the middle, or that got lost on the way, shows as a jump: the first is `CursorExpired`, the
+second is asked for again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from runstream.broker.errors import CursorExpired, Unavailable
+from runstream.broker.jetstream import DIRECT_GET_BATCH
+from runstream.broker.log import Entry, entry_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from runstream.broker.jetstream import JetStream, StoredMessage
+    from runstream.broker.settings import BrokerSettings
+    from runstream.broker.topology import LogAddress
+
+__all__ = ["LogReader"]
+
+FIRST_DELAY_SECONDS = 0.05
+LONGEST_DELAY_SECONDS = 1.0
+
+
+class LogReader:
+    """Reads any run's log. Give it a connection of its own: a batch occupies its connection on the server."""
+
+    def __init__(self, jetstream: JetStream, settings: BrokerSettings) -> None:
+        self._jetstream = jetstream
+        self._settings = settings
+        self._consumers = asyncio.Semaphore(settings.concurrent_catchups)
+
+    async def first(self, address: LogAddress) -> Entry | None:
+        """Return the oldest entry retention has left, None for a log without messages."""
+        message = await self._jetstream.first_message(address.stream, address.subject)
+        return None if message is None else entry_of(message)
+
+    async def is_kept(self, address: LogAddress, seq: int) -> bool:
+        """Tell whether the stream still holds message `seq`, and so everything after it.
+
+        Retention removes the oldest messages first; a message of another run says as much as one of this.
+        """
+        return await self._jetstream.message_at(address.stream, seq) is not None
+
+    async def newest_sequence(self, address: LogAddress) -> int:
+        """Return the last sequence the run's stream has issued, asked from its leader."""
+        info = await self._jetstream.api(f"STREAM.INFO.{address.stream}", None)
+        return int(info["state"]["last_seq"])
+
+    async def read(self, address: LogAddress, after: int, until: int) -> AsyncIterator[list[Entry]]:
+        """Yield the entries after sequence `after` up to sequence `until` at least, in batches, oldest first.
+
+        `until` is a sequence the log is known to hold. Raises `CursorExpired` when retention overtakes the read,
+        `Unavailable` when NATS stays away longer than the reader's patience. Close it (`aclosing`) when leaving early.
+        """
+        position = _Position(after)
+        deadline = time.monotonic() + self._settings.read_patience_seconds
+        delay = FIRST_DELAY_SECONDS
+        while position.seq < until:
+            before = position.seq
+            try:
+                async with aclosing(self._stretch(address, position.seq)) as stretch:
+                    async for messages in stretch:
+                        yield position.advance(messages)
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+            if position.seq > before:
+                deadline = time.monotonic() + self._settings.read_patience_seconds
+                delay = FIRST_DELAY_SECONDS
+            elif time.monotonic() > deadline:
+                raise Unavailable(f"The log of {address.run_id} does not show message {until}.")
+            else:
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, LONGEST_DELAY_SECONDS)
+
+    async def _stretch(self, address: LogAddress, after: int) -> AsyncIterator[list[StoredMessage]]:
+        messages = await self._jetstream.direct_batch(address.stream, address.subject, after=after)
+        if messages:
+            yield messages
+        if not messages or messages[-1].pending <= DIRECT_GET_BATCH:
+            # Nothing more, or so little that another batch is cheaper than a consumer.
+            return
+        async with self._consumers:
+            rest = await self._jetstream.consume(
+                address.stream,
+                address.subject,
+                after=messages[-1].seq,
+                limit=self._settings.catchup_chunks,
+                max_bytes=self._settings.catchup_bytes,
+            )
+        # Yielded only now: a reader that is slow to take them must not hold up the others.
+        if rest:
+            yield rest
+
+
+class _Position:
+    """How far a read has come, and the check that nothing was left out."""
+
+    def __init__(self, seq: int) -> None:
+        self.seq = seq
+        self.index: int | None = None
+
+    def advance(self, messages: list[StoredMessage]) -> list[Entry]:
+        entries = [entry_of(message) for message in messages]
+        for entry in entries:
+            if self.index is not None and entry.index != self.index + 1:
+                raise CursorExpired(seq=self.seq)
+            self.seq, self.index = entry.seq, entry.index
+        return entries

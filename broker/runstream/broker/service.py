@@ -1,0 +1,112 @@
+"""The broker as a service: connects, provisions, executes run requests, answers on its own port."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import structlog
+from aiohttp import web
+
+from runstream.broker.connection import Connection
+from runstream.broker.errors import BrokerError
+from runstream.broker.http import health_routes
+from runstream.broker.index import Index
+from runstream.broker.jetstream import JetStream
+from runstream.broker.metrics import BrokerMetrics
+from runstream.broker.queue import WorkQueue
+from runstream.broker.topology import INDEX_STREAM, WORK_STREAM, check_server, provision
+from runstream.broker.worker import Worker
+
+if TYPE_CHECKING:
+    import socket
+
+    from runstream.broker.agents import Agent
+    from runstream.broker.settings import BrokerSettings
+
+__all__ = ["Broker", "Readiness"]
+
+log = structlog.get_logger(__name__)
+
+READINESS_SECONDS = 1.0
+"""How long an answer about the streams is good for: probes of many replicas must not become a load."""
+
+
+class Readiness:
+    """Whether NATS and every stream can be used, asked at most once a second."""
+
+    def __init__(self, jetstream: JetStream, settings: BrokerSettings) -> None:
+        self._jetstream = jetstream
+        self._streams = [f"RUNS_{shard}" for shard in range(settings.shards)] + [INDEX_STREAM, WORK_STREAM]
+        self._asked_at = 0.0
+        self._reason: str | None = None
+
+    async def unready(self) -> str | None:
+        """Say in words why not, None when ready."""
+        if not self._jetstream.connection.is_connected:
+            return "NATS is not connected."
+        if time.monotonic() - self._asked_at > READINESS_SECONDS:
+            self._reason = await self._ask()
+            self._asked_at = time.monotonic()
+        return self._reason
+
+    async def _ask(self) -> str | None:
+        for stream in self._streams:
+            try:
+                info = await self._jetstream.api(f"STREAM.INFO.{stream}", None)
+            except BrokerError as error:
+                return f"Stream {stream}: {error}"
+            cluster = info.get("cluster")
+            if cluster is not None and not cluster.get("leader"):
+                return f"Stream {stream} has no leader."
+        return None
+
+
+class Broker:
+    """One broker. Use as an async context manager: entered, it serves; left, it has given everything back.
+
+    `listener` is the socket of its own port, already bound: whoever starts it chose the port. `agent` None: this
+    broker provisions and answers, and executes nothing. Raises `Unavailable`, `TopologyError` on entry.
+    """
+
+    def __init__(
+        self, settings: BrokerSettings, *, agent: Agent | None, listener: socket.socket | None = None
+    ) -> None:
+        self.metrics = BrokerMetrics()
+        self._settings = settings
+        self._agent = agent
+        self._listener = listener
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Broker:
+        async with AsyncExitStack() as stack:
+            connection = await stack.enter_async_context(Connection(self._settings.nats_url, name="broker"))
+            check_server(connection.server_version)
+            jetstream = JetStream(connection, timeout_seconds=self._settings.request_timeout_seconds)
+            stack.push_async_callback(jetstream.close)
+            await provision(jetstream, self._settings)
+            self.metrics.watch_reconnects(lambda: connection.reconnects)
+            if self._agent is not None:
+                await stack.enter_async_context(self._worker(jetstream, self._agent))
+            if self._listener is not None:
+                await self._serve(stack, Readiness(jetstream, self._settings), self._listener)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    def _worker(self, jetstream: JetStream, agent: Agent) -> Worker:
+        index, queue = Index(jetstream), WorkQueue(jetstream)
+        worker = Worker(jetstream, index, queue, self._settings, agent, self.metrics)
+        self.metrics.watch_live_runs(worker.count)
+        return worker
+
+    async def _serve(self, stack: AsyncExitStack, readiness: Readiness, listener: socket.socket) -> None:
+        app = web.Application()
+        app.add_routes(health_routes(readiness.unready, self.metrics.registry))
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        await web.SockSite(runner, listener).start()

@@ -1,0 +1,85 @@
+"""Every setting and every bound of the durable side, each with its unit, its default and the reason for it."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+__all__ = ["BrokerSettings", "Duration"]
+
+_UNIT_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _seconds(value: object) -> object:
+    """Turn `24h`, `90s`, `250ms` or a bare number into seconds; anything else is left for pydantic to refuse."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)\s*", value)
+        if match is None:
+            message = "write a duration as 24h, 90s, 250ms or a number of seconds"
+            raise ValueError(message)
+        return float(match[1]) * _UNIT_SECONDS[match[2]]
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(_seconds)]
+"""Seconds, written as `24h`, `90s`, `250ms` or a bare number."""
+
+
+class BrokerSettings(BaseSettings):
+    """What a broker, and whoever reads the log, needs to know. `RUNSTREAM_X_Y` sets `x_y`."""
+
+    model_config = SettingsConfigDict(env_prefix="RUNSTREAM_", frozen=True, extra="ignore")
+
+    nats_url: str = "nats://127.0.0.1:4222"
+    """Where NATS is; several servers of one cluster are separated by commas."""
+
+    shards: int = Field(default=1, ge=1, le=8)
+    """Streams the runs are spread over. One is enough for a laptop; a run keeps the shard it started in."""
+
+    replicas: int = Field(default=1, ge=1, le=5)
+    """Copies JetStream keeps of every stream: 1 on a single server, 3 on a cluster."""
+
+    retention: Annotated[Duration, Field(gt=0)] = 24 * 3600.0
+    """How long a chunk is kept, in seconds. A day covers a laptop closed overnight."""
+
+    max_log_bytes: int = Field(default=-1, ge=-1)
+    """Bytes one shard may hold before it refuses writes; -1 leaves it to the server's own limit."""
+
+    max_run_messages: int = Field(default=200_000, ge=16)
+    """Messages one run may have: an agent at 100 chunks/s for half an hour. A guard against a run that never stops."""
+
+    lease_seconds: Annotated[Duration, Field(ge=1)] = 10.0
+    """Seconds without a sign of life after which a run's writer counts as dead. Renewed every third of it."""
+
+    request_timeout_seconds: Annotated[Duration, Field(gt=0)] = 2.0
+    """Seconds one request to NATS may take before it is repeated. Far above a leader's answer, below a reader's patience."""
+
+    write_patience_seconds: Annotated[Duration, Field(gt=0)] = 120.0
+    """Seconds a writer goes on trying to store one chunk: a NATS outage of half a minute must not lose a run."""
+
+    read_patience_seconds: Annotated[Duration, Field(gt=0)] = 60.0
+    """Seconds a reader waits for NATS to return before its clients are cut, to come back with their cursor."""
+
+    writer_queue_chunks: int = Field(default=1024, ge=1)
+    """Chunks that may wait in one run's writer: ten seconds of a fast agent, as long as a leader election takes."""
+
+    writer_queue_bytes: int = Field(default=8 * 2**20, ge=2**20)
+    """Bytes that may wait in one run's writer, so that large chunks cannot take the process's memory."""
+
+    concurrent_catchups: int = Field(default=16, ge=1)
+    """Long reads of the log at one time: each holds a consumer on the server and a batch in memory."""
+
+    catchup_chunks: int = Field(default=2000, ge=1)
+    """Chunks one such read takes at most before its slot goes to the next reader."""
+
+    catchup_bytes: int = Field(default=2**20, ge=2**10)
+    """Bytes one such read takes at most: what a slow client may hold in the gateway's memory."""
+
+    silence_seconds: Annotated[Duration, Field(gt=0)] = 2.0
+    """Seconds a live run may be silent before its tip is compared with the leader's."""
+
+    worker_concurrency: int = Field(default=1000, ge=1)
+    """Runs one broker executes at one time."""

@@ -1,0 +1,210 @@
+"""A run's newest entries as they are stored: live messages, and the log wherever those leave a hole.
+
+The server republishes each stored message on core NATS, at most once. A live message is shown only if it follows
+directly on the last entry shown (it names the sequence before its own); anything else means that the log knows more.
+Then one thing happens, whatever the cause (joining, a dropped message, a reconnect, a suspicious silence): the log is
+read from the last entry shown up to the newest sequence heard of.
+
+The invariant: *entries are handed on in order, each once, and without a hole*, because `_last` only ever moves to the
+entry that follows it, in `_show`, with no await between the check and the move.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+import structlog
+
+from runstream.broker.errors import BrokerError, Unavailable
+from runstream.broker.log import Entry, entry_of, live_entry
+from runstream.schemas import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from runstream.broker.connection import Message, Subscription
+    from runstream.broker.jetstream import JetStream
+    from runstream.broker.reader import LogReader
+    from runstream.broker.settings import BrokerSettings
+    from runstream.broker.topology import LogAddress
+
+__all__ = ["LiveTail", "TailCounters"]
+
+log = structlog.get_logger(__name__)
+
+LONGEST_SILENCE_FACTOR = 4
+"""A run that stays silent is looked at ever more rarely, up to this many times the first interval."""
+
+
+class TailCounters:
+    """What the tails of one process have seen, for metrics."""
+
+    def __init__(self) -> None:
+        self.holes_repaired = 0
+        self.tip_checks = 0
+
+
+class LiveTail:
+    """Follows one run from a given sequence. Hands entries to `on_entries`, a failure to `on_failure`, once.
+
+    `on_entries` is called from the event loop with one or more entries and must not block. Nothing is handed on after
+    the run's end. `open` returns when the tail has shown everything that was stored before it was called.
+    """
+
+    def __init__(
+        self,
+        jetstream: JetStream,
+        reader: LogReader,
+        settings: BrokerSettings,
+        address: LogAddress,
+        *,
+        counters: TailCounters,
+        on_entries: Callable[[Sequence[Entry]], None],
+        on_failure: Callable[[BrokerError], None],
+    ) -> None:
+        self.address = address
+        self.ended = False
+        self._jetstream = jetstream
+        self._reader = reader
+        self._settings = settings
+        self._counters = counters
+        self._on_entries = on_entries
+        self._on_failure = on_failure
+        self._last = 0
+        self._newest = 0
+        self._reading = True
+        self._wake = asyncio.Event()
+        self._suspect = False
+        self._heard_at, self._silences = time.monotonic(), 0
+        self._subscription: Subscription | None = None
+        self._unlisten: Callable[[], None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    async def open(self, start: Callable[[Entry | None], int]) -> Entry | None:
+        """Begin, and return the log's tip; None when the log has no messages yet.
+
+        `start` is told the tip and says after which sequence to begin. Raises `CursorExpired`, `Unavailable`.
+        """
+        # Subscribed first, tip asked second, on one connection: a message stored in between is heard of twice,
+        # never not at all. (In a cluster the two may overtake each other; then the chain or the silence shows it.)
+        connection = self._jetstream.connection
+        self._subscription = await connection.subscribe(self.address.live_subject, self._on_message)
+        self._unlisten = connection.on_reconnect(self._on_reconnect)
+        tip = await self._tip()
+        self._last = start(tip)
+        self._newest = max(self._newest, tip.seq if tip is not None else 0)
+        await self._catch_up()
+        if not self.ended:
+            self._watch = asyncio.create_task(self._watch_over(), name=f"tail-{self.address.run_id}")
+        return tip
+
+    async def close(self) -> None:
+        """Leave nothing behind: no task, no subscription, no listener."""
+        watch, self._watch = self._watch, None
+        if watch is not None and watch is not asyncio.current_task():
+            watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watch
+        await self._stop_listening()
+
+    async def _stop_listening(self) -> None:
+        unlisten, self._unlisten = self._unlisten, None
+        if unlisten is not None:
+            unlisten()
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            await subscription.close()
+
+    async def _tip(self) -> Entry | None:
+        self._counters.tip_checks += 1
+        message = await self._jetstream.last_message(self.address.stream, self.address.subject)
+        return None if message is None else entry_of(message)
+
+    async def _on_message(self, message: Message) -> None:
+        entry, previous = live_entry(message)
+        self._heard_at, self._silences = time.monotonic(), 0
+        self._newest = max(self._newest, entry.seq)
+        if self._reading or entry.seq <= self._last:
+            return  # The reading goes on until it has met `_newest`; below `_last` it is a duplicate.
+        if previous == self._last:
+            self._show([entry])
+        else:
+            self._reading = True
+            self._wake.set()
+
+    def _on_reconnect(self) -> None:
+        self._suspect = True
+        self._wake.set()
+
+    def _show(self, entries: Sequence[Entry]) -> None:
+        shown: list[Entry] = []
+        for entry in entries:
+            if self.ended or entry.seq <= self._last:
+                continue
+            self._last = entry.seq
+            shown.append(entry)
+            self.ended = entry.kind is Kind.END
+        if shown:
+            self._on_entries(shown)
+        if self.ended:
+            self._wake.set()
+
+    async def _catch_up(self) -> None:
+        """Read the log until it has met the newest sequence heard of; live messages are shown again from then on."""
+        self._reading = True
+        while self._last < self._newest and not self.ended:
+            async with aclosing(self._reader.read(self.address, self._last, self._newest)) as batches:
+                async for entries in batches:
+                    self._show(entries)
+        # No await since the last comparison: a message that arrives now follows on `_last`, or is a hole again.
+        self._reading = False
+
+    async def _watch_over(self) -> None:
+        try:
+            while not self.ended:
+                await self._wait_for_doubt()
+                if self._reading:
+                    self._counters.holes_repaired += 1
+                    log.info("hole_repaired", run_id=self.address.run_id, after=self._last, newest=self._newest)
+                if self._suspect:
+                    self._suspect = False
+                    await self._compare_with_leader()
+                if not self.ended:
+                    await self._catch_up()
+        except BrokerError as error:
+            self._on_failure(error)
+        await self._stop_listening()
+
+    async def _wait_for_doubt(self) -> None:
+        """Return when there is reason to look at the log: a hole, a reconnect, the end, or a silence."""
+        while not self._wake.is_set():
+            patience = self._settings.silence_seconds * min(2**self._silences, LONGEST_SILENCE_FACTOR)
+            remaining = self._heard_at + patience - time.monotonic()
+            if remaining <= 0:
+                self._suspect = True
+                self._silences += 1
+                break
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(remaining):
+                    await self._wake.wait()
+        self._wake.clear()
+
+    async def _compare_with_leader(self) -> None:
+        """Ask the leader for the tip until it answers, for as long as a reader may wait."""
+        deadline = time.monotonic() + self._settings.read_patience_seconds
+        while True:
+            try:
+                tip = await self._tip()
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(self._settings.silence_seconds / 4)
+                continue
+            self._heard_at = time.monotonic()
+            if tip is not None:
+                self._newest = max(self._newest, tip.seq)
+            return

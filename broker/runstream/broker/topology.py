@@ -1,0 +1,226 @@
+"""What exists in JetStream: the streams of the log, the index and the work queue; their subjects; provisioning.
+
+    RUNS_<shard>     runs.<shard>.<run_id>   the log; republished, once stored, as live.<shard>.<run_id>
+    KV_RUNSTREAM     $KV.RUNSTREAM.<key>     the index, a key-value bucket
+    RUNSTREAM_WORK   work.<tenant>           run requests that wait for a worker
+
+`provision` creates what is absent, from any number of processes at once, and reports what differs; it never
+changes or deletes a stream on its own, because two brokers with different settings would fight over it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+import msgspec
+import structlog
+
+from runstream.broker.errors import NotStored, ServerTooOld, StoreRefused, TopologyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from runstream.broker.jetstream import JetStream
+    from runstream.broker.settings import BrokerSettings
+
+__all__ = [
+    "BUCKET",
+    "INDEX_STREAM",
+    "SEQUENCES_PER_SHARD",
+    "WORKERS",
+    "WORK_STREAM",
+    "LogAddress",
+    "check_server",
+    "provision",
+    "shard_of",
+    "shard_of_cursor",
+]
+
+log = structlog.get_logger(__name__)
+
+OLDEST_SERVER = (2, 12, 0)
+"""Atomic batches came with 2.12; there is no second path for older servers."""
+
+BUCKET = "RUNSTREAM"
+INDEX_STREAM = f"KV_{BUCKET}"
+WORK_STREAM = "RUNSTREAM_WORK"
+WORKERS = "workers"
+
+SEQUENCES_PER_SHARD = 2**50
+"""Each shard numbers its messages in a range of its own, so that a cursor names its shard. Eight of them stay
+below 2^53, the largest whole number a JavaScript client can hold."""
+EPOCH_MILLISECONDS = 1_767_225_600_000
+"""2026-01-01T00:00:00Z. A stream's first sequence counts from here in microseconds, so that a stream that was lost
+and made again never issues a sequence that a client may still hold: 35 years until a shard's range is used up."""
+
+NANOSECONDS = 1_000_000_000
+DUPLICATE_WINDOW_SECONDS = 10
+"""The log needs no duplicate window (the fence does its work); the server's default, two minutes, costs 244 bytes
+of memory for each message id."""
+
+ESSENTIAL = frozenset({"subjects", "storage", "retention", "republish", "allow_atomic", "discard_new_per_subject"})
+
+
+class LogAddress(msgspec.Struct, frozen=True):
+    """Where a run's log is: its stream, the subject it is stored under, the subject it is republished on."""
+
+    run_id: str
+    shard: int
+
+    @property
+    def stream(self) -> str:
+        """The stream of the run's shard."""
+        return f"RUNS_{self.shard}"
+
+    @property
+    def subject(self) -> str:
+        """The subject the run's messages are stored under."""
+        return f"runs.{self.shard}.{self.run_id}"
+
+    @property
+    def live_subject(self) -> str:
+        """The subject the server republishes the run's messages on, once they are stored."""
+        return f"live.{self.shard}.{self.run_id}"
+
+
+def shard_of(run_id: str, shards: int) -> int:
+    """Choose a run's shard. Asked once, when the run is made: the record keeps the answer, so `shards` may change."""
+    return crc32(run_id.encode()) % shards
+
+
+def shard_of_cursor(cursor: int) -> int:
+    """Name the shard whose range `cursor` lies in."""
+    return cursor // SEQUENCES_PER_SHARD
+
+
+def check_server(version: tuple[int, int, int]) -> None:
+    """Raise `ServerTooOld` when nats-server lacks what runstream is built on."""
+    if version < OLDEST_SERVER:
+        found, needed = (".".join(map(str, numbers)) for numbers in (version, OLDEST_SERVER))
+        raise ServerTooOld(f"This is nats-server {found}; runstream needs {needed} or newer.")
+
+
+async def provision(jetstream: JetStream, settings: BrokerSettings) -> list[str]:
+    """Create the streams and the work queue's consumer where they are absent; returns what differs, in words.
+
+    Safe in any number of processes at once. Raises `TopologyError` when a stream is there but cannot serve (its
+    subjects, republishing or atomic batches differ), `Unavailable`.
+    """
+    drift: list[str] = []
+    for wanted in _streams(settings):
+        drift += _difference(wanted, await _ensure_stream(jetstream, wanted))
+    drift += await _ensure_workers(jetstream, settings)
+    for line in drift:
+        log.warning("topology_drift", difference=line)
+    return drift
+
+
+def _streams(settings: BrokerSettings) -> Iterator[dict[str, Any]]:
+    common = {
+        "storage": "file",
+        "num_replicas": settings.replicas,
+        "discard": "new",
+        "max_consumers": -1,
+        "deny_delete": True,
+    }
+    for shard in range(settings.shards):
+        yield {
+            **common,
+            "name": f"RUNS_{shard}",
+            "subjects": [f"runs.{shard}.>"],
+            "retention": "limits",
+            "max_age": int(settings.retention * NANOSECONDS),
+            "max_bytes": settings.max_log_bytes,
+            "max_msgs_per_subject": settings.max_run_messages,
+            "discard_new_per_subject": True,
+            "compression": "s2",
+            "duplicate_window": int(min(DUPLICATE_WINDOW_SECONDS, settings.retention) * NANOSECONDS),
+            "allow_direct": True,
+            "allow_atomic": True,
+            "republish": {"src": f"runs.{shard}.>", "dest": f"live.{shard}.>"},
+            "first_seq": shard * SEQUENCES_PER_SHARD + (time.time_ns() // 1_000_000 - EPOCH_MILLISECONDS) * 1000,
+        }
+    yield {
+        **common,
+        "name": INDEX_STREAM,
+        "subjects": [f"$KV.{BUCKET}.>"],
+        "retention": "limits",
+        "max_msgs_per_subject": 1,
+        # Read from the leader only: a claim decided on what a lagging replica says would be decided twice.
+        "allow_direct": False,
+        "allow_atomic": True,
+        # What the tools of NATS need to purge a key of a bucket.
+        "allow_rollup_hdrs": True,
+    }
+    yield {
+        **common,
+        "name": WORK_STREAM,
+        "subjects": ["work.>"],
+        "retention": "workqueue",
+        "max_age": int(settings.retention * NANOSECONDS),
+        # Enqueuing the same run twice within this window stores it once.
+        "duplicate_window": int(min(120, settings.retention) * NANOSECONDS),
+    }
+
+
+async def _ensure_stream(jetstream: JetStream, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    name = wanted["name"]
+    try:
+        info = await jetstream.api(f"STREAM.INFO.{name}", None)
+    except NotStored:
+        try:
+            info = await jetstream.api(f"STREAM.CREATE.{name}", wanted)
+            log.info("stream_created", stream=name, replicas=wanted["num_replicas"])
+        except StoreRefused as refused:
+            # Another process made it a moment ago, with another first sequence. Anything else fails here again.
+            try:
+                info = await jetstream.api(f"STREAM.INFO.{name}", None)
+            except NotStored:
+                raise TopologyError(f"Stream {name} cannot be created: {refused.detail}.") from refused
+    config: dict[str, Any] = info["config"]
+    return config
+
+
+def _difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Say what differs; raise `TopologyError` where the stream could not serve."""
+    differing = [
+        f"{wanted['name']}.{field} is {found.get(field)!r}, this configuration says {value!r}"
+        for field, value in wanted.items()
+        if field not in {"first_seq", "max_consumers"} and found.get(field, _absent(value)) != value
+    ]
+    fatal = [line for line in differing if line.split(" ")[0].rpartition(".")[2] in ESSENTIAL]
+    if fatal:
+        raise TopologyError(f"{'; '.join(fatal)}. Repair or remove the stream, then start again.")
+    return differing
+
+
+def _absent(value: object) -> object:
+    """Give the value that JetStream leaves out of its answer: false, 0, nothing."""
+    return type(value)() if isinstance(value, (bool, int, str)) else None
+
+
+async def _ensure_workers(jetstream: JetStream, settings: BrokerSettings) -> list[str]:
+    """Make the work queue's one consumer, which all workers pull from."""
+    config = {
+        "durable_name": WORKERS,
+        "ack_policy": "explicit",
+        # A worker that died stops saying so, and its run request goes to another.
+        "ack_wait": int(settings.lease_seconds * NANOSECONDS),
+        "max_deliver": -1,
+        "max_ack_pending": -1,
+        "max_waiting": 2048,
+        "deliver_policy": "all",
+    }
+    call = f"CONSUMER.DURABLE.CREATE.{WORK_STREAM}.{WORKERS}"
+    try:
+        found = (await jetstream.api(f"CONSUMER.INFO.{WORK_STREAM}.{WORKERS}", None))["config"]
+    except NotStored:
+        body = {"stream_name": WORK_STREAM, "config": config}
+        found = (await jetstream.api(call, body))["config"]
+    return [
+        f"{WORK_STREAM} consumer {WORKERS}.{field} is {found.get(field)!r}, this configuration says {value!r}"
+        for field, value in config.items()
+        if found.get(field) != value
+    ]

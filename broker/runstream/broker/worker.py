@@ -1,0 +1,262 @@
+"""Executes run requests: takes one from the queue, runs the agent, writes what it says into the run's log.
+
+A worker first stores an invisible `attempt`. Only a run with nothing but attempts in its log is executed; one that
+holds an agent's chunk lost its worker after it, and ends as `run_lost`, because executing it again would say
+everything twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+import structlog
+
+from runstream.broker.ending import Outcome, end_run, failed, finish_run, first_message
+from runstream.broker.errors import (
+    AgentFailed,
+    BrokerError,
+    ChunkTooLarge,
+    Fenced,
+    RunTooLong,
+    StoreFull,
+    StoreRefused,
+    Unavailable,
+)
+from runstream.broker.log import entry_of
+from runstream.broker.publisher import Publisher, Write
+from runstream.broker.topology import LogAddress
+from runstream.schemas import (
+    ErrorMessage,
+    InvalidChunk,
+    Kind,
+    StopReason,
+    UsageStatistics,
+    decode_chunk,
+    encode_chunk,
+    kind_of,
+    status_of,
+)
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from runstream.broker.agents import Agent
+    from runstream.broker.index import Index
+    from runstream.broker.jetstream import JetStream, StoredMessage
+    from runstream.broker.metrics import BrokerMetrics
+    from runstream.broker.queue import Task, WorkQueue
+    from runstream.broker.settings import BrokerSettings
+    from runstream.schemas import RunRecord, RunRequest
+
+__all__ = ["Worker"]
+
+log = structlog.get_logger(__name__)
+
+RETRY_SECONDS = 1.0
+RENEWALS_PER_LEASE = 3
+
+
+class Worker:
+    """Executes runs with one agent, many at a time. Use as an async context manager; leaving it abandons them.
+
+    What it abandons another worker finds on the queue a lease later.
+    """
+
+    def __init__(
+        self,
+        jetstream: JetStream,
+        index: Index,
+        queue: WorkQueue,
+        settings: BrokerSettings,
+        agent: Agent,
+        metrics: BrokerMetrics,
+    ) -> None:
+        self._jetstream = jetstream
+        self._index = index
+        self._queue = queue
+        self._settings = settings
+        self._agent = agent
+        self._metrics = metrics
+        self._running: set[asyncio.Task[None]] = set()
+        self._slot_freed = asyncio.Event()
+        self._taker: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Worker:
+        self._taker = asyncio.create_task(self._take(), name="worker")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        tasks = [*self._running, *([self._taker] if self._taker is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def count(self) -> int:
+        """Return how many runs are being executed."""
+        return len(self._running)
+
+    def _free_slots(self) -> int:
+        return self._settings.worker_concurrency - len(self._running)
+
+    async def _take(self) -> None:
+        while True:
+            try:
+                async with aclosing(self._queue.tasks(self._free_slots, self._slot_freed)) as tasks:
+                    async for task in tasks:
+                        running = asyncio.create_task(self._execute(task), name=f"run-{task.run_id}")
+                        self._running.add(running)
+                        running.add_done_callback(self._finished)
+            except Unavailable as error:
+                log.warning("work_queue_unreachable", error=str(error))
+                await asyncio.sleep(RETRY_SECONDS)
+
+    def _finished(self, running: asyncio.Task[None]) -> None:
+        self._running.discard(running)
+        self._slot_freed.set()
+
+    async def _execute(self, task: Task) -> None:
+        """Execute one run to its end, or leave it to another worker; never raises but on cancellation."""
+        with structlog.contextvars.bound_contextvars(run_id=task.run_id):
+            try:
+                async with _Hold(task, self._index, self._settings.lease_seconds):
+                    await self._carry_out(task)
+                await task.done()
+            except Fenced as error:
+                # Whoever fenced this worker has the run, and the message with it.
+                log.warning("run_fenced", error=str(error))
+            except BrokerError as error:
+                log.warning("run_put_back", error=str(error))
+                with contextlib.suppress(Unavailable):
+                    await task.give_back()
+            except Exception:
+                # A defect: the queue brings the run to another worker, and the log says what happened here.
+                log.exception("run_crashed")
+
+    async def _carry_out(self, task: Task) -> None:
+        stored = await self._index.run(task.tenant, task.run_id)
+        if stored is None:
+            log.warning("run_unknown", tenant=task.tenant)
+            return
+        record = stored.value
+        address = LogAddress(record.id, record.shard)
+        last = await self._jetstream.last_message(address.stream, address.subject)
+        async with self._publisher(address, last) as publisher:
+            if last is not None and await finish_run(publisher, self._index, record, last):
+                return
+            if last is not None and entry_of(last).kind not in {Kind.PING, Kind.ATTEMPT}:
+                await self._end(publisher, record, failed(record.id, "run_lost"))
+                return
+            await self._attempt(publisher, record, is_empty=last is None)
+
+    def _publisher(self, address: LogAddress, last: StoredMessage | None) -> Publisher:
+        position = (0, 0) if last is None else (last.seq, entry_of(last).index + 1)
+        return Publisher(
+            self._jetstream,
+            address,
+            self._settings,
+            last_seq=position[0],
+            next_index=position[1],
+            observe=self._metrics.published,
+        )
+
+    async def _attempt(self, publisher: Publisher, record: RunRecord, *, is_empty: bool) -> None:
+        request = await self._index.request(record.tenant, record.id)
+        if is_empty:
+            await publisher.publish_marked(first_message(record))
+        await publisher.publish_marked(Write(Kind.ATTEMPT, b""))
+        first_seq = record.first_seq or await self._first_seq(publisher.address)
+        record = await self._index.begin(record, first_seq=first_seq)
+        if request is None:
+            outcome = failed(record.id, "internal_error", detail="What this run was asked is no longer known.")
+        else:
+            self._metrics.run_started()
+            outcome = await self._run_agent(request, publisher)
+        await self._end(publisher, record, outcome)
+
+    async def _first_seq(self, address: LogAddress) -> int:
+        first = await self._jetstream.first_message(address.stream, address.subject)
+        return 0 if first is None else first.seq
+
+    async def _end(self, publisher: Publisher, record: RunRecord, outcome: Outcome) -> None:
+        await end_run(publisher, self._index, record, outcome)
+        self._metrics.run_ended(status_of(outcome.stop_reason))
+        log.info("run_ended", stop_reason=outcome.stop_reason, messages=publisher.next_index)
+
+    async def _run_agent(self, request: RunRequest, publisher: Publisher) -> Outcome:
+        """Write what the agent says into the log; returns what it came to. Raises when the log cannot be written."""
+        try:
+            return await self._record(request, publisher)
+        except AgentFailed as error:
+            return failed(request.run_id, error.error_type, message=error.message, detail=error.detail or None)
+        except ChunkTooLarge as error:
+            return failed(request.run_id, "chunk_too_large", detail=str(error))
+        except RunTooLong as error:
+            return failed(request.run_id, "run_too_long", detail=str(error))
+        except StoreFull as error:
+            return failed(request.run_id, "store_unavailable", detail=str(error))
+        except InvalidChunk as error:
+            return failed(request.run_id, "internal_error", detail=str(error))
+        except (Unavailable, StoreRefused, Fenced):
+            raise
+        except Exception as error:
+            log.exception("agent_crashed")
+            message = "An error occurred during agent execution."
+            return failed(request.run_id, "internal_error", message=message, detail=str(error))
+
+    async def _record(self, request: RunRequest, publisher: Publisher) -> Outcome:
+        stop: StopReason | None = None
+        usage: UsageStatistics | None = None
+        error: ErrorMessage | None = None
+        async with aclosing(self._agent(request)) as chunks:
+            async for chunk in chunks:
+                body, kind = encode_chunk(chunk, run_id=request.run_id), kind_of(chunk)
+                if kind is Kind.DATA:
+                    await publisher.enqueue(body)
+                    continue
+                # Held back: they belong to the ending, which is stored as one. An agent's pings are dropped.
+                held = decode_chunk(body)
+                stop = held if isinstance(held, StopReason) else stop
+                usage = held if isinstance(held, UsageStatistics) else usage
+                error = held if isinstance(held, ErrorMessage) else error
+        await publisher.flush()
+        if error is not None:
+            return Outcome("error" if stop is None else stop.stop_reason, error=error)
+        if stop is None:
+            return failed(request.run_id, "stream_incomplete")
+        if status_of(stop.stop_reason) != "completed":
+            return Outcome(stop.stop_reason)
+        return Outcome(stop.stop_reason, usage=usage or UsageStatistics())
+
+
+class _Hold:
+    """Signs of life while a run is executed: its lease renewed, its message kept, every third of a lease."""
+
+    def __init__(self, task: Task, index: Index, lease_seconds: float) -> None:
+        self._held = task
+        self._index = index
+        self._interval = lease_seconds / RENEWALS_PER_LEASE
+        self._renewing: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> None:
+        self._renewing = asyncio.create_task(self._renew(), name=f"lease-{self._held.run_id}")
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._renewing is not None:
+            self._renewing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._renewing
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval)
+            try:
+                await self._held.extend()
+                await self._index.renew_lease(self._held.run_id)
+            except BrokerError as error:
+                # Nothing to do but try again: a watchdog that cannot reach the index ends no run either.
+                log.warning("lease_not_renewed", error=str(error))
