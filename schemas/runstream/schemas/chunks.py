@@ -440,10 +440,11 @@ def _check_keys(value: object) -> None:
 
 
 def decode_chunk(body: bytes) -> Chunk | dict[str, object]:
-    """Read a stored body back: as its struct if that says exactly the same, else as it is.
+    """Read a stored body back: as the struct of its message type, or as it is.
 
-    Exact on purpose. A struct drops the keys it does not know, and makes up an id and a date where they are
-    missing; what is read should be what was written.
+    A message is a struct only if that says exactly the same: a struct drops keys it does not know, and makes up
+    an id and a date where they are missing. A stop reason, usage or error is a struct whenever it fits one, for
+    runstream acts on what it knows of them; a newer platform's extra key must not hide that a run has ended.
 
     Raises InvalidChunk if the body is not a JSON object.
     """
@@ -461,7 +462,9 @@ def decode_chunk(body: bytes) -> Chunk | dict[str, object]:
         typed = msgspec.convert(chunk, chunk_type)
     except msgspec.ValidationError:
         return chunk
-    return typed if msgspec.to_builtins(typed) == chunk else chunk
+    if isinstance(typed, StopReason | UsageStatistics | ErrorMessage) or msgspec.to_builtins(typed) == chunk:
+        return typed
+    return chunk
 
 
 def splice_seq_id(body: bytes, seq_id: int | None) -> bytes:
