@@ -442,9 +442,9 @@ def _check_keys(value: object) -> None:
 def decode_chunk(body: bytes) -> Chunk | dict[str, object]:
     """Read a stored body back: as the struct of its message type, or as it is.
 
-    A message is a struct only if that says exactly the same: a struct drops keys it does not know, and makes up
-    an id and a date where they are missing. A stop reason, usage or error is a struct whenever it fits one, for
-    runstream acts on what it knows of them; a newer platform's extra key must not hide that a run has ended.
+    A message is a struct only if that says exactly the same: a struct drops keys it does not know, and makes
+    up an id and a date where they are missing. A stop reason, usage or error is a struct whenever it fits one,
+    for runstream acts on what it knows of them: a newer platform's extra key must not hide that a run ended.
 
     Raises InvalidChunk if the body is not a JSON object.
     """
