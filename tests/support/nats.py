@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import json
 import os
 import signal
 import socket
@@ -10,9 +11,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import nats
-import nats.errors
-from nats.js.errors import Error as JetStreamError
 from testcontainers.core.container import DockerContainer
 
 from runstream.broker.embedded import EmbeddedServer, read_info
@@ -155,9 +153,9 @@ class NatsCluster:
         await self._nodes[number].stop()
 
     async def start(self, number: int) -> None:
-        """Back with its data, and part of a cluster that has a leader."""
+        """Back with its data, and up to date if the others run."""
         await self._nodes[number].start()
-        await self.wait_ready()
+        await self.wait_ready(all_current=all(node.pid is not None for node in self._nodes))
 
     def pause(self, number: int) -> None:
         """SIGSTOP: its connections stay open, and nothing moves on them."""
@@ -167,19 +165,20 @@ class NatsCluster:
         self._signal(number, signal.SIGCONT)
 
     async def heal(self) -> None:
-        """All nodes running again, whatever a test did to them."""
+        """All nodes running again, whatever a test did to them, and all replicas up to date."""
         for number, node in enumerate(self._nodes):
             if node.pid is not None:
                 self.resume(number)
             await node.start()
-        await self.wait_ready()
+        await self.wait_ready(all_current=True)
 
-    async def wait_ready(self, timeout: float = CLUSTER_SECONDS) -> None:
-        """Every node that runs answers JetStream requests, so a meta leader exists."""
+    async def wait_ready(self, timeout: float = CLUSTER_SECONDS, *, all_current: bool = False) -> None:
+        """Every node that runs answers JetStream requests, and every stream has a leader."""
         for node in self._nodes:
             if node.pid is not None:
-                complaint = f"the cluster has no leader, says {node.url}: see {node.log_file}"
-                await wait_until(functools.partial(jetstream_answers, node.url), timeout, complaint)
+                settled = functools.partial(streams_lead, node.url, all_current=all_current)
+                complaint = f"the cluster has not settled, says {node.url}: see {node.log_file}"
+                await wait_until(settled, timeout, complaint)
 
     def _signal(self, number: int, what: signal.Signals) -> None:
         pid = self._nodes[number].pid
@@ -235,25 +234,55 @@ async def answers(url: str) -> bool:
     """Whether a nats-server with JetStream is there now."""
     host, _, port = url.removeprefix("nats://").rpartition(":")
     try:
-        return (await read_info(host, int(port))).jetstream
+        # A paused server accepts connections, the kernel does that for it, and says nothing.
+        async with asyncio.timeout(1):
+            return (await read_info(host, int(port))).jetstream
     except (OSError, ValueError):
         return False
 
 
 async def jetstream_answers(url: str) -> bool:
     """Whether the JetStream API answers there now: in a cluster it does not without a leader."""
-    try:
-        connection = await nats.connect(url, connect_timeout=1, allow_reconnect=False, error_cb=_ignore)
-    except (OSError, TimeoutError, nats.errors.Error):
+    return await ask(url, "$JS.API.INFO") is not None
+
+
+async def streams_lead(url: str, *, all_current: bool) -> bool:
+    """Whether every stream has a leader, and, if asked for, no replica that lags behind or is away."""
+    listed = await ask(url, "$JS.API.STREAM.LIST")
+    if listed is None or listed.get("missing"):
         return False
+    clusters = [stream.get("cluster", {}) for stream in listed["streams"] or []]
+    replicas = [replica for cluster in clusters for replica in cluster.get("replicas") or []]
+    whole = all(replica["current"] and not replica.get("offline") for replica in replicas)
+    return all("leader" in cluster for cluster in clusters) and (whole or not all_current)
+
+
+async def ask(url: str, subject: str, timeout: float = 1.0) -> dict[str, Any] | None:
+    """One request to the JetStream API and its answer; None for an error, silence or no server.
+
+    The NATS protocol by hand: nats-py leaks the socket of a connection that fails half made.
+    """
+    host, _, port = url.removeprefix("nats://").rpartition(":")
+    with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+        async with asyncio.timeout(timeout), connected(host, int(port)) as (reader, writer):
+            writer.write(b'CONNECT {"verbose":false}\r\nSUB answer 1\r\n')
+            writer.write(f"PUB {subject} answer 0\r\n\r\n".encode())
+            while True:
+                line = await reader.readuntil(b"\n")
+                if line.startswith(b"MSG"):
+                    body = await reader.readexactly(int(line.split()[-1]))
+                    answer: dict[str, Any] = json.loads(body)
+                    return None if "error" in answer else answer
+    return None
+
+
+@contextlib.asynccontextmanager
+async def connected(host: str, port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A TCP connection, closed when the block ends."""
+    reader, writer = await asyncio.open_connection(host, port)
     try:
-        await connection.jetstream(timeout=1).account_info()
-    except (JetStreamError, TimeoutError, nats.errors.Error):
-        return False
+        yield reader, writer
     finally:
-        await connection.close()
-    return True
-
-
-async def _ignore(_: Exception) -> None:
-    """The caller asks again."""
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()

@@ -93,6 +93,8 @@ async def read_info(host: str, port: int) -> ServerInfo:
         line = await reader.readline()
     finally:
         writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
     verb, _, body = line.partition(b" ")
     if verb != b"INFO":
         raise ValueError(f"no nats-server: {line[:40]!r}")
