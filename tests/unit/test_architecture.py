@@ -79,6 +79,13 @@ def test_there_is_something_to_look_at() -> None:
     assert {"broker/errors.py", "broker/embedded.py"} <= set(SOURCES)
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_three_folders_are_one_namespace(package: str) -> None:
+    """A runstream/__init__.py in any of them would hide the others; each is typed for who installs it."""
+    assert not (ROOT / package / "runstream" / "__init__.py").exists()
+    assert (ROOT / package / "runstream" / package / "py.typed").exists()
+
+
 @pytest.mark.parametrize(
     ("module", "forbidden"), [("schemas", "broker"), ("schemas", "gateway"), ("broker", "gateway")]
 )
