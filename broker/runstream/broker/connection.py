@@ -52,7 +52,9 @@ class Message(Protocol):
 class Subscription:
     """Interest in one subject, kept over reconnects and replacements until it is closed."""
 
-    def __init__(self, owner: Connection, subject: str, callback: Callable[[Message], Awaitable[None]]) -> None:
+    def __init__(
+        self, owner: Connection, subject: str, callback: Callable[[Message], Awaitable[None]]
+    ) -> None:
         self.subject = subject
         self.callback = callback
         self._owner = owner
@@ -79,7 +81,9 @@ class Connection:
     Raises `Unavailable` on entry when no server answers within `connect_seconds`.
     """
 
-    def __init__(self, url: str, *, name: str, connect_seconds: float = 4.0, inbox_prefix: str = "_INBOX") -> None:
+    def __init__(
+        self, url: str, *, name: str, connect_seconds: float = 4.0, inbox_prefix: str = "_INBOX"
+    ) -> None:
         self.name = name
         self._servers = [part.strip() for part in url.split(",") if part.strip()]
         self._connect_seconds = connect_seconds

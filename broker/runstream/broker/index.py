@@ -296,7 +296,13 @@ class Index:
         if stored is None or stored.value.active_run != run.id:
             return []
         freed = msgspec.structs.replace(stored.value, active_run=None)
-        return [_Put(_conversation_key(run.tenant, run.conversation_id), msgspec.json.encode(freed), stored.revision)]
+        return [
+            _Put(
+                _conversation_key(run.tenant, run.conversation_id),
+                msgspec.json.encode(freed),
+                stored.revision,
+            )
+        ]
 
     async def renew_lease(self, run_id: str) -> None:
         """Give a sign of life: a new revision of the lease, whose value says nothing."""

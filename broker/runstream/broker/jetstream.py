@@ -160,7 +160,9 @@ class JetStream:
         if got.message is None:
             return None
         found = got.message
-        return StoredMessage(found.subject, found.seq, b64decode(found.data), _parse_headers(b64decode(found.hdrs)))
+        return StoredMessage(
+            found.subject, found.seq, b64decode(found.data), _parse_headers(b64decode(found.hdrs))
+        )
 
     # -- reading from any replica -------------------------------------------------------------------------------
 
@@ -250,7 +252,9 @@ class JetStream:
                 # Nobody waits for the answer: lost, the consumer's idle threshold removes it.
                 await self.connection.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{name}", b"")
 
-    async def _pulled(self, queue: asyncio.Queue[Message], expected: int, request: str) -> list[StoredMessage]:
+    async def _pulled(
+        self, queue: asyncio.Queue[Message], expected: int, request: str
+    ) -> list[StoredMessage]:
         found: list[StoredMessage] = []
         while len(found) < expected:
             message = await self._next(queue, request)

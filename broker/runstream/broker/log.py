@@ -1,9 +1,9 @@
 """A run's log as its readers see it: entries, and the headers each message carries.
 
-    Rs-Kind     how the message goes out (`runstream.schemas.Kind`)
-    Rs-Writer   <writer>:<index>: who wrote it, and the how-many-th message of the log it is, from 0 without a gap
-    Rs-Run      on the first message only: what the index knows of the run, so that the index can be rebuilt
-    Rs-Ending   on the messages of an ending only: the run's stop reason
+Rs-Kind     how the message goes out (`runstream.schemas.Kind`)
+Rs-Writer   <writer>:<index>: who wrote it, and the how-many-th message of the log it is, from 0 without a gap
+Rs-Run      on the first message only: what the index knows of the run, so that the index can be rebuilt
+Rs-Ending   on the messages of an ending only: the run's stop reason
 """
 
 from __future__ import annotations

@@ -11,7 +11,23 @@ if TYPE_CHECKING:
 
 __all__ = ["BrokerMetrics"]
 
-PUBLISH_SECONDS_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30)
+PUBLISH_SECONDS_BUCKETS = (
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.05,
+    0.1,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+)
 """From a store on the same machine to a leader election and an outage."""
 
 
@@ -51,6 +67,8 @@ class BrokerMetrics:
     def watch_reconnects(self, count: Callable[[], float]) -> None:
         """Read the number of reconnects whenever the metrics are."""
         gauge = Gauge(
-            "runstream_nats_reconnects", "Reconnects to NATS since this process started.", registry=self.registry
+            "runstream_nats_reconnects",
+            "Reconnects to NATS since this process started.",
+            registry=self.registry,
         )
         gauge.set_function(count)

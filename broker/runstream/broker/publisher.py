@@ -90,6 +90,7 @@ class Publisher:
         *,
         last_seq: int = 0,
         next_index: int = 0,
+        patience_seconds: float | None = None,
         observe: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.address = address
@@ -98,6 +99,7 @@ class Publisher:
         self.writer = secrets.token_urlsafe(9)
         self._jetstream = jetstream
         self._settings = settings
+        self._patience_seconds = patience_seconds or settings.write_patience_seconds
         self._observe = observe
         self._limit = chunk_limit(jetstream.connection.max_payload)
         self._queue: deque[_Queued] = deque()
@@ -223,7 +225,7 @@ class Publisher:
         """Store `writes` after the log's last message, however often that must be tried."""
         last_index = self.next_index + len(writes) - 1
         started = time.monotonic()
-        deadline = started + self._settings.write_patience_seconds
+        deadline = started + self._patience_seconds
         delay = FIRST_DELAY_SECONDS
         while True:
             try:

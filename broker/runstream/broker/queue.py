@@ -135,7 +135,9 @@ class WorkQueue:
                 status = (message.headers or {}).get("Status")
                 if status is not None:
                     if status not in {"404", "408"}:
-                        await asyncio.sleep(0.2)  # No responders or no leader: do not ask again at full speed.
+                        await asyncio.sleep(
+                            0.2
+                        )  # No responders or no leader: do not ask again at full speed.
                     return
                 received += 1
                 yield message

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LogReader"]
 
+GUESSES = 8
 FIRST_DELAY_SECONDS = 0.05
 LONGEST_DELAY_SECONDS = 1.0
 
@@ -56,6 +57,22 @@ class LogReader:
         """Return the last sequence the run's stream has issued, asked from its leader."""
         info = await self._jetstream.api(f"STREAM.INFO.{address.stream}", None)
         return int(info["state"]["last_seq"])
+
+    async def cursor_before(self, address: LogAddress, tip: Entry, first_seq: int, count: int) -> int:
+        """Return a cursor with about `count` entries between it and `tip`, at most twice as many.
+
+        A run's sequences are spread unevenly over its stream's, so the first guess, from the average, is corrected
+        by what the server counts behind it.
+        """
+        span = max((tip.seq - first_seq) * count // max(tip.index, 1), 1)
+        for _ in range(GUESSES):
+            after = max(tip.seq - span, first_seq)
+            found = await self._jetstream.direct_batch(address.stream, address.subject, after=after, limit=1)
+            remaining = 1 + found[0].pending if found else 0
+            if remaining <= 2 * count:
+                return after
+            span = max(span * count // remaining, 1)
+        return tip.seq - 1
 
     async def read(self, address: LogAddress, after: int, until: int) -> AsyncIterator[list[Entry]]:
         """Yield the entries after sequence `after` up to sequence `until` at least, in batches, oldest first.

@@ -24,7 +24,7 @@ from runstream.broker.log import Entry, entry_of, live_entry
 from runstream.schemas import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from runstream.broker.connection import Message, Subscription
     from runstream.broker.jetstream import JetStream
@@ -84,7 +84,7 @@ class LiveTail:
         self._unlisten: Callable[[], None] | None = None
         self._watch: asyncio.Task[None] | None = None
 
-    async def open(self, start: Callable[[Entry | None], int]) -> Entry | None:
+    async def open(self, start: Callable[[Entry | None], Awaitable[int]]) -> Entry | None:
         """Begin, and return the log's tip; None when the log has no messages yet.
 
         `start` is told the tip and says after which sequence to begin. Raises `CursorExpired`, `Unavailable`.
@@ -95,11 +95,12 @@ class LiveTail:
         self._subscription = await connection.subscribe(self.address.live_subject, self._on_message)
         self._unlisten = connection.on_reconnect(self._on_reconnect)
         tip = await self._tip()
-        self._last = start(tip)
+        self._last = await start(tip)
         self._newest = max(self._newest, tip.seq if tip is not None else 0)
         await self._catch_up()
         if not self.ended:
             self._watch = asyncio.create_task(self._watch_over(), name=f"tail-{self.address.run_id}")
+            self._watch.add_done_callback(self._watched)
         return tip
 
     async def close(self) -> None:
@@ -169,7 +170,9 @@ class LiveTail:
                 await self._wait_for_doubt()
                 if self._reading:
                     self._counters.holes_repaired += 1
-                    log.info("hole_repaired", run_id=self.address.run_id, after=self._last, newest=self._newest)
+                    log.info(
+                        "hole_repaired", run_id=self.address.run_id, after=self._last, newest=self._newest
+                    )
                 if self._suspect:
                     self._suspect = False
                     await self._compare_with_leader()
@@ -178,6 +181,12 @@ class LiveTail:
         except BrokerError as error:
             self._on_failure(error)
         await self._stop_listening()
+
+    def _watched(self, watch: asyncio.Task[None]) -> None:
+        """Make a defect in the watching the followers' failure: a tail nobody watches would keep them for ever."""
+        if not watch.cancelled() and (defect := watch.exception()) is not None:
+            log.error("tail_crashed", run_id=self.address.run_id, exc_info=defect)
+            self._on_failure(BrokerError(f"The tail of {self.address.run_id} failed: {defect!r}"))
 
     async def _wait_for_doubt(self) -> None:
         """Return when there is reason to look at the log: a hole, a reconnect, the end, or a silence."""

@@ -172,7 +172,9 @@ class Worker:
         first_seq = record.first_seq or await self._first_seq(publisher.address)
         record = await self._index.begin(record, first_seq=first_seq)
         if request is None:
-            outcome = failed(record.id, "internal_error", detail="What this run was asked is no longer known.")
+            outcome = failed(
+                record.id, "internal_error", detail="What this run was asked is no longer known."
+            )
         else:
             self._metrics.run_started()
             outcome = await self._run_agent(request, publisher)
@@ -192,7 +194,9 @@ class Worker:
         try:
             return await self._record(request, publisher)
         except AgentFailed as error:
-            return failed(request.run_id, error.error_type, message=error.message, detail=error.detail or None)
+            return failed(
+                request.run_id, error.error_type, message=error.message, detail=error.detail or None
+            )
         except ChunkTooLarge as error:
             return failed(request.run_id, "chunk_too_large", detail=str(error))
         except RunTooLong as error:

@@ -1,0 +1,127 @@
+"""The gateway as a service: connects to NATS, answers HTTP."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import structlog
+from aiohttp import web
+
+from runstream.broker.connection import Connection
+from runstream.broker.http import health_routes
+from runstream.broker.index import Index
+from runstream.broker.jetstream import JetStream
+from runstream.broker.queue import WorkQueue
+from runstream.broker.reader import LogReader
+from runstream.broker.service import Readiness
+from runstream.broker.topology import check_server
+from runstream.gateway.fanout import Hub
+from runstream.gateway.lookup import Lookup
+from runstream.gateway.metrics import GatewayMetrics
+from runstream.gateway.middleware import answer_errors, fallback
+from runstream.gateway.routes import agents, conversations, runs
+from runstream.gateway.services import SERVICES, Services
+from runstream.gateway.start import Starter
+
+if TYPE_CHECKING:
+    import socket
+
+    from runstream.broker.settings import BrokerSettings
+    from runstream.gateway.settings import GatewaySettings
+
+__all__ = ["Gateway"]
+
+log = structlog.get_logger(__name__)
+
+BODY_RESERVE_BYTES = 16 * 2**10
+"""What a request may carry beside its body, in the one message of the index that holds both."""
+SHUTDOWN_SECONDS = 1.0
+"""How long open requests may take when the gateway stops; streams are ended before."""
+
+
+class Gateway:
+    """One gateway. Use as an async context manager: entered, it serves; left, it has given everything back.
+
+    `listener` is its socket, already bound. The topology must exist: a broker provisions it. Raises `Unavailable`,
+    `ServerTooOld` on entry.
+    """
+
+    def __init__(
+        self, settings: GatewaySettings, broker_settings: BrokerSettings, *, listener: socket.socket
+    ) -> None:
+        self.metrics = GatewayMetrics()
+        self._settings = settings
+        self._broker_settings = broker_settings
+        self._listener = listener
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Gateway:
+        async with AsyncExitStack() as stack:
+            jetstream = await self._jetstream(stack, "gateway")
+            # Reads of long logs keep their connection busy on the server; live messages must not wait behind them.
+            catchup = await self._jetstream(stack, "gateway-catchup")
+            check_server(jetstream.connection.server_version)
+            reader = LogReader(catchup, self._broker_settings)
+            self.hub = Hub(jetstream, reader, self._settings, self._broker_settings, self.metrics)
+            self._watch(jetstream.connection)
+            await self._serve(stack, self._services(jetstream))
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _jetstream(self, stack: AsyncExitStack, name: str) -> JetStream:
+        connection = await stack.enter_async_context(Connection(self._broker_settings.nats_url, name=name))
+        jetstream = JetStream(connection, timeout_seconds=self._broker_settings.request_timeout_seconds)
+        stack.push_async_callback(jetstream.close)
+        return jetstream
+
+    def _services(self, jetstream: JetStream) -> Services:
+        index = Index(jetstream)
+        readiness = Readiness(jetstream, self._broker_settings)
+
+        async def unready() -> str | None:
+            if self.hub.is_full:
+                return "As many streams are open as may be."
+            return await readiness.unready()
+
+        return Services(
+            hub=self.hub,
+            index=index,
+            lookup=Lookup(index),
+            starter=Starter(jetstream, index, WorkQueue(jetstream), self._broker_settings),
+            body_limit=jetstream.connection.max_payload - BODY_RESERVE_BYTES,
+            unready=unready,
+        )
+
+    def _watch(self, connection: Connection) -> None:
+        hub, metrics = self.hub, self.metrics
+        metrics.watch("followers", "Open streams.", lambda: hub.followers)
+        metrics.watch("live_tails", "Runs held in memory.", lambda: hub.live_tails)
+        metrics.watch(
+            "holes_repaired",
+            "Holes in live messages, filled from the log.",
+            lambda: hub.counters.holes_repaired,
+        )
+        metrics.watch(
+            "tip_checks", "Times a run's tip was asked of its leader.", lambda: hub.counters.tip_checks
+        )
+        metrics.watch(
+            "nats_reconnects", "Reconnects to NATS since this process started.", lambda: connection.reconnects
+        )
+
+    async def _serve(self, stack: AsyncExitStack, services: Services) -> None:
+        app = web.Application(middlewares=[answer_errors])
+        app[SERVICES] = services
+        app.add_routes(health_routes(services.unready, self.metrics.registry))
+        app.add_routes([*conversations.routes, *agents.routes, *runs.routes])
+        app.router.add_route("*", "/{path:.*}", fallback)
+        # Without handler_cancellation a handler outlives its client, and a follower of a silent run never ends.
+        runner = web.AppRunner(
+            app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS
+        )
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        await web.SockSite(runner, self._listener, backlog=1024).start()

@@ -1,0 +1,51 @@
+"""The one way a client's message becomes a streamed answer, whichever path it came by."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from runstream.gateway.errors import ApiError, BadRequest
+from runstream.gateway.streaming import check_room, stream_run
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from runstream.gateway.services import Services
+    from runstream.schemas import CreateMessagesRequest
+
+__all__ = ["create_and_stream"]
+
+
+class EmptyMessages(ApiError):
+    """There is nothing to answer."""
+
+    status = 422
+
+
+async def create_and_stream(
+    request: web.Request,
+    services: Services,
+    wanted: CreateMessagesRequest,
+    body: dict[str, Any],
+    *,
+    agent_id: str,
+    conversation_id: str | None,
+    run_type: str,
+) -> web.StreamResponse:
+    """Start a run and stream it from its beginning. A client that leaves does not end the run."""
+    if wanted.messages_are_empty:
+        raise EmptyMessages("Messages must not be empty")
+    if not wanted.streaming:
+        raise BadRequest('This endpoint answers with a stream: send "streaming": true.')
+    check_room(services.hub)
+    claimed = await services.starter.start(
+        wanted, body, agent_id=agent_id, conversation_id=conversation_id, run_type=run_type
+    )
+    return await stream_run(
+        request,
+        services.hub,
+        claimed.record,
+        starting_after=0,
+        include_pings=wanted.include_pings,
+        kind="create",
+    )

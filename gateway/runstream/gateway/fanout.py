@@ -1,0 +1,375 @@
+"""Who follows which run: one tail per live run, shared; followers are cursors into it.
+
+A follower that is at the tip is *live*: each new entry is written to its socket in the one pass that serves all of
+them, and its coroutine sleeps. One that is behind, because it has just come or because its socket is full, goes on by
+itself: from the window while that reaches back to its cursor, else from the log. So nobody waits for a slow follower,
+and a slow follower loses nothing.
+
+The invariant: *a follower's cursor is the sequence of the last entry written to it, and it turns live only when
+nothing follows that cursor in the window*, checked and registered with no await in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import aclosing, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import structlog
+
+from runstream.broker.errors import BrokerError, CursorExpired, Unavailable
+from runstream.broker.tail import LiveTail, TailCounters
+from runstream.broker.topology import LogAddress, shard_of_cursor
+from runstream.gateway.sse import Style, event_of, periodic_ping
+from runstream.gateway.window import Frame, Window
+from runstream.schemas import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from runstream.broker.jetstream import JetStream
+    from runstream.broker.log import Entry
+    from runstream.broker.reader import LogReader
+    from runstream.broker.settings import BrokerSettings
+    from runstream.gateway.metrics import GatewayMetrics
+    from runstream.gateway.response import EventResponse
+    from runstream.gateway.settings import GatewaySettings
+    from runstream.schemas import RunRecord
+
+__all__ = ["Follower", "Hub", "RunTail"]
+
+log = structlog.get_logger(__name__)
+
+STRETCH_FRAMES = 512
+"""Frames written to a follower that catches up before its socket is looked at again."""
+
+
+class Follower:
+    """One response, and how far it has come."""
+
+    def __init__(
+        self, response: EventResponse, *, run_id: str, cursor: int, style: Style, include_pings: bool
+    ) -> None:
+        self.response = response
+        self.run_id = run_id
+        self.cursor = cursor
+        self.style = style
+        self.include_pings = include_pings
+        self.is_done = False
+        self.woken = asyncio.Event()
+        self.written_at = time.monotonic()
+        self._seen: int | None = None
+
+    def write(self, frames: Sequence[Frame]) -> None:
+        """Write frames that follow the cursor, and move it. Never waits."""
+        if self.response.is_chunked:
+            data = b"".join([frame.chunk(self.style) for frame in frames if self._wants(frame.entry)])
+        else:
+            data = b"".join(
+                [event_of(frame.entry, self.style) for frame in frames if self._wants(frame.entry)]
+            )
+        self.response.write(data)
+        self._moved(frames[-1].entry, frames)
+
+    def write_beyond(self, frames: Sequence[Frame]) -> None:
+        """Write what lies beyond a cursor that is ahead of the run; the end in any case."""
+        beyond = [frame for frame in frames if frame.entry.seq > self.cursor or frame.entry.kind is Kind.END]
+        if beyond:
+            self.write(beyond)
+
+    def write_ready(self, data: bytes, frames: Sequence[Frame]) -> None:
+        """Write what `frames` are in this follower's style, already joined for all who share it."""
+        self.response.write(data)
+        self._moved(frames[-1].entry, frames)
+
+    def _wants(self, entry: Entry) -> bool:
+        return self.include_pings or entry.kind is not Kind.PING
+
+    def _moved(self, last: Entry, frames: Sequence[Frame]) -> None:
+        self.cursor = last.seq
+        self.written_at = time.monotonic()
+        if self.style is Style.BACKGROUND:
+            for frame in reversed(frames):
+                if frame.entry.kind in {Kind.DATA, Kind.PING, Kind.ERROR} and self._wants(frame.entry):
+                    self._seen = frame.entry.seq
+                    break
+        if last.kind is Kind.END:
+            self.is_done = True
+            self.woken.set()
+
+    def keep_alive(self) -> None:
+        """Write a ping that repeats the last `seq_id` written."""
+        self.response.write_event(periodic_ping(self.run_id, self._seen))
+        self.written_at = time.monotonic()
+
+
+class RunTail:
+    """One run's window and its live followers, fed by a `LiveTail`. Made and closed by the hub only."""
+
+    def __init__(self, hub: Hub, record: RunRecord) -> None:
+        self.record = record
+        self.address = LogAddress(record.id, record.shard)
+        self.window = Window(hub.settings.tail_chunks, hub.settings.tail_bytes)
+        self.users = 0
+        self.tip: Entry | None = None
+        self.failure: BrokerError | None = None
+        self._hub = hub
+        self._live: dict[Follower, None] = {}
+        self._ready = asyncio.Event()
+        self._tail = LiveTail(
+            hub.jetstream,
+            hub.reader,
+            hub.broker_settings,
+            self.address,
+            counters=hub.counters,
+            on_entries=self._on_entries,
+            on_failure=self._on_failure,
+        )
+        self._opening: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to fill the window."""
+        self._opening = asyncio.create_task(self._open(), name=f"open-{self.record.id}")
+
+    async def _open(self) -> None:
+        try:
+            await self._tail.open(self._begin_at)
+        except BrokerError as error:
+            self._on_failure(error)
+        finally:
+            self._ready.set()
+
+    async def _begin_at(self, tip: Entry | None) -> int:
+        """Choose where the window begins: near the tip, so that a long run costs no more than a short one."""
+        self.tip = tip
+        fill = self._hub.settings.tail_fill_chunks
+        if tip is None or tip.index < fill:
+            return 0
+        begin = await self._hub.reader.cursor_before(self.address, tip, await self.first_seq(), fill)
+        self.window.base = begin
+        return begin
+
+    async def opened(self) -> None:
+        """Wait until the window holds the newest part of the log. Raises what kept it from doing so."""
+        await self._ready.wait()
+        if self.failure is not None:
+            raise self.failure
+        if self._opening is not None and self._opening.done():
+            self._opening.result()  # A defect in opening is the waiters' to hear, not only the loop's.
+
+    async def close(self) -> None:
+        """Leave no task and no subscription behind."""
+        if self._opening is not None and not self._opening.done():
+            self._opening.cancel()
+            await asyncio.wait([self._opening])
+        await self._tail.close()
+
+    async def first_seq(self) -> int:
+        """Return the sequence of the run's first message. Raises `CursorExpired` when there is none."""
+        if self.record.first_seq is not None:
+            return self.record.first_seq
+        first = await self._hub.reader.first(self.address)
+        if first is None or first.index:
+            raise CursorExpired(run_id=self.record.id)
+        return first.seq
+
+    def join(self, follower: Follower) -> None:
+        """Have new entries written to a follower that has all older ones."""
+        follower.woken.clear()
+        self._live[follower] = None
+
+    def leave(self, follower: Follower) -> None:
+        """Stop writing to a follower."""
+        self._live.pop(follower, None)
+
+    @property
+    def live_followers(self) -> int:
+        """How many followers are at the tip."""
+        return len(self._live)
+
+    def _on_entries(self, entries: Sequence[Entry]) -> None:
+        self.tip = entries[-1]
+        frames = self.window.append(entries)
+        if not self._live:
+            return
+        joined = {style: b"".join([frame.chunk(style) for frame in frames]) for style in self._styles()}
+        has_ping = frames[0].entry.kind is Kind.PING
+        mark = self._hub.settings.follower_buffer_bytes
+        left: list[Follower] = []
+        for follower in self._live:
+            if follower.response.buffered > mark:
+                left.append(follower)
+            elif follower.cursor >= frames[0].entry.seq:
+                follower.write_beyond(frames)
+            elif has_ping or not follower.response.is_chunked:
+                follower.write(frames)
+            else:
+                follower.write_ready(joined[follower.style], frames)
+        self._hub.metrics.delivered((len(self._live) - len(left)) * len(frames))
+        for follower in left:
+            self._hub.metrics.fell_behind()
+            self.leave(follower)
+            follower.woken.set()
+
+    def _styles(self) -> set[Style]:
+        return {follower.style for follower in self._live}
+
+    def _on_failure(self, error: BrokerError) -> None:
+        self.failure = error
+        self._hub.drop(self)
+        for follower in self._live:
+            follower.woken.set()
+
+
+class Hub:
+    """All tails of one gateway."""
+
+    def __init__(
+        self,
+        jetstream: JetStream,
+        reader: LogReader,
+        settings: GatewaySettings,
+        broker_settings: BrokerSettings,
+        metrics: GatewayMetrics,
+    ) -> None:
+        self.jetstream = jetstream
+        self.reader = reader
+        self.settings = settings
+        self.broker_settings = broker_settings
+        self.metrics = metrics
+        self.counters = TailCounters()
+        self.followers = 0
+        self._tails: dict[str, RunTail] = {}
+
+    @property
+    def live_tails(self) -> int:
+        """How many runs are held in memory."""
+        return len(self._tails)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for another follower."""
+        return self.followers >= self.settings.max_followers
+
+    def drop(self, tail: RunTail) -> None:
+        """Let nobody else join a tail that has failed or lost its last follower."""
+        if self._tails.get(tail.record.id) is tail:
+            del self._tails[tail.record.id]
+
+    @asynccontextmanager
+    async def tail(self, record: RunRecord) -> AsyncIterator[RunTail]:
+        """Give the run's tail, opened, while the block lasts. Raises `CursorExpired`, `Unavailable`."""
+        tail = self._tails.get(record.id)
+        if tail is None:
+            tail = self._tails[record.id] = RunTail(self, record)
+            tail.start()
+        tail.users += 1
+        try:
+            await self._opened(tail)
+            yield tail
+        finally:
+            tail.users -= 1
+            if not tail.users:
+                self.drop(tail)
+                await tail.close()
+
+    async def _opened(self, tail: RunTail) -> None:
+        try:
+            async with asyncio.timeout(self.settings.open_seconds):
+                await tail.opened()
+        except TimeoutError as error:
+            raise Unavailable(f"The log of {tail.record.id} could not be read.") from error
+
+    async def position(self, tail: RunTail, starting_after: int) -> int:
+        """Turn a client's cursor into where its response begins (DESIGN: "Cursor rules").
+
+        Missing, before the run's first message, or of another shard: the beginning. Raises `CursorExpired` when
+        retention has removed what should come, or when the cursor lies beyond everything the stream has issued.
+        """
+        tip, record = tail.tip, tail.record
+        if tip is None:
+            if record.status == "created":
+                return 0  # Claimed a moment ago; its first message is on its way.
+            raise CursorExpired(run_id=record.id)
+        if starting_after <= 0 or shard_of_cursor(starting_after) != record.shard:
+            starting_after = 0
+        if starting_after > tip.seq:
+            if tip.kind is not Kind.END and starting_after > await self.reader.newest_sequence(tail.address):
+                raise CursorExpired(run_id=record.id, starting_after=starting_after)
+            return starting_after
+        if starting_after and starting_after < await tail.first_seq():
+            starting_after = 0
+        if not tail.window.reaches(starting_after):
+            oldest_needed = starting_after or await tail.first_seq()
+            if not await self.reader.is_kept(tail.address, oldest_needed):
+                raise CursorExpired(run_id=record.id, starting_after=starting_after)
+        return starting_after
+
+    async def serve(self, tail: RunTail, follower: Follower) -> None:
+        """Write the run to a follower from its cursor to its end, however slow it is.
+
+        Returns when the follower has the end or is gone. Raises `Unavailable` or `CursorExpired` when the log cannot
+        be followed any further, TimeoutError when the follower's socket stayed blocked past the write deadline.
+        """
+        self.followers += 1
+        keepalive = _Keepalive(follower, self.settings.keepalive_seconds)
+        try:
+            if tail.tip is not None and tail.tip.kind is Kind.END and follower.cursor >= tail.tip.seq:
+                follower.write([Frame(tail.tip)])
+            while not follower.is_done and not follower.response.is_closed:
+                await self._advance(tail, follower)
+        finally:
+            keepalive.stop()
+            tail.leave(follower)
+            self.followers -= 1
+
+    async def _advance(self, tail: RunTail, follower: Follower) -> None:
+        """Take one step: from the log, from the window, or, when nothing is left, live until something happens."""
+        if tail.failure is not None:
+            raise tail.failure
+        frames = tail.window.after(follower.cursor)
+        if frames is None:
+            await self._catch_up(tail, follower)
+        elif frames:
+            await self._write(follower, frames[:STRETCH_FRAMES])
+        else:
+            tail.join(follower)
+            await follower.woken.wait()
+
+    async def _catch_up(self, tail: RunTail, follower: Follower) -> None:
+        """Read the log until the window reaches back to the follower."""
+        async with aclosing(self.reader.read(tail.address, follower.cursor, tail.window.base)) as batches:
+            async for entries in batches:
+                frames = [Frame(entry) for entry in entries]
+                self.metrics.caught_up(len(frames))
+                await self._write(follower, frames)
+                if follower.is_done or follower.response.is_closed or follower.cursor >= tail.window.base:
+                    return
+
+    async def _write(self, follower: Follower, frames: Sequence[Frame]) -> None:
+        follower.write(frames)
+        self.metrics.delivered(len(frames))
+        await follower.response.drained(self.settings.write_deadline_seconds)
+
+
+class _Keepalive:
+    """Pings one follower when nothing was written to it for a while; one timer, moved only when it fires."""
+
+    def __init__(self, follower: Follower, seconds: float) -> None:
+        self._follower = follower
+        self._seconds = seconds
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._fire)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _fire(self) -> None:
+        follower = self._follower
+        silent = time.monotonic() - follower.written_at
+        if silent >= self._seconds * 0.999 and not follower.is_done:
+            # A full socket is not silent: the reader is slow, and more bytes would not wake it.
+            if follower.include_pings and not follower.response.buffered:
+                follower.keep_alive()
+            silent = 0.0
+        self._timer = asyncio.get_running_loop().call_later(self._seconds - silent, self._fire)

@@ -1,0 +1,81 @@
+"""Which run a client means: by run id, else by otid, else the one that is active (contract: precedence)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runstream.gateway.errors import BadRequest, NotFound
+from runstream.gateway.validation import check_run_id
+from runstream.schemas import DEFAULT_CONVERSATION, DEFAULT_TENANT, is_agent_id
+
+if TYPE_CHECKING:
+    from runstream.broker.index import Index
+    from runstream.schemas import RetrieveStreamRequest, RunRecord
+
+__all__ = ["Lookup"]
+
+NO_ACTIVE_RUN = "No active runs found for this conversation."
+NOT_BACKGROUND = "Run was not created in background mode, so it cannot be retrieved."
+
+
+class Lookup:
+    """Finds runs for one tenant. Every call raises `Unavailable`."""
+
+    def __init__(self, index: Index, tenant: str = DEFAULT_TENANT) -> None:
+        self._index = index
+        self._tenant = tenant
+
+    async def by_id(self, run_id: str) -> RunRecord:
+        """Return a run. Raises `BadRequest` for a malformed id, `NotFound`."""
+        stored = await self._index.run(self._tenant, check_run_id(run_id))
+        if stored is None:
+            raise NotFound(f"Run not found with id='{run_id}'")
+        return stored.value
+
+    async def to_resume(self, run_id: str) -> RunRecord:
+        """Return a run that can be streamed again. Raises `BadRequest` when it was made in the foreground."""
+        return _resumable(await self.by_id(run_id))
+
+    async def of_stream(self, conversation_id: str, wanted: RetrieveStreamRequest) -> RunRecord:
+        """Return the run that a resume asks for. Raises `BadRequest`, `NotFound`."""
+        if wanted.run_id:
+            return await self.to_resume(wanted.run_id)
+        if wanted.otid:
+            found = await self._index.run_with_otid(self._tenant, wanted.otid)
+            if found is None:
+                raise NotFound(
+                    f"No run found for otid={wanted.otid}. The run may have expired or never existed."
+                )
+            return _resumable(found.value)
+        latest = await self._latest(conversation_id, wanted.agent_id)
+        if latest is None or not (_is_followed(latest, wanted.cursor) or not latest.is_terminal):
+            raise BadRequest(NO_ACTIVE_RUN)
+        return _resumable(latest)
+
+    async def _latest(self, conversation_id: str, agent_id: str | None) -> RunRecord | None:
+        """Return the newest run of what the path names: a conversation, or an agent."""
+        if conversation_id == DEFAULT_CONVERSATION:
+            agent = agent_id
+        else:
+            agent = conversation_id if is_agent_id(conversation_id) else None
+        if agent is not None:
+            found = await self._index.latest_run_of_agent(self._tenant, agent) if is_agent_id(agent) else None
+            return None if found is None else found.value
+        if conversation_id == DEFAULT_CONVERSATION:
+            return None
+        stored = await self._index.conversation(self._tenant, conversation_id)
+        if stored is None or stored.value.latest_run is None:
+            return None
+        run = await self._index.run(self._tenant, stored.value.latest_run)
+        return None if run is None else run.value
+
+
+def _is_followed(run: RunRecord, cursor: int) -> bool:
+    """Tell whether a client with this cursor was following `run`, and so gets the rest of it after its end."""
+    return run.first_seq is not None and cursor >= run.first_seq
+
+
+def _resumable(run: RunRecord) -> RunRecord:
+    if not run.background:
+        raise BadRequest(NOT_BACKGROUND)
+    return run

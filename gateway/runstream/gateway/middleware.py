@@ -1,0 +1,80 @@
+"""What happens to every request: checks before, and an answer in JSON whatever goes wrong."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+import structlog
+from aiohttp import web
+
+from runstream.broker.errors import BrokerError
+from runstream.gateway.errors import ApiError, translated
+from runstream.gateway.services import json_response
+from runstream.gateway.validation import check_user
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+__all__ = ["answer_errors", "fallback"]
+
+log = structlog.get_logger(__name__)
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn errors into the JSON that clients know. A disconnect is none: it cancels the handler."""
+    try:
+        check_user(request)
+        return await handler(request)
+    except ApiError as error:
+        return _answer(error)
+    except BrokerError as error:
+        log.warning("request_failed", method=request.method, path=request.path, error=str(error))
+        return _answer(translated(error))
+    except web.HTTPException as refused:
+        return _http_answer(refused)
+    except Exception:
+        reference = uuid.uuid4().hex
+        log.exception("request_crashed", method=request.method, path=request.path, reference=reference)
+        return _answer(ApiError("An unknown error occurred", extra={"reference": reference}))
+
+
+def _answer(error: ApiError) -> web.Response:
+    response = json_response(error.body, status=error.status)
+    response.headers.update(error.headers)
+    if error.status in {400, 413}:
+        # A body that was refused unread would be taken for the next request on this connection.
+        response.force_close()
+    return response
+
+
+def _http_answer(refused: web.HTTPException) -> web.Response:
+    response = json_response({"detail": refused.reason}, status=refused.status)
+    if "Allow" in refused.headers:
+        response.headers["Allow"] = refused.headers["Allow"]
+    return response
+
+
+async def fallback(request: web.Request) -> web.StreamResponse:
+    """Answer what no route took: 405 for a method it does not know, 307 to the path with or without a last slash."""
+    allowed = await _allowed(request)
+    if allowed:
+        raise web.HTTPMethodNotAllowed(request.method, sorted(allowed))
+    path = request.rel_url.raw_path
+    other = path[:-1] if path.endswith("/") else path + "/"
+    if other and await _allowed(request.clone(rel_url=request.rel_url.with_path(other, encoded=True))):
+        query = f"?{request.rel_url.raw_query_string}" if request.rel_url.raw_query_string else ""
+        return web.Response(status=307, headers={"Location": other + query})
+    raise web.HTTPNotFound
+
+
+async def _allowed(request: web.Request) -> set[str]:
+    """Return the methods that the routes, this fallback aside, know for the request's path."""
+    allowed: set[str] = set()
+    for resource in request.app.router.resources():
+        if resource is not request.match_info.route.resource:
+            allowed |= (await resource.resolve(request))[1]
+    return allowed

@@ -1,0 +1,91 @@
+"""One streaming response on its socket: written to directly, in whole events, with the buffer in sight.
+
+aiohttp prepares the response and owns its end; in between events go to the transport as they are, framed for chunked
+encoding beforehand. Going through `StreamResponse.write` costs as much again as the kernel's send, for each reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from aiohttp import HttpVersion11, web
+
+from runstream.gateway.sse import chunked
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["EventResponse"]
+
+HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    # Asks nginx and those who copied it not to buffer.
+    "X-Accel-Buffering": "no",
+}
+
+
+class EventResponse:
+    """A response to one request. `open` sends the headers at once; then `finish` or `cut`, exactly one of them."""
+
+    def __init__(self, request: web.Request, headers: Mapping[str, str] | None = None) -> None:
+        self._request = request
+        self._response = web.StreamResponse(headers={**HEADERS, **(headers or {})})
+        self._is_chunked = request.version >= HttpVersion11
+        self._transport: asyncio.Transport | None = None
+
+    async def open(self) -> None:
+        """Send status and headers; an HTTP/1.0 client gets bare events and the end of the connection."""
+        if self._is_chunked:
+            self._response.enable_chunked_encoding()
+        else:
+            self._response.force_close()
+        await self._response.prepare(self._request)
+        self._transport = self._request.transport
+
+    @property
+    def prepared(self) -> web.StreamResponse:
+        """What the handler returns to aiohttp."""
+        return self._response
+
+    @property
+    def is_chunked(self) -> bool:
+        """Whether events have to be framed for chunked encoding."""
+        return self._is_chunked
+
+    @property
+    def buffered(self) -> int:
+        """Bytes written that the kernel has not taken yet."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the client has gone."""
+        return self._transport is None or self._transport.is_closing()
+
+    def write(self, data: bytes) -> None:
+        """Write events that are framed already, as `is_chunked` asks. Never waits; a client that has gone is ignored."""
+        if data and not self.is_closed and self._transport is not None:
+            self._transport.write(data)
+
+    def write_event(self, event: bytes) -> None:
+        """Write one event that is not framed yet."""
+        self.write(chunked(event) if self._is_chunked else event)
+
+    async def drained(self, seconds: float) -> None:
+        """Wait until the client has taken most of what was written. Raises TimeoutError after `seconds`."""
+        async with asyncio.timeout(seconds):
+            await self._request.writer.drain()
+
+    async def finish(self) -> None:
+        """End the response as complete."""
+        await self._response.write_eof()
+
+    def cut(self) -> None:
+        """End the response as incomplete: without the last chunk, every HTTP library reports that it was cut off.
+
+        An HTTP/1.0 client has no last chunk to miss: its connection is reset instead.
+        """
+        if self._transport is not None:
+            self._transport.close() if self._is_chunked else self._transport.abort()

@@ -1,0 +1,3 @@
+"""The HTTP surface, one room per resource."""
+
+from __future__ import annotations

@@ -1,0 +1,38 @@
+"""What every route works with, gathered once at start."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from runstream.broker.index import Index
+    from runstream.gateway.fanout import Hub
+    from runstream.gateway.lookup import Lookup
+    from runstream.gateway.start import Starter
+
+__all__ = ["SERVICES", "Services", "json_response"]
+
+
+class Services(msgspec.Struct, frozen=True, kw_only=True):
+    """The gateway's parts, as its routes see them."""
+
+    hub: Hub
+    index: Index
+    lookup: Lookup
+    starter: Starter
+    body_limit: int
+    """Bytes a request body may have: what fits into one message of the index."""
+    unready: Callable[[], Awaitable[str | None]]
+
+
+SERVICES = web.AppKey("services", Services)
+
+
+def json_response(data: object, *, status: int = 200) -> web.Response:
+    """Answer with compact JSON."""
+    return web.Response(body=msgspec.json.encode(data), status=status, content_type="application/json")

@@ -1,0 +1,42 @@
+"""Every setting and every bound of the gateway, each with its unit, its default and the reason for it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from runstream.broker.settings import Duration
+
+__all__ = ["GatewaySettings"]
+
+
+class GatewaySettings(BaseSettings):
+    """What a gateway needs to know beside what it shares with the broker. `RUNSTREAM_X_Y` sets `x_y`."""
+
+    model_config = SettingsConfigDict(env_prefix="RUNSTREAM_", frozen=True, extra="ignore")
+
+    keepalive_seconds: Annotated[Duration, Field(gt=0)] = 20.0
+    """Seconds of silence after which a reader gets a ping; a third of the 60 s after which letta-client gives up."""
+
+    max_followers: int = Field(default=10_000, ge=1)
+    """Open streams of one gateway, each a socket and a few kilobytes; beyond, readers are told to try another."""
+
+    tail_chunks: int = Field(default=2048, ge=1)
+    """Chunks of a live run kept in memory for readers that come back: half a minute of a fast agent."""
+
+    tail_bytes: int = Field(default=4 * 2**20, ge=2**10)
+    """Bytes of a live run kept in memory: what 2,000 live runs may take stays in the order of gigabytes."""
+
+    tail_fill_chunks: int = Field(default=256, ge=0)
+    """Chunks a new tail begins with: one read of the log, which serves all who come back within seconds."""
+
+    follower_buffer_bytes: int = Field(default=256 * 2**10, ge=2**10)
+    """Bytes that may wait in one reader's socket before it is left to go at its own pace."""
+
+    write_deadline_seconds: Annotated[Duration, Field(gt=0)] = 30.0
+    """Seconds a write to one reader may stay blocked before its response is cut; it can come back with its cursor."""
+
+    open_seconds: Annotated[Duration, Field(gt=0)] = 5.0
+    """Seconds a request waits for NATS before it is answered 503: less than clients wait for headers."""

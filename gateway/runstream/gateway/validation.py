@@ -1,0 +1,175 @@
+"""Reads what a client sent, strictly, and says what is wrong in the reference's words and order of checks."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from runstream.gateway.errors import ApiError, BadRequest, Invalid, TooLarge
+from runstream.schemas import AGENT_PATH, CONVERSATION_PATH, STRICT_CONVERSATION_PATH, is_run_id, is_user_id
+
+if TYPE_CHECKING:
+    from runstream.schemas import PathPattern
+
+__all__ = [
+    "agent_path",
+    "body_of",
+    "check_user",
+    "conversation_path",
+    "model_of",
+    "run_path",
+    "strict_conversation_path",
+]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+EXAMPLE_AGENT = "agent-123e4567-e89b-42d3-8456-426614174000"
+
+
+def _adapter(path: PathPattern) -> TypeAdapter[str]:
+    field = Field(min_length=path.min_length, max_length=path.max_length, pattern=path.pattern)
+    return TypeAdapter(Annotated[str, field])
+
+
+_CONVERSATION = _adapter(CONVERSATION_PATH)
+_STRICT_CONVERSATION = _adapter(STRICT_CONVERSATION_PATH)
+_AGENT = _adapter(AGENT_PATH)
+
+
+def conversation_path(request: web.Request) -> str:
+    """Return the path's conversation: `conv-…`, `default` or `agent-…`. Raises `Invalid`."""
+    return _path(request, "conversation_id", _CONVERSATION)
+
+
+def strict_conversation_path(request: web.Request) -> str:
+    """Return the path's conversation, `conv-…` only. Raises `Invalid`."""
+    return _path(request, "conversation_id", _STRICT_CONVERSATION)
+
+
+def agent_path(request: web.Request) -> str:
+    """Return the path's agent. Raises `Invalid`, in the reference's special form for agents."""
+    value = request.match_info["agent_id"]
+    if AGENT_PATH.matches(value):
+        return value
+    raise Invalid(
+        [
+            {
+                "type": "string_pattern_mismatch",
+                "loc": ("path", "agent_id"),
+                "msg": "String should match pattern 'agent-{uuid4}'",
+                "input": value,
+                "ctx": {"pattern": AGENT_PATH.pattern},
+            }
+        ],
+        examples=[EXAMPLE_AGENT],
+    )
+
+
+def run_path(request: web.Request) -> str:
+    """Return the path's run. Raises `BadRequest`: the reference checks a run's id later than others."""
+    return check_run_id(request.match_info["run_id"])
+
+
+def check_run_id(value: str) -> str:
+    """Return `value` if it is a run's id. Raises `BadRequest`."""
+    if not is_run_id(value):
+        raise BadRequest(f"Invalid run ID format: {value}. Expected format: 'run-<uuid4>'")
+    return value
+
+
+def check_user(request: web.Request) -> None:
+    """Refuse a malformed `user_id` header; a well-formed one selects nothing."""
+    value = request.headers.get("user_id")
+    if value is not None and not is_user_id(value):
+        raise BadRequest(f"Invalid user ID format: {value}. Expected format: 'user-<uuid4>'")
+
+
+def _path(request: web.Request, name: str, adapter: TypeAdapter[str]) -> str:
+    try:
+        return adapter.validate_python(request.match_info[name])
+    except ValidationError as error:
+        _refuse(error, ("path", name))
+
+
+def _refuse(error: ValidationError, where: tuple[str, ...]) -> NoReturn:
+    raise Invalid(
+        [
+            {
+                key: (*where, *value) if key == "loc" else value
+                for key, value in found.items()
+                if key in {"type", "loc", "msg", "input", "ctx"}
+            }
+            for found in error.errors(include_url=False)
+        ]
+    ) from None
+
+
+async def body_of(request: web.Request, *, limit: int) -> Any:
+    """Return the request's body: parsed if it is JSON or says nothing of its type, else its bytes; None if empty.
+
+    Raises `Invalid` for malformed JSON, `TooLarge`, `ApiError` 400 for what is not even text.
+    """
+    raw = await _read(request, limit)
+    if not raw:
+        return None
+    if not _is_json(request):
+        return raw
+    try:
+        return json.loads(raw, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise Invalid(
+            [
+                {
+                    "type": "json_invalid",
+                    "loc": ("body", error.pos),
+                    "msg": "JSON decode error",
+                    "input": {},
+                    "ctx": {"error": error.msg},
+                }
+            ]
+        ) from None
+    except (UnicodeDecodeError, RecursionError, ValueError):
+        refused = ApiError("There was an error parsing the body")
+        refused.status = 400
+        raise refused from None
+
+
+async def _read(request: web.Request, limit: int) -> bytes:
+    length = request.content_length
+    if length is not None and length > limit:
+        raise TooLarge(f"The request body has {length} bytes; at most {limit} are accepted.")
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.content.iter_any():
+        size += len(part)
+        if size > limit:
+            raise TooLarge(f"The request body has more than {limit} bytes, which is as many as are accepted.")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _is_json(request: web.Request) -> bool:
+    if "Content-Type" not in request.headers:
+        return True
+    main, _, sub = request.content_type.partition("/")
+    return main == "application" and (sub == "json" or sub.endswith("+json"))
+
+
+def _no_constant(name: str) -> NoReturn:
+    """Refuse NaN and Infinity, which Python would take and no agent could be sent."""
+    raise json.JSONDecodeError(f"{name} is not JSON", name, 0)
+
+
+def model_of(kind: type[Model], body: Any, *, required: bool) -> Model:
+    """Validate a parsed body. Raises `Invalid`; absent or null, it is an empty one unless it is `required`."""
+    if body is None:
+        if required:
+            raise Invalid([{"type": "missing", "loc": ("body",), "msg": "Field required", "input": None}])
+        body = {}
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        _refuse(error, ("body",))

@@ -1,0 +1,86 @@
+"""The newest entries of one run, bounded in number and bytes, found by cursor."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import TYPE_CHECKING
+
+from runstream.gateway.sse import Style, chunked, event_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from runstream.broker.log import Entry
+
+__all__ = ["Frame", "Window"]
+
+
+class Frame:
+    """One entry with its events ready to be written, each made when the first reader needs it."""
+
+    __slots__ = ("_chunks", "entry", "size")
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self.size = len(entry.body)
+        self._chunks: dict[Style, bytes] = {}
+
+    def chunk(self, style: Style) -> bytes:
+        """Return the event within chunked encoding."""
+        made = self._chunks.get(style)
+        if made is None:
+            made = self._chunks[style] = chunked(event_of(self.entry, style))
+        return made
+
+
+class Window:
+    """The frames after `base`, oldest first, none left out.
+
+    The invariant: *every entry of the log between `base` and the newest frame is here.* So a cursor at or after
+    `base` is answered from memory, an older one is not.
+    """
+
+    def __init__(self, max_chunks: int, max_bytes: int) -> None:
+        self.base = 0
+        self._max_chunks = max_chunks
+        self._max_bytes = max_bytes
+        self._frames: list[Frame] = []
+        self._seqs: list[int] = []
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def append(self, entries: Sequence[Entry]) -> list[Frame]:
+        """Add the entries that follow the newest frame, and drop the oldest ones beyond the bounds."""
+        frames = [Frame(entry) for entry in entries]
+        self._frames += frames
+        self._seqs += [entry.seq for entry in entries]
+        self._bytes += sum(frame.size for frame in frames)
+        if len(self._frames) > self._max_chunks or self._bytes > self._max_bytes:
+            self._trim()
+        return frames
+
+    def _trim(self) -> None:
+        """Drop down to three quarters of the bounds, so that it is done once for many entries; keep the newest."""
+        surplus = 0
+        while surplus < len(self._frames) - 1 and (
+            len(self._frames) - surplus > self._max_chunks * 3 // 4 or self._bytes > self._max_bytes * 3 // 4
+        ):
+            self._bytes -= self._frames[surplus].size
+            surplus += 1
+        self.base = self._seqs[surplus - 1] if surplus else self.base
+        del self._frames[:surplus], self._seqs[:surplus]
+
+    def reaches(self, cursor: int) -> bool:
+        """Tell whether what follows `cursor` is here for certain: nothing that retention removed can be missing."""
+        if not self._frames:
+            return False
+        oldest = self._frames[0].entry
+        return oldest.seq <= cursor or oldest.index == 0
+
+    def after(self, cursor: int) -> list[Frame] | None:
+        """Return the frames after `cursor`, oldest first; None when some of them are no longer here."""
+        if cursor < self.base:
+            return None
+        return self._frames[bisect_right(self._seqs, cursor) :]
