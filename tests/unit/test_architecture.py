@@ -56,11 +56,7 @@ def imported(name: str) -> set[str]:
 
 
 def importers(module: str) -> list[str]:
-    return [
-        name
-        for name in SOURCES
-        if any(each == module or each.startswith(f"{module}.") for each in imported(name))
-    ]
+    return [name for name in SOURCES if any(each == module or each.startswith(f"{module}.") for each in imported(name))]
 
 
 def outside(names: list[str], allowed: list[str]) -> list[str]:

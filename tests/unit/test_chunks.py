@@ -161,9 +161,7 @@ def test_the_captures_have_all_there_is_to_compare() -> None:
 
 
 @pytest.mark.parametrize(("chunk", "tail", "model"), MESSAGES)
-def test_a_message_has_the_common_head_and_its_own_tail(
-    chunk: Chunk, tail: list[str], model: type[BaseModel]
-) -> None:
+def test_a_message_has_the_common_head_and_its_own_tail(chunk: Chunk, tail: list[str], model: type[BaseModel]) -> None:
     """Each type's keys come in the order of the wire, and the client's own model takes it."""
     body = splice_seq_id(encode_chunk(chunk, run_id=RUN_ID), 7)
     assert list(json.loads(body)) == [*HEAD, *tail, "seq_id"]
@@ -280,9 +278,7 @@ def test_any_mapping_will_do() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"[]", b"3", b"null", b'"x"', b"{", b'{"a":1}x', b'{"a":"\xff"}', b"["]
-)
+@pytest.mark.parametrize("body", [b"", b"[]", b"3", b"null", b'"x"', b"{", b'{"a":1}x', b'{"a":"\xff"}', b"["])
 def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
     """Only JSON objects are chunks."""
     with pytest.raises(InvalidChunk):

@@ -266,9 +266,7 @@ async def test_it_fails_after_exactly_so_many_chunks(after: int, error_type: str
         ({"chunk": 3}, "chunk", "There are: chunks, interval_ms"),
     ],
 )
-async def test_a_bad_knob_is_named_with_what_it_may_be(
-    knobs: dict[str, Any], name: str, allowed: str
-) -> None:
+async def test_a_bad_knob_is_named_with_what_it_may_be(knobs: dict[str, Any], name: str, allowed: str) -> None:
     """Before anything is said: which knob, and what is allowed."""
     with pytest.raises(AgentFailed) as caught:
         await obeyed(**knobs)

@@ -69,9 +69,7 @@ def test_an_id_is_recognised_by_all_of_it(is_id: Callable[[str], bool], prefix: 
     """The prefix and a lower-case version 4 UUID, and nothing before, between or after."""
     assert is_id(f"{prefix}{UUID4}")
     assert not [other for other in NOT_UUID4 if is_id(f"{prefix}{other}")]
-    assert not [
-        other for other in ("run-", "conv-", "agent-", "user-") if other != prefix and is_id(other + UUID4)
-    ]
+    assert not [other for other in ("run-", "conv-", "agent-", "user-") if other != prefix and is_id(other + UUID4)]
     assert not is_id(UUID4)
     assert not is_id(f"x{prefix}{UUID4}")
 

@@ -163,9 +163,7 @@ def test_a_newer_writers_fields_are_passed_over(encode: Any, decode: Any, record
 
 
 @pytest.mark.parametrize("decode", [decode_run, decode_conversation, decode_run_request])
-@pytest.mark.parametrize(
-    "value", [b"", b"{}", b"[]", b"null", b"{", b'{"id":"\xff"}', b'{"id":1,"run_id":1}']
-)
+@pytest.mark.parametrize("value", [b"", b"{}", b"[]", b"null", b"{", b'{"id":"\xff"}', b'{"id":1,"run_id":1}'])
 def test_what_is_no_record_is_refused(decode: Any, value: bytes) -> None:
     """Damage is told apart from absence."""
     with pytest.raises(InvalidRecord):

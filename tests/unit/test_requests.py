@@ -247,9 +247,7 @@ def test_a_message_is_what_its_type_or_its_fields_say(message: dict[str, Any], k
         ({"approvals": [{"type": "zzz"}]}, ("approval", "approvals", 0), "unknown_type"),
     ],
 )
-def test_a_bad_message_is_told_where_it_is_bad(
-    message: Any, location: tuple[Any, ...], error_type: str
-) -> None:
+def test_a_bad_message_is_told_where_it_is_bad(message: Any, location: tuple[Any, ...], error_type: str) -> None:
     """One error, at the field, of the one kind of message it was meant to be."""
     [error] = refusal(AgentMessagesRequest, {"messages": [USER, message]})
     assert (error["loc"], error["type"]) == (("body", "messages", 1, *location), error_type)
@@ -371,9 +369,7 @@ def test_the_last_thing_the_user_said_is_found(body: dict[str, Any], text: str |
         ({"type": "approval", "approvals": [3, None], "approve": "yes"}, []),
     ],
 )
-def test_approvals_are_found_in_each_of_their_forms(
-    message: dict[str, Any], approvals: list[Approval]
-) -> None:
+def test_approvals_are_found_in_each_of_their_forms(message: dict[str, Any], approvals: list[Approval]) -> None:
     """The older single answer, a list of answers, and the returns of tools that the client executed."""
     body = {"messages": [USER, message]}
     assert carries_approval(body)

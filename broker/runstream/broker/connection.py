@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 import nats.errors
 import structlog
@@ -52,9 +52,7 @@ class Message(Protocol):
 class Subscription:
     """Interest in one subject, kept over reconnects and replacements until it is closed."""
 
-    def __init__(
-        self, owner: Connection, subject: str, callback: Callable[[Message], Awaitable[None]]
-    ) -> None:
+    def __init__(self, owner: Connection, subject: str, callback: Callable[[Message], Awaitable[None]]) -> None:
         self.subject = subject
         self.callback = callback
         self._owner = owner
@@ -81,9 +79,7 @@ class Connection:
     Raises `Unavailable` on entry when no server answers within `connect_seconds`.
     """
 
-    def __init__(
-        self, url: str, *, name: str, connect_seconds: float = 4.0, inbox_prefix: str = "_INBOX"
-    ) -> None:
+    def __init__(self, url: str, *, name: str, connect_seconds: float = 4.0, inbox_prefix: str = "_INBOX") -> None:
         self.name = name
         self._servers = [part.strip() for part in url.split(",") if part.strip()]
         self._connect_seconds = connect_seconds
@@ -97,7 +93,7 @@ class Connection:
         self.reconnects = 0
         self.last_error: str = ""
 
-    async def __aenter__(self) -> Connection:
+    async def __aenter__(self) -> Self:
         try:
             async with asyncio.timeout(self._connect_seconds):
                 await self._connect(self._client)

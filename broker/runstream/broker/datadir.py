@@ -51,9 +51,7 @@ class DataDirectory:
         except OSError as error:
             holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
             os.close(lock)
-            detail = (
-                f"{self.path} is in use by another runstream (pid {holder}): stop it, or use another one."
-            )
+            detail = f"{self.path} is in use by another runstream (pid {holder}): stop it, or use another one."
             raise EmbeddedServerError(detail) from error
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)

@@ -253,9 +253,7 @@ class EmbeddedServer:
             exit_code = await self._process.wait()
             if loop.time() - started > STABLE_SECONDS:
                 pause = FIRST_RETRY_SECONDS
-            log.warning(
-                "nats_server_died", exit_code=exit_code, restart_in=pause, log_file=str(self.log_file)
-            )
+            log.warning("nats_server_died", exit_code=exit_code, restart_in=pause, log_file=str(self.log_file))
             await asyncio.sleep(pause)
             pause = min(pause * 2, LAST_RETRY_SECONDS)
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -9,14 +10,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    import socket
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-__all__ = ["health_routes"]
+__all__ = ["health_routes", "serving"]
 
 
-def health_routes(
-    unready: Callable[[], Awaitable[str | None]], registry: CollectorRegistry
-) -> list[web.RouteDef]:
+def health_routes(unready: Callable[[], Awaitable[str | None]], registry: CollectorRegistry) -> list[web.RouteDef]:
     """Routes of `/livez`, `/readyz` and `/metrics`. `unready` says in words why not, None when ready.
 
     `/livez` never looks at NATS: restarting a process does not bring NATS back.
@@ -35,3 +35,17 @@ def health_routes(
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return [web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", metrics)]
+
+
+@asynccontextmanager
+async def serving(routes: Sequence[web.RouteDef], listener: socket.socket) -> AsyncIterator[None]:
+    """Serve `routes` on a bound socket while the block lasts."""
+    app = web.Application()
+    app.add_routes(routes)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listener).start()
+        yield
+    finally:
+        await runner.cleanup()

@@ -266,7 +266,6 @@ class Index:
 
         The lease stays until the log has its end. Repeating it changes nothing.
         """
-
         await self._update_run(ended, lambda _: ended, [_Put(_request_key(ended.tenant, ended.id), None)])
 
     async def _update_run(self, run: RunRecord, change: _Change, others: Sequence[_Put]) -> RunRecord:

@@ -127,9 +127,7 @@ class JetStream:
                 await self.connection.publish(write.subject, write.body, headers=headers)
                 continue
             headers["Nats-Batch-Commit"] = "1"
-            answer = await self.connection.request(
-                write.subject, write.body, headers=headers, seconds=self._seconds
-            )
+            answer = await self.connection.request(write.subject, write.body, headers=headers, seconds=self._seconds)
             return _acknowledged(answer.data)
         message = "a batch needs at least one message"
         raise ValueError(message)
@@ -160,9 +158,7 @@ class JetStream:
         if got.message is None:
             return None
         found = got.message
-        return StoredMessage(
-            found.subject, found.seq, b64decode(found.data), _parse_headers(b64decode(found.hdrs))
-        )
+        return StoredMessage(found.subject, found.seq, b64decode(found.data), _parse_headers(b64decode(found.hdrs)))
 
     # -- reading from any replica -------------------------------------------------------------------------------
 
@@ -252,9 +248,7 @@ class JetStream:
                 # Nobody waits for the answer: lost, the consumer's idle threshold removes it.
                 await self.connection.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{name}", b"")
 
-    async def _pulled(
-        self, queue: asyncio.Queue[Message], expected: int, request: str
-    ) -> list[StoredMessage]:
+    async def _pulled(self, queue: asyncio.Queue[Message], expected: int, request: str) -> list[StoredMessage]:
         found: list[StoredMessage] = []
         while len(found) < expected:
             message = await self._next(queue, request)
@@ -371,8 +365,9 @@ def _delivery(reply: str) -> tuple[int, int, int]:
 
 
 def _metadata_at(tokens: list[str]) -> int:
-    """Find the delivery count in `$JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>`.
+    """Find the delivery count in a reply subject.
 
-    The long form has a domain and an account hash after `$JS.ACK`, and a random token at the end.
+    `$JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>`; the long form has a
+    domain and an account hash after `$JS.ACK`, and a random token at the end.
     """
     return 4 if len(tokens) < LONG_REPLY_TOKENS else 6

@@ -16,7 +16,7 @@ import contextlib
 import secrets
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
@@ -77,9 +77,11 @@ def chunk_limit(max_payload: int) -> int:
 class Publisher:
     """The writer of one run's log. Use as an async context manager; leaving it drops what is still queued.
 
-    `observe` is told the seconds each publish took to be stored. `last_seq` and `next_index` say where the log stands: 0 and 0 for an empty one. After a chunk that could not be
-    stored every further one is refused, as it would leave a hole; an ending is still taken, unless the writer is
-    fenced or the store is away.
+    `last_seq` and `next_index` say where the log stands: 0 and 0 for an empty one. `observe` is told the seconds
+    each publish took to be stored; `patience_seconds` stands in for the setting.
+
+    After a chunk that could not be stored every further one is refused, as it would leave a hole; an ending is still
+    taken, unless the writer is fenced or the store is away.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class Publisher:
         self._failure: BrokerError | None = None
         self._sender: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Publisher:
+    async def __aenter__(self) -> Self:
         self._sender = asyncio.create_task(self._send(), name=f"publisher-{self.address.run_id}")
         return self
 

@@ -19,7 +19,7 @@ from runstream.broker.jetstream import deliveries
 from runstream.broker.topology import WORK_STREAM, WORKERS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
     from runstream.broker.connection import Connection, Message
     from runstream.broker.jetstream import JetStream
@@ -90,7 +90,7 @@ class WorkQueue:
             else:
                 return
 
-    async def tasks(self, free_slots: Callable[[], int], slot_freed: asyncio.Event) -> AsyncIterator[Task]:
+    async def tasks(self, free_slots: Callable[[], int], slot_freed: asyncio.Event) -> AsyncGenerator[Task]:
         """Yield tasks for ever, never more at a time than there are free slots. Close it (`aclosing`) to stop."""
         connection = self._jetstream.connection
         inbox = connection.new_inbox()
@@ -113,9 +113,7 @@ class WorkQueue:
             unlisten()
             await subscription.close()
 
-    async def _pull(
-        self, inbox: str, queue: asyncio.Queue[Message | None], batch: int
-    ) -> AsyncIterator[Message]:
+    async def _pull(self, inbox: str, queue: asyncio.Queue[Message | None], batch: int) -> AsyncIterator[Message]:
         """Ask for up to `batch` messages and yield those that come, until they have, or the pull has run out."""
         query = {"batch": batch, "expires": int(PULL_SECONDS * 1e9)}
         request = f"$JS.API.CONSUMER.MSG.NEXT.{WORK_STREAM}.{WORKERS}"
@@ -135,9 +133,7 @@ class WorkQueue:
                 status = (message.headers or {}).get("Status")
                 if status is not None:
                     if status not in {"404", "408"}:
-                        await asyncio.sleep(
-                            0.2
-                        )  # No responders or no leader: do not ask again at full speed.
+                        await asyncio.sleep(0.2)  # No responders or no leader: do not ask again at full speed.
                     return
                 received += 1
                 yield message

@@ -20,7 +20,7 @@ from runstream.broker.jetstream import DIRECT_GET_BATCH
 from runstream.broker.log import Entry, entry_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from runstream.broker.jetstream import JetStream, StoredMessage
     from runstream.broker.settings import BrokerSettings
@@ -74,7 +74,7 @@ class LogReader:
             span = max(span * count // remaining, 1)
         return tip.seq - 1
 
-    async def read(self, address: LogAddress, after: int, until: int) -> AsyncIterator[list[Entry]]:
+    async def read(self, address: LogAddress, after: int, until: int) -> AsyncGenerator[list[Entry]]:
         """Yield the entries after sequence `after` up to sequence `until` at least, in batches, oldest first.
 
         `until` is a sequence the log is known to hold. Raises `CursorExpired` when retention overtakes the read,
@@ -101,7 +101,7 @@ class LogReader:
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, LONGEST_DELAY_SECONDS)
 
-    async def _stretch(self, address: LogAddress, after: int) -> AsyncIterator[list[StoredMessage]]:
+    async def _stretch(self, address: LogAddress, after: int) -> AsyncGenerator[list[StoredMessage]]:
         messages = await self._jetstream.direct_batch(address.stream, address.subject, after=after)
         if messages:
             yield messages

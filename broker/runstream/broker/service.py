@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import structlog
-from aiohttp import web
 
 from runstream.broker.connection import Connection
 from runstream.broker.errors import BrokerError
-from runstream.broker.http import health_routes
+from runstream.broker.http import health_routes, serving
 from runstream.broker.index import Index
 from runstream.broker.jetstream import JetStream
 from runstream.broker.metrics import BrokerMetrics
@@ -70,16 +69,14 @@ class Broker:
     broker provisions and answers, and executes nothing. Raises `Unavailable`, `TopologyError` on entry.
     """
 
-    def __init__(
-        self, settings: BrokerSettings, *, agent: Agent | None, listener: socket.socket | None = None
-    ) -> None:
+    def __init__(self, settings: BrokerSettings, *, agent: Agent | None, listener: socket.socket | None = None) -> None:
         self.metrics = BrokerMetrics()
         self._settings = settings
         self._agent = agent
         self._listener = listener
         self._stack = AsyncExitStack()
 
-    async def __aenter__(self) -> Broker:
+    async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             connection = await stack.enter_async_context(Connection(self._settings.nats_url, name="broker"))
             check_server(connection.server_version)
@@ -90,7 +87,9 @@ class Broker:
             if self._agent is not None:
                 await stack.enter_async_context(self._worker(jetstream, self._agent))
             if self._listener is not None:
-                await self._serve(stack, Readiness(jetstream, self._settings), self._listener)
+                readiness = Readiness(jetstream, self._settings)
+                routes = health_routes(readiness.unready, self.metrics.registry)
+                await stack.enter_async_context(serving(routes, self._listener))
             self._stack = stack.pop_all()
         return self
 
@@ -98,15 +97,13 @@ class Broker:
         await self._stack.aclose()
 
     def _worker(self, jetstream: JetStream, agent: Agent) -> Worker:
-        index, queue = Index(jetstream), WorkQueue(jetstream)
-        worker = Worker(jetstream, index, queue, self._settings, agent, self.metrics)
+        worker = Worker(
+            jetstream,
+            self._settings,
+            index=Index(jetstream),
+            queue=WorkQueue(jetstream),
+            agent=agent,
+            metrics=self.metrics,
+        )
         self.metrics.watch_live_runs(worker.count)
         return worker
-
-    async def _serve(self, stack: AsyncExitStack, readiness: Readiness, listener: socket.socket) -> None:
-        app = web.Application()
-        app.add_routes(health_routes(readiness.unready, self.metrics.registry))
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        await web.SockSite(runner, listener).start()

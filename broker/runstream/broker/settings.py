@@ -55,7 +55,7 @@ class BrokerSettings(BaseSettings):
     """Seconds without a sign of life after which a run's writer counts as dead. Renewed every third of it."""
 
     request_timeout_seconds: Annotated[Duration, Field(gt=0)] = 2.0
-    """Seconds one request to NATS may take before it is repeated. Far above a leader's answer, below a reader's patience."""
+    """Seconds one request to NATS may take before it is repeated. Far above what a leader takes."""
 
     write_patience_seconds: Annotated[Duration, Field(gt=0)] = 120.0
     """Seconds a writer goes on trying to store one chunk: a NATS outage of half a minute must not lose a run."""

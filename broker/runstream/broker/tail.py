@@ -170,9 +170,7 @@ class LiveTail:
                 await self._wait_for_doubt()
                 if self._reading:
                     self._counters.holes_repaired += 1
-                    log.info(
-                        "hole_repaired", run_id=self.address.run_id, after=self._last, newest=self._newest
-                    )
+                    log.info("hole_repaired", run_id=self.address.run_id, after=self._last, newest=self._newest)
                 if self._suspect:
                     self._suspect = False
                     await self._compare_with_leader()

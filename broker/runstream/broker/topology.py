@@ -60,9 +60,7 @@ DUPLICATE_WINDOW_SECONDS = 10
 """The log needs no duplicate window (the fence does its work); the server's default, two minutes, costs 244 bytes
 of memory for each message id."""
 
-ESSENTIAL = frozenset(
-    {"subjects", "storage", "retention", "republish", "allow_atomic", "discard_new_per_subject"}
-)
+ESSENTIAL = frozenset({"subjects", "storage", "retention", "republish", "allow_atomic", "discard_new_per_subject"})
 
 
 class LogAddress(msgspec.Struct, frozen=True):
@@ -142,8 +140,7 @@ def _streams(settings: BrokerSettings) -> Iterator[dict[str, Any]]:
             "allow_direct": True,
             "allow_atomic": True,
             "republish": {"src": f"runs.{shard}.>", "dest": f"live.{shard}.>"},
-            "first_seq": shard * SEQUENCES_PER_SHARD
-            + (time.time_ns() // 1_000_000 - EPOCH_MILLISECONDS) * 1000,
+            "first_seq": shard * SEQUENCES_PER_SHARD + (time.time_ns() // 1_000_000 - EPOCH_MILLISECONDS) * 1000,
         }
     yield {
         **common,

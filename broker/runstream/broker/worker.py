@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import structlog
 
@@ -68,9 +68,10 @@ class Worker:
     def __init__(
         self,
         jetstream: JetStream,
+        settings: BrokerSettings,
+        *,
         index: Index,
         queue: WorkQueue,
-        settings: BrokerSettings,
         agent: Agent,
         metrics: BrokerMetrics,
     ) -> None:
@@ -84,7 +85,7 @@ class Worker:
         self._slot_freed = asyncio.Event()
         self._taker: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Worker:
+    async def __aenter__(self) -> Self:
         self._taker = asyncio.create_task(self._take(), name="worker")
         return self
 
@@ -172,9 +173,7 @@ class Worker:
         first_seq = record.first_seq or await self._first_seq(publisher.address)
         record = await self._index.begin(record, first_seq=first_seq)
         if request is None:
-            outcome = failed(
-                record.id, "internal_error", detail="What this run was asked is no longer known."
-            )
+            outcome = failed(record.id, "internal_error", detail="What this run was asked is no longer known.")
         else:
             self._metrics.run_started()
             outcome = await self._run_agent(request, publisher)
@@ -189,14 +188,12 @@ class Worker:
         self._metrics.run_ended(status_of(outcome.stop_reason))
         log.info("run_ended", stop_reason=outcome.stop_reason, messages=publisher.next_index)
 
-    async def _run_agent(self, request: RunRequest, publisher: Publisher) -> Outcome:
+    async def _run_agent(self, request: RunRequest, publisher: Publisher) -> Outcome:  # noqa: PLR0911  # a table
         """Write what the agent says into the log; returns what it came to. Raises when the log cannot be written."""
         try:
             return await self._record(request, publisher)
         except AgentFailed as error:
-            return failed(
-                request.run_id, error.error_type, message=error.message, detail=error.detail or None
-            )
+            return failed(request.run_id, error.error_type, message=error.message, detail=error.detail or None)
         except ChunkTooLarge as error:
             return failed(request.run_id, "chunk_too_large", detail=str(error))
         except RunTooLong as error:

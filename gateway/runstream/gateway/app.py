@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import structlog
 from aiohttp import web
@@ -47,16 +47,14 @@ class Gateway:
     `ServerTooOld` on entry.
     """
 
-    def __init__(
-        self, settings: GatewaySettings, broker_settings: BrokerSettings, *, listener: socket.socket
-    ) -> None:
+    def __init__(self, settings: GatewaySettings, broker_settings: BrokerSettings, *, listener: socket.socket) -> None:
         self.metrics = GatewayMetrics()
         self._settings = settings
         self._broker_settings = broker_settings
         self._listener = listener
         self._stack = AsyncExitStack()
 
-    async def __aenter__(self) -> Gateway:
+    async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             jetstream = await self._jetstream(stack, "gateway")
             # Reads of long logs keep their connection busy on the server; live messages must not wait behind them.
@@ -105,9 +103,7 @@ class Gateway:
             "Holes in live messages, filled from the log.",
             lambda: hub.counters.holes_repaired,
         )
-        metrics.watch(
-            "tip_checks", "Times a run's tip was asked of its leader.", lambda: hub.counters.tip_checks
-        )
+        metrics.watch("tip_checks", "Times a run's tip was asked of its leader.", lambda: hub.counters.tip_checks)
         metrics.watch(
             "nats_reconnects", "Reconnects to NATS since this process started.", lambda: connection.reconnects
         )
@@ -119,9 +115,7 @@ class Gateway:
         app.add_routes([*conversations.routes, *agents.routes, *runs.routes])
         app.router.add_route("*", "/{path:.*}", fallback)
         # Without handler_cancellation a handler outlives its client, and a follower of a silent run never ends.
-        runner = web.AppRunner(
-            app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS
-        )
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.SockSite(runner, self._listener, backlog=1024).start()

@@ -43,22 +43,18 @@ def runstream() -> None:
 
 
 @app.command("up")
-def up_command(
+def up_command(  # noqa: PLR0917  # typer reads options off the parameters
     host: Annotated[str | None, typer.Option(help="Address to listen on. [127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="The gateway's port; 0: a free one. [8283]")] = None,
     broker_port: Annotated[int | None, typer.Option(help="The broker's port; 0: a free one. [8284]")] = None,
-    nats_port: Annotated[
-        int | None, typer.Option(help="The embedded nats-server's port; 0: a free one. [0]")
-    ] = None,
+    nats_port: Annotated[int | None, typer.Option(help="The embedded nats-server's port; 0: a free one. [0]")] = None,
     nats_url: Annotated[str | None, typer.Option(help="Use this NATS; embed none.")] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Where the embedded nats-server keeps its streams. [./.runstream]")
     ] = None,
     agent: Annotated[str | None, typer.Option(help="What answers messages. [demo]")] = None,
     log_level: Annotated[str, typer.Option(envvar="RUNSTREAM_LOG_LEVEL")] = "info",
-    log_json: Annotated[
-        bool | None, typer.Option("--log-json/--log-text", envvar="RUNSTREAM_LOG_JSON")
-    ] = None,
+    log_json: Annotated[bool | None, typer.Option("--log-json/--log-text", envvar="RUNSTREAM_LOG_JSON")] = None,
 ) -> None:
     """Run everything in one process: an embedded nats-server, a broker with a demo agent, a gateway."""
     configure_logs(level=log_level, as_json=log_json)

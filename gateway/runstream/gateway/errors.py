@@ -151,9 +151,7 @@ def translated(error: BrokerError) -> ApiError:
 def _busy(conflict: Conflict) -> Busy:
     """Tell which run holds what was asked for, so that the client can follow that run instead."""
     if conflict.shares_otid:
-        detail = (
-            f"CONFLICT: otid {conflict.otid} belongs to another request, answered by run {conflict.run_id}."
-        )
+        detail = f"CONFLICT: otid {conflict.otid} belongs to another request, answered by run {conflict.run_id}."
     else:
         detail = (
             f"CONFLICT: Cannot send a new message: Another request (run_id={conflict.run_id}) is currently being "

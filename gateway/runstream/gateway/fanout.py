@@ -48,9 +48,7 @@ STRETCH_FRAMES = 512
 class Follower:
     """One response, and how far it has come."""
 
-    def __init__(
-        self, response: EventResponse, *, run_id: str, cursor: int, style: Style, include_pings: bool
-    ) -> None:
+    def __init__(self, response: EventResponse, *, run_id: str, cursor: int, style: Style, include_pings: bool) -> None:
         self.response = response
         self.run_id = run_id
         self.cursor = cursor
@@ -66,9 +64,7 @@ class Follower:
         if self.response.is_chunked:
             data = b"".join([frame.chunk(self.style) for frame in frames if self._wants(frame.entry)])
         else:
-            data = b"".join(
-                [event_of(frame.entry, self.style) for frame in frames if self._wants(frame.entry)]
-            )
+            data = b"".join([event_of(frame.entry, self.style) for frame in frames if self._wants(frame.entry)])
         self.response.write(data)
         self._moved(frames[-1].entry, frames)
 

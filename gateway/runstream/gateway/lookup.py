@@ -43,9 +43,7 @@ class Lookup:
         if wanted.otid:
             found = await self._index.run_with_otid(self._tenant, wanted.otid)
             if found is None:
-                raise NotFound(
-                    f"No run found for otid={wanted.otid}. The run may have expired or never existed."
-                )
+                raise NotFound(f"No run found for otid={wanted.otid}. The run may have expired or never existed.")
             return _resumable(found.value)
         latest = await self._latest(conversation_id, wanted.agent_id)
         if latest is None or not (_is_followed(latest, wanted.cursor) or not latest.is_terminal):

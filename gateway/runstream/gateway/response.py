@@ -65,7 +65,7 @@ class EventResponse:
         return self._transport is None or self._transport.is_closing()
 
     def write(self, data: bytes) -> None:
-        """Write events that are framed already, as `is_chunked` asks. Never waits; a client that has gone is ignored."""
+        """Write events that are framed already, as `is_chunked` asks. Never waits, never fails."""
         if data and not self.is_closed and self._transport is not None:
             self._transport.write(data)
 

@@ -31,9 +31,7 @@ log = structlog.get_logger(__name__)
 class Starter:
     """Turns a request for an answer into a run that a worker will execute."""
 
-    def __init__(
-        self, jetstream: JetStream, index: Index, queue: WorkQueue, settings: BrokerSettings
-    ) -> None:
+    def __init__(self, jetstream: JetStream, index: Index, queue: WorkQueue, settings: BrokerSettings) -> None:
         self._jetstream = jetstream
         self._index = index
         self._queue = queue
@@ -88,9 +86,7 @@ class Starter:
     async def _hand_over(self, record: RunRecord) -> None:
         """Store the log's first message, then enqueue: a worker that takes the run finds its log begun."""
         address = LogAddress(record.id, record.shard)
-        publisher = Publisher(
-            self._jetstream, address, self._settings, patience_seconds=FIRST_MESSAGE_PATIENCE_SECONDS
-        )
+        publisher = Publisher(self._jetstream, address, self._settings, patience_seconds=FIRST_MESSAGE_PATIENCE_SECONDS)
         async with publisher:
             await publisher.publish_marked(first_message(record))
         await self._queue.put(record.tenant, record.id)

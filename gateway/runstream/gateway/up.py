@@ -104,9 +104,7 @@ async def up(
         directory = stack.enter_context(DataDirectory(settings.data_dir))
         nats_url = settings.nats_url
         if nats_url is None:
-            nats_url = (
-                await stack.enter_async_context(EmbeddedServer(directory, port=settings.nats_port))
-            ).url
+            nats_url = (await stack.enter_async_context(EmbeddedServer(directory, port=settings.nats_port))).url
         connected = broker_settings.model_copy(update={"nats_url": nats_url})
         await stack.enter_async_context(Broker(connected, agent=agent, listener=broker_socket))
         await stack.enter_async_context(Gateway(gateway_settings, connected, listener=gateway_socket))

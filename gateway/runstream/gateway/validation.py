@@ -89,18 +89,21 @@ def check_user(request: web.Request) -> None:
 
 def _path(request: web.Request, name: str, adapter: TypeAdapter[str]) -> str:
     try:
-        return adapter.validate_python(request.match_info[name])
+        value: str = adapter.validate_python(request.match_info[name])
     except ValidationError as error:
         _refuse(error, ("path", name))
+    return value
 
 
 def _refuse(error: ValidationError, where: tuple[str, ...]) -> NoReturn:
     raise Invalid(
         [
             {
-                key: (*where, *value) if key == "loc" else value
-                for key, value in found.items()
-                if key in {"type", "loc", "msg", "input", "ctx"}
+                "type": found["type"],
+                "loc": (*where, *found["loc"]),
+                "msg": found["msg"],
+                "input": found["input"],
+                **({"ctx": found["ctx"]} if "ctx" in found else {}),
             }
             for found in error.errors(include_url=False)
         ]

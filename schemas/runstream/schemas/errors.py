@@ -43,9 +43,7 @@ ERROR_TYPES: Final[Mapping[str, ErrorType]] = MappingProxyType(
             "llm_api_error",
             "Rate limit exceeded for LLM model provider. Please wait before making another request.",
         ),
-        "llm_authentication": ErrorType(
-            "llm_api_error", "Authentication failed with the LLM model provider."
-        ),
+        "llm_authentication": ErrorType("llm_api_error", "Authentication failed with the LLM model provider."),
         "llm_empty_response": ErrorType("invalid_llm_response", "LLM returned an empty response."),
         "llm_error": ErrorType("llm_api_error", "An error occurred with the LLM request."),
         "context_window_overflow_in_system_prompt": ErrorType(
@@ -69,9 +67,7 @@ ERROR_TYPES: Final[Mapping[str, ErrorType]] = MappingProxyType(
             "error", "The run's log cannot be reached. Resume from the last seq_id in a moment."
         ),
         "invalid_demo_request": ErrorType("error", "The demo agent does not understand this request."),
-        "credential_expired": ErrorType(
-            "error", "The credential expired. Resume from the last seq_id with a new one."
-        ),
+        "credential_expired": ErrorType("error", "The credential expired. Resume from the last seq_id with a new one."),
     }
 )
 """Every error type runstream ends a run or a response with. An agent's own types may come on top of these.

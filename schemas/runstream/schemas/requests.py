@@ -262,9 +262,7 @@ class CreateMessagesRequest(_Body):
     client_tools: list[ClientTool] | None = None
     client_skills: list[ClientSkill] | None = None
     override_model: str | None = None
-    override_system: Annotated[
-        str | None, Field(validation_alias=AliasChoices("override_system", "system"))
-    ] = None
+    override_system: Annotated[str | None, Field(validation_alias=AliasChoices("override_system", "system"))] = None
     include_compaction_messages: bool = False
     return_logprobs: bool = False
     top_logprobs: int | None = None

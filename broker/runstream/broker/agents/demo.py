@@ -27,7 +27,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, NamedTuple, NoReturn
 from uuid import uuid4
@@ -59,8 +59,7 @@ from runstream.schemas import (
 __all__ = ["demo"]
 
 DEFAULT_TEXT: Final = (
-    "runstream stored every word of this answer before you saw it. "
-    "Hang up, come back later, and nothing is lost."
+    "runstream stored every word of this answer before you saw it. Hang up, come back later, and nothing is lost."
 )
 
 WEATHER: Final = "The weather is fine."
@@ -104,9 +103,7 @@ _PAUSE: Final = _Allowed(
     f"a number of milliseconds from 0 to {MAX_PAUSE_MS}",
 )
 _FLAG: Final = _Allowed(bool, "true or false")
-_COUNT: Final = _Allowed(
-    Annotated[int, msgspec.Meta(ge=0, le=MAX_CHUNKS)], f"a whole number from 0 to {MAX_CHUNKS}"
-)
+_COUNT: Final = _Allowed(Annotated[int, msgspec.Meta(ge=0, le=MAX_CHUNKS)], f"a whole number from 0 to {MAX_CHUNKS}")
 _ALLOWED: Final = {
     "chunks": _COUNT,
     "interval_ms": _PAUSE,
@@ -128,7 +125,7 @@ async def demo(
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-) -> AsyncIterator[Chunk]:
+) -> AsyncGenerator[Chunk, None]:
     """Answer the request as its knobs say; the last two chunks are the stop reason and the usage.
 
     `clock` and `sleep` count in seconds. Raises AgentFailed: as `error_after` asks, or `invalid_demo_request`

@@ -36,9 +36,7 @@ async def create(request: web.Request) -> web.Response:
     wanted = model_of(CreateConversationRequest, body, required=False)
     agent_id = request.query.get("agent_id") or wanted.agent_id
     if agent_id is None:
-        raise Invalid(
-            [{"type": "missing", "loc": ("query", "agent_id"), "msg": "Field required", "input": None}]
-        )
+        raise Invalid([{"type": "missing", "loc": ("query", "agent_id"), "msg": "Field required", "input": None}])
     if not AGENT_PATH.matches(agent_id):
         raise BadRequest(f"Invalid agent ID format: {agent_id}. Expected format: 'agent-<uuid4>'")
     record = ConversationRecord(
