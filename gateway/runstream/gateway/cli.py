@@ -13,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 from runstream.broker.errors import BrokerError
 from runstream.broker.settings import BrokerSettings
 from runstream.gateway.logs import configure_logs
-from runstream.gateway.settings import GatewaySettings
-from runstream.gateway.up import CannotStart, UpSettings, up
+from runstream.gateway.settings import GatewaySettings, UpSettings
+from runstream.gateway.up import CannotStart, up
 
 __all__ = ["app", "main"]
 

@@ -1,7 +1,8 @@
-"""Every setting and every bound of the gateway, each with its unit, its default and the reason for it."""
+"""Every setting and every bound of the gateway and of `runstream up`, each with its unit, its default and the reason for it."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
@@ -9,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from runstream.broker.settings import Duration
 
-__all__ = ["GatewaySettings"]
+__all__ = ["GatewaySettings", "UpSettings"]
 
 
 class GatewaySettings(BaseSettings):
@@ -40,3 +41,30 @@ class GatewaySettings(BaseSettings):
 
     open_seconds: Annotated[Duration, Field(gt=0)] = 5.0
     """Seconds a request waits for NATS before it is answered 503: less than clients wait for headers."""
+
+
+class UpSettings(BaseSettings):
+    """What `runstream up` needs beside the settings of its parts."""
+
+    model_config = SettingsConfigDict(env_prefix="RUNSTREAM_", frozen=True, extra="ignore")
+
+    host: str = "127.0.0.1"
+    """The address both ports listen on."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 8283
+    """The gateway's port, Letta's own; 0 takes a free one."""
+
+    broker_port: Annotated[int, Field(ge=0, le=65535)] = 8284
+    """The broker's port; 0 takes a free one."""
+
+    nats_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """The embedded nats-server's port, on loopback; 0 takes a free one."""
+
+    nats_url: str | None = None
+    """A NATS that is there already; none is then embedded."""
+
+    data_dir: Path = Path(".runstream")
+    """Where the embedded nats-server keeps its streams, so that runs survive a restart."""
+
+    agent: str = "demo"
+    """What answers messages."""

@@ -7,12 +7,9 @@ import os
 import signal
 import socket
 from contextlib import AsyncExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import structlog
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from runstream.broker.agents.demo import demo
 from runstream.broker.datadir import DataDirectory
@@ -25,9 +22,9 @@ if TYPE_CHECKING:
 
     from runstream.broker.agents import Agent
     from runstream.broker.settings import BrokerSettings
-    from runstream.gateway.settings import GatewaySettings
+    from runstream.gateway.settings import GatewaySettings, UpSettings
 
-__all__ = ["CannotStart", "UpSettings", "bind", "up"]
+__all__ = ["CannotStart", "bind", "up"]
 
 log = structlog.get_logger(__name__)
 
@@ -36,33 +33,6 @@ AGENTS: dict[str, Agent] = {"demo": demo}
 
 class CannotStart(Exception):
     """runstream cannot start as it was asked to."""
-
-
-class UpSettings(BaseSettings):
-    """What `runstream up` needs beside the settings of its parts."""
-
-    model_config = SettingsConfigDict(env_prefix="RUNSTREAM_", frozen=True, extra="ignore")
-
-    host: str = "127.0.0.1"
-    """The address both ports listen on."""
-
-    port: Annotated[int, Field(ge=0, le=65535)] = 8283
-    """The gateway's port, Letta's own; 0 takes a free one."""
-
-    broker_port: Annotated[int, Field(ge=0, le=65535)] = 8284
-    """The broker's port; 0 takes a free one."""
-
-    nats_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """The embedded nats-server's port, on loopback; 0 takes a free one."""
-
-    nats_url: str | None = None
-    """A NATS that is there already; none is then embedded."""
-
-    data_dir: Path = Path(".runstream")
-    """Where the embedded nats-server keeps its streams, so that runs survive a restart."""
-
-    agent: str = "demo"
-    """What answers messages."""
 
 
 def bind(host: str, port: int, what: str) -> socket.socket:
