@@ -17,6 +17,7 @@ BrokerError
 ├── AgentFailed                 the agent ended with an error of its own
 ├── TopologyError               the streams are absent, or not as configured
 │   └── ServerTooOld            nats-server lacks what runstream is built on
+├── InvalidSettings             a setting has a value it cannot have
 └── EmbeddedServerError         the embedded nats-server does not start
 
 The docstring is the message; facts are attributes. Errors of nats-py are translated where they enter
@@ -33,6 +34,7 @@ __all__ = [
     "CursorExpired",
     "EmbeddedServerError",
     "Fenced",
+    "InvalidSettings",
     "NotStored",
     "RunEnded",
     "RunTooLong",
@@ -147,6 +149,10 @@ class TopologyError(BrokerError):
 
 class ServerTooOld(TopologyError):
     """This nats-server is too old."""
+
+
+class InvalidSettings(BrokerError):
+    """A setting is not valid."""
 
 
 class EmbeddedServerError(BrokerError):

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["BrokerSettings", "Duration"]
+from runstream.broker.errors import InvalidSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["BrokerSettings", "Duration", "resolved"]
+
+Settings = TypeVar("Settings", bound=BaseSettings)
 
 _UNIT_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -83,3 +90,14 @@ class BrokerSettings(BaseSettings):
 
     worker_concurrency: int = Field(default=1000, ge=1)
     """Runs one broker executes at one time."""
+
+
+def resolved(kind: type[Settings], given: Mapping[str, object] | None = None) -> Settings:
+    """Resolve settings: what is given (None: not) over the environment over the default. Raises `InvalidSettings`."""
+    try:
+        return kind(**{name: value for name, value in (given or {}).items() if value is not None})
+    except ValidationError as error:
+        wrong = (
+            f"{'.'.join(map(str, found['loc']))}: {found['msg']}, not {found['input']!r}" for found in error.errors()
+        )
+        raise InvalidSettings("; ".join(wrong)) from error

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, NoReturn
 
 import typer
 import uvloop
-from pydantic import BaseModel, ValidationError
 
 from runstream.broker.errors import BrokerError
-from runstream.broker.settings import BrokerSettings
+from runstream.broker.settings import BrokerSettings, resolved
 from runstream.gateway.logs import configure_logs
 from runstream.gateway.settings import GatewaySettings, UpSettings
 from runstream.gateway.up import CannotStart, up
 
 __all__ = ["app", "main"]
-
-Settings = TypeVar("Settings", bound=BaseModel)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -67,16 +64,10 @@ def up_command(  # noqa: PLR0917  # typer reads options off the parameters
         "data_dir": data_dir,
         "agent": agent,
     }
-    settings = _settings(UpSettings, given)
     try:
-        uvloop.run(
-            up(
-                settings,
-                _settings(BrokerSettings, {}),
-                _settings(GatewaySettings, {}),
-                ready=lambda url: _announce(url, settings),
-            )
-        )
+        settings = resolved(UpSettings, given)
+        broker, gateway = resolved(BrokerSettings), resolved(GatewaySettings)
+        uvloop.run(up(settings, broker, gateway, ready=lambda url: _announce(url, settings)))
     except (CannotStart, BrokerError) as error:
         _fail(str(error))
 
@@ -86,18 +77,6 @@ def _announce(url: str, settings: UpSettings) -> None:
     typer.echo(TRY_NEXT.format(url=url, data_dir=settings.data_dir), err=True)
     typer.echo(f"ready {url}")
     sys.stdout.flush()
-
-
-def _settings(kind: type[Settings], given: dict[str, Any]) -> Settings:
-    """Resolve settings: flag over environment over default."""
-    try:
-        return kind(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, found['loc'])).upper()}: {found['msg']} (given: {found['input']!r})"
-            for found in error.errors()
-        ]
-        _fail("A setting is not valid. " + "; ".join(lines))
 
 
 def _fail(message: str) -> NoReturn:

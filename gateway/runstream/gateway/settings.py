@@ -1,4 +1,4 @@
-"""Every setting and every bound of the gateway and of `runstream up`, each with its unit, its default and the reason for it."""
+"""Every setting and every bound of the gateway and of `runstream up`: its unit, its default, the reason for it."""
 
 from __future__ import annotations
 
