@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -94,10 +94,11 @@ class BrokerSettings(BaseSettings):
 
 def resolved(kind: type[Settings], given: Mapping[str, object] | None = None) -> Settings:
     """Resolve settings: what is given (None: not) over the environment over the default. Raises `InvalidSettings`."""
+    values: dict[str, Any] = {name: value for name, value in (given or {}).items() if value is not None}
     try:
-        return kind(**{name: value for name, value in (given or {}).items() if value is not None})
+        return kind(**values)
     except ValidationError as error:
-        wrong = (
+        wrong = [
             f"{'.'.join(map(str, found['loc']))}: {found['msg']}, not {found['input']!r}" for found in error.errors()
-        )
+        ]
         raise InvalidSettings("; ".join(wrong)) from error
