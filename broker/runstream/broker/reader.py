@@ -74,13 +74,16 @@ class LogReader:
             span = max(span * count // remaining, 1)
         return tip.seq - 1
 
-    async def read(self, address: LogAddress, after: int, until: int) -> AsyncGenerator[list[Entry]]:
+    async def read(
+        self, address: LogAddress, after: int, until: int, *, after_index: int | None = None
+    ) -> AsyncGenerator[list[Entry]]:
         """Yield the entries after sequence `after` up to sequence `until` at least, in batches, oldest first.
 
-        `until` is a sequence the log is known to hold. Raises `CursorExpired` when retention overtakes the read,
+        `until` is a sequence the log is known to hold, `after_index` the index of the entry at `after` where it is
+        known (-1: `after` is the log's beginning). Raises `CursorExpired` when retention overtakes the read,
         `Unavailable` when NATS stays away longer than the reader's patience. Close it (`aclosing`) when leaving early.
         """
-        position = _Position(after)
+        position = _Position(after, after_index)
         deadline = time.monotonic() + self._settings.read_patience_seconds
         delay = FIRST_DELAY_SECONDS
         while position.seq < until:
@@ -124,9 +127,9 @@ class LogReader:
 class _Position:
     """How far a read has come, and the check that nothing was left out."""
 
-    def __init__(self, seq: int) -> None:
+    def __init__(self, seq: int, index: int | None) -> None:
         self.seq = seq
-        self.index: int | None = None
+        self.index = index
 
     def advance(self, messages: list[StoredMessage]) -> list[Entry]:
         entries = [entry_of(message) for message in messages]

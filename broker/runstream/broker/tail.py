@@ -24,7 +24,7 @@ from runstream.broker.log import Entry, entry_of, live_entry
 from runstream.schemas import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from runstream.broker.connection import Message, Subscription
     from runstream.broker.jetstream import JetStream
@@ -75,6 +75,7 @@ class LiveTail:
         self._on_entries = on_entries
         self._on_failure = on_failure
         self._last = 0
+        self._last_index: int | None = None
         self._newest = 0
         self._reading = True
         self._wake = asyncio.Event()
@@ -146,7 +147,7 @@ class LiveTail:
         for entry in entries:
             if self.ended or entry.seq <= self._last:
                 continue
-            self._last = entry.seq
+            self._last, self._last_index = entry.seq, entry.index
             shown.append(entry)
             self.ended = entry.kind is Kind.END
         if shown:
@@ -154,11 +155,14 @@ class LiveTail:
         if self.ended:
             self._wake.set()
 
+    def _read(self) -> AsyncGenerator[list[Entry]]:
+        return self._reader.read(self.address, self._last, self._newest, after_index=self._last_index)
+
     async def _catch_up(self) -> None:
         """Read the log until it has met the newest sequence heard of; live messages are shown again from then on."""
         self._reading = True
         while self._last < self._newest and not self.ended:
-            async with aclosing(self._reader.read(self.address, self._last, self._newest)) as batches:
+            async with aclosing(self._read()) as batches:
                 async for entries in batches:
                     self._show(entries)
         # No await since the last comparison: a message that arrives now follows on `_last`, or is a hole again.

@@ -21,7 +21,7 @@ import structlog
 from runstream.broker.errors import BrokerError, CursorExpired, Unavailable
 from runstream.broker.tail import LiveTail, TailCounters
 from runstream.broker.topology import LogAddress, shard_of_cursor
-from runstream.gateway.sse import Style, event_of, periodic_ping
+from runstream.gateway.follower import Follower, Keepalive, newest_seq_id
 from runstream.gateway.window import Frame, Window
 from runstream.schemas import Kind
 
@@ -33,71 +33,16 @@ if TYPE_CHECKING:
     from runstream.broker.reader import LogReader
     from runstream.broker.settings import BrokerSettings
     from runstream.gateway.metrics import GatewayMetrics
-    from runstream.gateway.response import EventResponse
     from runstream.gateway.settings import GatewaySettings
+    from runstream.gateway.sse import Style
     from runstream.schemas import RunRecord
 
-__all__ = ["Follower", "Hub", "RunTail"]
+__all__ = ["Hub", "RunTail"]
 
 log = structlog.get_logger(__name__)
 
 STRETCH_FRAMES = 512
 """Frames written to a follower that catches up before its socket is looked at again."""
-
-
-class Follower:
-    """One response, and how far it has come."""
-
-    def __init__(self, response: EventResponse, *, run_id: str, cursor: int, style: Style, include_pings: bool) -> None:
-        self.response = response
-        self.run_id = run_id
-        self.cursor = cursor
-        self.style = style
-        self.include_pings = include_pings
-        self.is_done = False
-        self.woken = asyncio.Event()
-        self.written_at = time.monotonic()
-        self._seen: int | None = None
-
-    def write(self, frames: Sequence[Frame]) -> None:
-        """Write frames that follow the cursor, and move it. Never waits."""
-        if self.response.is_chunked:
-            data = b"".join([frame.chunk(self.style) for frame in frames if self._wants(frame.entry)])
-        else:
-            data = b"".join([event_of(frame.entry, self.style) for frame in frames if self._wants(frame.entry)])
-        self.response.write(data)
-        self._moved(frames[-1].entry, frames)
-
-    def write_beyond(self, frames: Sequence[Frame]) -> None:
-        """Write what lies beyond a cursor that is ahead of the run; the end in any case."""
-        beyond = [frame for frame in frames if frame.entry.seq > self.cursor or frame.entry.kind is Kind.END]
-        if beyond:
-            self.write(beyond)
-
-    def write_ready(self, data: bytes, frames: Sequence[Frame]) -> None:
-        """Write what `frames` are in this follower's style, already joined for all who share it."""
-        self.response.write(data)
-        self._moved(frames[-1].entry, frames)
-
-    def _wants(self, entry: Entry) -> bool:
-        return self.include_pings or entry.kind is not Kind.PING
-
-    def _moved(self, last: Entry, frames: Sequence[Frame]) -> None:
-        self.cursor = last.seq
-        self.written_at = time.monotonic()
-        if self.style is Style.BACKGROUND:
-            for frame in reversed(frames):
-                if frame.entry.kind in {Kind.DATA, Kind.PING, Kind.ERROR} and self._wants(frame.entry):
-                    self._seen = frame.entry.seq
-                    break
-        if last.kind is Kind.END:
-            self.is_done = True
-            self.woken.set()
-
-    def keep_alive(self) -> None:
-        """Write a ping that repeats the last `seq_id` written."""
-        self.response.write_event(periodic_ping(self.run_id, self._seen))
-        self.written_at = time.monotonic()
 
 
 class RunTail:
@@ -189,27 +134,32 @@ class RunTail:
         frames = self.window.append(entries)
         if not self._live:
             return
-        joined = {style: b"".join([frame.chunk(style) for frame in frames]) for style in self._styles()}
-        has_ping = frames[0].entry.kind is Kind.PING
-        mark = self._hub.settings.follower_buffer_bytes
-        left: list[Follower] = []
-        for follower in self._live:
-            if follower.response.buffered > mark:
-                left.append(follower)
-            elif follower.cursor >= frames[0].entry.seq:
-                follower.write_beyond(frames)
-            elif has_ping or not follower.response.is_chunked:
-                follower.write(frames)
-            else:
-                follower.write_ready(joined[follower.style], frames)
+        left = self._write_live(frames)
         self._hub.metrics.delivered((len(self._live) - len(left)) * len(frames))
         for follower in left:
             self._hub.metrics.fell_behind()
             self.leave(follower)
             follower.woken.set()
 
-    def _styles(self) -> set[Style]:
-        return {follower.style for follower in self._live}
+    def _write_live(self, frames: Sequence[Frame]) -> list[Follower]:
+        """Write frames to every live follower in one pass; returns those whose sockets are full."""
+        first, last = frames[0].entry, frames[-1].entry
+        seq_id, now, mark = newest_seq_id(frames), time.monotonic(), self._hub.settings.follower_buffer_bytes
+        joined: dict[Style, bytes] = {}
+        left: list[Follower] = []
+        for follower in self._live:
+            if follower.response.buffered > mark:
+                left.append(follower)
+            elif follower.cursor >= first.seq:
+                follower.write_beyond(frames)
+            elif first.kind is Kind.PING or not follower.response.is_chunked:
+                follower.write(frames)
+            else:
+                data = joined.get(follower.style)
+                if data is None:
+                    data = joined[follower.style] = b"".join([frame.chunk(follower.style) for frame in frames])
+                follower.write_ready(data, last, seq_id, now)
+        return left
 
     def _on_failure(self, error: BrokerError) -> None:
         self.failure = error
@@ -309,7 +259,7 @@ class Hub:
         be followed any further, TimeoutError when the follower's socket stayed blocked past the write deadline.
         """
         self.followers += 1
-        keepalive = _Keepalive(follower, self.settings.keepalive_seconds)
+        keepalive = Keepalive(follower, self.settings.keepalive_seconds)
         try:
             if tail.tip is not None and tail.tip.kind is Kind.END and follower.cursor >= tail.tip.seq:
                 follower.write([Frame(tail.tip)])
@@ -335,7 +285,8 @@ class Hub:
 
     async def _catch_up(self, tail: RunTail, follower: Follower) -> None:
         """Read the log until the window reaches back to the follower."""
-        async with aclosing(self.reader.read(tail.address, follower.cursor, tail.window.base)) as batches:
+        missing = self.reader.read(tail.address, follower.cursor, tail.window.base, after_index=follower.index)
+        async with aclosing(missing) as batches:
             async for entries in batches:
                 frames = [Frame(entry) for entry in entries]
                 self.metrics.caught_up(len(frames))
@@ -347,25 +298,3 @@ class Hub:
         follower.write(frames)
         self.metrics.delivered(len(frames))
         await follower.response.drained(self.settings.write_deadline_seconds)
-
-
-class _Keepalive:
-    """Pings one follower when nothing was written to it for a while; one timer, moved only when it fires."""
-
-    def __init__(self, follower: Follower, seconds: float) -> None:
-        self._follower = follower
-        self._seconds = seconds
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._fire)
-
-    def stop(self) -> None:
-        self._timer.cancel()
-
-    def _fire(self) -> None:
-        follower = self._follower
-        silent = time.monotonic() - follower.written_at
-        if silent >= self._seconds * 0.999 and not follower.is_done:
-            # A full socket is not silent: the reader is slow, and more bytes would not wake it.
-            if follower.include_pings and not follower.response.buffered:
-                follower.keep_alive()
-            silent = 0.0
-        self._timer = asyncio.get_running_loop().call_later(self._seconds - silent, self._fire)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import structlog
@@ -32,8 +33,10 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except ApiError as error:
         return _answer(error)
     except BrokerError as error:
-        log.warning("request_failed", method=request.method, path=request.path, error=str(error))
-        return _answer(translated(error))
+        answer = translated(error)
+        if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            log.warning("request_failed", method=request.method, path=request.path, error=str(error))
+        return _answer(answer)
     except web.HTTPException as refused:
         return _http_answer(refused)
     except Exception:
@@ -45,8 +48,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 def _answer(error: ApiError) -> web.Response:
     response = json_response(error.body, status=error.status)
     response.headers.update(error.headers)
-    if error.status in {400, 413}:
-        # A body that was refused unread would be taken for the next request on this connection.
+    if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        # Nobody wants to read the rest of it, and the next request comes after it.
         response.force_close()
     return response
 

@@ -9,7 +9,7 @@ from aiohttp import ClientConnectionResetError, web
 
 from runstream.broker.errors import BrokerError
 from runstream.gateway.errors import TryLater
-from runstream.gateway.fanout import Follower
+from runstream.gateway.follower import Follower
 from runstream.gateway.response import EventResponse
 from runstream.gateway.sse import Style, cut_error
 

@@ -31,6 +31,10 @@ log = structlog.get_logger(__name__)
 AGENTS: dict[str, Agent] = {"demo": demo}
 
 
+STORE_SECONDS = 60.0
+"""How long the embedded nats-server may take to be ready: it reads its streams, and after a crash repairs them."""
+
+
 class CannotStart(Exception):
     """runstream cannot start as it was asked to."""
 
@@ -74,7 +78,11 @@ async def up(
         directory = stack.enter_context(DataDirectory(settings.data_dir))
         nats_url = settings.nats_url
         if nats_url is None:
-            nats_url = (await stack.enter_async_context(EmbeddedServer(directory, port=settings.nats_port))).url
+            nats_url = (
+                await stack.enter_async_context(
+                    EmbeddedServer(directory, port=settings.nats_port, start_timeout=STORE_SECONDS)
+                )
+            ).url
         connected = broker_settings.model_copy(update={"nats_url": nats_url})
         await stack.enter_async_context(Broker(connected, agent=agent, listener=broker_socket))
         await stack.enter_async_context(Gateway(gateway_settings, connected, listener=gateway_socket))

@@ -1,0 +1,99 @@
+"""One follower: a response, the cursor it has come to, and the pings that keep it alive in a silence."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from runstream.gateway.sse import Style, event_of, periodic_ping
+from runstream.schemas import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from runstream.broker.log import Entry
+    from runstream.gateway.response import EventResponse
+    from runstream.gateway.window import Frame
+
+__all__ = ["Follower", "Keepalive", "newest_seq_id"]
+
+
+class Follower:
+    """One response, and how far it has come."""
+
+    def __init__(self, response: EventResponse, *, run_id: str, cursor: int, style: Style, include_pings: bool) -> None:
+        self.response = response
+        self.run_id = run_id
+        self.cursor = cursor
+        self.index = -1 if cursor == 0 else None
+        """The index of the entry at the cursor, None while it is not known."""
+        self.style = style
+        self.include_pings = include_pings
+        self.is_done = False
+        self.woken = asyncio.Event()
+        self.written_at = time.monotonic()
+        self._seen: int | None = None
+
+    def write(self, frames: Sequence[Frame]) -> None:
+        """Write frames that follow the cursor, and move it. Never waits."""
+        wanted = [frame for frame in frames if self.include_pings or frame.entry.kind is not Kind.PING]
+        if self.response.is_chunked:
+            data = b"".join([frame.chunk(self.style) for frame in wanted])
+        else:
+            data = b"".join([event_of(frame.entry, self.style) for frame in wanted])
+        self.write_ready(data, frames[-1].entry, newest_seq_id(wanted), time.monotonic())
+
+    def write_beyond(self, frames: Sequence[Frame]) -> None:
+        """Write what lies beyond a cursor that is ahead of the run; the end in any case."""
+        beyond = [frame for frame in frames if frame.entry.seq > self.cursor or frame.entry.kind is Kind.END]
+        if beyond:
+            self.write(beyond)
+
+    def write_ready(self, data: bytes, last: Entry, seq_id: int | None, now: float) -> None:
+        """Write events joined for all who share them; `last` is their newest entry, `seq_id` the newest seen."""
+        self.response.write(data)
+        self.cursor = last.seq
+        self.index = last.index
+        self.written_at = now
+        self._seen = seq_id or self._seen
+        if last.kind is Kind.END:
+            self.is_done = True
+            self.woken.set()
+
+    def keep_alive(self) -> None:
+        """Write a ping that repeats the last `seq_id` written."""
+        seq_id = self._seen if self.style is Style.BACKGROUND else None
+        self.response.write_event(periodic_ping(self.run_id, seq_id))
+        self.written_at = time.monotonic()
+
+
+def newest_seq_id(frames: Sequence[Frame]) -> int | None:
+    """Return the last `seq_id` a reader of `frames` sees; those of stop reason, usage and end stay unseen."""
+    for frame in reversed(frames):
+        if frame.entry.kind in {Kind.DATA, Kind.PING, Kind.ERROR}:
+            return frame.entry.seq
+    return None
+
+
+class Keepalive:
+    """Pings one follower when nothing was written to it for a while; one timer, moved only when it fires."""
+
+    def __init__(self, follower: Follower, seconds: float) -> None:
+        self._follower = follower
+        self._seconds = seconds
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._fire)
+
+    def stop(self) -> None:
+        """Ping no more."""
+        self._timer.cancel()
+
+    def _fire(self) -> None:
+        follower = self._follower
+        silent = time.monotonic() - follower.written_at
+        if silent >= self._seconds * 0.999 and not follower.is_done:
+            # A full socket is not silent: the reader is slow, and more bytes would not wake it.
+            if follower.include_pings and not follower.response.buffered:
+                follower.keep_alive()
+            silent = 0.0
+        self._timer = asyncio.get_running_loop().call_later(self._seconds - silent, self._fire)
