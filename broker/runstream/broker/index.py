@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import secrets
 import time
@@ -36,7 +37,7 @@ from runstream.broker.topology import BUCKET, INDEX_STREAM
 from runstream.schemas import ConversationRecord, RunRecord, RunRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from runstream.broker.jetstream import JetStream
 
@@ -47,6 +48,10 @@ T = TypeVar("T")
 KV_OPERATION = "KV-Operation"
 CLAIM_PATIENCE_SECONDS = 5.0
 """How long a claim is tried: shorter than a client's time-out, longer than a leader's election mostly takes."""
+UPDATE_PATIENCE_SECONDS = 60.0
+"""How long a change to a run's record is tried: its writer has nothing better to do, and the run is not lost by it."""
+FIRST_DELAY_SECONDS = 0.02
+LONGEST_DELAY_SECONDS = 1.0
 BATCHES_IN_FLIGHT = 16
 """The server takes 50 unfinished batches on a stream; several gateways and brokers share them."""
 
@@ -138,19 +143,13 @@ class Index:
 
     async def create_conversation(self, record: ConversationRecord) -> None:
         """Write a new conversation; one that exists is left as it is."""
-        key = _conversation_key(record.tenant, record.id)
-        deadline = time.monotonic() + CLAIM_PATIENCE_SECONDS
-        while True:
-            try:
-                await self._write([_Put(key, msgspec.json.encode(record), 0)])
-            except WrongLastSequence:
-                return  # It is there: an earlier try of ours whose answer was lost, as ids are not chosen twice.
-            except Unavailable:
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(0.05)
-            else:
-                return
+
+        async def attempt() -> None:
+            # Wrong last sequence: it is there, by an earlier try whose answer was lost; ids are not chosen twice.
+            with contextlib.suppress(WrongLastSequence):
+                await self._write([_Put(_conversation_key(record.tenant, record.id), msgspec.json.encode(record), 0)])
+
+        await _persist(attempt, CLAIM_PATIENCE_SECONDS)
 
     # -- the life of a run --------------------------------------------------------------------------------------
 
@@ -160,29 +159,25 @@ class Index:
         Raises `Conflict` when another run holds the conversation or one of the otids; `Unavailable` when surely
         nothing was stored; `Unsettled` when that could not be found out.
         """
-        deadline = time.monotonic() + CLAIM_PATIENCE_SECONDS
-        unsettled: Unavailable | None = None
-        while True:
+        unsettled = False
+
+        async def attempt() -> Claimed:
+            nonlocal unsettled
+            if unsettled and (found := await self.run(record.tenant, record.id)) is not None:
+                return Claimed(found.value, is_new=True)
             try:
-                if unsettled is not None and (found := await self.run(record.tenant, record.id)) is not None:
-                    outcome = Claimed(found.value, is_new=True)
-                else:
-                    outcome = await self._claim_once(record, request)
-            except WrongLastSequence:
-                if time.monotonic() > deadline:
-                    raise Unavailable("The claim was contended for too long.") from None
-                await asyncio.sleep(secrets.randbelow(10) / 1000)
-                continue
-            except Unavailable as error:
-                if isinstance(error, Unsettled):
-                    unsettled = error
-                if time.monotonic() > deadline:
-                    raise error if unsettled is None else unsettled from None
-                await asyncio.sleep(0.05)
-                continue
-            if outcome.is_new:
-                await self._note_agent(record)
-            return outcome
+                return await self._claim_once(record, request)
+            except Unsettled:
+                unsettled = True
+                raise
+
+        try:
+            claimed = await _persist(attempt, CLAIM_PATIENCE_SECONDS)
+        except Unavailable as error:
+            raise Unsettled(run_id=record.id) if unsettled else error from error
+        if claimed.is_new:
+            await self._note_agent(record)
+        return claimed
 
     async def _claim_once(self, record: RunRecord, request: RunRequest) -> Claimed:
         tenant, scope = record.tenant, record.conversation_id or record.agent_id
@@ -271,7 +266,8 @@ class Index:
     async def _update_run(self, run: RunRecord, change: _Change, others: Sequence[_Put]) -> RunRecord:
         """Write a changed record on the condition that it is as read; the record of an ended run stays as it is."""
         key = _run_key(run.tenant, run.id)
-        while True:
+
+        async def attempt() -> RunRecord:
             stored = await self.run(run.tenant, run.id)
             current, revision = (run, 0) if stored is None else (stored.value, stored.revision)
             changed = current if current.is_terminal else change(current)
@@ -280,13 +276,11 @@ class Index:
                 puts += [_Put(key, msgspec.json.encode(changed), revision), *others]
             if changed.is_terminal:
                 puts += await self._free_conversation(changed)
-            if not puts:
-                return changed
-            try:
+            if puts:
                 await self._write(puts)
-            except WrongLastSequence:
-                continue
             return changed
+
+        return await _persist(attempt, UPDATE_PATIENCE_SECONDS)
 
     async def _free_conversation(self, run: RunRecord) -> list[_Put]:
         if run.conversation_id is None:
@@ -339,7 +333,27 @@ class Index:
             await self._jetstream.publish_batch(messages, secrets.token_hex(16))
 
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+async def _persist(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
+    """Repeat an attempt that reads and then writes, until it is through: it was overtaken, or NATS was away.
 
+    An attempt whose answer was lost is repeated too: it reads what it wrote. Raises `Unavailable` after `seconds`.
+    """
+    deadline = time.monotonic() + seconds
+    delay = FIRST_DELAY_SECONDS
+    while True:
+        try:
+            return await attempt()
+        except WrongLastSequence as overtaken:
+            failure: Unavailable = Unavailable(f"Overtaken for {seconds:g} s: {overtaken}")
+            pause = FIRST_DELAY_SECONDS * secrets.randbelow(100) / 100
+        except Unavailable as unavailable:
+            failure = unavailable
+            pause = delay
+            delay = min(2 * delay, LONGEST_DELAY_SECONDS)
+        if time.monotonic() + pause > deadline:
+            raise failure
+        await asyncio.sleep(pause)
+
+
+if TYPE_CHECKING:
     _Change = Callable[[RunRecord], RunRecord]

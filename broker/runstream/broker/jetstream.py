@@ -45,8 +45,9 @@ FULL = frozenset({10023, 10028, 10047, 10077})
 WRONG_LAST = frozenset({10071})
 ABSENT = frozenset({10014, 10037, 10059})
 """Consumer, message, stream not found."""
-TEMPORARY = frozenset({10164, 10008, 10009, 10210, 10211})
-"""Another write to this subject is in flight; no leader yet; too many batches in flight: to be tried again."""
+TEMPORARY = frozenset({10008, 10009, 10164, 10176})
+"""No leader yet; another write to this subject is in flight; a batch arrived incomplete, which is also what the server
+says, and stores nothing, when too many batches (50 on a stream) are in flight."""
 TEMPORARY_STATUS = frozenset({408, 429, 503})
 
 

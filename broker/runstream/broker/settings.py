@@ -38,7 +38,7 @@ Duration = Annotated[float, BeforeValidator(_seconds)]
 class BrokerSettings(BaseSettings):
     """What a broker, and whoever reads the log, needs to know. `RUNSTREAM_X_Y` sets `x_y`."""
 
-    model_config = SettingsConfigDict(env_prefix="RUNSTREAM_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="RUNSTREAM_", frozen=True, extra="ignore", env_ignore_empty=True)
 
     nats_url: str = "nats://127.0.0.1:4222"
     """Where NATS is; several servers of one cluster are separated by commas."""

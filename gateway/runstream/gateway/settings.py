@@ -16,7 +16,7 @@ __all__ = ["GatewaySettings", "UpSettings"]
 class GatewaySettings(BaseSettings):
     """What a gateway needs to know beside what it shares with the broker. `RUNSTREAM_X_Y` sets `x_y`."""
 
-    model_config = SettingsConfigDict(env_prefix="RUNSTREAM_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="RUNSTREAM_", frozen=True, extra="ignore", env_ignore_empty=True)
 
     keepalive_seconds: Annotated[Duration, Field(gt=0)] = 20.0
     """Seconds of silence after which a reader gets a ping; a third of the 60 s after which letta-client gives up."""
@@ -46,7 +46,7 @@ class GatewaySettings(BaseSettings):
 class UpSettings(BaseSettings):
     """What `runstream up` needs beside the settings of its parts."""
 
-    model_config = SettingsConfigDict(env_prefix="RUNSTREAM_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="RUNSTREAM_", frozen=True, extra="ignore", env_ignore_empty=True)
 
     host: str = "127.0.0.1"
     """The address both ports listen on."""
