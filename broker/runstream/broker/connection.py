@@ -87,6 +87,7 @@ class Connection:
         self._client = Client()
         self._subscriptions: set[Subscription] = set()
         self._listeners: list[Callable[[], None]] = []
+        self._waiting: set[asyncio.Timeout] = set()
         self._closing = False
         self._lost = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -140,11 +141,20 @@ class Connection:
     async def request(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None, seconds: float
     ) -> Message:
-        """Send and wait for the answer. `Unavailable` says nothing about whether the request was carried out."""
+        """Send and wait for the answer. `Unavailable` says nothing about whether the request was carried out.
+
+        A request whose connection is lost fails at once, as its answer is lost too; one that is made while there is
+        no connection waits for the next.
+        """
+        waiting = asyncio.timeout(seconds)
         try:
-            return await self._client.request(subject, body, timeout=seconds, headers=_headers(headers))
+            async with waiting:
+                self._waiting.add(waiting)
+                return await self._client.request(subject, body, timeout=2 * seconds, headers=_headers(headers))
         except TRANSLATED as error:
             raise Unavailable(f"{subject}: {_reason(error)}") from error
+        finally:
+            self._waiting.discard(waiting)
 
     async def publish(
         self, subject: str, body: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None
@@ -180,6 +190,8 @@ class Connection:
         async def on_disconnect() -> None:
             if not self._closing:
                 log.warning("nats_disconnected", connection=self.name)
+            for waiting in self._waiting:
+                waiting.reschedule(asyncio.get_running_loop().time())
 
         async def on_reconnect() -> None:
             self.last_error = ""

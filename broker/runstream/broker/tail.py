@@ -99,7 +99,9 @@ class LiveTail:
         self._last = await start(tip)
         self._newest = max(self._newest, tip.seq if tip is not None else 0)
         await self._catch_up()
-        if not self.ended:
+        if self.ended:
+            await self._stop_listening()
+        else:
             self._watch = asyncio.create_task(self._watch_over(), name=f"tail-{self.address.run_id}")
             self._watch.add_done_callback(self._watched)
         return tip
