@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -35,4 +36,9 @@ SERVICES = web.AppKey("services", Services)
 
 def json_response(data: object, *, status: int = 200) -> web.Response:
     """Answer with compact JSON."""
-    return web.Response(body=msgspec.json.encode(data), status=status, content_type="application/json")
+    try:
+        body = msgspec.json.encode(data)
+    except UnicodeEncodeError:
+        # A refusal quotes what was sent, and what was sent is no text: it can go out escaped.
+        body = json.dumps(data, separators=(",", ":")).encode()
+    return web.Response(body=body, status=status, content_type="application/json")

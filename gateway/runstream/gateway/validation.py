@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
+import msgspec
 from aiohttp import web
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
@@ -25,6 +26,9 @@ __all__ = [
 ]
 
 Model = TypeVar("Model", bound=BaseModel)
+
+NESTING_RESERVE = 32
+"""Levels of nesting kept free: what a request is stored with is encoded deeper in the stack than it is read."""
 
 EXAMPLE_AGENT = "agent-123e4567-e89b-42d3-8456-426614174000"
 
@@ -113,7 +117,7 @@ def _refuse(error: ValidationError, where: tuple[str, ...]) -> NoReturn:
 async def body_of(request: web.Request, *, limit: int) -> Any:
     """Return the request's body: parsed if it is JSON or says nothing of its type, else its bytes; None if empty.
 
-    Raises `Invalid` for malformed JSON, `TooLarge`, `ApiError` 400 for what is not even text.
+    Raises `Invalid` for malformed JSON, `TooLarge`, `ApiError` 400 for what is not even text, or cannot be stored.
     """
     raw = await _read(request, limit)
     if not raw:
@@ -121,7 +125,8 @@ async def body_of(request: web.Request, *, limit: int) -> Any:
     if not _is_json(request):
         return raw
     try:
-        return json.loads(raw, parse_constant=_no_constant)
+        parsed = json.loads(raw, parse_constant=_no_constant)
+        size = _stored_size(parsed)
     except json.JSONDecodeError as error:
         raise Invalid(
             [
@@ -138,6 +143,19 @@ async def body_of(request: web.Request, *, limit: int) -> Any:
         refused = ApiError("There was an error parsing the body")
         refused.status = 400
         raise refused from None
+    if size > limit:
+        raise TooLarge(f"The request body would be stored with {size} bytes; at most {limit} are accepted.")
+    return parsed
+
+
+def _stored_size(parsed: Any) -> int:
+    """Return the bytes a body has when it is stored, which may be more than were sent: `1e9` is written out.
+
+    Raises UnicodeEncodeError for half a surrogate pair, RecursionError for nesting without end.
+    """
+    for _ in range(NESTING_RESERVE):
+        parsed = [parsed]
+    return len(msgspec.json.encode(parsed)) - 2 * NESTING_RESERVE
 
 
 async def _read(request: web.Request, limit: int) -> bytes:
