@@ -1,0 +1,101 @@
+"""What a careful program does with Letta's client: it keeps its cursor, and comes back with it."""
+
+from collections.abc import AsyncGenerator, Generator, Sequence
+from typing import Any, TypeAlias
+
+import httpx
+from letta_client import APIConnectionError, AsyncLetta, AsyncStream, InternalServerError, Stream
+
+Chunk: TypeAlias = dict[str, Any]
+
+# What httpx raises, past the client's own error classes, when a response is cut.
+DISCONNECTED = (httpx.RemoteProtocolError, httpx.ReadError, APIConnectionError)
+# What a gateway that cannot serve at the moment answers: 503, after the client's own two repetitions.
+TOLD_TO_COME_BACK = InternalServerError
+
+
+def as_json(chunk: Any) -> Chunk:
+    """A chunk as it was on the wire: the model keeps what was set."""
+    plain: Chunk = chunk.model_dump(mode="json", exclude_unset=True)
+    return plain
+
+
+async def chunks_of(stream: AsyncStream[Any]) -> AsyncGenerator[Chunk, None]:
+    """All chunks to the end; the stream is closed, too, when the reader leaves early."""
+    async with stream:
+        async for chunk in stream:
+            yield as_json(chunk)
+
+
+def blocking_chunks_of(stream: Stream[Any]) -> Generator[Chunk, None, None]:
+    """The same for threads."""
+    with stream:
+        for chunk in stream:
+            yield as_json(chunk)
+
+
+def cursor_in(chunks: Sequence[Chunk]) -> int:
+    """The last `seq_id` there, 0 if there is none."""
+    return next((chunk["seq_id"] for chunk in reversed(chunks) if chunk.get("seq_id") is not None), 0)
+
+
+def kept(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """What lies at or before the cursor: a stop reason after it has none of its own, and comes again."""
+    last = max((at for at, chunk in enumerate(chunks) if chunk.get("seq_id") is not None), default=-1)
+    return list(chunks[: last + 1])
+
+
+def without_repeated_pings(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """Leave the keep-alives out: they repeat a cursor, and are nobody's content."""
+    seen = 0
+    result = []
+    for chunk in chunks:
+        seq_id = chunk.get("seq_id")
+        if chunk["message_type"] == "ping" and seq_id is not None and seq_id <= seen:
+            continue
+        seen = max(seen, seq_id or 0)
+        result.append(chunk)
+    return result
+
+
+class Reader:
+    """Follows one run through any number of connections; `history` is what it has, each chunk once if all is well."""
+
+    def __init__(self, letta: AsyncLetta, run_id: str) -> None:
+        self._letta = letta
+        self._run_id = run_id
+        self.history: list[Chunk] = []
+        self.is_done = False
+        self.connections = 0
+        self.refusals = 0
+        self.cuts = 0
+
+    async def read(self, at_most: int | None = None) -> None:
+        """Come back with the cursor and read to the end, or up to `at_most` chunks. A lost connection is no error."""
+        self.history = kept(self.history)
+        cursor = cursor_in(self.history)
+        try:
+            stream = await self._letta.runs.messages.stream(self._run_id, starting_after=cursor)
+        except TOLD_TO_COME_BACK:
+            self.refusals += 1
+            return
+        self.connections += 1
+        chunks = chunks_of(stream)
+        try:
+            count = 0
+            async for chunk in chunks:
+                self.history.append(chunk)
+                count += 1
+                if count == at_most:
+                    return
+            self.is_done = True
+        except DISCONNECTED:
+            self.cuts += 1
+        finally:
+            await chunks.aclose()
+
+    async def read_to_the_end(self) -> list[Chunk]:
+        """Read on, however often the connection is lost."""
+        while not self.is_done:
+            await self.read()
+        return without_repeated_pings(self.history)
