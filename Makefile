@@ -40,7 +40,7 @@ check: install ## format, lint and types; changes nothing
 	$(BIN)/mypy $(foreach part,schemas broker gateway,-p runstream.$(part)) -p tests
 
 bench: install ## measure (ARGS="--help")
-	$(PY) tests/bench/run.py $(ARGS)
+	$(PY) -m tests.bench.run $(ARGS)
 
 # Nothing but the public index decides: this machine's pip configuration would put local files in the lock.
 lock: install ## resolve the dependencies anew (ARGS="--upgrade")

@@ -1,0 +1,1 @@
+"""What runstream costs, measured from outside: `make bench`."""

@@ -1,0 +1,183 @@
+"""What the writing load process does: it is a platform that writes runs through the library, not through a gateway."""
+
+import asyncio
+import contextlib
+import heapq
+import secrets
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from itertools import islice
+from typing import Self
+
+from runstream.broker.connection import Connection
+from runstream.broker.ending import Outcome, end_run, first_message
+from runstream.broker.index import Index
+from runstream.broker.jetstream import BatchWrite, JetStream
+from runstream.broker.log import KIND, WRITER, writer_header
+from runstream.broker.publisher import Publisher
+from runstream.broker.settings import BrokerSettings
+from runstream.broker.topology import LogAddress, shard_of
+from runstream.schemas import DEFAULT_TENANT, Kind, RunRecord, RunRequest, UsageStatistics, new_agent_id, new_run_id
+from tests.bench.exchange import quiet
+
+CHUNK_BYTES = 250
+BATCH = 500
+"""Messages that are filled in at once; the server takes 1,000."""
+CURSOR_DISTANCE = 10
+"""How many chunks before the end a client was that comes back."""
+
+
+def chunk(number: int, stamp_ns: int) -> bytes:
+    """A chunk of 250 bytes that carries its number and the moment at which it was made."""
+    head = b'{"id":"message-00000000-0000-4000-8000-000000000000","message_type":"assistant_message","content":"'
+    return (head + f"{number} {stamp_ns} ".encode()).ljust(CHUNK_BYTES - 2, b".") + b'"}'
+
+
+class _Run:
+    """One run that this process writes."""
+
+    def __init__(self, record: RunRecord, publisher: Publisher, stack: AsyncExitStack) -> None:
+        self.record = record
+        self.publisher = publisher
+        self.stack = stack
+        self.chunks = 0
+        self.seqs: deque[int] = deque(maxlen=CURSOR_DISTANCE + 1)
+
+    async def say(self) -> int:
+        """Publish one chunk; returns the nanoseconds until it was stored."""
+        began = time.monotonic_ns()
+        seq = await self.publisher.publish(chunk(self.chunks, began))
+        took = time.monotonic_ns() - began
+        self.wrote(seq)
+        return took
+
+    def wrote(self, seq: int) -> None:
+        self.chunks += 1
+        self.seqs.append(seq)
+
+    def to_fill_in(self) -> BatchWrite:
+        """The run's next chunk as a message for a batch; the publisher goes on behind it."""
+        publisher = self.publisher
+        headers = {KIND: Kind.DATA, WRITER: writer_header(publisher.writer, publisher.next_index)}
+        publisher.next_index += 1
+        return BatchWrite(publisher.address.subject, chunk(self.chunks, 0), headers)
+
+
+class Writer:
+    """Runs in the background, claimed and written over a NATS connection of its own."""
+
+    def __init__(self) -> None:
+        self._stack = AsyncExitStack()
+        self._runs: dict[str, _Run] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._pacing: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for run in self._runs.values():
+            await run.stack.aclose()
+        await self._stack.aclose()
+
+    async def connect(self, nats_url: str) -> str:
+        """Connect to NATS; gives the server's version."""
+        self._settings = BrokerSettings(nats_url=nats_url)
+        connection = await self._stack.enter_async_context(Connection(nats_url, name="bench"))
+        self._jetstream = JetStream(connection, timeout_seconds=self._settings.request_timeout_seconds)
+        self._stack.push_async_callback(self._jetstream.close)
+        self._index = Index(self._jetstream)
+        self._tasks.append(asyncio.create_task(self._keep_leases(), name="leases"))
+        return ".".join(map(str, connection.server_version))
+
+    async def open(self) -> str:
+        """Begin a run; gives its id."""
+        run_id = new_run_id()
+        record = RunRecord(
+            tenant=DEFAULT_TENANT,
+            id=run_id,
+            agent_id=new_agent_id(),
+            background=True,
+            shard=shard_of(run_id, self._settings.shards),
+        )
+        request = RunRequest(run_id=run_id, agent_id=record.agent_id, background=True, body={})
+        await self._index.claim(record, request)
+        stack = AsyncExitStack()
+        publisher = Publisher(self._jetstream, LogAddress(run_id, record.shard), self._settings)
+        await stack.enter_async_context(publisher)
+        first_seq = await publisher.publish_marked(first_message(record))
+        begun = await self._index.begin(record, first_seq=first_seq)
+        self._runs[run_id] = _Run(begun, publisher, stack)
+        return run_id
+
+    async def publish(self, run_id: str, count: int, per_second: float | None = None) -> list[int]:
+        """Publish chunks one at a time, at that pace or without a pause; gives the nanoseconds each took."""
+        run = self._runs[run_id]
+        with quiet():
+            begun = time.monotonic()
+            took: list[int] = []
+            for number in range(count):
+                if per_second is not None:
+                    await asyncio.sleep(begun + number / per_second - time.monotonic())
+                took.append(await run.say())
+        return took
+
+    async def pace(self, run_id: str, per_second: float) -> None:
+        """Publish chunks at that pace until the run is ended; returns at once."""
+        self._pacing = asyncio.create_task(self._keep_saying(self._runs[run_id], per_second), name="pace")
+
+    async def _keep_saying(self, run: _Run, per_second: float) -> None:
+        while True:
+            await asyncio.sleep(1 / per_second)
+            await run.say()
+
+    async def cursor(self, run_id: str) -> int:
+        """The sequence of the chunk that is ten before the newest."""
+        return self._runs[run_id].seqs[0]
+
+    async def fill(self, lengths: list[int]) -> list[str]:
+        """Begin runs of that many chunks, spread evenly over the same stretch of the log's stream; gives their ids.
+
+        In atomic batches, past the publishers: a hundred thousand chunks one at a time would be most of the bench.
+        """
+        runs = [self._runs[await self.open()] for _ in lengths]
+        order = _spread(lengths)
+        while batch := [runs[which] for which in islice(order, BATCH)]:
+            writes = []
+            for run in batch:
+                writes.append(run.to_fill_in())
+                run.chunks += 1
+            last = await self._jetstream.publish_batch(writes, secrets.token_hex(16))
+            for seq, run in enumerate(batch, start=last - len(batch) + 1):
+                run.publisher.last_seq = seq
+                run.seqs.append(seq)
+        return [run.record.id for run in runs]
+
+    async def end(self, run_id: str) -> None:
+        """End a run as a worker does."""
+        if self._pacing is not None:
+            self._pacing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._pacing
+            self._pacing = None
+        run = self._runs.pop(run_id)
+        await run.publisher.flush()
+        await end_run(run.publisher, self._index, run.record, Outcome("end_turn", usage=UsageStatistics()))
+        await run.stack.aclose()
+
+    async def _keep_leases(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.lease_seconds / 3)
+            for run_id in list(self._runs):
+                await self._index.renew_lease(run_id)
+
+
+def _spread(lengths: list[int]) -> Iterator[int]:
+    """For each message of all runs together, in the order in which they are stored: whose it is."""
+    places = [[((at + 0.5) / length, which) for at in range(length)] for which, length in enumerate(lengths)]
+    return (which for _, which in heapq.merge(*places))
