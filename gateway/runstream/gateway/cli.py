@@ -54,7 +54,6 @@ def up_command(  # noqa: PLR0917  # typer reads options off the parameters
     log_json: Annotated[bool | None, typer.Option("--log-json/--log-text", envvar="RUNSTREAM_LOG_JSON")] = None,
 ) -> None:
     """Run everything in one process: an embedded nats-server, a broker with a demo agent, a gateway."""
-    configure_logs(level=log_level, as_json=log_json)
     given = {
         "host": host,
         "port": port,
@@ -65,6 +64,7 @@ def up_command(  # noqa: PLR0917  # typer reads options off the parameters
         "agent": agent,
     }
     try:
+        configure_logs(level=log_level, as_json=log_json)
         settings = resolved(UpSettings, given)
         broker, gateway = resolved(BrokerSettings), resolved(GatewaySettings)
         uvloop.run(up(settings, broker, gateway, ready=lambda url: _announce(url, settings)))

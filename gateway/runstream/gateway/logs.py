@@ -7,14 +7,23 @@ import sys
 
 import structlog
 
+from runstream.broker.errors import InvalidSettings
+
 __all__ = ["configure_logs"]
+
+LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 def configure_logs(*, level: str, as_json: bool | None) -> None:
-    """Send logs to stderr; `as_json` None: for a person if stderr is a terminal, else JSON."""
+    """Send logs to stderr; `as_json` None: for a person if stderr is a terminal, else JSON.
+
+    Raises `InvalidSettings` for a level there is not.
+    """
     if as_json is None:
         as_json = not sys.stderr.isatty()
-    number = logging.getLevelNamesMapping()[level.upper()]
+    number = logging.getLevelNamesMapping().get(level.upper())
+    if number is None:
+        raise InvalidSettings(f"log_level: choose one of {', '.join(LEVELS)}, not {level!r}")
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
