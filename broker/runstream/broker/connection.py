@@ -79,7 +79,7 @@ class Connection:
     Raises `Unavailable` on entry when no server answers within `connect_seconds`.
     """
 
-    def __init__(self, url: str, *, name: str, connect_seconds: float = 4.0, inbox_prefix: str = "_INBOX") -> None:
+    def __init__(self, url: str, *, name: str, connect_seconds: float = 3.0, inbox_prefix: str = "_INBOX") -> None:
         self.name = name
         self._servers = [part.strip() for part in url.split(",") if part.strip()]
         self._connect_seconds = connect_seconds
