@@ -25,6 +25,7 @@ from runstream.broker.errors import (
     ChunkTooLarge,
     Fenced,
     RunTooLong,
+    StoreRefused,
     StoreUnavailable,
     Unavailable,
     WrongLastSequence,
@@ -34,7 +35,7 @@ from runstream.broker.log import ENDING, KIND, WRITER, writer_header
 from runstream.schemas import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from types import TracebackType
 
     from runstream.broker.jetstream import JetStream
@@ -109,11 +110,13 @@ class Publisher:
         self._queued_bytes = 0
         self._arrived = asyncio.Event()
         self._taken = asyncio.Event()
+        self._turn = asyncio.Lock()
         self._failure: BrokerError | None = None
         self._sender: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         self._sender = asyncio.create_task(self._send(), name=f"publisher-{self.address.run_id}")
+        self._sender.add_done_callback(self._stopped)
         return self
 
     async def __aexit__(
@@ -128,7 +131,8 @@ class Publisher:
 
     @property
     def _is_closed(self) -> bool:
-        return isinstance(self._failure, (Fenced, StoreUnavailable))
+        """Whether not even an ending is taken any more: only a refusal of the store's leaves that."""
+        return self._failure is not None and not isinstance(self._failure, StoreRefused)
 
     @property
     def failure(self) -> BrokerError | None:
@@ -146,11 +150,12 @@ class Publisher:
     async def enqueue(self, body: bytes, kind: Kind = Kind.DATA) -> asyncio.Future[int]:
         """Queue one chunk; returns a future of its sequence. Waits while the queue is full. Raises as `publish`."""
         self.check_size(body)
-        if self._failure is not None:
-            raise self._failure
-        if self.next_index + self._queued_chunks >= self._settings.max_run_messages - ENDING_ROOM_MESSAGES:
-            raise RunTooLong(run_id=self.address.run_id, limit=self._settings.max_run_messages)
-        return await self._put([Write(kind, body)])
+        async with self._room():
+            if self._failure is not None:
+                raise self._failure
+            if self.next_index + self._queued_chunks >= self._settings.max_run_messages - ENDING_ROOM_MESSAGES:
+                raise RunTooLong(run_id=self.address.run_id, limit=self._settings.max_run_messages)
+            return self._put([Write(kind, body)])
 
     async def flush(self) -> None:
         """Return when everything queued is stored; raises what kept it from being so."""
@@ -163,26 +168,39 @@ class Publisher:
     async def publish_together(self, writes: Sequence[Write], *, stop_reason: str) -> int:
         """Store the parts of an ending, all or none; returns the last one's sequence. Raises as `publish`."""
         marked = [Write(write.kind, write.body, {**write.headers, ENDING: stop_reason}) for write in writes]
-        return await (await self._put(marked))
+        async with self._room():
+            stored = self._put(marked)
+        return await stored
 
     async def publish_marked(self, write: Write) -> int:
         """Store one message with headers of its own: the first of a log, an attempt, the end. Raises as `publish`."""
-        return await (await self._put([write]))
+        async with self._room():
+            stored = self._put([write])
+        return await stored
 
     def check_size(self, body: bytes) -> None:
         """Raise `ChunkTooLarge` when `body` does not fit into one message."""
         if len(body) > self._limit:
             raise ChunkTooLarge(size=len(body), limit=self._limit)
 
-    async def _put(self, writes: Sequence[Write]) -> asyncio.Future[int]:
-        while not self._is_closed and (
-            self._queued_chunks >= self._settings.writer_queue_chunks
-            or self._queued_bytes >= self._settings.writer_queue_bytes
-        ):
-            self._taken.clear()
-            await self._taken.wait()
-        if self._failure is not None and self._is_closed:
-            raise self._failure
+    @contextlib.asynccontextmanager
+    async def _room(self) -> AsyncIterator[None]:
+        """Wait until there is room in the queue and it is the caller's turn: first come, first served.
+
+        What the caller checks, it checks inside: while it waited, a chunk may have been refused.
+        """
+        async with self._turn:
+            while not self._is_closed and (
+                self._queued_chunks >= self._settings.writer_queue_chunks
+                or self._queued_bytes >= self._settings.writer_queue_bytes
+            ):
+                self._taken.clear()
+                await self._taken.wait()
+            if self._failure is not None and self._is_closed:
+                raise self._failure
+            yield
+
+    def _put(self, writes: Sequence[Write]) -> asyncio.Future[int]:
         queued = _Queued(writes, asyncio.get_running_loop().create_future())
         # Nobody may be waiting (`enqueue`): the failure is then raised by the next call, not reported as unheard.
         queued.stored.add_done_callback(lambda future: future.cancelled() or future.exception())
@@ -209,6 +227,12 @@ class Publisher:
             self._account(queued)
             if not queued.stored.done():
                 queued.stored.set_result(seq)
+
+    def _stopped(self, sender: asyncio.Task[None]) -> None:
+        """Make a defect in sending the callers' failure: nobody would ever store what they wait for."""
+        if not sender.cancelled() and (defect := sender.exception()) is not None:
+            self._failure = BrokerError(f"Its writer failed: {defect!r}", run_id=self.address.run_id)
+            self._fail_queued(self._failure)
 
     def _account(self, queued: _Queued) -> None:
         self._queued_chunks -= len(queued.writes)
