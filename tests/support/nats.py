@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from testcontainers.core.container import DockerContainer
 
 from runstream.broker.embedded import EmbeddedServer, read_info
+from tests.support.processes import is_stopped
 from tests.support.waiting import wait_until
 
 IMAGE = "nats:2.12-alpine"
@@ -60,7 +61,10 @@ class LocalServer:
         await self.embedded.start()
 
     async def pause(self) -> None:
-        os.kill(self._pid(), signal.SIGSTOP)
+        pid = self._pid()
+        os.kill(pid, signal.SIGSTOP)
+        # The signal has been sent, and its threads stop one after the other: until then they answer.
+        await wait_until(lambda: is_stopped(pid), message="the server does not stop")
 
     async def resume(self) -> None:
         os.kill(self._pid(), signal.SIGCONT)

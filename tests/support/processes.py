@@ -117,13 +117,13 @@ async def running(
 
 
 def python(*args: str | Path) -> list[str]:
-    """The argv of this interpreter: `python("-m", "runstream.gateway.cli")`."""
+    """The argv of this interpreter: `python("-c", "print(1)")`."""
     return [sys.executable, *map(str, args)]
 
 
-def runstream(*args: str) -> list[str]:
-    """The argv of the installed command."""
-    return [str(Path(sys.executable).with_name("runstream")), *args]
+def runstream(*args: str | Path) -> list[str]:
+    """The argv of the command, as a module: there is no script where the source is used as it lies."""
+    return python("-m", "runstream.gateway", *args)
 
 
 def alive(pid: int) -> bool:
@@ -135,6 +135,12 @@ def alive(pid: int) -> bool:
         return False
     except FileNotFoundError:
         return not Path("/proc").exists()
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether every thread of the process has been stopped by a signal (where /proc tells; elsewhere, yes)."""
+    threads = Path(f"/proc/{pid}/task").glob("*/stat")
+    return all(thread.read_text().rpartition(")")[2].split()[0] == "T" for thread in threads)
 
 
 def descendants(pid: int) -> list[int]:
