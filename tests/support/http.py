@@ -86,12 +86,15 @@ class Connection:
     async def open(cls, base: str, *, receive_buffer: int | None = None) -> AsyncIterator[Self]:
         """Connect to `http://host:port`; `receive_buffer` bounds what is read ahead of the test, in bytes."""
         parts = urlsplit(base)
-        bare = socket.socket()
-        if receive_buffer is not None:
-            # The kernel would take megabytes for a reader that is not there.
-            bare.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        bare.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(bare, (parts.hostname, parts.port))
+        host = parts.hostname or ""
+        with contextlib.ExitStack() as undo:
+            bare = undo.enter_context(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
+            if receive_buffer is not None:
+                # The kernel would take megabytes for a reader that is not there.
+                bare.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            bare.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(bare, (host, parts.port))
+            undo.pop_all()
         reader, writer = await asyncio.open_connection(sock=bare, limit=receive_buffer or LINE_LIMIT)
         try:
             yield cls(reader, writer)
