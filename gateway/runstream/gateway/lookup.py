@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from runstream.broker.topology import shard_of_cursor
 from runstream.gateway.errors import BadRequest, NotFound
 from runstream.gateway.validation import check_run_id
 from runstream.schemas import DEFAULT_CONVERSATION, DEFAULT_TENANT, is_agent_id
@@ -69,8 +70,11 @@ class Lookup:
 
 
 def _is_followed(run: RunRecord, cursor: int) -> bool:
-    """Tell whether a client with this cursor was following `run`, and so gets the rest of it after its end."""
-    return run.first_seq is not None and cursor >= run.first_seq
+    """Tell whether a client with this cursor was following `run`, and so gets the rest of it after its end.
+
+    A cursor of another shard, however large, is an earlier run's.
+    """
+    return run.first_seq is not None and cursor >= run.first_seq and shard_of_cursor(cursor) == run.shard
 
 
 def _resumable(run: RunRecord) -> RunRecord:
