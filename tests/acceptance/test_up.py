@@ -20,7 +20,7 @@ import pytest
 from runstream.broker.datadir import DataDirectory
 from runstream.gateway.cli import main
 from runstream.schemas import new_agent_id
-from tests.support.http import Cut, Event, Reply, events_of, fetch, open_stream
+from tests.support.http import DONE, Cut, Reply, events_of, fetch, open_stream
 from tests.support.nats import free_ports
 from tests.support.processes import RunningProcess, alive, descendants, running, runstream
 from tests.support.stack import message
@@ -29,7 +29,6 @@ from tests.support.waiting import wait_until
 ROOT = Path(__file__).parents[2]
 ENDS_WITHIN_SECONDS = 5.0
 FREE_PORTS = ("--port", "0", "--broker-port", "0")
-DONE = Event(None, "[DONE]")
 # The source as it lies, wherever the process is started.
 SOURCE = {"PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("schemas", "broker", "gateway"))}
 

@@ -7,14 +7,13 @@ import pytest
 
 from runstream.schemas import new_otid
 from tests.support.captures import capture, normalised, normalised_object
-from tests.support.http import Event, events_of
+from tests.support.http import DONE, Event, events_of
 from tests.support.stack import Stack
 
 # Its text has the ten words that the reference's prompt counted.
 KNOBS = '{ "chunks": 3, "interval_ms": 0, "text": "tok0 tok1 tok2" }'
 LONG = {"chunks": 30, "interval_ms": 0, "text": " ".join(f"tok{number}" for number in range(30))}
 FAILING = {"chunks": 3, "error_after": 0}
-DONE = Event(None, "[DONE]")
 
 
 def without(events: list[Any], *keys: str) -> list[Any]:

@@ -55,6 +55,9 @@ class Event(NamedTuple):
         return None if self.is_done else str(self.json["message_type"])
 
 
+DONE = Event(None, "[DONE]")
+
+
 @dataclass(frozen=True)
 class Reply:
     """A whole response."""
@@ -246,6 +249,10 @@ class EventStream:
             if error.partial:
                 raise Cut("the connection ended within an event") from error
             return None
+
+    def leave(self) -> None:
+        """Hang up without a word, as a client that crashes."""
+        self.connection.writer.transport.abort()
 
     async def take(self, count: int, deadline: float = DEADLINE_SECONDS) -> list[Event]:
         """Give the next `count` events, which must be there."""

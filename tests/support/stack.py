@@ -143,6 +143,24 @@ class Stack:
             finally:
                 self.puppet.finish(run_id)
 
+    async def tip(self, record: RunRecord) -> int:
+        """The sequence of the last message of a run's log."""
+        last = await self.jetstream.last_message(f"RUNS_{record.shard}", f"runs.{record.shard}.{record.id}")
+        assert last is not None, f"{record.id} has no log"
+        return last.seq
+
+    async def newest_sequence(self, record: RunRecord) -> int:
+        """The last sequence that the run's stream has issued."""
+        info = await self.api(f"STREAM.INFO.RUNS_{record.shard}")
+        return int(info["state"]["last_seq"])
+
+    async def advance(self, record: RunRecord) -> int:
+        """Let other runs store messages in the same stream; the last sequence it has issued then."""
+        while True:
+            run_id, _ = await self.finished({"chunks": 1})
+            if (await self.record(run_id)).shard == record.shard:
+                return await self.newest_sequence(record)
+
     async def api(self, call: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
         """Call the JetStream API."""
         return await self.jetstream.api(call, body)
