@@ -206,6 +206,8 @@ class JetStream:
             found.append(StoredMessage(headers["Nats-Subject"], previous, message.data, headers, pending))
 
     async def _next(self, queue: asyncio.Queue[Message], what: str) -> Message:
+        if not queue.empty():
+            return queue.get_nowait()  # Most of a batch is there at once; waiting for what is costs as much as it.
         try:
             return await asyncio.wait_for(queue.get(), self._seconds)
         except TimeoutError as error:
