@@ -1,0 +1,277 @@
+"""The documents say what the source does: paths, settings, refusals, knobs and links."""
+
+import ast
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from pydantic_settings import BaseSettings
+
+from runstream.broker.agents import demo
+from runstream.broker.http import health_routes
+from runstream.broker.settings import BrokerSettings, resolved
+from runstream.broker.topology import WORK_STREAM
+from runstream.gateway import cli, routes
+from runstream.gateway.settings import GatewaySettings, UpSettings
+from runstream.schemas import ERROR_TYPES, Kind
+
+ROOT = Path(__file__).parents[2]
+GATEWAY = ROOT / "gateway" / "runstream" / "gateway"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROTOCOL = (ROOT / "PROTOCOL.md").read_text(encoding="utf-8")
+DEMO_AGENT = (ROOT / "docs" / "demo-agent.md").read_text(encoding="utf-8")
+DOCUMENTS = [
+    path
+    for path in sorted(ROOT.rglob("*.md"))
+    if not any(part.startswith(".") or part == "node_modules" for part in path.relative_to(ROOT).parts)
+]
+REFUSERS = sorted([*GATEWAY.glob("*.py"), *(GATEWAY / "routes").glob("*.py")])
+
+
+def table(document: str, heading: str) -> list[list[str]]:
+    """The rows of the first table below a heading, without its head, cell by cell."""
+    below = re.split(rf"^#+ {re.escape(heading)}$", document, flags=re.MULTILINE)[1]
+    lines = re.search(r"(?:^\|.*\n)+", below, flags=re.MULTILINE)
+    assert lines is not None, f"no table below {heading}"
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[0].splitlines()[2:]]
+
+
+def code(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+# -- paths ------------------------------------------------------------------------------------------------------------
+
+
+def endpoints(table_of_routes: list[web.RouteDef]) -> set[str]:
+    return {f"{route.method} {route.path}" for route in table_of_routes}
+
+
+def gateway_endpoints() -> set[str]:
+    rooms = [
+        importlib.import_module(f"{routes.__name__}.{room.name}") for room in pkgutil.iter_modules(routes.__path__)
+    ]
+    return endpoints([route for room in rooms for route in room.routes])
+
+
+def health_endpoints() -> set[str]:
+    async def unready() -> str | None:
+        return None
+
+    return endpoints(health_routes(unready, CollectorRegistry()))
+
+
+def test_protocol_has_every_path() -> None:
+    """Whoever serves a path says in PROTOCOL.md what it takes and answers."""
+    headings = {name for line in re.findall(r"^### (.*)$", PROTOCOL, flags=re.MULTILINE) for name in code(line)}
+    assert headings == gateway_endpoints() | health_endpoints()
+
+
+def test_readme_lists_exactly_the_endpoints_of_the_gateway() -> None:
+    """Nothing is promised that is not there, and nothing that is there is kept secret."""
+    listed = [name for row in table(README, "Endpoints") for name in code(row[0])]
+    assert sorted(listed) == sorted(name for name in gateway_endpoints() if " /v1/" in name)
+    assert all(f"`{name}`" in README for name in health_endpoints())
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+class Setting(NamedTuple):
+    """A setting as the source has it."""
+
+    name: str
+    default: Any
+    kind: type[BaseSettings] | None = None
+
+    def reads(self, text: str) -> Any:
+        """What the source makes of a default as it is written in the documents."""
+        if text == "unset":
+            return None
+        return text if self.kind is None else getattr(resolved(self.kind, {self.name: text}), self.name)
+
+
+def options() -> list[Any]:
+    """The options of `runstream up`, as its parser has them."""
+    group: Any = typer.main.get_command(cli.app)
+    parameters: list[Any] = group.commands["up"].params
+    return parameters
+
+
+def settings() -> dict[str, Setting]:
+    """Every setting by the name of its variable; those of `up` win over the broker's of the same name."""
+    found = {
+        f"RUNSTREAM_{name.upper()}": Setting(name, field.default, kind)
+        for kind in (BrokerSettings, GatewaySettings, UpSettings)
+        for name, field in kind.model_fields.items()
+    }
+    return found | {
+        option.envvar: Setting(option.name, option.default) for option in options() if isinstance(option.envvar, str)
+    }
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"RUNSTREAM_[A-Z_]+[A-Z]", README + PROTOCOL))))
+def test_settings_that_are_named_exist(name: str) -> None:
+    """Nobody sets what nobody reads."""
+    assert name in settings() or name == WORK_STREAM
+
+
+def test_readme_shows_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default in the table is what the source makes of it, in whatever unit it is written."""
+    known = settings()
+    for name in known:
+        monkeypatch.delenv(name, raising=False)
+    for _, variable, default, _ in table(README, "Settings"):
+        setting = known[code(variable)[0]]
+        shown = default if default == "unset" else code(default)[0]
+        assert setting.reads(shown) == setting.default, variable
+
+
+def test_readme_has_every_flag_with_its_variable() -> None:
+    """All flags of `runstream up`, and no other."""
+    listed = {flag: code(row[1])[0] for row in table(README, "Settings") for flag in code(row[0])}
+    expected = {
+        flag: option.envvar or f"RUNSTREAM_{option.name.upper()}"
+        for option in options()
+        if option.name != "help"
+        for flag in [*option.opts, *option.secondary_opts]
+    }
+    assert listed == expected
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def is_refusal(name: str) -> bool:
+    """Whether a class of this name is one of the tree at the top of gateway/errors.py, or hangs on it elsewhere."""
+    return name in REFUSALS
+
+
+def classes() -> Iterator[ast.ClassDef]:
+    for path in REFUSERS:
+        yield from (
+            node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ClassDef)
+        )
+
+
+def refusals() -> set[str]:
+    found = {"ApiError"}
+    for _ in range(4):  # deeper than the tree is
+        found |= {
+            node.name for node in classes() for base in node.bases if isinstance(base, ast.Name) and base.id in found
+        }
+    return found
+
+
+REFUSALS = refusals()
+
+
+def parts(node: ast.expr, constants: dict[str, str]) -> list[str]:
+    """The literal parts of a text, in order; none for what is computed elsewhere."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return [text]
+        case ast.JoinedStr(values=values):
+            return [part.value for part in values if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+        case ast.Name(id=name) if name in constants:
+            return [constants[name]]
+    return []
+
+
+def details(path: Path) -> Iterator[list[str]]:
+    """What a file of the gateway tells a client: the first arguments of refusals, and what is named `detail`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    constants = {
+        target.id: node.value.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name(id=name), args=[first, *_]) if is_refusal(name):
+                yield parts(first, constants)
+            case ast.Call(func=ast.Attribute(value=ast.Call(func=ast.Name(id="super"))), args=[first, *_]):
+                yield parts(first, constants)
+            case ast.Assign(targets=[ast.Name(id="detail")], value=value):
+                yield parts(value, constants)
+
+
+DETAILS = {
+    "{}".join(text): path.relative_to(GATEWAY).as_posix() for path in REFUSERS for text in details(path) if any(text)
+}
+
+
+def test_details_are_found() -> None:
+    """The test below would pass on nothing."""
+    assert {"errors.py", "lookup.py", "streaming.py", "start.py", "creating.py"} <= set(DETAILS.values())
+    assert "No active runs found for this conversation." in DETAILS
+
+
+@pytest.mark.parametrize("text", sorted(DETAILS))
+def test_protocol_has_every_detail(text: str) -> None:
+    """A client's author finds each refusal in PROTOCOL.md, word for word."""
+    literal = [re.escape(part) for part in text.split("{}")]
+    assert re.search(r"[^|]{0,60}?".join(literal), PROTOCOL), DETAILS[text]
+
+
+def test_protocol_has_every_kind_and_error_type() -> None:
+    """The words of the wire are all explained."""
+    kinds = [name for row in table(PROTOCOL, "Events") for name in code(row[0])]
+    assert sorted(kinds) == sorted(kind.value for kind in Kind)
+    types = [name for row in table(PROTOCOL, "Error types") for name in code(row[0])]
+    assert sorted(types) == sorted(ERROR_TYPES)
+
+
+# -- the demo agent ---------------------------------------------------------------------------------------------------
+
+
+def test_demo_agent_has_the_knobs_it_is_said_to_have() -> None:
+    """The table has every knob of the demo agent in its order, with its default."""
+    defaults: dict[str, Any] = {name: field.default for name, field in demo._Knobs.__dataclass_fields__.items()}
+    shown = {code(row[0])[0]: row[2] for row in table(DEMO_AGENT, "The demo agent")}
+    assert list(shown) == list(demo._ALLOWED) == list(defaults)
+    written: dict[Any, str] = {None: "unset", True: "`true`", False: "`false`", demo.DEFAULT_TEXT: "a sentence"}
+    for name, default in defaults.items():
+        expected = f"`{default}`" if type(default) is int else written.get(default, f"`{default}`")
+        assert shown[name] == expected, name
+
+
+# -- links ------------------------------------------------------------------------------------------------------------
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_relative_links_lead_somewhere(document: Path) -> None:
+    """Every file and heading that a document links to is there."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (document.parent / path).resolve() if path else document
+        assert there.exists(), target
+        if anchor and there.suffix == ".md":
+            assert anchor in anchors(there), target
+
+
+def test_every_decision_is_listed() -> None:
+    """The list of decision records has all of them, in order, and no other."""
+    records = ROOT / "docs" / "adr"
+    listed = re.findall(
+        r"^\| \[\d+\]\((\S+)\) ", (records / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    assert listed == sorted(path.name for path in records.glob("[0-9]*.md"))
