@@ -8,8 +8,8 @@ from aiohttp import web
 
 from runstream.gateway.creating import create_and_stream
 from runstream.gateway.errors import BadRequest, Invalid, NotFound
+from runstream.gateway.resuming import resume_and_stream
 from runstream.gateway.services import SERVICES, json_response
-from runstream.gateway.streaming import check_room, stream_run
 from runstream.gateway.validation import body_of, conversation_path, model_of, strict_conversation_path
 from runstream.schemas import (
     AGENT_PATH,
@@ -18,7 +18,6 @@ from runstream.schemas import (
     ConversationMessagesRequest,
     ConversationRecord,
     CreateConversationRequest,
-    RetrieveStreamRequest,
     is_agent_id,
     new_conversation_id,
 )
@@ -62,20 +61,9 @@ async def retrieve(request: web.Request) -> web.Response:
 
 async def stream(request: web.Request) -> web.StreamResponse:
     """`POST /v1/conversations/{conversation_id}/stream`: resume. The conversation's existence is not checked."""
-    services = request.app[SERVICES]
     conversation_id = conversation_path(request)
-    body = await body_of(request, limit=services.body_limit)
-    wanted = model_of(RetrieveStreamRequest, body, required=False)
-    check_room(services.hub)
-    record = await services.lookup.of_stream(conversation_id, wanted)
-    return await stream_run(
-        request,
-        services.hub,
-        record,
-        starting_after=wanted.cursor,
-        include_pings=wanted.include_pings,
-        kind="resume",
-    )
+    lookup = request.app[SERVICES].lookup
+    return await resume_and_stream(request, lambda wanted: lookup.of_stream(conversation_id, wanted))
 
 
 async def create_message(request: web.Request) -> web.StreamResponse:

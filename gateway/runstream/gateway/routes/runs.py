@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from runstream.gateway.resuming import resume_and_stream
 from runstream.gateway.services import SERVICES, json_response
-from runstream.gateway.streaming import check_room, stream_run
-from runstream.gateway.validation import body_of, model_of, run_path
-from runstream.schemas import RetrieveStreamRequest
+from runstream.gateway.validation import run_path
 
 __all__ = ["routes"]
 
@@ -20,20 +19,9 @@ async def retrieve(request: web.Request) -> web.Response:
 
 async def stream(request: web.Request) -> web.StreamResponse:
     """`POST /v1/runs/{run_id}/stream`: resume one run; the body's own run_id, otid and agent_id are not looked at."""
-    services = request.app[SERVICES]
     run_id = run_path(request)
-    body = await body_of(request, limit=services.body_limit)
-    wanted = model_of(RetrieveStreamRequest, body, required=False)
-    check_room(services.hub)
-    record = await services.lookup.to_resume(run_id)
-    return await stream_run(
-        request,
-        services.hub,
-        record,
-        starting_after=wanted.cursor,
-        include_pings=wanted.include_pings,
-        kind="resume",
-    )
+    lookup = request.app[SERVICES].lookup
+    return await resume_and_stream(request, lambda _: lookup.to_resume(run_id))
 
 
 routes = [

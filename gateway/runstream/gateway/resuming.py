@@ -1,0 +1,38 @@
+"""The one way a client comes back to a run, whichever path it names it by."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runstream.gateway.services import SERVICES
+from runstream.gateway.streaming import check_room, stream_run
+from runstream.gateway.validation import body_of, model_of
+from runstream.schemas import RetrieveStreamRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from aiohttp import web
+
+    from runstream.schemas import RunRecord
+
+__all__ = ["resume_and_stream"]
+
+
+async def resume_and_stream(
+    request: web.Request, find: Callable[[RetrieveStreamRequest], Awaitable[RunRecord]]
+) -> web.StreamResponse:
+    """Stream the run that `find` makes of the body, from the body's cursor. An absent body asks for everything."""
+    services = request.app[SERVICES]
+    body = await body_of(request, limit=services.body_limit)
+    wanted = model_of(RetrieveStreamRequest, body, required=False)
+    check_room(services.hub)
+    record = await find(wanted)
+    return await stream_run(
+        request,
+        services.hub,
+        record,
+        starting_after=wanted.cursor,
+        include_pings=wanted.include_pings,
+        kind="resume",
+    )
