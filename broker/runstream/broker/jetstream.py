@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from base64 import b64decode
 from typing import TYPE_CHECKING, Any
 
@@ -224,7 +225,10 @@ class JetStream:
         a slow reader. Its own sequence must be contiguous, else `Unavailable`. May be empty when the next message
         alone is larger than `max_bytes`.
         """
+        # Named here: a consumer that the server names could not be deleted by whoever is cancelled before it hears.
+        name = secrets.token_hex(8)
         config = {
+            "name": name,
             "deliver_policy": "by_start_sequence",
             "opt_start_seq": after + 1,
             "ack_policy": "none",
@@ -233,13 +237,14 @@ class JetStream:
             "mem_storage": True,
             "num_replicas": 1,
         }
-        created = await self.api(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config})
-        name, expected = str(created["name"]), min(limit, int(created["num_pending"]))
         # A pulled message keeps its own subject, so a shared wildcard inbox could not tell whose it is.
         inbox = self.connection.new_inbox()
         queue: asyncio.Queue[Message] = asyncio.Queue()
         subscription = await self.connection.subscribe(inbox, _into(queue))
         try:
+            create = f"CONSUMER.CREATE.{stream}.{name}.{subject}"
+            created = await self.api(create, {"stream_name": stream, "config": config})
+            expected = min(limit, int(created["num_pending"]))
             request = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"
             query = {"batch": expected, "max_bytes": max_bytes, "no_wait": True}
             if expected:

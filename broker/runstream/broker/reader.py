@@ -92,6 +92,8 @@ class LogReader:
                 async with aclosing(self._stretch(address, position.seq)) as stretch:
                     async for messages in stretch:
                         yield position.advance(messages)
+                if position.seq == before and await self._is_empty_after(address, before):
+                    raise CursorExpired(seq=before)
             except Unavailable:
                 if time.monotonic() > deadline:
                     raise
@@ -103,6 +105,10 @@ class LogReader:
             else:
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, LONGEST_DELAY_SECONDS)
+
+    async def _is_empty_after(self, address: LogAddress, seq: int) -> bool:
+        """Tell whether the leader, too, has nothing of the run after `seq`: a replica that has nothing may only lag."""
+        return await self._jetstream.first_message(address.stream, address.subject, seq=seq + 1) is None
 
     async def _stretch(self, address: LogAddress, after: int) -> AsyncGenerator[list[StoredMessage]]:
         messages = await self._jetstream.direct_batch(address.stream, address.subject, after=after)
