@@ -169,7 +169,7 @@ def request_of(record: RunRecord, said: str = "hello") -> RunRequest:
 
 def chunk(number: int, *, size: int = 0) -> bytes:
     """A chunk's body, padded to exactly `size` bytes where that is more."""
-    return b"%d" % number if not size else b'{"n":%d,"pad":"' % number + b"." * (size - len(str(number)) - 14) + b'"}'
+    return b"%d" % number if not size else b'{"n":%d,"pad":"' % number + b"." * (size - len(str(number)) - 15) + b'"}'
 
 
 def texts(messages: Sequence[StoredMessage]) -> list[str]:

@@ -1,0 +1,337 @@
+"""Executing runs: each once, from its first message to its end, whatever the agent does."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from runstream.broker.agents import Agent
+from runstream.broker.agents.demo import demo
+from runstream.broker.connection import Message
+from runstream.broker.errors import AgentFailed
+from runstream.broker.log import entry_of
+from runstream.broker.queue import WorkQueue
+from runstream.broker.service import Broker
+from runstream.broker.topology import LogAddress
+from runstream.schemas import (
+    AssistantMessage,
+    Chunk,
+    ErrorMessage,
+    Kind,
+    Ping,
+    RunRecord,
+    RunRequest,
+    StopReason,
+    UsageStatistics,
+    new_conversation_id,
+)
+from tests.support.core import Core, kinds, record_of, request_of, said, texts
+from tests.support.runs import (
+    GOOD_END,
+    Line,
+    active_run,
+    answer,
+    empty_queue,
+    enqueue_again,
+    following,
+    over,
+    queue_empty,
+    scripted,
+    submit,
+)
+from tests.support.waiting import wait_until
+
+KNOBS = {"chunks": 5, "interval_ms": 1}
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def _queue(core: Core) -> AsyncIterator[None]:
+    """Each test begins with an empty queue."""
+    await empty_queue(core)
+    yield
+
+
+def broker(core: Core, agent: Agent, *, worker_concurrency: int = 1000) -> Broker:
+    settings = core.settings.model_copy(update={"worker_concurrency": worker_concurrency})
+    return Broker(settings, agent=agent)
+
+
+async def ending(core: Core, run: RunRecord) -> list[dict[str, object]]:
+    """The messages of a run's ending, decoded, after a check that the log is whole and has one ending."""
+    stored = await core.stored(LogAddress(run.id, run.shard))
+    assert [entry_of(message).index for message in stored] == list(range(len(stored)))
+    assert kinds(stored).count(Kind.END) == 1
+    assert kinds(stored)[-1] == Kind.END
+    first = next(at for at, message in enumerate(stored) if "Rs-Ending" in message.headers)
+    assert all("Rs-Ending" in message.headers for message in stored[first:])
+    return [msgspec.json.decode(message.body) for message in stored[first:-1]]
+
+
+# -- from the first message to the end ----------------------------------------------------------------------------
+
+
+async def test_a_run_of_the_demo_agent(core: Core) -> None:
+    """The log of a run is a ping, an attempt, the answer, stop reason, usage and the end; nothing else is left."""
+    async with broker(core, demo):
+        run = await submit(core, said=json.dumps(KNOBS))
+        record = await over(core, run)
+        await queue_empty(core)
+    stored = await core.stored(LogAddress(run.id, run.shard))
+    assert kinds(stored) == ["ping", "attempt", *["data"] * 5, "plain", "plain", "end"]
+    assert await core.bodies(LogAddress(run.id, run.shard)) == [message.body for message in stored]
+    stop, usage = await ending(core, run)
+    assert stop == {"message_type": "stop_reason", "stop_reason": "end_turn"}
+    assert (usage["message_type"], usage["completion_tokens"]) == ("usage_statistics", 5)
+    assert (record.status, record.stop_reason, record.error) == ("completed", "end_turn", None)
+    assert record.first_seq == stored[0].seq
+    assert record.completed_at is not None
+    assert 0 < (record.total_duration_ns or 0) < 20e9
+    assert await active_run(core, run) is None
+
+
+async def test_what_a_scripted_agent_says_is_stored_as_said(core: Core) -> None:
+    """Structs and mappings are stored in the order in which they were said, and pings of the agent's are not."""
+    odd = {"message_type": "of_tomorrow", "content": "2", "new_key": [1]}
+    async with broker(core, scripted(said(0), Ping(), said(1), odd, *GOOD_END)):
+        run = await submit(core)
+        await over(core, run)
+    stored = await core.stored(LogAddress(run.id, run.shard))
+    assert kinds(stored) == ["ping", "attempt", "data", "data", "data", "plain", "plain", "end"]
+    assert texts(stored) == ["0", "1", "2"]
+    assert msgspec.json.decode(stored[4].body) == {**odd, "run_id": run.id}
+    assert (await ending(core, run))[1]["total_tokens"] == 7
+
+
+async def test_a_record_is_running_while_its_run_is(core: Core) -> None:
+    """From its attempt to its end a run's record says that it runs, and where its log begins."""
+    go = asyncio.Event()
+    async with broker(core, scripted(said(0), go, *answer(1))):
+        run = await submit(core)
+        async with following(core, run) as follower:
+            await wait_until(lambda: follower.said() == 1)
+            record = await core.record(run)
+            assert (record.status, record.stop_reason) == ("running", None)
+            assert record.first_seq == follower.entries[0].seq
+            assert await active_run(core, run) == run.id
+            assert await core.holds(f"lease.{run.id}")
+            assert await core.queued() == 1
+            go.set()
+            await wait_until(lambda: follower.ended)
+        assert (await over(core, run)).status == "completed"
+
+
+async def test_a_run_without_a_first_message_gets_one(core: Core) -> None:
+    """A run that was claimed and enqueued by a gateway that died before it began the log is executed all the same."""
+    run = record_of(conversation_id=new_conversation_id())
+    await core.index.claim(run, request_of(run))
+    await WorkQueue(core.jetstream).put(run.tenant, run.id)
+    async with broker(core, scripted(*answer(2))):
+        record = await over(core, run)
+    stored = await core.stored(LogAddress(run.id, run.shard))
+    assert kinds(stored) == ["ping", "attempt", "data", "data", "plain", "plain", "end"]
+    assert record.first_seq == stored[0].seq
+
+
+async def test_who_sees_the_end_can_go_on_at_once(core: Core) -> None:
+    """When the end of a run arrives, its conversation is free and its record terminal, every time."""
+    conversation = new_conversation_id()
+    async with broker(core, scripted(*answer(1))):
+        for _ in range(20):
+            record = record_of(conversation_id=conversation)
+            end_seen = asyncio.Event()
+
+            async def arrived(message: Message, end_seen: asyncio.Event = end_seen) -> None:
+                if (message.headers or {})["Rs-Kind"] == Kind.END:
+                    end_seen.set()
+
+            live = await core.connection.subscribe(LogAddress(record.id, 0).live_subject, arrived)
+            assert (await core.index.claim(record, request_of(record))).is_new
+            await WorkQueue(core.jetstream).put(record.tenant, record.id)
+            await end_seen.wait()
+            assert await active_run(core, record) is None
+            assert (await core.record(record)).status == "completed"
+            await live.close()
+
+
+async def test_a_run_that_is_neither_completed_nor_failed(core: Core) -> None:
+    """A stop reason other than a good one is told without usage, and says the status."""
+    async with broker(core, scripted(said(0), StopReason(stop_reason="cancelled"), UsageStatistics())):
+        run = await submit(core)
+        record = await over(core, run)
+    assert (record.status, record.stop_reason) == ("cancelled", "cancelled")
+    assert [message["message_type"] for message in await ending(core, run)] == ["stop_reason"]
+
+
+# -- the agent fails ----------------------------------------------------------------------------------------------
+
+TOO_LONG = AssistantMessage(content="x" * 2**20)
+OWN_ERROR = ErrorMessage(error_type="quota", message="No more today.", detail="Ask again tomorrow.")
+
+
+@pytest.mark.parametrize(
+    ("lines", "stop_reason", "error"),
+    [
+        ([AgentFailed("llm_timeout")], "llm_api_error", ("llm_timeout", "timed out", None)),
+        (
+            [AgentFailed("of_my_own", message="I failed.", detail="Why, I know.")],
+            "error",
+            ("of_my_own", "I failed.", "Why, I know."),
+        ),
+        ([ValueError("a defect")], "error", ("internal_error", "during agent execution", "a defect")),
+        ([TimeoutError()], "error", ("internal_error", "during agent execution", "")),
+        ([], "error", ("stream_incomplete", "without stop_reason", None)),
+        ([TOO_LONG, *GOOD_END], "error", ("chunk_too_large", "too large", "size=")),
+        ([{}, *GOOD_END], "error", ("internal_error", "", "at least one key")),
+        ([{"content": {1: 2}}, *GOOD_END], "error", ("internal_error", "", "keys of a chunk")),
+        ([OWN_ERROR], "error", ("quota", "No more today.", "Ask again tomorrow.")),
+        (
+            [StopReason(stop_reason="llm_api_error"), OWN_ERROR],
+            "llm_api_error",
+            ("quota", "No more today.", "Ask again tomorrow."),
+        ),
+        ([UsageStatistics()], "error", ("stream_incomplete", "without stop_reason", None)),
+        (
+            [StopReason(stop_reason="end_turn"), AgentFailed("llm_error")],
+            "llm_api_error",
+            ("llm_error", "An error occurred with the LLM request.", None),
+        ),
+    ],
+    ids=[
+        "of the catalogue",
+        "of its own",
+        "a defect",
+        "a time-out",
+        "no stop reason",
+        "an over-long chunk",
+        "an empty chunk",
+        "an invalid chunk",
+        "an error chunk",
+        "an error chunk with a stop reason",
+        "usage without a stop reason",
+        "a failure after the stop reason",
+    ],
+)
+async def test_a_failing_agent(
+    core: Core, lines: list[Line], stop_reason: str, error: tuple[str, str, str | None]
+) -> None:
+    """However an agent fails, its run keeps what was said, and ends with one stop reason, one error and the end."""
+    error_type, message, detail = error
+    async with broker(core, scripted(said(0), said(1), *lines)):
+        run = await submit(core)
+        record = await over(core, run)
+        await queue_empty(core)
+    assert kinds(await core.stored(LogAddress(run.id, run.shard))) == [
+        *("ping", "attempt", "data", "data"),
+        *("plain", "error", "end"),
+    ]
+    stop, told = await ending(core, run)
+    assert stop == {"message_type": "stop_reason", "stop_reason": stop_reason}
+    assert (told["error_type"], told["run_id"]) == (error_type, run.id)
+    assert message in str(told["message"])
+    assert (detail is None) == (told["detail"] is None)
+    assert (detail or "") in str(told["detail"])
+    assert (record.status, record.stop_reason, record.error) == ("failed", stop_reason, told)
+    assert await active_run(core, run) is None
+
+
+async def test_a_failure_is_no_failure_of_others(core: Core) -> None:
+    """Runs whose agents fail do not disturb a run beside them."""
+
+    async def agent(request: RunRequest) -> AsyncGenerator[Chunk, None]:
+        yield said(0)
+        if request.body["input"] == "fail":
+            raise RuntimeError
+        yield said(1)
+        yield StopReason(stop_reason="end_turn")
+
+    async with broker(core, agent):
+        runs = [await submit(core, said="fail" if number % 2 else "do") for number in range(10)]
+        records = [await over(core, run) for run in runs]
+    assert [record.status for record in records] == ["completed", "failed"] * 5
+
+
+# -- stopping, sharing, repeating ---------------------------------------------------------------------------------
+
+
+async def test_the_agent_is_closed_when_the_broker_stops(core: Core) -> None:
+    """A broker that stops closes its agents, so that they can clean up; the run stays for another."""
+    closed: list[str] = []
+
+    async def agent(request: RunRequest) -> AsyncGenerator[Chunk, None]:
+        try:
+            yield said(0)
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)  # cleaning up may take its turns
+            closed.append(request.run_id)
+
+    async with broker(core, agent):
+        run = await submit(core)
+        async with following(core, run) as follower:
+            await wait_until(lambda: follower.said() == 1)
+        assert closed == []
+    assert closed == [run.id]
+    assert not [task for task in asyncio.all_tasks() if run.id in task.get_name()]
+    async with broker(core, agent):
+        record = await over(core, run)
+    assert (record.error or {})["error_type"] == "run_lost"
+    assert closed == [run.id]
+
+
+async def test_two_brokers_share_the_queue(core: Core) -> None:
+    """Of 40 runs on the queue of two brokers each is executed exactly once, and both take part."""
+    executed: Counter[tuple[str, str]] = Counter()
+
+    def agent(name: str) -> Agent:
+        async def counting(request: RunRequest) -> AsyncGenerator[Chunk, None]:
+            executed[name, request.run_id] += 1
+            yield said(0)
+            await wait_until(lambda: len({broker for broker, _ in executed}) == 2)
+            yield StopReason(stop_reason="end_turn")
+
+        return counting
+
+    async with broker(core, agent("one"), worker_concurrency=30), broker(core, agent("two"), worker_concurrency=30):
+        runs = await asyncio.gather(*(submit(core) for _ in range(40)))
+        records = await asyncio.gather(*(over(core, run) for run in runs))
+        await queue_empty(core)
+    assert sorted(run_id for _, run_id in executed.elements()) == sorted(run.id for run in runs)
+    assert {record.status for record in records} == {"completed"}
+    for run in runs:
+        stored = await core.stored(LogAddress(run.id, run.shard))
+        assert kinds(stored) == ["ping", "attempt", "data", "plain", "plain", "end"]
+
+
+async def test_enqueued_twice_before_it_is_taken(core: Core) -> None:
+    """A run with two messages on the queue is executed once, by one of two brokers that take both at once."""
+    for _ in range(5):
+        executed: list[str] = []
+        go = asyncio.Event()
+
+        async def agent(
+            request: RunRequest, executed: list[str] = executed, go: asyncio.Event = go
+        ) -> AsyncGenerator[Chunk, None]:
+            executed.append(request.run_id)
+            yield said(0)
+            await go.wait()
+            yield said(1)
+            yield StopReason(stop_reason="end_turn")
+
+        run = await submit(core)
+        await enqueue_again(core, run)
+        async with broker(core, agent), broker(core, agent):
+            async with following(core, run) as follower:
+                await wait_until(lambda: follower.said() == 1)
+                await asyncio.sleep(2.5 * core.settings.lease_seconds)
+                go.set()
+                await wait_until(lambda: follower.ended)
+            record = await over(core, run)
+            await queue_empty(core)
+        assert executed == [run.id]
+        assert record.status == "completed"
+        stored = await core.stored(LogAddress(run.id, run.shard))
+        assert texts(stored) == ["0", "1"]
