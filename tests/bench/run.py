@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -79,6 +80,15 @@ async def measure(sizes: Sizes, progress: Progress) -> tuple[list[Figure], dict[
     return figures, facts
 
 
+async def bounded(sizes: Sizes) -> tuple[list[Figure], dict[str, object]]:
+    """Measure, in bounded time; SIGTERM, like Ctrl-C, ends what was started before it ends the bench."""
+    measuring = asyncio.current_task()
+    assert measuring is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
+    async with asyncio.timeout(LONGEST_SECONDS):
+        return await measure(sizes, Progress())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="make bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -91,11 +101,13 @@ def main() -> int:
     for name in [name for name in os.environ if name.startswith("RUNSTREAM_")]:
         del os.environ[name]
     try:
-        measuring = measure(QUICK if given.quick else Sizes(), Progress())
-        figures, facts = asyncio.run(asyncio.wait_for(measuring, LONGEST_SECONDS))
+        figures, facts = asyncio.run(bounded(QUICK if given.quick else Sizes()))
     except (LoadFailed, Refused, TimeoutError, AssertionError) as error:
         sys.stderr.write(f"\nThe bench failed: {type(error).__name__} {error}\n")
         return 1
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        sys.stderr.write("\nThe bench was interrupted.\n")
+        return 130
     text = report.markdown(figures, facts)
     print(text)
     if results is not None:
