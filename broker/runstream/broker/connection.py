@@ -191,7 +191,9 @@ class Connection:
             if not self._closing:
                 log.warning("nats_disconnected", connection=self.name)
             for waiting in self._waiting:
-                waiting.reschedule(asyncio.get_running_loop().time())
+                # One whose time is up cannot be rescheduled, and what is raised here would end the reconnecting.
+                if not waiting.expired():
+                    waiting.reschedule(asyncio.get_running_loop().time())
 
         async def on_reconnect() -> None:
             self.last_error = ""
