@@ -297,9 +297,19 @@ class Index:
             )
         ]
 
+    async def lease(self, run_id: str) -> int:
+        """Return the revision of a run's lease, which is another after each sign of life."""
+        return (await self._get_any(_lease_key(run_id))).revision
+
     async def renew_lease(self, run_id: str) -> None:
-        """Give a sign of life: a new revision of the lease, whose value says nothing."""
-        await self._write([_Put(_lease_key(run_id), b"")])
+        """Give a sign of life: a new revision of the lease, whose value says nothing.
+
+        A lease that is gone stays so, also when it is deleted meanwhile: its run has ended.
+        """
+        lease = await self._get_any(_lease_key(run_id))
+        if lease.value is not None:
+            with contextlib.suppress(WrongLastSequence):
+                await self._write([_Put(_lease_key(run_id), b"", lease.revision)])
 
     async def forget(self, run_id: str) -> None:
         """Delete what an ended run no longer needs: its lease and its cancel key."""

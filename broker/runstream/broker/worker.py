@@ -3,12 +3,16 @@
 A worker first stores an invisible `attempt`. Only a run with nothing but attempts in its log is executed; one that
 holds an agent's chunk lost its worker after it, and ends as `run_lost`, because executing it again would say
 everything twice.
+
+That a message came proves nothing about the worker that had it before: an outage brings messages back whose workers
+live, and a run may be enqueued twice. So a run that somebody has begun is taken over only when its lease has lapsed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Self
 
@@ -124,9 +128,10 @@ class Worker:
         """Execute one run to its end, or leave it to another worker; never raises but on cancellation."""
         with structlog.contextvars.bound_contextvars(run_id=task.run_id):
             try:
-                async with _Hold(task, self._index, self._settings.lease_seconds):
-                    await self._carry_out(task)
-                await task.done()
+                async with _Hold(task, self._index, self._settings.lease_seconds) as hold:
+                    over = await self._carry_out(task, hold)
+                if over:
+                    await task.done()
             except Fenced as error:
                 # Whoever fenced this worker has the run, and the message with it.
                 log.warning("run_fenced", error=str(error))
@@ -138,21 +143,45 @@ class Worker:
                 # A defect: the queue brings the run to another worker, and the log says what happened here.
                 log.exception("run_crashed")
 
-    async def _carry_out(self, task: Task) -> None:
+    async def _carry_out(self, task: Task, hold: _Hold) -> bool:
+        """Bring a run to its end, from wherever it stands; False when that is the business of a worker that lives."""
         stored = await self._index.run(task.tenant, task.run_id)
         if stored is None:
             log.warning("run_unknown", tenant=task.tenant)
-            return
+            return True
         record = stored.value
         address = LogAddress(record.id, record.shard)
         last = await self._jetstream.last_message(address.stream, address.subject)
+        if last is not None and entry_of(last).kind not in {Kind.PING, Kind.END}:
+            if not await self._is_abandoned(record.id):
+                # Its worker keeps the message, too; the second one of a run that has two comes back a lease later.
+                log.info("run_left_to_its_worker")
+                return False
+            last = await self._jetstream.last_message(address.stream, address.subject)
+        hold.renew_lease()
         async with self._publisher(address, last) as publisher:
-            if last is not None and await finish_run(publisher, self._index, record, last):
-                return
-            if last is not None and entry_of(last).kind not in {Kind.PING, Kind.ATTEMPT}:
-                await self._end(publisher, record, failed(record.id, "run_lost"))
-                return
+            if last is None or not await finish_run(publisher, self._index, record, last):
+                await self._execute_or_end(publisher, record, last)
+        return True
+
+    async def _execute_or_end(self, publisher: Publisher, record: RunRecord, last: StoredMessage | None) -> None:
+        if last is not None and entry_of(last).kind not in {Kind.PING, Kind.ATTEMPT}:
+            await self._end(publisher, record, failed(record.id, "run_lost"))
+        else:
             await self._attempt(publisher, record, is_empty=last is None)
+
+    async def _is_abandoned(self, run_id: str) -> bool:
+        """Whether the run's lease stays as it is for as long as a lease lasts, on this worker's clock.
+
+        Raises `Unavailable` when the index cannot be read meanwhile: then its worker could not renew it either.
+        """
+        lease = await self._index.lease(run_id)
+        lapses_at = time.monotonic() + self._settings.lease_seconds
+        while (remaining := lapses_at - time.monotonic()) > 0:
+            await asyncio.sleep(min(remaining, self._settings.lease_seconds / RENEWALS_PER_LEASE))
+            if await self._index.lease(run_id) != lease:
+                return False
+        return True
 
     def _publisher(self, address: LogAddress, last: StoredMessage | None) -> Publisher:
         position = (0, 0) if last is None else (last.seq, entry_of(last).index + 1)
@@ -235,16 +264,18 @@ class Worker:
 
 
 class _Hold:
-    """Signs of life while a run is executed: its lease renewed, its message kept, every third of a lease."""
+    """Signs of life every third of a lease: the run's message kept and, once the run is its own, the lease renewed."""
 
     def __init__(self, task: Task, index: Index, lease_seconds: float) -> None:
         self._held = task
         self._index = index
         self._interval = lease_seconds / RENEWALS_PER_LEASE
         self._renewing: asyncio.Task[None] | None = None
+        self._owns_run = False
 
-    async def __aenter__(self) -> None:
+    async def __aenter__(self) -> Self:
         self._renewing = asyncio.create_task(self._renew(), name=f"lease-{self._held.run_id}")
+        return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._renewing is not None:
@@ -252,12 +283,17 @@ class _Hold:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._renewing
 
+    def renew_lease(self) -> None:
+        """Renew the lease from now on, too."""
+        self._owns_run = True
+
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(self._interval)
             try:
                 await self._held.extend()
-                await self._index.renew_lease(self._held.run_id)
+                if self._owns_run:
+                    await self._index.renew_lease(self._held.run_id)
             except BrokerError as error:
                 # Nothing to do but try again: a watchdog that cannot reach the index ends no run either.
                 log.warning("lease_not_renewed", error=str(error))
