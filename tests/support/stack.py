@@ -107,10 +107,13 @@ class Stack:
         """Open the stream of a new run in a conversation."""
         return open_stream(self.base, f"/v1/conversations/{conversation_id}/messages", message(said, **body))
 
-    def resume(self, run_id: str, starting_after: int | None = None, **body: Any) -> open_stream:
-        """Open the stream of a run that is there, from a cursor on."""
+    def resume(
+        self, run_id: str, starting_after: int | None = None, *, receive_buffer: int | None = None, **body: Any
+    ) -> open_stream:
+        """Open the stream of a run that is there, from a cursor on; `receive_buffer` as for `Connection.open`."""
         cursor = {} if starting_after is None else {"starting_after": starting_after}
-        return open_stream(self.base, f"/v1/runs/{run_id}/stream", {**cursor, **body})
+        path = f"/v1/runs/{run_id}/stream"
+        return open_stream(self.base, path, {**cursor, **body}, receive_buffer=receive_buffer)
 
     async def conversation(self) -> str:
         """Make a conversation; returns its id."""
