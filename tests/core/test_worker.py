@@ -3,7 +3,9 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 
 import msgspec
 import pytest
@@ -16,7 +18,7 @@ from runstream.broker.errors import AgentFailed
 from runstream.broker.log import entry_of
 from runstream.broker.queue import WorkQueue
 from runstream.broker.service import Broker
-from runstream.broker.topology import LogAddress
+from runstream.broker.topology import WORK_STREAM, WORKERS, LogAddress
 from runstream.schemas import (
     AssistantMessage,
     Chunk,
@@ -28,8 +30,11 @@ from runstream.schemas import (
     StopReason,
     UsageStatistics,
     new_conversation_id,
+    new_run_id,
 )
 from tests.support.core import Core, kinds, record_of, request_of, said, texts
+from tests.support.nats import NatsServer
+from tests.support.outages import paused, stopped
 from tests.support.runs import (
     GOOD_END,
     Line,
@@ -306,32 +311,159 @@ async def test_two_brokers_share_the_queue(core: Core) -> None:
         assert kinds(stored) == ["ping", "attempt", "data", "plain", "plain", "end"]
 
 
+@dataclass
+class Waiting:
+    """An agent that says one chunk, waits to be let go, and says another."""
+
+    executed: list[str] = field(default_factory=list)
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def __call__(self, request: RunRequest) -> AsyncGenerator[Chunk, None]:
+        self.executed.append(request.run_id)
+        yield said(0)
+        await self.go.wait()
+        yield said(1)
+        yield StopReason(stop_reason="end_turn")
+
+
+async def deliveries(core: Core) -> int:
+    """How often the queue has handed out a message."""
+    info = await core.jetstream.api(f"CONSUMER.INFO.{WORK_STREAM}.{WORKERS}", None)
+    return int(info["delivered"]["consumer_seq"])
+
+
+async def handed_out(core: Core, times: int) -> None:
+    """Wait until the queue has handed out that many messages more, new ones or the same again."""
+    already = await deliveries(core)
+
+    async def more() -> bool:
+        return await deliveries(core) >= already + times
+
+    await wait_until(more)
+
+
+async def renewed(core: Core, run: RunRecord) -> None:
+    """Wait until the run's writer gives the next sign of life."""
+    before = await core.index.lease(run.id)
+
+    async def has_changed() -> bool:
+        return await core.index.lease(run.id) != before
+
+    await wait_until(has_changed)
+
+
 async def test_enqueued_twice_before_it_is_taken(core: Core) -> None:
-    """A run with two messages on the queue is executed once, by one of two brokers that take both at once."""
-    for _ in range(5):
-        executed: list[str] = []
-        go = asyncio.Event()
-
-        async def agent(
-            request: RunRequest, executed: list[str] = executed, go: asyncio.Event = go
-        ) -> AsyncGenerator[Chunk, None]:
-            executed.append(request.run_id)
-            yield said(0)
-            await go.wait()
-            yield said(1)
-            yield StopReason(stop_reason="end_turn")
-
+    """A run with two messages on the queue is executed once, and whoever gets the second leaves its writer alone."""
+    for _ in range(3):
+        agent = Waiting()
         run = await submit(core)
         await enqueue_again(core, run)
         async with broker(core, agent), broker(core, agent):
             async with following(core, run) as follower:
-                await wait_until(lambda: follower.said() == 1)
-                await asyncio.sleep(2.5 * core.settings.lease_seconds)
-                go.set()
-                await wait_until(lambda: follower.ended)
+                await wait_until(lambda follower=follower: follower.said() == 1)  # type: ignore[misc]
+                await handed_out(core, 2)
+                agent.go.set()
+                await wait_until(lambda follower=follower: follower.ended)  # type: ignore[misc]
             record = await over(core, run)
             await queue_empty(core)
-        assert executed == [run.id]
+        assert agent.executed == [run.id]
         assert record.status == "completed"
+        assert texts(await core.stored(LogAddress(run.id, run.shard))) == ["0", "1"]
+
+
+async def test_enqueued_again_while_it_is_executed(core: Core) -> None:
+    """A second message for a run that is being executed, taken by its own worker or another, changes nothing."""
+    agent = Waiting()
+    async with broker(core, agent), broker(core, agent):
+        run = await submit(core)
+        async with following(core, run) as follower:
+            await wait_until(lambda: follower.said() == 1)
+            for _ in range(3):
+                await enqueue_again(core, run)
+            await handed_out(core, 3)
+            agent.go.set()
+            await wait_until(lambda: follower.ended)
+        await over(core, run)
+        await queue_empty(core)
+        assert not follower.failures
+    assert agent.executed == [run.id]
+    assert texts(await core.stored(LogAddress(run.id, run.shard))) == ["0", "1"]
+
+
+async def test_enqueued_again_after_its_end(core: Core) -> None:
+    """A message for a run that has ended is taken off the queue, and the log stays as it is."""
+    async with broker(core, scripted(*answer(2))):
+        run = await submit(core)
+        record = await over(core, run)
+        before = await core.stored(LogAddress(run.id, run.shard))
+        await enqueue_again(core, run)
+        await queue_empty(core)
+        assert await over(core, run) == record
+    assert await core.stored(LogAddress(run.id, run.shard)) == before
+
+
+@pytest.mark.parametrize("outage", [stopped, paused])
+async def test_an_outage_longer_than_a_lease_loses_no_run(
+    core: Core, nats_server: NatsServer, outage: Callable[[NatsServer], AbstractAsyncContextManager[None]]
+) -> None:
+    """Runs whose leases could not be renewed, because nobody could, go on after the outage, as if nothing had been."""
+    agent = Waiting()
+    async with broker(core, agent), broker(core, agent):
+        runs = await asyncio.gather(*(submit(core) for _ in range(20)))
+        await wait_until(lambda: len(agent.executed) == 20)
+        async with outage(nats_server):
+            await asyncio.sleep(2.5 * core.settings.lease_seconds)  # how long the outage is, not a wait
+        for _ in range(5):  # renewals, three a lease: whoever wanted to take a run over has had the time
+            await asyncio.gather(*(renewed(core, run) for run in runs))
+        agent.go.set()
+        records = await asyncio.gather(*(over(core, run) for run in runs))
+        await queue_empty(core)
+    assert {record.status for record in records} == {"completed"}
+    assert sorted(agent.executed) == sorted(run.id for run in runs)
+    for run in runs:
         stored = await core.stored(LogAddress(run.id, run.shard))
-        assert texts(stored) == ["0", "1"]
+        assert kinds(stored) == ["ping", "attempt", "data", "data", "plain", "plain", "end"]
+
+
+async def test_concurrency_is_bounded(core: Core) -> None:
+    """A broker executes as many runs at one time as it may, takes the next when one has ended, and never more."""
+    running: set[str] = set()
+    most = 0
+    let_go: asyncio.Queue[None] = asyncio.Queue()
+
+    async def agent(request: RunRequest) -> AsyncGenerator[Chunk, None]:
+        nonlocal most
+        running.add(request.run_id)
+        most = max(most, len(running))
+        yield said(0)
+        await let_go.get()
+        running.remove(request.run_id)
+        yield StopReason(stop_reason="end_turn")
+
+    async with broker(core, agent, worker_concurrency=3):
+        runs = [await submit(core) for _ in range(9)]
+        for done in range(9):
+            await wait_until(lambda done=done: len(running) == min(3, 9 - done))  # type: ignore[misc]
+            let_go.put_nowait(None)
+        records = [await over(core, run) for run in runs]
+        await queue_empty(core)
+    assert most == 3
+    assert {record.status for record in records} == {"completed"}
+
+
+async def test_a_run_nobody_knows_is_dropped(core: Core) -> None:
+    """A message for a run that is not in the index is taken off the queue, and those behind it are executed."""
+    executed: list[str] = []
+
+    async def agent(request: RunRequest) -> AsyncGenerator[Chunk, None]:
+        executed.append(request.run_id)
+        yield StopReason(stop_reason="end_turn")
+
+    unknown = record_of(new_run_id())
+    await enqueue_again(core, unknown)
+    run = await submit(core)
+    async with broker(core, agent, worker_concurrency=1):
+        await over(core, run)
+        await queue_empty(core)
+    assert executed == [run.id]
+    assert await core.stored(LogAddress(unknown.id, unknown.shard)) == []
