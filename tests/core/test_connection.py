@@ -1,0 +1,293 @@
+"""The connection heals: it says when it cannot, and is replaced when nats-py would not bring it back."""
+
+import asyncio
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from structlog.testing import capture_logs
+
+from runstream.broker.connection import Connection, Message, Subscription
+from runstream.broker.errors import Unavailable
+from runstream.broker.jetstream import JetStream
+from tests.support.nats import NatsServer, free_ports
+from tests.support.outages import stopped
+from tests.support.waiting import wait_until
+
+SUBJECT = "tests.connection"
+
+
+class Ear:
+    """A subscription and what it has heard."""
+
+    def __init__(self) -> None:
+        self.heard: list[bytes] = []
+        self.subscription: Subscription | None = None
+
+    async def on_message(self, message: Message) -> None:
+        self.heard.append(message.data)
+
+    async def hears(self, by: Connection, said: bytes) -> None:
+        """Wait until what `by` says arrives; said again and again, as the ear may only just be there again."""
+
+        async def arrived() -> bool:
+            await by.publish(SUBJECT, said)
+            return said in self.heard
+
+        await wait_until(arrived, 10, f"{said!r} was not heard")
+
+
+@pytest_asyncio.fixture
+async def connection(nats_server: NatsServer) -> AsyncIterator[Connection]:
+    await nats_server.wait_ready()
+    async with Connection(nats_server.url, name="test") as made:
+        yield made
+
+
+@pytest_asyncio.fixture
+async def other(nats_server: NatsServer) -> AsyncIterator[Connection]:
+    await nats_server.wait_ready()
+    async with Connection(nats_server.url, name="other") as made:
+        yield made
+
+
+@pytest_asyncio.fixture
+async def ear(connection: Connection) -> Ear:
+    made = Ear()
+    made.subscription = await connection.subscribe(SUBJECT, made.on_message)
+    return made
+
+
+async def provoke(connection: Connection) -> None:
+    """Make the server close this connection for good, as it does over a message that is too long."""
+    client = connection._client
+    length = connection.max_payload + 1
+    assert client._transport is not None
+    client._transport.write(f"PUB {SUBJECT} {length}\r\n".encode())
+    await wait_until(lambda: client.is_closed, 5, "the server did not close the connection")
+
+
+# -- replacing ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_connection_closed_for_good_is_replaced(connection: Connection, other: Connection, ear: Ear) -> None:
+    """After a protocol violation everything works again on a new connection, and listeners are told."""
+    told: list[int] = []
+    connection.on_reconnect(lambda: told.append(connection.reconnects))
+    await ear.hears(other, b"before")
+    first = connection._client
+    await provoke(connection)
+    await wait_until(lambda: told, 5, "no listener was called")
+    assert connection._client is not first
+    assert connection.is_connected
+    assert told == [1]
+    await ear.hears(other, b"after")
+    answer = await connection.request("$JS.API.INFO", b"", seconds=2)
+    assert b"account_info_response" in answer.data
+
+
+async def test_it_is_replaced_as_often_as_it_takes(connection: Connection, other: Connection, ear: Ear) -> None:
+    """The replacement is watched like the connection before it."""
+    for times in (1, 2, 3):
+        await provoke(connection)
+        await wait_until(lambda times=times: connection.reconnects == times, 5)  # type: ignore[misc]
+        await ear.hears(other, b"%d" % times)
+
+
+async def test_a_replacement_waits_for_the_server(
+    connection: Connection, other: Connection, ear: Ear, nats_server: NatsServer
+) -> None:
+    """Closed for good while no server is there, it is replaced when one comes back."""
+    async with stopped(nats_server):
+        await connection._client.close()
+        with pytest.raises(Unavailable):
+            await connection.request("$JS.API.INFO", b"", seconds=0.5)
+        assert not connection.is_connected
+    await wait_until(lambda: connection.is_connected, 10, "it was not replaced")
+    await ear.hears(other, b"back")
+
+
+async def test_a_dead_read_loop_is_noticed(other: Connection, nats_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that looks alive and reads nothing any more is noticed, and made to reconnect."""
+    monkeypatch.setattr("runstream.broker.connection.PING_INTERVAL_SECONDS", 0.2)
+    async with Connection(nats_url, name="deaf") as deaf:
+        ear = Ear()
+        await deaf.subscribe(SUBJECT, ear.on_message)
+        await ear.hears(other, b"before")
+        client = deaf._client
+        assert client._reading_task is not None
+        client._reading_task.cancel()
+        await asyncio.wait([client._reading_task])
+        assert deaf.is_connected
+        await ear.hears(other, b"after")
+        assert deaf.reconnects == 1
+
+
+# -- reconnecting -------------------------------------------------------------------------------------------------
+
+
+async def test_a_restarted_server_is_found(
+    connection: Connection, other: Connection, ear: Ear, nats_server: NatsServer
+) -> None:
+    """After a restart, however long it took, subscriptions work again and each listener is called once."""
+    told: list[str] = []
+    connection.on_reconnect(lambda: told.append("one"))
+    stop = connection.on_reconnect(lambda: told.append("no"))
+    connection.on_reconnect(lambda: told.append("two"))
+    stop()
+    async with stopped(nats_server):
+        await wait_until(lambda: not connection.is_connected, 5)
+    await wait_until(lambda: told, 10, "no listener was called")
+    await ear.hears(other, b"after")
+    assert told == ["one", "two"]
+
+
+async def test_a_request_fails_with_its_connection(connection: Connection, nats_server: NatsServer) -> None:
+    """A request that is in flight when the connection is lost fails then, and not at the end of its time."""
+    await nats_server.pause()
+    asking = asyncio.create_task(connection.request("$JS.API.INFO", b"", seconds=60))
+    await wait_until(lambda: connection._waiting)
+    started = time.monotonic()
+    await nats_server.kill()
+    with pytest.raises(Unavailable):
+        await asking
+    assert time.monotonic() - started < 10
+
+
+async def test_a_request_without_a_connection_waits_for_one(connection: Connection, nats_server: NatsServer) -> None:
+    """A request that is made while there is no connection is answered when there is one again, or times out."""
+    with capture_logs() as logs:
+        await nats_server.stop(signal.SIGKILL)
+        await wait_until(lambda: [line for line in logs if line["event"] == "nats_disconnected"], 5)
+    async with stopped(nats_server):
+        started = time.monotonic()
+        with pytest.raises(Unavailable):
+            await connection.request("$JS.API.INFO", b"", seconds=0.3)
+        assert 0.2 < time.monotonic() - started < 5
+        asking = asyncio.create_task(connection.request("$JS.API.INFO", b"", seconds=60))
+        await wait_until(lambda: connection._waiting)
+    assert b"account_info_response" in (await asking).data
+
+
+async def test_a_request_that_runs_out_as_the_connection_breaks(
+    connection: Connection, other: Connection, ear: Ear, nats_server: NatsServer
+) -> None:
+    """A request whose time is up at the moment at which the connection is lost does not keep it from healing."""
+    loop = asyncio.get_running_loop()
+    await nats_server.pause()
+    asking = asyncio.create_task(connection.request("$JS.API.INFO", b"", seconds=60))
+    (waiting,) = await wait_until(lambda: set(connection._waiting))
+    disconnected = connection._client._disconnected_cb
+    assert disconnected is not None
+
+    async def just_then() -> None:
+        connection._client._disconnected_cb = disconnected
+        waiting.reschedule(loop.time())
+        await asyncio.sleep(0)  # One turn: the time is up, and the request has not heard it yet.
+        assert waiting.expired()
+        assert not asking.done()
+        await disconnected()
+
+    connection._client._disconnected_cb = just_then
+    await nats_server.kill()
+    with pytest.raises(Unavailable):
+        await asking
+    await nats_server.wait_ready()
+    await ear.hears(other, b"healed")
+
+
+async def test_nobody_listening_is_said_at_once(connection: Connection) -> None:
+    """A request that nobody answers on the server's side is `Unavailable` without waiting."""
+    async with asyncio.timeout(5):
+        with pytest.raises(Unavailable, match=r"tests\.nobody: "):
+            await connection.request("tests.nobody", b"", seconds=60)
+
+
+# -- subscriptions ------------------------------------------------------------------------------------------------
+
+
+async def test_a_closed_subscription_stays_closed(
+    connection: Connection, other: Connection, ear: Ear, nats_server: NatsServer
+) -> None:
+    """It hears nothing more, and is not made again after a reconnect or a replacement."""
+    await ear.hears(other, b"before")
+    assert ear.subscription is not None
+    await ear.subscription.close()
+    await ear.subscription.close()
+    await nats_server.kill()
+    await wait_until(lambda: connection.reconnects == 1 and other.is_connected, 10)
+    await provoke(connection)
+    await wait_until(lambda: connection.reconnects == 2, 10)
+    # No responders: the server itself knows of nobody who listens.
+    with pytest.raises(Unavailable, match="no responders"):
+        await other.request(SUBJECT, b"", seconds=5)
+    assert not connection._subscriptions
+
+
+async def test_what_a_callback_raises_is_its_own(connection: Connection, other: Connection) -> None:
+    """A defect in one message's callback is not the end of the subscription."""
+    heard: list[bytes] = []
+
+    async def stumble(message: Message) -> None:
+        if message.data == b"stumble":
+            raise ZeroDivisionError
+        heard.append(message.data)
+
+    await connection.subscribe(SUBJECT, stumble)
+    answered = JetStream(connection, timeout_seconds=2)
+    await answered.api("INFO", None)
+    for said in (b"1", b"stumble", b"2"):
+        await other.publish(SUBJECT, said)
+    await wait_until(lambda: heard == [b"1", b"2"])
+
+
+async def test_leaving_ends_its_tasks(nats_url: str) -> None:
+    """A connection that is left has no task and no transport any more."""
+    before = asyncio.all_tasks()
+    async with Connection(nats_url, name="short") as short:
+        await short.subscribe(SUBJECT, Ear().on_message)
+        await short.request("$JS.API.INFO", b"", seconds=2)
+    await wait_until(lambda: asyncio.all_tasks() <= before, 5, "a task is left")
+    assert not short.is_connected
+
+
+# -- a server that is not there -----------------------------------------------------------------------------------
+
+
+async def test_a_wrong_url_is_said_soon() -> None:
+    """Where nobody listens, entering fails within five seconds and names the address."""
+    (port,) = free_ports(1)
+    started = time.monotonic()
+    with pytest.raises(Unavailable, match=rf"Cannot reach NATS at nats://127\.0\.0\.1:{port}: "):
+        async with Connection(f"nats://127.0.0.1:{port}", name="test"):
+            raise AssertionError
+    assert time.monotonic() - started < 5
+
+
+async def test_all_addresses_are_named() -> None:
+    """Of several servers none of which is there, all are named."""
+    one, two = free_ports(2)
+    with pytest.raises(Unavailable, match=rf"nats://127\.0\.0\.1:{one}, nats://127\.0\.0\.1:{two}: "):
+        async with Connection(f"nats://127.0.0.1:{one}, nats://127.0.0.1:{two}", name="test", connect_seconds=1):
+            raise AssertionError
+
+
+async def test_one_of_several_addresses_is_enough(nats_url: str) -> None:
+    """A cluster's servers are tried one after the other."""
+    (port,) = free_ports(1)
+    async with Connection(f"nats://127.0.0.1:{port},{nats_url}", name="test") as connection:
+        assert connection.is_connected
+
+
+async def test_something_that_is_no_server_is_said_soon() -> None:
+    """A port that takes connections and says nothing is not waited for longer than five seconds."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"nats://127.0.0.1:{silent.getsockname()[1]}"
+        started = time.monotonic()
+        with pytest.raises(Unavailable, match="Cannot reach NATS at"):
+            async with Connection(url, name="test", connect_seconds=1):
+                raise AssertionError
+        assert time.monotonic() - started < 5
