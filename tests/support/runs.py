@@ -122,9 +122,15 @@ class Follower:
 
 @contextlib.asynccontextmanager
 async def following(core: Core, run: RunRecord) -> AsyncIterator[Follower]:
-    """A follower of the run's live tail for as long as the block lasts."""
+    """A follower of the run for as long as the block lasts."""
+    async with tailing(core, LogAddress(run.id, run.shard)) as follower:
+        yield follower
+
+
+@contextlib.asynccontextmanager
+async def tailing(core: Core, address: LogAddress) -> AsyncIterator[Follower]:
+    """A follower of the log's live tail, from its first message on, for as long as the block lasts."""
     follower = Follower()
-    address = LogAddress(run.id, run.shard)
 
     async def from_the_start(tip: Entry | None) -> int:
         first = await core.reader.first(address)
