@@ -61,6 +61,7 @@ log = structlog.get_logger(__name__)
 
 RETRY_SECONDS = 1.0
 RENEWALS_PER_LEASE = 3
+AGENT_CRASHED = "An error occurred during agent execution."
 
 
 class Worker:
@@ -233,10 +234,14 @@ class Worker:
             return failed(request.run_id, "internal_error", detail=str(error))
         except (Unavailable, StoreRefused, Fenced):
             raise
+        except asyncio.CancelledError as error:
+            if (executing := asyncio.current_task()) is None or executing.cancelling():
+                raise
+            # Nobody stops this worker: something that the agent waited for was cancelled.
+            return failed(request.run_id, "internal_error", message=AGENT_CRASHED, detail=repr(error))
         except Exception as error:
             log.exception("agent_crashed")
-            message = "An error occurred during agent execution."
-            return failed(request.run_id, "internal_error", message=message, detail=str(error))
+            return failed(request.run_id, "internal_error", message=AGENT_CRASHED, detail=str(error))
 
     async def _record(self, request: RunRequest, publisher: Publisher) -> Outcome:
         stop: StopReason | None = None
@@ -288,12 +293,17 @@ class _Hold:
         self._owns_run = True
 
     async def _renew(self) -> None:
+        due = time.monotonic() + self._interval
         while True:
-            await asyncio.sleep(self._interval)
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            due = time.monotonic() + self._interval
             try:
-                await self._held.extend()
-                if self._owns_run:
-                    await self._index.renew_lease(self._held.run_id)
-            except BrokerError as error:
+                # No longer: a try that was lost in an outage must not keep the next one from coming before whoever
+                # watches the lease since the outage's end sees it lapse.
+                async with asyncio.timeout(self._interval):
+                    await self._held.extend()
+                    if self._owns_run:
+                        await self._index.renew_lease(self._held.run_id)
+            except (BrokerError, TimeoutError) as error:
                 # Nothing to do but try again: a watchdog that cannot reach the index ends no run either.
-                log.warning("lease_not_renewed", error=str(error))
+                log.warning("lease_not_renewed", error=str(error) or "It took too long.")
