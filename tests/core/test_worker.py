@@ -243,6 +243,26 @@ async def test_a_failing_agent(
     assert await active_run(core, run) is None
 
 
+async def test_an_agent_whose_own_task_is_cancelled(core: Core) -> None:
+    """Cancelled from within, an agent has failed like any other: its run ends, and is not tried again and again."""
+    executed: list[str] = []
+
+    async def agent(request: RunRequest) -> AsyncGenerator[Chunk, None]:
+        executed.append(request.run_id)
+        asking = asyncio.create_task(asyncio.Event().wait())
+        asking.cancel()
+        await asking
+        yield said(0)
+
+    async with broker(core, agent):
+        run = await submit(core)
+        record = await over(core, run)
+        await queue_empty(core)
+    assert executed == [run.id]
+    assert (record.status, (record.error or {})["error_type"]) == ("failed", "internal_error")
+    assert kinds(await core.stored(LogAddress(run.id, run.shard))) == ["ping", "attempt", "plain", "error", "end"]
+
+
 async def test_a_failure_is_no_failure_of_others(core: Core) -> None:
     """Runs whose agents fail do not disturb a run beside them."""
 
