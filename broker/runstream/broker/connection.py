@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 import nats.errors
 import structlog
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Connection", "Message", "Subscription"]
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 PING_INTERVAL_SECONDS = 5
 """The default of nats-py, two minutes, is how long a dead peer would go unnoticed."""
@@ -150,7 +152,8 @@ class Connection:
         try:
             async with waiting:
                 self._waiting.add(waiting)
-                return await self._client.request(subject, body, timeout=2 * seconds, headers=_headers(headers))
+                asked = self._client.request(subject, body, timeout=2 * seconds, headers=_headers(headers))
+                return await _heeding_cancellation(asked)
         except TRANSLATED as error:
             raise Unavailable(f"{subject}: {_reason(error)}") from error
         finally:
@@ -228,8 +231,9 @@ class Connection:
     async def _keep(self) -> None:
         """Probe the connection while it looks alive, replace it when it is closed."""
         while True:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._lost.wait(), PING_INTERVAL_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PING_INTERVAL_SECONDS):
+                    await self._lost.wait()
             if self._lost.is_set():
                 await self._replace()
             elif self._client.is_connected:
@@ -237,7 +241,7 @@ class Connection:
 
     async def _probe(self) -> None:
         try:
-            await self._client.rtt(timeout=PING_INTERVAL_SECONDS)
+            await _heeding_cancellation(self._client.rtt(timeout=PING_INTERVAL_SECONDS))
         except TRANSLATED as error:
             if self._client.is_connected:
                 log.warning("nats_probe_failed", connection=self.name, error=_reason(error))
@@ -267,6 +271,20 @@ class Connection:
     async def _discard(self, client: Client) -> None:
         with contextlib.suppress(*TRANSLATED):
             await client.close()
+
+
+async def _heeding_cancellation(answer: Awaitable[T]) -> T:
+    """Await an answer from nats-py, and stay cancelled if this task was cancelled when it came.
+
+    In Python 3.11 `asyncio.wait_for`, which nats-py uses, returns an answer that came in the same moment and forgets
+    the cancellation: whoever cancelled the task and waits for it would wait for ever.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    result = await answer
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
+    return result
 
 
 def _headers(headers: Mapping[str, str] | None) -> dict[str, str] | None:

@@ -210,7 +210,9 @@ class JetStream:
         if not queue.empty():
             return queue.get_nowait()  # Most of a batch is there at once; waiting for what is costs as much as it.
         try:
-            return await asyncio.wait_for(queue.get(), self._seconds)
+            # Not `wait_for`: in Python 3.11 it forgets a cancellation that comes together with what it waits for.
+            async with asyncio.timeout(self._seconds):
+                return await queue.get()
         except TimeoutError as error:
             raise Unavailable(f"{what}: no answer within {self._seconds} s") from error
 

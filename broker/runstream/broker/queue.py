@@ -127,7 +127,8 @@ class WorkQueue:
         received = 0
         with contextlib.suppress(TimeoutError):
             while received < batch:
-                message = await asyncio.wait_for(queue.get(), PULL_SECONDS + PULL_GRACE_SECONDS)
+                async with asyncio.timeout(PULL_SECONDS + PULL_GRACE_SECONDS):
+                    message = await queue.get()
                 if message is None:
                     return
                 status = (message.headers or {}).get("Status")
