@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 import nats.errors
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription as NatsSubscription
 
-__all__ = ["Connection", "Message", "Subscription"]
+__all__ = ["Connection", "Message", "Subscription", "without_password"]
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +41,19 @@ PENDING_BYTES = 4 * 2**20
 
 TRANSLATED = (nats.errors.Error, asyncio.TimeoutError, OSError, EOFError)
 """What nats-py raises when the server is away, closing or refusing; other exceptions are defects and pass."""
+
+
+class _Client(Client):
+    """nats-py's client with a faster reading of headers: its own takes a third of all that a message costs.
+
+    It decodes each name and value apart, and looks for white space in every character of a name.
+    """
+
+    @staticmethod
+    def _parse_header_lines(raw: bytes) -> dict[str, str]:
+        """Read `Name: Value` lines, as nats-py does; a line without a colon is passed over."""
+        lines = raw.decode("utf-8", "replace").split("\r\n")
+        return {name.strip(): value.strip() for name, colon, value in [line.partition(":") for line in lines] if colon}
 
 
 class Message(Protocol):
@@ -86,7 +100,7 @@ class Connection:
         self._servers = [part.strip() for part in url.split(",") if part.strip()]
         self._connect_seconds = connect_seconds
         self._inbox_prefix = inbox_prefix
-        self._client = Client()
+        self._client = _Client()
         self._subscriptions: set[Subscription] = set()
         self._listeners: list[Callable[[], None]] = []
         self._waiting: set[asyncio.Timeout] = set()
@@ -103,7 +117,7 @@ class Connection:
         except TRANSLATED as error:
             await self._discard(self._client)
             reason = self.last_error or str(error) or type(error).__name__
-            raise Unavailable(f"Cannot reach NATS at {', '.join(self._servers)}: {reason}") from error
+            raise Unavailable(f"Cannot reach NATS at {without_password(', '.join(self._servers))}: {reason}") from error
         self._keeper = asyncio.create_task(self._keep(), name=f"nats-keeper-{self.name}")
         return self
 
@@ -251,7 +265,7 @@ class Connection:
     async def _replace(self) -> None:
         log.warning("nats_connection_replaced", connection=self.name)
         self._lost.clear()
-        fresh = Client()
+        fresh = _Client()
         try:
             async with asyncio.timeout(self._connect_seconds):
                 await self._connect(fresh)
@@ -271,6 +285,11 @@ class Connection:
     async def _discard(self, client: Client) -> None:
         with contextlib.suppress(*TRANSLATED):
             await client.close()
+
+
+def without_password(url: str) -> str:
+    """Return NATS URLs as they may be shown: what stands before an `@` is a credential."""
+    return re.sub(r"//[^/@,]*@", "//", url)
 
 
 async def _heeding_cancellation(answer: Awaitable[T]) -> T:

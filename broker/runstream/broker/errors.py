@@ -9,7 +9,6 @@ BrokerError
 │   ├── WrongLastSequence       a compare-and-set lost: the caller decides what that means
 │   └── NotStored               the message, stream or consumer asked for is not there
 ├── Fenced                      another writer has taken the run over
-├── RunEnded                    the run's log already has its end
 ├── RunTooLong                  the run's log has room for its ending only
 ├── ChunkTooLarge               one chunk is larger than a NATS message may be
 ├── CursorExpired               retention has removed what the cursor asks for
@@ -36,7 +35,6 @@ __all__ = [
     "Fenced",
     "InvalidSettings",
     "NotStored",
-    "RunEnded",
     "RunTooLong",
     "ServerTooOld",
     "StoreFull",
@@ -97,10 +95,6 @@ class NotStored(StoreRefused):
 
 class Fenced(BrokerError):
     """Another writer has taken this run over."""
-
-
-class RunEnded(BrokerError):
-    """This run has already ended."""
 
 
 class RunTooLong(BrokerError):

@@ -9,8 +9,8 @@
     conversation.<tenant>.<conversation_id>  the conversation, its active run, its latest run
     agent.<tenant>.<agent_id>                its latest run
 
-What a client chose freely stands in a key as a digest. Everything here can be derived from the log; where the two
-disagree, the log is right.
+What a client chose freely stands in a key as a digest. Which run there is, whose it is and how it ended also stands in
+the log; where the two disagree, the log is right.
 
 The claim's invariant: *of any number of simultaneous requests that are the same, or that want the same conversation,
 exactly one starts a run.* The claim key, the otids, the conversation, the record, the request and the lease are
@@ -34,7 +34,17 @@ import msgspec
 from runstream.broker.errors import Conflict, Unavailable, Unsettled, WrongLastSequence
 from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, BatchWrite
 from runstream.broker.topology import BUCKET, INDEX_STREAM
-from runstream.schemas import ConversationRecord, RunRecord, RunRequest
+from runstream.schemas import (
+    ConversationRecord,
+    RunRecord,
+    RunRequest,
+    decode_conversation,
+    decode_run,
+    decode_run_request,
+    encode_conversation,
+    encode_run,
+    encode_run_request,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -82,6 +92,10 @@ def digest(value: str) -> str:
     return base64.urlsafe_b64encode(hashed[:16]).decode().rstrip("=")
 
 
+def _decode_id(value: bytes) -> str:
+    return value.decode()
+
+
 def _run_key(tenant: str, run_id: str) -> str:
     return f"run.{tenant}.{run_id}"
 
@@ -92,6 +106,10 @@ def _request_key(tenant: str, run_id: str) -> str:
 
 def _lease_key(run_id: str) -> str:
     return f"lease.{run_id}"
+
+
+def _cancel_key(run_id: str) -> str:
+    return f"cancel.{run_id}"
 
 
 def _conversation_key(tenant: str, conversation_id: str) -> str:
@@ -118,25 +136,25 @@ class Index:
 
     async def run(self, tenant: str, run_id: str) -> Stored[RunRecord] | None:
         """Return a run's record."""
-        return await self._get(_run_key(tenant, run_id), RunRecord)
+        return await self._get(_run_key(tenant, run_id), decode_run)
 
     async def request(self, tenant: str, run_id: str) -> RunRequest | None:
         """Return what the run's agent is asked; None when the run has ended."""
-        found = await self._get(_request_key(tenant, run_id), RunRequest)
+        found = await self._get(_request_key(tenant, run_id), decode_run_request)
         return None if found is None else found.value
 
     async def conversation(self, tenant: str, conversation_id: str) -> Stored[ConversationRecord] | None:
         """Return a conversation's record."""
-        return await self._get(_conversation_key(tenant, conversation_id), ConversationRecord)
+        return await self._get(_conversation_key(tenant, conversation_id), decode_conversation)
 
     async def run_with_otid(self, tenant: str, otid: str) -> Stored[RunRecord] | None:
         """Return the newest run that holds `otid`."""
-        found = await self._get(_otid_key(tenant, otid), str)
+        found = await self._get(_otid_key(tenant, otid), _decode_id)
         return None if found is None else await self.run(tenant, found.value)
 
     async def latest_run_of_agent(self, tenant: str, agent_id: str) -> Stored[RunRecord] | None:
         """Return the run that was last started for an agent, in whichever conversation."""
-        found = await self._get(f"agent.{tenant}.{agent_id}", str)
+        found = await self._get(f"agent.{tenant}.{agent_id}", _decode_id)
         return None if found is None else await self.run(tenant, found.value)
 
     # -- conversations ------------------------------------------------------------------------------------------
@@ -147,7 +165,7 @@ class Index:
         async def attempt() -> None:
             # Wrong last sequence: it is there, by an earlier try whose answer was lost; ids are not chosen twice.
             with contextlib.suppress(WrongLastSequence):
-                await self._write([_Put(_conversation_key(record.tenant, record.id), msgspec.json.encode(record), 0)])
+                await self._write([_Put(_conversation_key(record.tenant, record.id), encode_conversation(record), 0)])
 
         await _persist(attempt, CLAIM_PATIENCE_SECONDS)
 
@@ -174,31 +192,33 @@ class Index:
         try:
             claimed = await _persist(attempt, CLAIM_PATIENCE_SECONDS)
         except Unavailable as error:
-            raise Unsettled(run_id=record.id) if unsettled else error from error
+            if unsettled:
+                raise Unsettled(run_id=record.id) from error
+            raise
         if claimed.is_new:
             await self._note_agent(record)
         return claimed
 
     async def _claim_once(self, record: RunRecord, request: RunRequest) -> Claimed:
-        tenant, scope = record.tenant, record.conversation_id or record.agent_id
+        tenant, conversation_id = record.tenant, record.conversation_id
+        # The claim is read last and looked at first: a same request that wins in between holds the otids and the
+        # conversation, and is to be found, not to be refused for.
+        held = {otid: await self._get_any(_otid_key(tenant, otid)) for otid in record.otids}
+        conversation = None if conversation_id is None else await self.conversation(tenant, conversation_id)
         puts: list[_Put] = []
         if record.otids:
-            claim_key = _claim_key(tenant, scope, record.otids)
-            claimed = await self._get_any(claim_key)
-            if claimed.value is not None:
-                run_id = msgspec.json.decode(claimed.value, type=str)
-                if (existing := await self.run(tenant, run_id)) is not None:
-                    return Claimed(existing.value, is_new=False)
-            run_id_json = msgspec.json.encode(record.id)
-            puts.append(_Put(claim_key, run_id_json, claimed.revision))
-            for otid in record.otids:
-                key = _otid_key(tenant, otid)
-                puts.append(_Put(key, run_id_json, await self._free_otid(tenant, key, otid)))
-        if record.conversation_id is not None:
-            puts.append(await self._take_conversation(record))
+            key = _claim_key(tenant, conversation_id or record.agent_id, record.otids)
+            claimed = await self._get_any(key)
+            existing = None if claimed.value is None else await self.run(tenant, _decode_id(claimed.value))
+            if existing is not None:
+                return Claimed(existing.value, is_new=False)
+            puts.append(_Put(key, record.id.encode(), claimed.revision))
+        puts += [await self._take_otid(record, otid, found) for otid, found in held.items()]
+        if conversation_id is not None:
+            puts.append(await self._take_conversation(record, conversation_id, conversation))
         puts += [
-            _Put(_run_key(tenant, record.id), msgspec.json.encode(record), 0),
-            _Put(_request_key(tenant, record.id), msgspec.json.encode(request), 0),
+            _Put(_run_key(tenant, record.id), encode_run(record), 0),
+            _Put(_request_key(tenant, record.id), encode_run_request(request), 0),
             _Put(_lease_key(record.id), b"", 0),
         ]
         try:
@@ -207,43 +227,42 @@ class Index:
             raise Unsettled(run_id=record.id) from error
         return Claimed(record, is_new=True)
 
-    async def _free_otid(self, tenant: str, key: str, otid: str) -> int:
-        """Return the revision at which `otid` is nobody's; raises `Conflict` when another request's run holds it."""
-        held = await self._get_any(key)
+    async def _take_otid(self, record: RunRecord, otid: str, held: Stored[bytes | None]) -> _Put:
+        """Return the write that gives `otid` to `record`; raises `Conflict` when another request's run holds it."""
         if held.value is not None:
-            run_id = msgspec.json.decode(held.value, type=str)
-            if await self.run(tenant, run_id) is not None:
+            run_id = _decode_id(held.value)
+            if await self.run(record.tenant, run_id) is not None:
                 raise Conflict(run_id=run_id, otid=otid, shares_otid=True)
-        return held.revision
+        return _Put(_otid_key(record.tenant, otid), record.id.encode(), held.revision)
 
-    async def _take_conversation(self, record: RunRecord) -> _Put:
+    async def _take_conversation(
+        self, record: RunRecord, conversation_id: str, stored: Stored[ConversationRecord] | None
+    ) -> _Put:
         """Return the write that makes `record` the conversation's active run; raises `Conflict` when it has one."""
-        tenant, conversation_id = record.tenant, record.conversation_id or ""
-        stored = await self.conversation(tenant, conversation_id)
         if stored is None:
-            conversation = ConversationRecord(tenant=tenant, id=conversation_id, agent_id=record.agent_id)
+            found = ConversationRecord(tenant=record.tenant, id=conversation_id, agent_id=record.agent_id)
         else:
-            conversation = stored.value
-        if conversation.active_run is not None:
-            holder = await self.run(tenant, conversation.active_run)
+            found = stored.value
+        if found.active_run is not None:
+            holder = await self.run(record.tenant, found.active_run)
             if holder is not None and not holder.value.is_terminal:
                 otid = holder.value.otids[0] if holder.value.otids else None
-                raise Conflict(run_id=conversation.active_run, otid=otid, shares_otid=False)
+                raise Conflict(run_id=found.active_run, otid=otid, shares_otid=False)
         taken = msgspec.structs.replace(
-            conversation,
+            found,
             active_run=record.id,
             latest_run=record.id,
             last_message_at=record.created_at,
             updated_at=record.created_at,
         )
         revision = 0 if stored is None else stored.revision
-        return _Put(_conversation_key(tenant, conversation_id), msgspec.json.encode(taken), revision)
+        return _Put(_conversation_key(record.tenant, conversation_id), encode_conversation(taken), revision)
 
     async def _note_agent(self, record: RunRecord) -> None:
         """Remember the agent's latest run; no part of the claim, because an agent has parallel conversations."""
         key = f"agent.{record.tenant}.{record.agent_id}"
         try:
-            await self._write([_Put(key, msgspec.json.encode(record.id))])
+            await self._write([_Put(key, record.id.encode())])
         except Unavailable:
             # The run exists: a lookup by agent that misses it once is better than a create that fails.
             return
@@ -273,7 +292,7 @@ class Index:
             changed = current if current.is_terminal else change(current)
             puts: list[_Put] = []
             if stored is None or changed != current:
-                puts += [_Put(key, msgspec.json.encode(changed), revision), *others]
+                puts += [_Put(key, encode_run(changed), revision), *others]
             if changed.is_terminal:
                 puts += await self._free_conversation(changed)
             if puts:
@@ -292,7 +311,7 @@ class Index:
         return [
             _Put(
                 _conversation_key(run.tenant, run.conversation_id),
-                msgspec.json.encode(freed),
+                encode_conversation(freed),
                 stored.revision,
             )
         ]
@@ -312,14 +331,17 @@ class Index:
                 await self._write([_Put(_lease_key(run_id), b"", lease.revision)])
 
     async def forget(self, run_id: str) -> None:
-        """Delete what an ended run no longer needs: its lease and its cancel key."""
-        await self._write([_Put(_lease_key(run_id), None), _Put(f"cancel.{run_id}", None)])
+        """Delete what an ended run no longer needs: its lease, and its cancel key if there is one."""
+        keys = [_lease_key(run_id)]
+        if (await self._get_any(_cancel_key(run_id))).value is not None:
+            keys.append(_cancel_key(run_id))
+        await self._write([_Put(key, None) for key in keys])
 
     # -- the bucket ---------------------------------------------------------------------------------------------
 
-    async def _get(self, key: str, kind: type[T]) -> Stored[T] | None:
+    async def _get(self, key: str, decode: Callable[[bytes], T]) -> Stored[T] | None:
         raw = await self._get_any(key)
-        return None if raw.value is None else Stored(msgspec.json.decode(raw.value, type=kind), raw.revision)
+        return None if raw.value is None else Stored(decode(raw.value), raw.revision)
 
     async def _get_any(self, key: str) -> Stored[bytes | None]:
         """Return a key's value (None: absent or deleted) with the revision that a write must expect."""

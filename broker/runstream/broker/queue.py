@@ -76,6 +76,11 @@ class WorkQueue:
     def __init__(self, jetstream: JetStream) -> None:
         self._jetstream = jetstream
 
+    async def hold_seconds(self) -> float:
+        """Return how long a worker may be silent before its message goes to another, as the queue was made."""
+        info = await self._jetstream.api(f"CONSUMER.INFO.{WORK_STREAM}.{WORKERS}", None)
+        return float(info["config"]["ack_wait"]) / 1e9
+
     async def put(self, tenant: str, run_id: str) -> None:
         """Enqueue a run, once however often it is tried. Raises `StoreFull`, `Unavailable`."""
         body = msgspec.json.encode(_Work(tenant, run_id))

@@ -66,14 +66,23 @@ class Broker:
     """One broker. Use as an async context manager: entered, it serves; left, it has given everything back.
 
     `listener` is the socket of its own port, already bound: whoever starts it chose the port. `agent` None: this
-    broker provisions and answers, and executes nothing. Raises `Unavailable`, `TopologyError` on entry.
+    broker provisions and answers, and executes nothing. `owns_nats`: nobody else uses this NATS, so a change of the
+    settings is applied to the streams that exist. Raises `Unavailable`, `TopologyError` on entry.
     """
 
-    def __init__(self, settings: BrokerSettings, *, agent: Agent | None, listener: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        *,
+        agent: Agent | None,
+        listener: socket.socket | None = None,
+        owns_nats: bool = False,
+    ) -> None:
         self.metrics = BrokerMetrics()
         self._settings = settings
         self._agent = agent
         self._listener = listener
+        self._owns_nats = owns_nats
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -82,7 +91,7 @@ class Broker:
             check_server(connection.server_version)
             jetstream = JetStream(connection, timeout_seconds=self._settings.request_timeout_seconds)
             stack.push_async_callback(jetstream.close)
-            await provision(jetstream, self._settings)
+            await provision(jetstream, self._settings, apply=self._owns_nats)
             self.metrics.watch_reconnects(lambda: connection.reconnects)
             if self._agent is not None:
                 await stack.enter_async_context(self._worker(jetstream, self._agent))

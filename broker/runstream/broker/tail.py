@@ -80,6 +80,7 @@ class LiveTail:
         self._reading = True
         self._wake = asyncio.Event()
         self._suspect = False
+        self._defect: Exception | None = None
         self._heard_at, self._silences = time.monotonic(), 0
         self._subscription: Subscription | None = None
         self._unlisten: Callable[[], None] | None = None
@@ -111,8 +112,8 @@ class LiveTail:
         watch, self._watch = self._watch, None
         if watch is not None and watch is not asyncio.current_task():
             watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watch
+            # Not awaited itself: what it raised has been reported, and must not keep the rest from being let go.
+            await asyncio.wait([watch])
         await self._stop_listening()
 
     async def _stop_listening(self) -> None:
@@ -129,6 +130,14 @@ class LiveTail:
         return None if message is None else entry_of(message)
 
     async def _on_message(self, message: Message) -> None:
+        try:
+            if self._defect is None:
+                self._hear(message)
+        except Exception as defect:  # noqa: BLE001  # nats-py would log it and go on, with the entry left out
+            self._defect = defect
+            self._wake.set()
+
+    def _hear(self, message: Message) -> None:
         entry, previous = live_entry(message)
         self._heard_at, self._silences = time.monotonic(), 0
         self._newest = max(self._newest, entry.seq)
@@ -174,14 +183,17 @@ class LiveTail:
         try:
             while not self.ended:
                 await self._wait_for_doubt()
-                if self._reading:
-                    self._counters.holes_repaired += 1
-                    log.info("hole_repaired", run_id=self.address.run_id, after=self._last, newest=self._newest)
+                if self._defect is not None:
+                    raise self._defect
+                hole = self._last if self._reading else None
                 if self._suspect:
                     self._suspect = False
                     await self._compare_with_leader()
                 if not self.ended:
                     await self._catch_up()
+                if hole is not None:
+                    self._counters.holes_repaired += 1
+                    log.info("hole_repaired", run_id=self.address.run_id, after=hole, now=self._last)
         except BrokerError as error:
             self._on_failure(error)
         await self._stop_listening()

@@ -102,18 +102,25 @@ def check_server(version: tuple[int, int, int]) -> None:
         raise ServerTooOld(f"This is nats-server {found}; runstream needs {needed} or newer.")
 
 
-async def provision(jetstream: JetStream, settings: BrokerSettings) -> list[str]:
+async def provision(jetstream: JetStream, settings: BrokerSettings, *, apply: bool = False) -> list[str]:
     """Create the streams and the work queue's consumer where they are absent; returns what differs, in words.
 
-    Safe in any number of processes at once. Raises `TopologyError` when a stream is there but cannot serve (its
-    subjects, republishing or atomic batches differ), `Unavailable`.
+    `apply` also changes what differs, for who owns the server. Safe in any number of processes at once. Raises
+    `TopologyError` when a stream is there but cannot serve (its subjects, republishing or atomic batches differ),
+    `Unavailable`.
     """
     drift: list[str] = []
     for wanted in _streams(settings):
-        drift += _difference(wanted, await _ensure_stream(jetstream, wanted))
-    drift += await _ensure_workers(jetstream, settings)
+        found = await _ensure_stream(jetstream, wanted)
+        differing = _difference(wanted, found)
+        if differing and apply:
+            # The first sequence belongs to the stream's making; an update must repeat the one it has.
+            config = {**found, **wanted, "first_seq": found.get("first_seq", 0)}
+            await jetstream.api(f"STREAM.UPDATE.{wanted['name']}", config)
+        drift += differing
+    drift += await _ensure_workers(jetstream, settings, apply=apply)
     for line in drift:
-        log.warning("topology_drift", difference=line)
+        log.warning("topology_changed" if apply else "topology_drift", difference=line)
     return drift
 
 
@@ -201,7 +208,7 @@ def _absent(value: object) -> object:
     return type(value)() if isinstance(value, (bool, int, str)) else None
 
 
-async def _ensure_workers(jetstream: JetStream, settings: BrokerSettings) -> list[str]:
+async def _ensure_workers(jetstream: JetStream, settings: BrokerSettings, *, apply: bool) -> list[str]:
     """Make the work queue's one consumer, which all workers pull from."""
     config = {
         "durable_name": WORKERS,
@@ -214,11 +221,13 @@ async def _ensure_workers(jetstream: JetStream, settings: BrokerSettings) -> lis
         "deliver_policy": "all",
     }
     call = f"CONSUMER.DURABLE.CREATE.{WORK_STREAM}.{WORKERS}"
+    body = {"stream_name": WORK_STREAM, "config": config}
     try:
         found = (await jetstream.api(f"CONSUMER.INFO.{WORK_STREAM}.{WORKERS}", None))["config"]
     except NotStored:
-        body = {"stream_name": WORK_STREAM, "config": config}
         found = (await jetstream.api(call, body))["config"]
+    if apply:
+        await jetstream.api(call, body)
     return [
         f"{WORK_STREAM} consumer {WORKERS}.{field} is {found.get(field)!r}, this configuration says {value!r}"
         for field, value in config.items()

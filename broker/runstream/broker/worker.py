@@ -50,10 +50,11 @@ if TYPE_CHECKING:
     from runstream.broker.agents import Agent
     from runstream.broker.index import Index
     from runstream.broker.jetstream import JetStream, StoredMessage
+    from runstream.broker.log import Entry
     from runstream.broker.metrics import BrokerMetrics
     from runstream.broker.queue import Task, WorkQueue
     from runstream.broker.settings import BrokerSettings
-    from runstream.schemas import RunRecord, RunRequest
+    from runstream.schemas import Chunk, RunRecord, RunRequest
 
 __all__ = ["Worker"]
 
@@ -62,6 +63,8 @@ log = structlog.get_logger(__name__)
 RETRY_SECONDS = 1.0
 RENEWALS_PER_LEASE = 3
 AGENT_CRASHED = "An error occurred during agent execution."
+MOST_ATTEMPTS = 5
+"""Workers that may die over one run before its first chunk: what kills five of them kills the sixth, too."""
 
 
 class Worker:
@@ -88,9 +91,12 @@ class Worker:
         self._metrics = metrics
         self._running: set[asyncio.Task[None]] = set()
         self._slot_freed = asyncio.Event()
+        self._hold_seconds = settings.lease_seconds
         self._taker: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
+        # A queue made under another lease keeps the one it was made with.
+        self._hold_seconds = min(self._settings.lease_seconds, await self._queue.hold_seconds())
         self._taker = asyncio.create_task(self._take(), name="worker")
         return self
 
@@ -129,7 +135,7 @@ class Worker:
         """Execute one run to its end, or leave it to another worker; never raises but on cancellation."""
         with structlog.contextvars.bound_contextvars(run_id=task.run_id):
             try:
-                async with _Hold(task, self._index, self._settings.lease_seconds) as hold:
+                async with _Hold(task, self._index, self._hold_seconds) as hold:
                     over = await self._carry_out(task, hold)
                 if over:
                     await task.done()
@@ -166,7 +172,7 @@ class Worker:
         return True
 
     async def _execute_or_end(self, publisher: Publisher, record: RunRecord, last: StoredMessage | None) -> None:
-        if last is not None and entry_of(last).kind not in {Kind.PING, Kind.ATTEMPT}:
+        if last is not None and _is_lost(entry_of(last)):
             await self._end(publisher, record, failed(record.id, "run_lost"))
         else:
             await self._attempt(publisher, record, is_empty=last is None)
@@ -228,8 +234,8 @@ class Worker:
             return failed(request.run_id, "chunk_too_large", detail=str(error))
         except RunTooLong as error:
             return failed(request.run_id, "run_too_long", detail=str(error))
-        except StoreFull as error:
-            return failed(request.run_id, "store_unavailable", detail=str(error))
+        except StoreFull:
+            return failed(request.run_id, "store_full")
         except InvalidChunk as error:
             return failed(request.run_id, "internal_error", detail=str(error))
         except (Unavailable, StoreRefused, Fenced):
@@ -257,10 +263,11 @@ class Worker:
                 held = decode_chunk(body)
                 stop = held if isinstance(held, StopReason) else stop
                 usage = held if isinstance(held, UsageStatistics) else usage
-                error = held if isinstance(held, ErrorMessage) else error
+                error = _error_of(held, request.run_id) if kind is Kind.ERROR else error
         await publisher.flush()
         if error is not None:
-            return Outcome("error" if stop is None else stop.stop_reason, error=error)
+            is_honest = stop is not None and status_of(stop.stop_reason) == "failed"
+            return Outcome(stop.stop_reason if stop is not None and is_honest else "error", error=error)
         if stop is None:
             return failed(request.run_id, "stream_incomplete")
         if status_of(stop.stop_reason) != "completed":
@@ -268,13 +275,28 @@ class Worker:
         return Outcome(stop.stop_reason, usage=usage or UsageStatistics())
 
 
+def _is_lost(last: Entry) -> bool:
+    """Tell whether a log that ends with `last`, and not with an ending, lost its worker for good."""
+    if last.kind is Kind.ATTEMPT:
+        return last.index >= MOST_ATTEMPTS  # The first message aside, there is nothing before it but attempts.
+    return last.kind is not Kind.PING
+
+
+def _error_of(held: Chunk | dict[str, object], run_id: str) -> ErrorMessage:
+    """Read an agent's own error, or make one of what it gave in place of it."""
+    if isinstance(held, ErrorMessage):
+        return held
+    made = failed(run_id, "internal_error", detail=encode_chunk(held, run_id=run_id).decode()).error
+    return made or ErrorMessage(run_id=run_id, error_type="internal_error", message="")
+
+
 class _Hold:
     """Signs of life every third of a lease: the run's message kept and, once the run is its own, the lease renewed."""
 
-    def __init__(self, task: Task, index: Index, lease_seconds: float) -> None:
+    def __init__(self, task: Task, index: Index, seconds: float) -> None:
         self._held = task
         self._index = index
-        self._interval = lease_seconds / RENEWALS_PER_LEASE
+        self._interval = seconds / RENEWALS_PER_LEASE
         self._renewing: asyncio.Task[None] | None = None
         self._owns_run = False
 

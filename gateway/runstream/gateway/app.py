@@ -37,7 +37,12 @@ log = structlog.get_logger(__name__)
 BODY_RESERVE_BYTES = 16 * 2**10
 """What a request may carry beside its body, in the one message of the index that holds both."""
 SHUTDOWN_SECONDS = 1.0
-"""How long open requests may take when the gateway stops; streams are ended before."""
+"""How long open requests may take when the gateway stops; streams that are open then are cut."""
+
+
+async def _name_server(_: web.Request, response: web.StreamResponse) -> None:
+    """Name the product and no versions, which aiohttp would tell to everybody."""
+    response.headers["Server"] = "runstream"
 
 
 class Gateway:
@@ -114,6 +119,7 @@ class Gateway:
         app.add_routes(health_routes(services.unready, self.metrics.registry))
         app.add_routes([*conversations.routes, *agents.routes, *runs.routes])
         app.router.add_route("*", "/{path:.*}", fallback)
+        app.on_response_prepare.append(_name_server)
         # Without handler_cancellation a handler outlives its client, and a follower of a silent run never ends.
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS)
         await runner.setup()

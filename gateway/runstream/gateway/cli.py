@@ -17,7 +17,8 @@ from runstream.gateway.up import CannotStart, up
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+# Without markup: a default in brackets would be taken for a style.
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 TRY_NEXT = """
 runstream is up. What to try next, in another terminal:

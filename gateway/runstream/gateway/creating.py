@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from runstream.gateway.errors import ApiError, BadRequest
-from runstream.gateway.streaming import check_room, stream_run
+from runstream.broker.errors import Unavailable
+from runstream.gateway.errors import ApiError, BadRequest, TryLater
+from runstream.gateway.streaming import seat, stream_run
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -37,15 +38,22 @@ async def create_and_stream(
         raise EmptyMessages("Messages must not be empty")
     if not wanted.streaming:
         raise BadRequest('This endpoint answers with a stream: send "streaming": true.')
-    check_room(services.hub)
-    claimed = await services.starter.start(
-        wanted, body, agent_id=agent_id, conversation_id=conversation_id, run_type=run_type
-    )
-    return await stream_run(
-        request,
-        services.hub,
-        claimed.record,
-        starting_after=0,
-        include_pings=wanted.include_pings,
-        kind="create",
-    )
+    with seat(services.hub):
+        claimed = await services.starter.start(
+            wanted, body, agent_id=agent_id, conversation_id=conversation_id, run_type=run_type
+        )
+        try:
+            return await stream_run(
+                request,
+                services.hub,
+                claimed.record,
+                starting_after=0,
+                include_pings=wanted.include_pings,
+                kind="create",
+            )
+        except Unavailable as error:
+            # The run is there and will be executed: a request that is repeated now would start another.
+            raise TryLater(
+                f"Run {claimed.record.id} was started, but cannot be read at the moment. Resume it.",
+                run_id=claimed.record.id,
+            ) from error

@@ -7,7 +7,7 @@ ApiError
 ├── Busy                409, the conversation or an otid is taken
 ├── Gone                410, retention has removed it
 ├── TooLarge            413
-└── TryLater            503, with Retry-After
+└── TryLater            503, with Retry-After unless the request must not be repeated
 
 A detail's text is the reference's wherever clients or its own tests match on it.
 """
@@ -117,15 +117,17 @@ class TooLarge(ApiError):
 
 
 class TryLater(ApiError):
-    """The request could be served at another moment, or by another gateway."""
+    """The request could be served at another moment, or by another gateway.
+
+    Not to be repeated (`x-should-retry: false`) once a run was started by it, `run_id`, or may have been.
+    """
 
     status = 503
 
-    def __init__(self, detail: str, *, seconds: float = RETRY_SECONDS, should_retry: bool = True) -> None:
-        headers = {"Retry-After": str(math.ceil(seconds))}
-        if not should_retry:
-            headers = {"x-should-retry": "false"}
-        super().__init__(detail, headers=headers)
+    def __init__(self, detail: str, *, should_retry: bool = True, run_id: str | None = None) -> None:
+        repeatable = should_retry and run_id is None
+        headers = {"Retry-After": str(math.ceil(RETRY_SECONDS))} if repeatable else {"x-should-retry": "false"}
+        super().__init__(detail, headers=headers, extra={} if run_id is None else {"run_id": run_id})
 
 
 def translated(error: BrokerError) -> ApiError:

@@ -21,7 +21,7 @@ import structlog
 from runstream.broker.errors import BrokerError, CursorExpired, Unavailable
 from runstream.broker.tail import LiveTail, TailCounters
 from runstream.broker.topology import LogAddress, shard_of_cursor
-from runstream.gateway.follower import Follower, Keepalive, newest_seq_id
+from runstream.gateway.follower import Follower, Watch, newest_seq_id
 from runstream.gateway.window import Frame, Window
 from runstream.schemas import Kind
 
@@ -124,11 +124,6 @@ class RunTail:
         """Stop writing to a follower."""
         self._live.pop(follower, None)
 
-    @property
-    def live_followers(self) -> int:
-        """How many followers are at the tip."""
-        return len(self._live)
-
     def _on_entries(self, entries: Sequence[Entry]) -> None:
         self.tip = entries[-1]
         frames = self.window.append(entries)
@@ -228,7 +223,7 @@ class Hub:
             raise Unavailable(f"The log of {tail.record.id} could not be read.") from error
 
     async def position(self, tail: RunTail, starting_after: int) -> int:
-        """Turn a client's cursor into where its response begins (DESIGN: "Cursor rules").
+        """Turn a client's cursor into where its response begins (PROTOCOL.md: "Cursors").
 
         Missing, before the run's first message, or of another shard: the beginning. Raises `CursorExpired` when
         retention has removed what should come, or when the cursor lies beyond everything the stream has issued.
@@ -258,17 +253,26 @@ class Hub:
         Returns when the follower has the end or is gone. Raises `Unavailable` or `CursorExpired` when the log cannot
         be followed any further, TimeoutError when the follower's socket stayed blocked past the write deadline.
         """
-        self.followers += 1
-        keepalive = Keepalive(follower, self.settings.keepalive_seconds)
+        watch = Watch(
+            follower,
+            keepalive=self.settings.keepalive_seconds,
+            deadline=self.settings.write_deadline_seconds,
+            on_blocked=lambda: self._give_up(follower),
+        )
         try:
             if tail.tip is not None and tail.tip.kind is Kind.END and follower.cursor >= tail.tip.seq:
                 follower.write([Frame(tail.tip)])
             while not follower.is_done and not follower.response.is_closed:
                 await self._advance(tail, follower)
         finally:
-            keepalive.stop()
+            watch.stop()
             tail.leave(follower)
-            self.followers -= 1
+
+    def _give_up(self, follower: Follower) -> None:
+        """End the response of a follower that has taken nothing for as long as a write may wait."""
+        self.metrics.stream_cut("blocked")
+        follower.response.abort()
+        follower.woken.set()
 
     async def _advance(self, tail: RunTail, follower: Follower) -> None:
         """Take one step: from the log, from the window, or, when nothing is left, live until something happens."""

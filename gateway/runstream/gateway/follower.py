@@ -1,4 +1,4 @@
-"""One follower: a response, the cursor it has come to, and the pings that keep it alive in a silence."""
+"""One follower: a response, the cursor it has come to, and the watch over it in a silence."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from runstream.gateway.sse import Style, event_of, periodic_ping
 from runstream.schemas import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from runstream.broker.log import Entry
     from runstream.gateway.response import EventResponse
     from runstream.gateway.window import Frame
 
-__all__ = ["Follower", "Keepalive", "newest_seq_id"]
+__all__ = ["Follower", "Watch", "newest_seq_id"]
+
+CLOCK_SLACK_SECONDS = 0.01
+"""A timer may fire a little early; a ping must not wait for another turn because of that."""
 
 
 class Follower:
@@ -76,24 +79,38 @@ def newest_seq_id(frames: Sequence[Frame]) -> int | None:
     return None
 
 
-class Keepalive:
-    """Pings one follower when nothing was written to it for a while; one timer, moved only when it fires."""
+class Watch:
+    """Looks after one follower in a silence: pings it, or calls `on_blocked` when it takes nothing any more.
 
-    def __init__(self, follower: Follower, seconds: float) -> None:
+    One timer, moved only when it fires. What a socket holds is no silence: more bytes would not wake its reader, and
+    a run that stays silent would never find out that nobody is there.
+    """
+
+    def __init__(
+        self, follower: Follower, *, keepalive: float, deadline: float, on_blocked: Callable[[], None]
+    ) -> None:
         self._follower = follower
-        self._seconds = seconds
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._fire)
+        self._keepalive = keepalive
+        self._deadline = deadline
+        self._on_blocked = on_blocked
+        self._timer = asyncio.get_running_loop().call_later(min(keepalive, deadline), self._fire)
 
     def stop(self) -> None:
-        """Ping no more."""
+        """Look no more."""
         self._timer.cancel()
 
     def _fire(self) -> None:
         follower = self._follower
-        silent = time.monotonic() - follower.written_at
-        if silent >= self._seconds * 0.999 and not follower.is_done:
-            # A full socket is not silent: the reader is slow, and more bytes would not wake it.
-            if follower.include_pings and not follower.response.buffered:
+        silent = time.monotonic() - follower.written_at + CLOCK_SLACK_SECONDS
+        is_full = bool(follower.response.buffered)
+        if is_full and silent >= self._deadline:
+            self._on_blocked()
+            return
+        if not is_full and silent >= self._keepalive:
+            if follower.include_pings and not follower.is_done:
                 follower.keep_alive()
             silent = 0.0
-        self._timer = asyncio.get_running_loop().call_later(self._seconds - silent, self._fire)
+        patience = min(self._keepalive, self._deadline)
+        # Beyond the shorter of the two and short of the longer: look again after as long.
+        wait = patience - silent if silent < patience else patience
+        self._timer = asyncio.get_running_loop().call_later(wait, self._fire)

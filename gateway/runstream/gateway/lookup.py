@@ -1,4 +1,4 @@
-"""Which run a client means: by run id, else by otid, else the one that is active (contract: precedence)."""
+"""Which run a client means: by run id, else by otid, else the one that is active (PROTOCOL.md)."""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ log = structlog.get_logger(__name__)
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn errors into the JSON that clients know. A disconnect is none: it cancels the handler."""
     try:
-        check_user(request)
+        if request.path.startswith(("/v1/", "/latest/")):
+            check_user(request)
         return await handler(request)
     except ApiError as error:
         return _answer(error)

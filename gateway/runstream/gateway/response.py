@@ -7,6 +7,8 @@ encoding beforehand. Going through `StreamResponse.write` costs as much again as
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from typing import TYPE_CHECKING
 
 from aiohttp import HttpVersion11, web
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["EventResponse"]
+
+FAREWELL_SECONDS = 5.0
+"""How long the last event of a cut response may take to go out."""
+
+RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER, on, for no time: closing sends a reset."""
 
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -78,14 +86,31 @@ class EventResponse:
         async with asyncio.timeout(seconds):
             await self._request.writer.drain()
 
-    async def finish(self) -> None:
-        """End the response as complete."""
-        await self._response.write_eof()
+    async def finish(self, seconds: float) -> None:
+        """End the response as complete. Raises TimeoutError when the client has not taken it after `seconds`."""
+        async with asyncio.timeout(seconds):
+            await self._response.write_eof()
 
     def cut(self) -> None:
         """End the response as incomplete: without the last chunk, every HTTP library reports that it was cut off.
 
-        An HTTP/1.0 client has no last chunk to miss: its connection is reset instead.
+        What is written still goes out, for a moment: closing waits for a client that takes nothing without end. An
+        HTTP/1.0 client has no last chunk to miss: its connection is reset instead.
         """
-        if self._transport is not None:
-            self._transport.close() if self._is_chunked else self._transport.abort()
+        if self._transport is None:
+            return
+        if self._is_chunked:
+            self._transport.close()
+            asyncio.get_running_loop().call_later(FAREWELL_SECONDS, self._transport.abort)
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        """End the response of a client that takes nothing: its connection is reset, and what waits is dropped."""
+        if self._transport is None:
+            return
+        connection = self._transport.get_extra_info("socket")
+        if connection is not None:
+            # Closed in the ordinary way the connection would look complete to a client that counts on its end.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self._transport.abort()

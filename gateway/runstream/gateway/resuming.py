@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runstream.gateway.services import SERVICES
-from runstream.gateway.streaming import check_room, stream_run
+from runstream.gateway.streaming import seat, stream_run
 from runstream.gateway.validation import body_of, model_of
 from runstream.schemas import RetrieveStreamRequest
 
@@ -26,13 +26,12 @@ async def resume_and_stream(
     services = request.app[SERVICES]
     body = await body_of(request, limit=services.body_limit)
     wanted = model_of(RetrieveStreamRequest, body, required=False)
-    check_room(services.hub)
-    record = await find(wanted)
-    return await stream_run(
-        request,
-        services.hub,
-        record,
-        starting_after=wanted.cursor,
-        include_pings=wanted.include_pings,
-        kind="resume",
-    )
+    with seat(services.hub):
+        return await stream_run(
+            request,
+            services.hub,
+            await find(wanted),
+            starting_after=wanted.cursor,
+            include_pings=wanted.include_pings,
+            kind="resume",
+        )

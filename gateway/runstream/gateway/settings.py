@@ -30,8 +30,9 @@ class GatewaySettings(BaseSettings):
     tail_bytes: int = Field(default=4 * 2**20, ge=2**10)
     """Bytes of a live run kept in memory: what 2,000 live runs may take stays in the order of gigabytes."""
 
-    tail_fill_chunks: int = Field(default=256, ge=0)
-    """Chunks a new tail begins with: one read of the log, which serves all who come back within seconds."""
+    tail_fill_chunks: int = Field(default=128, ge=0)
+    """Chunks a new tail begins with: one read of the log, which serves all who come back within seconds. The first of
+    them waits for it; 128 take some 3 ms."""
 
     follower_buffer_bytes: int = Field(default=256 * 2**10, ge=2**10)
     """Bytes that may wait in one reader's socket before it is left to go at its own pace."""

@@ -15,10 +15,9 @@ from runstream.schemas import ErrorMessage, Kind, Ping, encode_chunk, error_endi
 if TYPE_CHECKING:
     from runstream.broker.log import Entry
 
-__all__ = ["DONE", "LAST_CHUNK", "Style", "chunked", "cut_error", "event_of", "periodic_ping"]
+__all__ = ["DONE", "Style", "chunked", "cut_error", "event_of", "periodic_ping"]
 
 DONE = b"data: [DONE]\n\n"
-LAST_CHUNK = b"0\r\n\r\n"
 
 
 class Style(enum.Enum):

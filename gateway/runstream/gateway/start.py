@@ -79,7 +79,7 @@ class Starter:
                 log.warning("run_not_enqueued", run_id=run_id, error=str(error))
                 raise TryLater(
                     f"Run {run_id} was claimed, but the store went away before it could be handed to a worker.",
-                    should_retry=False,
+                    run_id=run_id,
                 ) from error
         return claimed
 

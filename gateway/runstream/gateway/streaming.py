@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import structlog
 from aiohttp import ClientConnectionResetError, web
 
-from runstream.broker.errors import BrokerError
+from runstream.broker.errors import BrokerError, CursorExpired
 from runstream.gateway.errors import TryLater
 from runstream.gateway.follower import Follower
 from runstream.gateway.response import EventResponse
 from runstream.gateway.sse import Style, cut_error
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from runstream.gateway.fanout import Hub
     from runstream.schemas import RunRecord
 
-__all__ = ["check_room", "stream_run"]
+__all__ = ["seat", "stream_run"]
 
 log = structlog.get_logger(__name__)
 
 
-def check_room(hub: Hub) -> None:
-    """Refuse a stream while the gateway has all the followers it may have. Raises `TryLater`."""
+@contextmanager
+def seat(hub: Hub) -> Iterator[None]:
+    """Count a follower while the block lasts; raises `TryLater` while the gateway has all it may have.
+
+    Taken before anything is awaited: counted at its first event, a burst of followers would pass the bound.
+    """
     if hub.is_full:
         raise TryLater("This gateway serves as many streams as it may. Try again.")
+    hub.followers += 1
+    try:
+        yield
+    finally:
+        hub.followers -= 1
 
 
 async def stream_run(
@@ -51,15 +63,17 @@ async def stream_run(
         try:
             await hub.serve(tail, follower)
             if follower.is_done:
-                await response.finish()
+                await response.finish(hub.settings.write_deadline_seconds)
         except BrokerError as error:
+            # What NATS said, with its subjects, is for the log; the client gets what it can act on.
             log.warning("stream_cut", run_id=record.id, error=str(error))
             hub.metrics.stream_cut("store")
-            response.write_event(cut_error(record.id, "store_unavailable", str(error)))
+            error_type = "expired" if isinstance(error, CursorExpired) else "store_unavailable"
+            response.write_event(cut_error(record.id, error_type))
             response.cut()
         except TimeoutError:
             hub.metrics.stream_cut("blocked")
-            response.cut()
+            response.abort()
         except ClientConnectionResetError:
             pass  # The client has what it wanted and left, as letta-client does at `[DONE]`.
         return response.prepared

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from runstream.broker.agents.demo import demo
+from runstream.broker.connection import without_password
 from runstream.broker.datadir import DataDirectory
 from runstream.broker.embedded import EmbeddedServer
 from runstream.broker.service import Broker
@@ -84,9 +85,10 @@ async def up(
                 )
             ).url
         connected = broker_settings.model_copy(update={"nats_url": nats_url})
-        await stack.enter_async_context(Broker(connected, agent=agent, listener=broker_socket))
+        broker = Broker(connected, agent=agent, listener=broker_socket, owns_nats=settings.nats_url is None)
+        await stack.enter_async_context(broker)
         await stack.enter_async_context(Gateway(gateway_settings, connected, listener=gateway_socket))
-        endpoints = {"gateway": _url(gateway_socket), "broker": _url(broker_socket), "nats": nats_url}
+        endpoints = {"gateway": _url(gateway_socket), "broker": _url(broker_socket), "nats": without_password(nats_url)}
         directory.write_endpoints(endpoints)
         log.info("ready", **endpoints, pid=os.getpid())
         ready(endpoints["gateway"])
