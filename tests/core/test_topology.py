@@ -107,6 +107,19 @@ async def test_what_differs_is_reported_and_left(jetstream: JetStream) -> None:
     assert (await info(jetstream))["config"] == before
 
 
+async def test_who_owns_the_server_has_changes_applied(jetstream: JetStream) -> None:
+    """An embedded server's streams follow the settings; what they hold and where they number from stays."""
+    await provision(jetstream, BrokerSettings(retention=3600, max_run_messages=1000, lease_seconds=10))
+    seq = await jetstream.publish("runs.0.run", b"kept", HEADERS)
+    changed = BrokerSettings(retention=7200, max_run_messages=2000, lease_seconds=5)
+    assert len(await provision(jetstream, changed, apply=True)) == 4
+    assert await provision(jetstream, changed) == []
+    assert await jetstream.publish("runs.0.run", b"next", HEADERS) == seq + 1
+    kept = await jetstream.message_at("RUNS_0", seq)
+    assert kept is not None
+    assert kept.body == b"kept"
+
+
 @pytest.mark.parametrize(
     ("stream", "changes"),
     [

@@ -39,6 +39,9 @@ CONNECT_TIMEOUT_SECONDS = 2
 PENDING_BYTES = 4 * 2**20
 """What may be buffered while disconnected; a publish that does not fit fails at once and is retried by its writer."""
 
+WHITE_SPACE = " \t\r\n\v\f"
+"""What is no part of a header's name or value: ASCII only, a value may begin with any other."""
+
 TRANSLATED = (nats.errors.Error, asyncio.TimeoutError, OSError, EOFError)
 """What nats-py raises when the server is away, closing or refusing; other exceptions are defects and pass."""
 
@@ -53,7 +56,8 @@ class _Client(Client):
     def _parse_header_lines(raw: bytes) -> dict[str, str]:
         """Read `Name: Value` lines, as nats-py does; a line without a colon is passed over."""
         lines = raw.decode("utf-8", "replace").split("\r\n")
-        return {name.strip(): value.strip() for name, colon, value in [line.partition(":") for line in lines] if colon}
+        pairs = [line.partition(":") for line in lines]
+        return {name.strip(WHITE_SPACE): value.strip(WHITE_SPACE) for name, colon, value in pairs if colon}
 
 
 class Message(Protocol):

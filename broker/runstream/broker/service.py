@@ -79,6 +79,8 @@ class Broker:
         owns_nats: bool = False,
     ) -> None:
         self.metrics = BrokerMetrics()
+        self.worker: Worker | None = None
+        """Who executes runs here, None without an agent."""
         self._settings = settings
         self._agent = agent
         self._listener = listener
@@ -94,7 +96,7 @@ class Broker:
             await provision(jetstream, self._settings, apply=self._owns_nats)
             self.metrics.watch_reconnects(lambda: connection.reconnects)
             if self._agent is not None:
-                await stack.enter_async_context(self._worker(jetstream, self._agent))
+                self.worker = await stack.enter_async_context(self._worker(jetstream, self._agent))
             if self._listener is not None:
                 readiness = Readiness(jetstream, self._settings)
                 routes = health_routes(readiness.unready, self.metrics.registry)

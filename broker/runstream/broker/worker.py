@@ -91,12 +91,13 @@ class Worker:
         self._metrics = metrics
         self._running: set[asyncio.Task[None]] = set()
         self._slot_freed = asyncio.Event()
-        self._hold_seconds = settings.lease_seconds
+        self.hold_seconds = settings.lease_seconds
+        """How long a run may go without a sign of life from here before another worker gets it."""
         self._taker: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         # A queue made under another lease keeps the one it was made with.
-        self._hold_seconds = min(self._settings.lease_seconds, await self._queue.hold_seconds())
+        self.hold_seconds = min(self._settings.lease_seconds, await self._queue.hold_seconds())
         self._taker = asyncio.create_task(self._take(), name="worker")
         return self
 
@@ -135,7 +136,7 @@ class Worker:
         """Execute one run to its end, or leave it to another worker; never raises but on cancellation."""
         with structlog.contextvars.bound_contextvars(run_id=task.run_id):
             try:
-                async with _Hold(task, self._index, self._hold_seconds) as hold:
+                async with _Hold(task, self._index, self.hold_seconds) as hold:
                     over = await self._carry_out(task, hold)
                 if over:
                     await task.done()

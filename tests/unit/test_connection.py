@@ -1,0 +1,37 @@
+"""The parts of the connection that need no server: reading headers, and what of a URL may be shown."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nats.aio.client import Client
+
+from runstream.broker.connection import _Client, without_password
+
+NAMES = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", min_size=1)
+VALUES = st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]))
+
+
+@given(st.dictionaries(NAMES, VALUES), st.sampled_from([": ", ":", ":\t", " : "]))
+def test_headers_are_read_as_nats_py_reads_them(headers: dict[str, str], colon: str) -> None:
+    """The faster reading gives what the library's own gives, whatever stands in a value."""
+    raw = "".join(f"{name}{colon}{value}\r\n" for name, value in headers.items()).encode() + b"\r\n"
+    assert _Client._parse_header_lines(raw) == Client._parse_header_lines(raw)
+
+
+def test_the_library_still_reads_headers_where_it_is_replaced() -> None:
+    """A nats-py that no longer calls what is replaced here would silently read at its own pace."""
+    assert "_parse_header_lines" in Client._process_headers.__code__.co_names
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("nats://127.0.0.1:4222", "nats://127.0.0.1:4222"),
+        ("nats://user:secret@a:4222", "nats://a:4222"),
+        ("nats://token@a:4222,tls://user:secret@b:4222", "nats://a:4222,tls://b:4222"),
+        ("nats://a:4222,nats://user:secret@b", "nats://a:4222,nats://b"),
+    ],
+)
+def test_a_url_is_shown_without_its_credentials(url: str, shown: str) -> None:
+    """What stands before an @ is nobody's business."""
+    assert without_password(url) == shown
