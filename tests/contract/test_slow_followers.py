@@ -18,7 +18,7 @@ RECEIVE_BUFFER = 4096
 CHUNK_BYTES = 20_000
 TAIL_BYTES = 512 * 2**10
 FOLLOWER_BUFFER_BYTES = 64 * 2**10
-WRITE_DEADLINE_SECONDS = 2.0
+WRITE_DEADLINE_SECONDS = 1.0
 SMALL: dict[str, Any] = {
     "tail_bytes": TAIL_BYTES,
     "follower_buffer_bytes": FOLLOWER_BUFFER_BYTES,
@@ -42,7 +42,7 @@ async def patient(nats_url: str, puppet: Puppet) -> AsyncIterator[Stack]:
 
 @pytest_asyncio.fixture(scope="module")
 async def impatient(nats_url: str, puppet: Puppet) -> AsyncIterator[Stack]:
-    """The same with two seconds for a write."""
+    """The same with one second for a write."""
     settings = {**SMALL, "write_deadline_seconds": WRITE_DEADLINE_SECONDS}
     async with stack_running(nats_url, agent=puppet, gateway=settings) as running:
         yield running
