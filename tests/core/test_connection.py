@@ -14,7 +14,7 @@ from runstream.broker.connection import Connection, Message, Subscription
 from runstream.broker.errors import Unavailable
 from runstream.broker.jetstream import JetStream
 from tests.support.nats import NatsServer, free_ports
-from tests.support.outages import stopped
+from tests.support.outages import paused, stopped
 from tests.support.waiting import wait_until
 
 SUBJECT = "tests.connection"
@@ -197,6 +197,20 @@ async def test_a_request_that_runs_out_as_the_connection_breaks(
         await asking
     await nats_server.wait_ready()
     await ear.hears(other, b"healed")
+
+
+async def test_a_cancellation_that_comes_with_the_answer_is_heeded(
+    connection: Connection, nats_server: NatsServer
+) -> None:
+    """A task that is cancelled in the very moment in which its answer arrives is cancelled."""
+    async with paused(nats_server):
+        asking = asyncio.create_task(connection.request("$JS.API.INFO", b"", seconds=60))
+        (answer,) = await wait_until(lambda: list(connection._client._resp_map.values()))
+        answer.add_done_callback(lambda _: asking.cancel())
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert answer.done()
+    assert not answer.cancelled()
 
 
 async def test_nobody_listening_is_said_at_once(connection: Connection) -> None:
