@@ -1,6 +1,7 @@
 """What a response looks like besides its events: headers, pings, what it costs, how it ends."""
 
 import asyncio
+import contextlib
 import json
 import re
 from collections import Counter
@@ -170,8 +171,8 @@ async def test_done_only_at_the_end_of_the_run(stack: Stack) -> None:
 
 def live_subscriptions(stack: Stack) -> int:
     """How many subscriptions to live messages the gateway holds."""
-    connection = stack.hub.jetstream.connection
-    return sum(subscription.subject.startswith("live.") for subscription in connection._subscriptions)
+    known_to_the_server = stack.hub.jetstream.connection._client._subs.values()
+    return sum(subscription.subject.startswith("live.") for subscription in known_to_the_server)
 
 
 def tasks() -> Counter[str]:
@@ -259,6 +260,17 @@ async def test_as_many_followers_as_may_be(stack: Stack) -> None:
         for other in opened[1:]:
             assert (await other.rest())[-1] == DONE
         await asyncio.gather(*(stream.__aexit__(None, None, None) for stream in streams))
+
+
+async def test_burst_of_followers_stays_within_the_bound(stack: Stack) -> None:
+    """Requests that come all at once are counted one by one: as many as may be are served, the others refused."""
+    async with stack.live() as (run_id, _), contextlib.AsyncExitStack() as opened:
+        connections = [await opened.enter_async_context(Connection.open(stack.base)) for _ in range(2 * MAX_FOLLOWERS)]
+        for connection in connections:
+            await connection.send("POST", f"/v1/runs/{run_id}/stream", json={})
+        statuses = [status for status, _ in await asyncio.gather(*(connection.head() for connection in connections))]
+        assert (statuses.count(200), statuses.count(503)) == (MAX_FOLLOWERS - 1, MAX_FOLLOWERS + 1)
+        assert stack.hub.followers == MAX_FOLLOWERS
 
 
 async def test_foreground_stream_with_many_followers_has_one_style_each(stack: Stack) -> None:

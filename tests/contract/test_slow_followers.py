@@ -140,6 +140,19 @@ async def test_who_never_reads_again_is_cut(impatient: Stack) -> None:
     await impatient.nobody_follows()
 
 
+async def test_who_does_not_read_a_finished_run_is_cut(impatient: Stack) -> None:
+    """The same for a reader of the log: nothing of a run that has ended is held for it past the deadline."""
+    run_id, events = await impatient.finished({"chunks": 400, "interval_ms": 0, "chunk_bytes": CHUNK_BYTES})
+    async with impatient.resume(run_id, receive_buffer=RECEIVE_BUFFER) as slow:
+        await wait_until(lambda: impatient.hub.followers == 1)
+        await wait_until(lambda: impatient.hub.followers == 0)
+        with pytest.raises(Cut):
+            await slow.rest()
+        assert slow.seen == events[: len(slow.seen)]
+    await impatient.nobody_follows()
+    assert await impatient.consumers() == 0
+
+
 async def test_who_reads_slowly_but_steadily_is_not_cut(impatient: Stack) -> None:
     """The deadline is one write's, not the response's: whoever goes on reading is served for as long as it takes."""
     async with impatient.live() as (run_id, fast), impatient.resume(run_id, receive_buffer=RECEIVE_BUFFER) as slow:
