@@ -8,7 +8,6 @@ import pkgutil
 import re
 import signal
 import socket
-import time
 import tomllib
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -27,10 +26,16 @@ from tests.support.stack import message
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
-ENDS_WITHIN_SECONDS = 5.0
+PROMISED_SECONDS = 5.0
 FREE_PORTS = ("--port", "0", "--broker-port", "0")
 # The source as it lies, wherever the process is started.
 SOURCE = {"PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("schemas", "broker", "gateway"))}
+
+
+def soon() -> float:
+    """The seconds that a start or an end may take: as promised, and more where others want the processors, too."""
+    busy = os.getloadavg()[0] / (os.cpu_count() or 1)
+    return PROMISED_SECONDS * min(max(1.0, busy), 4.0)
 
 
 class Up:
@@ -74,17 +79,15 @@ async def ends(process: RunningProcess, number: signal.Signals) -> int:
     family = descendants(process.pid)
     assert family, "there is no nats-server to leave behind"
     process.send_signal(number)
-    code = await process.wait(ENDS_WITHIN_SECONDS)
+    code = await process.wait(soon())
     await wait_until(lambda: not [pid for pid in family if alive(pid)], 2, "a child is left")
     return code
 
 
 async def refused(*args: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
     """What a `runstream up` that cannot start says: on stderr, soon, with exit code 1 and no traceback."""
-    started = time.monotonic()
     async with running(*runstream("up", *args), env={**SOURCE, **(env or {})}, cwd=cwd) as process:
-        code = await process.wait(ENDS_WITHIN_SECONDS)
-        assert time.monotonic() - started < ENDS_WITHIN_SECONDS
+        code = await process.wait(soon())
         assert (code, process.lines) == (1, []), process.report()
         assert not [line for line in process.errors if "Traceback" in line], process.report()
         last = process.errors[-1]
@@ -133,7 +136,7 @@ async def test_interrupt_from_the_terminal_ends_it(tmp_path: Path) -> None:
     async with up(tmp_path / "data") as served:
         family = descendants(served.process.pid)
         served.process.interrupt_group()
-        assert await served.process.wait(ENDS_WITHIN_SECONDS) == 0
+        assert await served.process.wait(soon()) == 0
         assert not [pid for pid in family if alive(pid)]
         assert "nats_server_died" not in "\n".join(served.process.errors)
 
@@ -149,7 +152,7 @@ async def test_runs_survive_a_restart(tmp_path: Path, number: signal.Signals) ->
             lost = await stream.take(10)
         family = descendants(served.process.pid)
         served.process.send_signal(number)
-        assert await served.process.wait(ENDS_WITHIN_SECONDS) == (0 if number is signal.SIGTERM else -number)
+        assert await served.process.wait(soon()) == (0 if number is signal.SIGTERM else -number)
         await wait_until(lambda: not [pid for pid in family if alive(pid)], 2, "a child is left")
     async with up(tmp_path / "data", env=lease) as served:
         async with served.resume(finished[0].json["run_id"], finished[4].seq_id or 0) as stream:
@@ -230,7 +233,7 @@ async def test_nats_port_is_taken(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         argv = runstream("up", *FREE_PORTS, "--nats-port", str(port), "--data-dir", tmp_path / "data")
         async with running(*argv, env=SOURCE) as process:
-            assert await process.wait(ENDS_WITHIN_SECONDS) == 1
+            assert await process.wait(soon()) == 1
             assert f"Port {port} is in use" in "\n".join(process.errors)
 
 
@@ -350,7 +353,7 @@ async def test_other_nats_is_used(tmp_path: Path, nats_url: str) -> None:
         async with served.create(chunks=2, interval_ms=0) as stream:
             events = await stream.rest()
         served.process.send_signal(signal.SIGTERM)
-        assert await served.process.wait(ENDS_WITHIN_SECONDS) == 0
+        assert await served.process.wait(soon()) == 0
     async with up(tmp_path / "data", "--nats-url", nats_url) as served:
         assert await events_of(served.base, f"/v1/runs/{events[0].json['run_id']}/stream") == events
 
