@@ -40,22 +40,43 @@ if TYPE_CHECKING:
 
 __all__ = ["STEPS", "Ending", "Outcome", "end_run", "failed", "finish_run", "first_message"]
 
-LONGEST_DETAIL = 8192
-"""Characters of an error's detail that go into the log: an upstream's HTML page must not fill a message."""
+LONGEST_TEXT = 8192
+"""Characters of an error's message and detail that are kept: an upstream's HTML page must not fill a message."""
+LONGEST_NAME = 256
+"""Characters of a stop reason or an error type that are kept. The stop reason also stands in a header."""
+MOST_RUN_IDS = 256
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What a run came to: its stop reason, and its usage or its error."""
+    """What a run came to: its stop reason, and its usage or its error.
+
+    What an agent put into them is cut to what surely fits into a message: a run whose ending does not could not end.
+    """
 
     stop_reason: str
     usage: UsageStatistics | None = None
     error: ErrorMessage | None = None
 
+    def __post_init__(self) -> None:
+        """Shorten what is too long."""
+        cut = msgspec.structs.force_setattr
+        cut(self, "stop_reason", self.stop_reason[:LONGEST_NAME])
+        if self.usage is not None and self.usage.run_ids is not None:
+            run_ids = [run_id[:LONGEST_NAME] for run_id in self.usage.run_ids[:MOST_RUN_IDS]]
+            cut(self, "usage", msgspec.structs.replace(self.usage, run_ids=run_ids))
+        if self.error is not None:
+            shortened = msgspec.structs.replace(
+                self.error,
+                error_type=self.error.error_type[:LONGEST_NAME],
+                message=self.error.message[:LONGEST_TEXT],
+                detail=None if self.error.detail is None else self.error.detail[:LONGEST_TEXT],
+            )
+            cut(self, "error", shortened)
+
 
 def failed(run_id: str, error_type: str, *, message: str | None = None, detail: str | None = None) -> Outcome:
     """Give the outcome of a run that fails with `error_type`, one of the catalogue or an agent's own."""
-    shortened = None if detail is None else detail[:LONGEST_DETAIL]
-    stop, error = error_ending(error_type, run_id=run_id, message=message, detail=shortened)
+    stop, error = error_ending(error_type, run_id=run_id, message=message, detail=detail)
     return Outcome(stop.stop_reason, error=error)
 
 
