@@ -285,7 +285,7 @@ async def test_all_addresses_are_named() -> None:
     """Of several servers none of which is there, all are named."""
     one, two = free_ports(2)
     with pytest.raises(Unavailable, match=rf"nats://127\.0\.0\.1:{one}, nats://127\.0\.0\.1:{two}: "):
-        async with Connection(f"nats://127.0.0.1:{one}, nats://127.0.0.1:{two}", name="test", connect_seconds=1):
+        async with Connection(f"nats://127.0.0.1:{one}, nats://127.0.0.1:{two}", name="test", connect_seconds=0.3):
             raise AssertionError
 
 
@@ -302,6 +302,6 @@ async def test_something_that_is_no_server_is_said_soon() -> None:
         url = f"nats://127.0.0.1:{silent.getsockname()[1]}"
         started = time.monotonic()
         with pytest.raises(Unavailable, match="Cannot reach NATS at"):
-            async with Connection(url, name="test", connect_seconds=1):
+            async with Connection(url, name="test", connect_seconds=0.3):
                 raise AssertionError
         assert time.monotonic() - started < 5
