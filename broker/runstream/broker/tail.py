@@ -77,6 +77,7 @@ class LiveTail:
         self._last = 0
         self._last_index: int | None = None
         self._newest = 0
+        self._held: list[Entry] = []
         self._reading = True
         self._wake = asyncio.Event()
         self._suspect = False
@@ -154,13 +155,20 @@ class LiveTail:
         self._wake.set()
 
     def _show(self, entries: Sequence[Entry]) -> None:
-        shown: list[Entry] = []
+        """Hand on what follows, an error only with the end behind it.
+
+        letta-client stops reading at the error, and its user may write to the conversation at once: by then the run
+        must be over.
+        """
+        shown, self._held = self._held, []
         for entry in entries:
             if self.ended or entry.seq <= self._last:
                 continue
             self._last, self._last_index = entry.seq, entry.index
             shown.append(entry)
             self.ended = entry.kind is Kind.END
+        if shown and shown[-1].kind is Kind.ERROR:
+            self._held = [shown.pop()]
         if shown:
             self._on_entries(shown)
         if self.ended:

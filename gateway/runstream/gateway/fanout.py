@@ -292,6 +292,8 @@ class Hub:
         missing = self.reader.read(tail.address, follower.cursor, tail.window.base, after_index=follower.index)
         async with aclosing(missing) as batches:
             async for entries in batches:
+                if len(entries) > 1 and entries[-1].kind is Kind.ERROR and entries[-1].seq > tail.window.base:
+                    entries.pop()  # It comes with the end, from the window: the tail has it wait for that.
                 frames = [Frame(entry) for entry in entries]
                 self.metrics.caught_up(len(frames))
                 await self._write(follower, frames)
