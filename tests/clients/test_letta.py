@@ -253,6 +253,18 @@ async def test_failed_run_raises_after_what_it_said(letta: AsyncLetta) -> None:
     assert run.status == "failed"
 
 
+async def test_conversation_is_free_after_an_error(letta: AsyncLetta) -> None:
+    """The client stops at the error, before the end: the run is over by then, and the conversation takes a message."""
+    conversation_id = await conversation(letta)
+    failing = json.dumps({"chunks": 1, "interval_ms": 0, "error_after": 1})
+    for _ in range(20):
+        seen: list[Chunk] = []
+        stream = await letta.conversations.messages.create(conversation_id, input=failing, background=True)
+        with pytest.raises(APIStatusError, match="llm_error"):
+            await read_into(seen, stream)
+        assert (await letta.runs.retrieve(seen[0]["run_id"])).status == "failed"
+
+
 async def test_errors_are_the_clients_own(letta: AsyncLetta, stack: Stack) -> None:
     """Each refusal arrives as the class the client has for it."""
     conversation_id = await conversation(letta)
