@@ -109,9 +109,10 @@ async def test_keep_alive_pings(stack: Stack) -> None:
 async def test_keep_alive_pings_come_in_time(stack: Stack) -> None:
     """A ping comes after the interval, neither sooner nor much later, also for one who has just come back."""
     clock = asyncio.get_running_loop().time
-    async with stack.live(1) as (run_id, creator), stack.resume(run_id, creator.cursor) as stream:
+    async with stack.live(1) as (run_id, creator):
         begun = clock()
-        (ping,) = await stream.take(1)
+        async with stack.resume(run_id, creator.cursor) as stream:
+            (ping,) = await stream.take(1)
         assert KEEPALIVE_SECONDS * 0.9 < clock() - begun < KEEPALIVE_SECONDS * 10
         # It has been sent nothing with a cursor on this connection.
         assert (ping.message_type, ping.seq_id) == ("ping", None)

@@ -1,7 +1,15 @@
 """A run that was started is never answered with a status that makes a client start another."""
 
-from runstream.schemas import is_run_id, new_agent_id
+import asyncio
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+import pytest
+
+from runstream.schemas import RunRecord, RunRequest, is_run_id, new_agent_id, new_otid, new_run_id
+from tests.support.http import Connection, encoded, open_stream
 from tests.support.stack import message, stack_running
+from tests.support.waiting import wait_until
 
 
 async def test_a_started_run_that_cannot_be_read_is_not_to_be_repeated(nats_url: str) -> None:
@@ -20,3 +28,65 @@ async def test_a_started_run_that_cannot_be_read_is_not_to_be_repeated(nats_url:
         again = await stack.fetch("POST", f"/v1/runs/{run_id}/stream", json={})
         assert (again.status, again.headers["retry-after"]) == (503, "2")
         assert "x-should-retry" not in again.headers
+
+
+async def test_a_client_that_leaves_while_its_run_is_started_locks_nothing(nats_url: str) -> None:
+    """Gone 0 to 20 ms after it posted, on 60 conversations: whatever was claimed is executed, and frees them all."""
+    async with stack_running(nats_url) as stack:
+        said = encoded(message({"chunks": 1, "interval_ms": 0}, background=True))
+
+        async def leave(conversation: str, seconds: float) -> None:
+            async with Connection.open(stack.base) as connection:
+                path = f"/v1/conversations/{conversation}/messages"
+                await connection.send("POST", path, body=said, headers={"Content-Type": "application/json"})
+                await asyncio.sleep(seconds)  # Not a wait: the moment at which it leaves.
+
+        conversations = await asyncio.gather(*(stack.conversation() for _ in range(60)))
+        await asyncio.gather(*(leave(name, at / 3000) for at, name in enumerate(conversations)))
+
+        async def is_free(conversation: str) -> bool:
+            stored = await stack.index.conversation("default", conversation)
+            return stored is not None and stored.value.active_run is None
+
+        for conversation in conversations:
+            await wait_until(partial(is_free, conversation), 10, f"{conversation} stays locked")
+            stored = await stack.index.conversation("default", conversation)
+            if stored is not None and stored.value.latest_run is not None:
+                assert (await stack.record(stored.value.latest_run)).status == "completed"
+
+
+@pytest.mark.parametrize("how", ["the same request", "another request", "a resume"])
+async def test_a_run_whose_gateway_died_before_it_was_enqueued_is_found(nats_url: str, how: str) -> None:
+    """Claimed a lease ago and never enqueued: whoever meets the run has it executed, and its conversation is free."""
+    async with stack_running(nats_url) as stack:
+        conversation, otid = await stack.conversation(), new_otid()
+        path = f"/v1/conversations/{conversation}/messages"
+        said = {"role": "user", "content": '{"chunks": 2, "interval_ms": 0}', "otid": otid}
+        body = {"messages": [said], "background": True}
+        record = RunRecord(
+            id=new_run_id(),
+            agent_id=new_agent_id(),
+            conversation_id=conversation,
+            background=True,
+            shard=0,
+            otids=[otid],
+            created_at=(datetime.now(UTC) - timedelta(minutes=1)).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        )
+        request = RunRequest(run_id=record.id, agent_id=record.agent_id, conversation_id=conversation, body=body)
+        await stack.index.claim(record, request)
+        if how == "another request":
+            refused = await stack.fetch("POST", path, json=message("hello"))
+            assert (refused.status, refused.json["run_id"]) == (409, record.id)
+        else:
+            opening = stack.resume(record.id) if how == "a resume" else open_stream(stack.base, path, body)
+            async with opening as stream:
+                events = await stream.rest()
+            assert [event.message_type for event in events].count("assistant_message") == 2
+
+        async def is_over() -> bool:
+            return (await stack.record(record.id)).status == "completed"
+
+        await wait_until(is_over)
+        stored = await stack.index.conversation("default", conversation)
+        assert stored is not None
+        assert stored.value.active_run is None

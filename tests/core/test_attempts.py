@@ -1,4 +1,4 @@
-"""Workers that die over a run before it says anything: another tries, but not for ever."""
+"""What goes wrong around a run before it says anything: workers that die over it, and messages that name none."""
 
 import pytest
 
@@ -49,3 +49,14 @@ async def test_a_worker_renews_as_often_as_the_queue_expects(core: Core) -> None
     async with Broker(core.settings.model_copy(update={"lease_seconds": 60.0}), agent=scripted(*answer(1))) as broker:
         assert broker.worker is not None
         assert broker.worker.hold_seconds == 1.0
+
+
+async def test_a_message_that_cannot_be_read_stops_nobody(core: Core) -> None:
+    """Junk on the work queue is taken off, and the run behind it is executed."""
+    await empty_queue(core)
+    async with Broker(core.settings, agent=scripted(*answer(2))):
+        await core.jetstream.publish("work.default", b"junk", {})
+        await core.jetstream.publish("work.default", b"{}", {})
+        run = await submit(core)
+        assert (await over(core, run)).status == "completed"
+        await queue_empty(core)

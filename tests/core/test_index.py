@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from runstream.broker.connection import Connection
 from runstream.broker.errors import Conflict, StoreRefused, Unavailable, Unsettled
-from runstream.broker.index import Claimed, Index
+from runstream.broker.index import BATCHES_IN_FLIGHT, Claimed, Index
 from runstream.broker.jetstream import BatchWrite, JetStream, StoredMessage
 from runstream.broker.topology import BUCKET, INDEX_STREAM
 from runstream.schemas import (
@@ -287,6 +287,32 @@ async def test_hundreds_of_claims_at_once(core: Core) -> None:
     records = [record_of(conversation_id=new_conversation_id(), otids=[new_otid()]) for _ in range(300)]
     outcomes = await asyncio.gather(*(core.index.claim(record, request_of(record)) for record in records))
     assert all(found.is_new for found in outcomes)
+
+
+async def test_few_batches_are_in_flight(core: Core) -> None:
+    """However many claims there are, one process has a third of the batches in flight that the server takes."""
+    counting = _CountingJetStream(core.connection)
+    index = Index(counting)
+    records = [record_of(conversation_id=new_conversation_id()) for _ in range(100)]
+    await asyncio.gather(*(index.claim(record, request_of(record)) for record in records))
+    assert counting.most == BATCHES_IN_FLIGHT <= 50 // 3
+
+
+class _CountingJetStream(JetStream):
+    """Counts how many batches are in flight at one time, at most."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection, timeout_seconds=2)
+        self.most = 0
+        self._now = 0
+
+    async def publish_batch(self, writes: Sequence[BatchWrite], batch_id: str) -> int:
+        self._now += 1
+        self.most = max(self.most, self._now)
+        try:
+            return await super().publish_batch(writes, batch_id)
+        finally:
+            self._now -= 1
 
 
 async def test_hundreds_of_claims_from_several_processes(gateways: list[Core]) -> None:

@@ -271,13 +271,15 @@ async def test_a_server_killed_during_a_read(core: Core, nats_server: NatsServer
     await core.no_consumers()
 
 
-async def test_patience_ends(core: Core, nats_server: NatsServer) -> None:
+async def test_patience_ends(core: Core, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader whose server stays away longer than its patience gives up."""
     address = core.address()
     log = (await core.fill([address] * 10))[address]
     async with stopped(nats_server):
+        monkeypatch.setattr(core.jetstream, "_seconds", 0.1)
         with pytest.raises(Unavailable):
             await read(core, address, 0, log[-1].seq, read_patience_seconds=0.3)
+        monkeypatch.undo()
     assert await read(core, address, 0, log[-1].seq) == log
 
 

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
 
-from runstream.broker.connection import _Client, without_password
+from runstream.broker.connection import Connection, _Client, without_password
+from runstream.broker.errors import Unavailable
 
 NAMES = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", min_size=1)
 VALUES = st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]))
@@ -35,3 +36,10 @@ def test_the_library_still_reads_headers_where_it_is_replaced() -> None:
 def test_a_url_is_shown_without_its_credentials(url: str, shown: str) -> None:
     """What stands before an @ is nobody's business."""
     assert without_password(url) == shown
+
+
+@pytest.mark.parametrize("url", ["", ",", " , "])
+async def test_an_empty_url_is_refused_at_once(url: str) -> None:
+    """nats-py would look for a server among none for ever, without a pause."""
+    with pytest.raises(Unavailable, match="The URL of NATS is empty"):
+        await Connection(url, name="test").__aenter__()

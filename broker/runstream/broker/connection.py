@@ -115,6 +115,9 @@ class Connection:
         self.last_error: str = ""
 
     async def __aenter__(self) -> Self:
+        if not self._servers:
+            # nats-py would look for a server among none, without end and without a pause.
+            raise Unavailable("The URL of NATS is empty.")
         try:
             async with asyncio.timeout(self._connect_seconds):
                 await self._connect(self._client)

@@ -113,7 +113,14 @@ class WorkQueue:
                     slot_freed.clear()
                     await slot_freed.wait()
                 async for message in self._pull(inbox, queue, min(free, 64)):
-                    yield Task(connection, message)
+                    try:
+                        task = Task(connection, message)
+                    except msgspec.MsgspecError as error:
+                        # Nobody will ever be able to read it: off the queue with it, or it comes back for ever.
+                        log.warning("work_unreadable", error=str(error))
+                        await connection.publish(message.reply, b"+TERM")
+                        continue
+                    yield task
         finally:
             unlisten()
             await subscription.close()

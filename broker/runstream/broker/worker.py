@@ -127,6 +127,10 @@ class Worker:
             except Unavailable as error:
                 log.warning("work_queue_unreachable", error=str(error))
                 await asyncio.sleep(RETRY_SECONDS)
+            except Exception:
+                # A defect: taking goes on all the same, as a broker that takes nothing looks like one with no work.
+                log.exception("worker_crashed")
+                await asyncio.sleep(RETRY_SECONDS)
 
     def _finished(self, running: asyncio.Task[None]) -> None:
         self._running.discard(running)

@@ -68,7 +68,9 @@ class Gateway:
             reader = LogReader(catchup, self._broker_settings)
             self.hub = Hub(jetstream, reader, self._settings, self._broker_settings, self.metrics)
             self._watch(jetstream.connection)
-            await self._serve(stack, self._services(jetstream))
+            services = self._services(jetstream)
+            stack.push_async_callback(services.starter.close)
+            await self._serve(stack, services)
             self._stack = stack.pop_all()
         return self
 
@@ -96,6 +98,7 @@ class Gateway:
             lookup=Lookup(index),
             starter=Starter(jetstream, index, WorkQueue(jetstream), self._broker_settings),
             body_limit=jetstream.connection.max_payload - BODY_RESERVE_BYTES,
+            body_seconds=self._settings.body_seconds,
             unready=unready,
         )
 

@@ -6,6 +6,7 @@ ApiError
 ├── NotFound            404
 ├── Busy                409, the conversation or an otid is taken
 ├── Gone                410, retention has removed it
+├── TooSlow             408
 ├── TooLarge            413
 └── TryLater            503, with Retry-After unless the request must not be repeated
 
@@ -37,6 +38,7 @@ __all__ = [
     "Invalid",
     "NotFound",
     "TooLarge",
+    "TooSlow",
     "TryLater",
     "translated",
 ]
@@ -108,6 +110,12 @@ class Gone(ApiError):
 
     def __init__(self) -> None:
         super().__init__("EXPIRED: Part of this run was removed by retention.")
+
+
+class TooSlow(ApiError):
+    """The request did not arrive in time."""
+
+    status = 408
 
 
 class TooLarge(ApiError):

@@ -282,10 +282,19 @@ class Hub:
         if frames is None:
             await self._catch_up(tail, follower)
         elif frames:
-            await self._write(follower, frames[:STRETCH_FRAMES])
+            await self._write(follower, self._stretch(frames))
         else:
             tail.join(follower)
             await follower.woken.wait()
+
+    def _stretch(self, frames: Sequence[Frame]) -> Sequence[Frame]:
+        """Return as many of the first frames as may wait in a socket at one time; one of them at least."""
+        size = 0
+        for count, frame in enumerate(frames[:STRETCH_FRAMES], start=1):
+            size += frame.size
+            if size >= self.settings.follower_buffer_bytes:
+                return frames[:count]
+        return frames[:STRETCH_FRAMES]
 
     async def _catch_up(self, tail: RunTail, follower: Follower) -> None:
         """Read the log until the window reaches back to the follower."""

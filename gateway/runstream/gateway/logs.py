@@ -6,6 +6,8 @@ import logging
 import sys
 
 import structlog
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web import RequestPayloadError
 
 from runstream.broker.errors import InvalidSettings
 
@@ -29,17 +31,32 @@ def configure_logs(*, level: str, as_json: bool | None) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    render: list[structlog.typing.Processor] = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     if as_json:
-        shared += [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
-    else:
-        shared.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
+        # Without the frames' local variables: what people and agents say to each other stands in them.
+        frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        render = [structlog.processors.ExceptionRenderer(frames), structlog.processors.JSONRenderer()]
     structlog.configure(
-        processors=shared,
+        processors=[*shared, *render],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    # What libraries say through the standard library: aiohttp's and nats-py's warnings and errors.
-    logging.basicConfig(
-        stream=sys.stderr, level=max(number, logging.WARNING), format="%(levelname)s %(name)s %(message)s"
-    )
+    _configure_libraries(max(number, logging.WARNING), shared, render)
+
+
+def _configure_libraries(
+    level: int, shared: list[structlog.typing.Processor], render: list[structlog.typing.Processor]
+) -> None:
+    """Render what libraries say through the standard library, aiohttp's and nats-py's warnings, like the rest."""
+    remove = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[remove, *render]))
+    handler.addFilter(_is_not_a_strangers_request)
+    logging.basicConfig(handlers=[handler], level=level)
+
+
+def _is_not_a_strangers_request(record: logging.LogRecord) -> bool:
+    """Pass over a request that is no HTTP: answered 400, and nothing that a stranger may fill the log with."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError | RequestPayloadError)

@@ -49,7 +49,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 def _answer(error: ApiError) -> web.Response:
     response = json_response(error.body, status=error.status)
     response.headers.update(error.headers)
-    if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+    if error.status in {HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT}:
         # Nobody wants to read the rest of it, and the next request comes after it.
         response.force_close()
     return response

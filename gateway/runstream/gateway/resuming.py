@@ -24,13 +24,15 @@ async def resume_and_stream(
 ) -> web.StreamResponse:
     """Stream the run that `find` makes of the body, from the body's cursor. An absent body asks for everything."""
     services = request.app[SERVICES]
-    body = await body_of(request, limit=services.body_limit)
+    body = await body_of(request, limit=services.body_limit, seconds=services.body_seconds)
     wanted = model_of(RetrieveStreamRequest, body, required=False)
     with seat(services.hub):
+        record = await find(wanted)
+        await services.starter.revive(record)
         return await stream_run(
             request,
             services.hub,
-            await find(wanted),
+            record,
             starting_after=wanted.cursor,
             include_pings=wanted.include_pings,
             kind="resume",

@@ -28,6 +28,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     starter: Starter
     body_limit: int
     """Bytes a request body may have: what fits into one message of the index."""
+    body_seconds: float
     unready: Callable[[], Awaitable[str | None]]
 
 

@@ -40,6 +40,9 @@ class GatewaySettings(BaseSettings):
     write_deadline_seconds: Annotated[Duration, Field(gt=0)] = 30.0
     """Seconds a write to one reader may stay blocked before its response is cut; it can come back with its cursor."""
 
+    body_seconds: Annotated[Duration, Field(gt=0)] = 30.0
+    """Seconds a request's body may take to arrive: a megabyte over a slow line. Half a request is none."""
+
     open_seconds: Annotated[Duration, Field(gt=0)] = 5.0
     """Seconds a request waits for NATS before it is answered 503: less than clients wait for headers."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from runstream.broker.ending import first_message
-from runstream.broker.errors import BrokerError
+from runstream.broker.errors import BrokerError, Conflict
 from runstream.broker.publisher import Publisher
 from runstream.broker.topology import LogAddress, shard_of
 from runstream.gateway.errors import TryLater
@@ -36,6 +38,12 @@ class Starter:
         self._index = index
         self._queue = queue
         self._settings = settings
+        self._starting: set[asyncio.Task[Claimed]] = set()
+
+    async def close(self) -> None:
+        """Wait for the runs that are being started: whoever asked for them may have left."""
+        if self._starting:
+            await asyncio.wait(self._starting, timeout=FIRST_MESSAGE_PATIENCE_SECONDS)
 
     async def start(
         self,
@@ -48,7 +56,9 @@ class Starter:
     ) -> Claimed:
         """Start a run, or find the one this same request started before. Raises `Conflict`, `Unavailable`, `TryLater`.
 
-        Once the claim is made a failure asks the client not to repeat the request: it would start a second run.
+        Once the claim is made a failure asks the client not to repeat the request: it would start a second run. A
+        client that leaves meanwhile cancels its request and not the start: a run that was claimed and never enqueued
+        would hold its conversation.
         """
         run_id = new_run_id()
         record = RunRecord(
@@ -71,17 +81,50 @@ class Starter:
             include_return_message_types=record.request_config.include_return_message_types,
             body=body,
         )
-        claimed = await self._index.claim(record, request)
-        if claimed.is_new:
-            try:
-                await self._hand_over(record)
-            except BrokerError as error:
-                log.warning("run_not_enqueued", run_id=run_id, error=str(error))
-                raise TryLater(
-                    f"Run {run_id} was claimed, but the store went away before it could be handed to a worker.",
-                    run_id=run_id,
-                ) from error
+        starting = asyncio.create_task(self._start(record, request), name=f"start-{run_id}")
+        self._starting.add(starting)
+        starting.add_done_callback(self._started)
+        return await asyncio.shield(starting)
+
+    def _started(self, starting: asyncio.Task[Claimed]) -> None:
+        self._starting.discard(starting)
+        if not starting.cancelled():
+            starting.exception()  # Its client hears of it, if it is still there.
+
+    async def _start(self, record: RunRecord, request: RunRequest) -> Claimed:
+        try:
+            claimed = await self._index.claim(record, request)
+        except Conflict as conflict:
+            holder = await self._index.run(record.tenant, conflict.run_id)
+            if holder is not None:
+                await self.revive(holder.value)
+            raise
+        if not claimed.is_new:
+            await self.revive(claimed.record)
+            return claimed
+        try:
+            await self._hand_over(record)
+        except BrokerError as error:
+            log.warning("run_not_enqueued", run_id=record.id, error=str(error))
+            raise TryLater(
+                f"Run {record.id} was claimed, but the store went away before it could be handed to a worker.",
+                run_id=record.id,
+            ) from error
         return claimed
+
+    async def revive(self, record: RunRecord) -> None:
+        """Enqueue a run again that was claimed a lease ago and has not begun: its gateway may have died in between.
+
+        Called by whoever meets such a run. The queue takes a run once in two minutes, and a worker that gets one
+        which another has leaves it alone, so doing this in vain changes nothing.
+        """
+        if record.status != "created" or _seconds_since(record.created_at) < self._settings.lease_seconds:
+            return
+        try:
+            await self._queue.put(record.tenant, record.id)
+            log.info("run_enqueued_again", run_id=record.id)
+        except BrokerError as error:
+            log.warning("run_not_enqueued", run_id=record.id, error=str(error))
 
     async def _hand_over(self, record: RunRecord) -> None:
         """Store the log's first message, then enqueue: a worker that takes the run finds its log begun."""
@@ -90,3 +133,7 @@ class Starter:
         async with publisher:
             await publisher.publish_marked(first_message(record))
         await self._queue.put(record.tenant, record.id)
+
+
+def _seconds_since(created_at: str) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(created_at)).total_seconds()

@@ -51,8 +51,6 @@ async def stream_run(
     async with hub.tail(record) as tail:
         cursor = await hub.position(tail, starting_after)
         response = EventResponse(request)
-        await response.open()
-        hub.metrics.stream_begun(kind)
         follower = Follower(
             response,
             run_id=record.id,
@@ -61,6 +59,8 @@ async def stream_run(
             include_pings=include_pings,
         )
         try:
+            await response.open()
+            hub.metrics.stream_begun(kind)
             await hub.serve(tail, follower)
             if follower.is_done:
                 await response.finish(hub.settings.write_deadline_seconds)
@@ -75,5 +75,5 @@ async def stream_run(
             hub.metrics.stream_cut("blocked")
             response.abort()
         except ClientConnectionResetError:
-            pass  # The client has what it wanted and left, as letta-client does at `[DONE]`.
+            pass  # The client has left: before the first byte, or with all it wanted, as letta-client at `[DONE]`.
         return response.prepared

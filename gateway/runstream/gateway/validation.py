@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import msgspec
 from aiohttp import web
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from runstream.gateway.errors import ApiError, BadRequest, Invalid, TooLarge
+from runstream.gateway.errors import ApiError, BadRequest, Invalid, TooLarge, TooSlow
 from runstream.schemas import AGENT_PATH, CONVERSATION_PATH, STRICT_CONVERSATION_PATH, is_run_id, is_user_id
 
 if TYPE_CHECKING:
@@ -114,12 +116,12 @@ def _refuse(error: ValidationError, where: tuple[str, ...]) -> NoReturn:
     ) from None
 
 
-async def body_of(request: web.Request, *, limit: int) -> Any:
+async def body_of(request: web.Request, *, limit: int, seconds: float) -> Any:
     """Return the request's body: parsed if it is JSON or says nothing of its type, else its bytes; None if empty.
 
-    Raises `Invalid` for malformed JSON, `TooLarge`, `ApiError` 400 for what is not even text, or cannot be stored.
+    Raises `Invalid` for malformed JSON, `TooLarge`, `TooSlow`, `ApiError` 400 for what is no text, or cannot be stored.
     """
-    raw = await _read(request, limit)
+    raw = await _read(request, limit, seconds)
     if not raw:
         return None
     if not _is_json(request):
@@ -140,9 +142,7 @@ async def body_of(request: web.Request, *, limit: int) -> Any:
             ]
         ) from None
     except (UnicodeDecodeError, RecursionError, ValueError):
-        refused = ApiError("There was an error parsing the body")
-        refused.status = 400
-        raise refused from None
+        raise _unreadable() from None
     if size > limit:
         raise TooLarge(f"The request body would be stored with {size} bytes; at most {limit} are accepted.")
     return parsed
@@ -158,18 +158,30 @@ def _stored_size(parsed: Any) -> int:
     return len(msgspec.json.encode(parsed)) - 2 * NESTING_RESERVE
 
 
-async def _read(request: web.Request, limit: int) -> bytes:
+async def _read(request: web.Request, limit: int, seconds: float) -> bytes:
     length = request.content_length
     if length is not None and length > limit:
         raise TooLarge(f"The request body has {length} bytes; at most {limit} are accepted.")
     parts: list[bytes] = []
     size = 0
-    async for part in request.content.iter_any():
-        size += len(part)
-        if size > limit:
-            raise TooLarge(f"The request body has more than {limit} bytes, which is as many as are accepted.")
-        parts.append(part)
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.content.iter_any():
+                size += len(part)
+                if size > limit:
+                    raise TooLarge(f"The request body has more than {limit} bytes, which is as many as are accepted.")
+                parts.append(part)
+    except web.RequestPayloadError:
+        raise _unreadable() from None
+    except TimeoutError:
+        raise TooSlow(f"The request body was not there after {seconds:g} s.") from None
     return b"".join(parts)
+
+
+def _unreadable() -> ApiError:
+    refused = ApiError("There was an error parsing the body")
+    refused.status = HTTPStatus.BAD_REQUEST
+    return refused
 
 
 def _is_json(request: web.Request) -> bool:

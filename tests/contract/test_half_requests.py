@@ -1,0 +1,35 @@
+"""Requests whose bodies do not arrive, or not as they were announced."""
+
+import asyncio
+import gzip
+
+from runstream.schemas import new_agent_id
+from tests.support.http import Connection, encoded
+from tests.support.stack import message, stack_running
+
+JSON = {"Content-Type": "application/json"}
+
+
+async def test_half_a_request_is_given_up(nats_url: str) -> None:
+    """A body that does not come is 408 after its time, and the connection is closed; others are not disturbed."""
+    async with stack_running(nats_url, gateway={"body_seconds": 0.3}) as stack:
+        path = f"/v1/agents/{new_agent_id()}/messages/stream"
+        async with Connection.open(stack.base) as half:
+            await half.send_raw(f"POST {path} HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\n{{".encode())
+            whole = await stack.fetch("POST", path, json=message({"chunks": 1, "interval_ms": 0}))
+            assert whole.status == 200
+            reply = await half.reply()
+            assert (reply.status, reply.detail) == (408, "The request body was not there after 0.3 s.")
+            assert reply.headers["connection"] == "close"
+
+
+async def test_a_body_that_is_not_compressed_as_it_says(nats_url: str) -> None:
+    """A broken gzip body is 400; a whole one is read."""
+    async with stack_running(nats_url) as stack:
+        path = f"/v1/agents/{new_agent_id()}/messages/stream"
+        packed = {**JSON, "Content-Encoding": "gzip"}
+        broken = await stack.fetch("POST", path, body=b"no gzip", headers=packed)
+        assert (broken.status, broken.detail) == (400, "There was an error parsing the body")
+        said = gzip.compress(encoded(message({"chunks": 1, "interval_ms": 0})))
+        async with asyncio.timeout(10):
+            assert (await stack.fetch("POST", path, body=said, headers=packed)).status == 200
