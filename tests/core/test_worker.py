@@ -187,7 +187,7 @@ OWN_ERROR = ErrorMessage(error_type="quota", message="No more today.", detail="A
             ("of_my_own", "I failed.", "Why, I know."),
         ),
         ([ValueError("a defect")], "error", ("internal_error", "during agent execution", "a defect")),
-        ([TimeoutError()], "error", ("internal_error", "during agent execution", "")),
+        ([TimeoutError()], "llm_api_error", ("llm_timeout", "timed out", "TimeoutError()")),
         ([], "error", ("stream_incomplete", "without stop_reason", None)),
         ([TOO_LONG, *GOOD_END], "error", ("chunk_too_large", "too large", "size=")),
         ([{}, *GOOD_END], "error", ("internal_error", "", "at least one key")),

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
 
-from runstream.broker.connection import Connection, _Client, without_password
+from runstream.broker.connection import Connection, _Client
 from runstream.broker.errors import Unavailable
+from runstream.broker.settings import without_password
 
 NAMES = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", min_size=1)
 VALUES = st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]))

@@ -15,11 +15,11 @@ from prometheus_client import CollectorRegistry
 from pydantic_settings import BaseSettings
 
 from runstream.broker.agents import demo
-from runstream.broker.http import health_routes
+from runstream.broker.http import health_routes, metrics_route
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.broker.topology import WORK_STREAM
 from runstream.gateway import cli, routes
-from runstream.gateway.settings import GatewaySettings, UpSettings
+from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings, UpSettings
 from runstream.schemas import ERROR_TYPES, Kind
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +65,7 @@ def health_endpoints() -> set[str]:
     async def unready() -> str | None:
         return None
 
-    return endpoints(health_routes(unready, CollectorRegistry()))
+    return endpoints([*health_routes(unready), metrics_route(CollectorRegistry())])
 
 
 def test_protocol_has_every_path() -> None:
@@ -99,17 +99,16 @@ class Setting(NamedTuple):
 
 
 def options() -> list[Any]:
-    """The options of `runstream up`, as its parser has them."""
+    """The options of all commands, as their parsers have them."""
     group: Any = typer.main.get_command(cli.app)
-    parameters: list[Any] = group.commands["up"].params
-    return parameters
+    return [option for name in ("gateway", "broker", "up") for option in group.commands[name].params]
 
 
 def settings() -> dict[str, Setting]:
-    """Every setting by the name of its variable; those of `up` win over the broker's of the same name."""
+    """Every setting by the name of its variable; of those of one name that of `up` is the one in the table."""
     found = {
         f"RUNSTREAM_{name.upper()}": Setting(name, field.default, kind)
-        for kind in (BrokerSettings, GatewaySettings, UpSettings)
+        for kind in (BrokerSettings, GatewaySettings, BrokerServiceSettings, GatewayServiceSettings, UpSettings)
         for name, field in kind.model_fields.items()
     }
     return found | {
@@ -135,7 +134,7 @@ def test_readme_shows_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_readme_has_every_flag_with_its_variable() -> None:
-    """All flags of `runstream up`, and no other."""
+    """All flags of all commands, and no other."""
     listed = {flag: code(row[1])[0] for row in table(README, "Settings") for flag in code(row[0])}
     expected = {
         flag: option.envvar or f"RUNSTREAM_{option.name.upper()}"

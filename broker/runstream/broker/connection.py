@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 import nats.errors
 import structlog
 from nats.aio.client import Client
 
-from runstream.broker.errors import Unavailable
+from runstream.broker.errors import NoResponders, Unavailable
+from runstream.broker.settings import without_password
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription as NatsSubscription
 
-__all__ = ["Connection", "Message", "Subscription", "without_password"]
+__all__ = ["Connection", "Message", "Subscription"]
 
 log = structlog.get_logger(__name__)
 
@@ -96,12 +96,22 @@ class Subscription:
 class Connection:
     """A NATS connection for the life of its process. Use as an async context manager.
 
-    Raises `Unavailable` on entry when no server answers within `connect_seconds`.
+    Raises `Unavailable` on entry when no server answers within `connect_seconds`. One that is `patient` does not: it
+    is entered all the same, goes on trying, and answers `Unavailable` to everything until it is `connected`.
     """
 
-    def __init__(self, url: str, *, name: str, connect_seconds: float = 3.0, inbox_prefix: str = "_INBOX") -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        patient: bool = False,
+        connect_seconds: float = 3.0,
+        inbox_prefix: str = "_INBOX",
+    ) -> None:
         self.name = name
         self._servers = [part.strip() for part in url.split(",") if part.strip()]
+        self._patient = patient
         self._connect_seconds = connect_seconds
         self._inbox_prefix = inbox_prefix
         self._client = _Client()
@@ -110,6 +120,7 @@ class Connection:
         self._waiting: set[asyncio.Timeout] = set()
         self._closing = False
         self._lost = asyncio.Event()
+        self._established = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self.reconnects = 0
         self.last_error: str = ""
@@ -118,15 +129,22 @@ class Connection:
         if not self._servers:
             # nats-py would look for a server among none, without end and without a pause.
             raise Unavailable("The URL of NATS is empty.")
+        if self._patient:
+            self._lost.set()  # The keeper connects.
+        else:
+            await self._connect_now()
+        self._keeper = asyncio.create_task(self._keep(), name=f"nats-keeper-{self.name}")
+        return self
+
+    async def _connect_now(self) -> None:
         try:
             async with asyncio.timeout(self._connect_seconds):
                 await self._connect(self._client)
         except TRANSLATED as error:
             await self._discard(self._client)
-            reason = self.last_error or str(error) or type(error).__name__
-            raise Unavailable(f"Cannot reach NATS at {without_password(', '.join(self._servers))}: {reason}") from error
-        self._keeper = asyncio.create_task(self._keep(), name=f"nats-keeper-{self.name}")
-        return self
+            where, reason = without_password(", ".join(self._servers)), self.last_error or _reason(error)
+            raise Unavailable(f"Cannot reach NATS at {where}: {reason}") from error
+        self._established.set()
 
     async def __aexit__(self, *_: object) -> None:
         self._closing = True
@@ -134,22 +152,27 @@ class Connection:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
-        await self._discard(self._client)
+        if self._established.is_set():
+            await self._discard(self._client)
 
     @property
     def is_connected(self) -> bool:
         """Whether the connection is up, as far as the last probe knows."""
         return self._client.is_connected
 
+    async def connected(self) -> None:
+        """Wait until a server was reached for the first time."""
+        await self._established.wait()
+
     @property
     def server_version(self) -> tuple[int, int, int]:
-        """The version of the server at the other end."""
+        """The version of the server at the other end, once there is one."""
         version = self._client.connected_server_version
         return (version.major, version.minor, version.patch)
 
     @property
     def max_payload(self) -> int:
-        """The largest message, headers included, that the server takes, in bytes."""
+        """The largest message, headers included, that the server takes, in bytes; NATS's default until it is known."""
         return int(self._client.max_payload)
 
     def new_inbox(self) -> str:
@@ -167,14 +190,17 @@ class Connection:
         """Send and wait for the answer. `Unavailable` says nothing about whether the request was carried out.
 
         A request whose connection is lost fails at once, as its answer is lost too; one that is made while there is
-        no connection waits for the next.
+        no connection waits for the next. Raises `NoResponders` when nobody listens to `subject`.
         """
+        self._check_established(subject)
         waiting = asyncio.timeout(seconds)
         try:
             async with waiting:
                 self._waiting.add(waiting)
                 asked = self._client.request(subject, body, timeout=2 * seconds, headers=_headers(headers))
                 return await _heeding_cancellation(asked)
+        except nats.errors.NoRespondersError as error:
+            raise NoResponders(f"{subject}.") from error
         except TRANSLATED as error:
             raise Unavailable(f"{subject}: {_reason(error)}") from error
         finally:
@@ -184,6 +210,7 @@ class Connection:
         self, subject: str, body: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None
     ) -> None:
         """Send without waiting; nothing says that anybody got it."""
+        self._check_established(subject)
         try:
             await self._client.publish(subject, body, reply=reply, headers=_headers(headers))
         except TRANSLATED as error:
@@ -191,6 +218,7 @@ class Connection:
 
     async def subscribe(self, subject: str, callback: Callable[[Message], Awaitable[None]]) -> Subscription:
         """Call `callback` for each message of `subject` until the subscription is closed."""
+        self._check_established(subject)
         subscription = Subscription(self, subject, callback)
         self._subscriptions.add(subscription)
         try:
@@ -199,6 +227,10 @@ class Connection:
             self._subscriptions.discard(subscription)
             raise Unavailable(f"{subject}: {_reason(error)}") from error
         return subscription
+
+    def _check_established(self, subject: str) -> None:
+        if not self._established.is_set():
+            raise Unavailable(f"{subject}: NATS has not been reached yet.")
 
     def forget(self, subscription: Subscription) -> None:
         """Stop making `subscription` again on a new connection."""
@@ -212,7 +244,7 @@ class Connection:
                 log.warning("nats_error", connection=self.name, error=self.last_error)
 
         async def on_disconnect() -> None:
-            if not self._closing:
+            if client is self._client and not self._closing:
                 log.warning("nats_disconnected", connection=self.name)
             for waiting in self._waiting:
                 # One whose time is up cannot be rescheduled, and what is raised here would end the reconnecting.
@@ -270,7 +302,6 @@ class Connection:
                     await self._client.force_reconnect()
 
     async def _replace(self) -> None:
-        log.warning("nats_connection_replaced", connection=self.name)
         self._lost.clear()
         fresh = _Client()
         try:
@@ -284,19 +315,17 @@ class Connection:
             self._lost.set()
             await asyncio.sleep(RECONNECT_WAIT_SECONDS)
             return
+        log.info("nats_connected", connection=self.name)
         self._client = fresh
         if fresh.is_closed:  # it closed before it was ours, so its callback was not taken for ours
             self._lost.set()
-        self._announce()
+        if self._established.is_set():
+            self._announce()
+        self._established.set()
 
     async def _discard(self, client: Client) -> None:
         with contextlib.suppress(*TRANSLATED):
             await client.close()
-
-
-def without_password(url: str) -> str:
-    """Return NATS URLs as they may be shown: what stands before an `@` is a credential."""
-    return re.sub(r"//[^/@,]*@", "//", url)
 
 
 async def _heeding_cancellation(answer: Awaitable[T]) -> T:

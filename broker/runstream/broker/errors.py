@@ -2,6 +2,7 @@
 
 BrokerError
 ├── Unavailable                 NATS cannot be reached, or does not answer in time
+│   ├── NoResponders            nobody listens to the subject that was asked
 │   ├── StoreUnavailable        a write stayed unanswered for the writer's whole patience
 │   └── Unsettled               whether the claim was stored could not be found out
 ├── StoreRefused                JetStream answered, and said no
@@ -17,6 +18,7 @@ BrokerError
 ├── TopologyError               the streams are absent, or not as configured
 │   └── ServerTooOld            nats-server lacks what runstream is built on
 ├── InvalidSettings             a setting has a value it cannot have
+├── InvalidAgent                what is given as the agent is none
 └── EmbeddedServerError         the embedded nats-server does not start
 
 The docstring is the message; facts are attributes. Errors of nats-py are translated where they enter
@@ -33,7 +35,9 @@ __all__ = [
     "CursorExpired",
     "EmbeddedServerError",
     "Fenced",
+    "InvalidAgent",
     "InvalidSettings",
+    "NoResponders",
     "NotStored",
     "RunTooLong",
     "ServerTooOld",
@@ -63,6 +67,10 @@ class BrokerError(Exception):
 
 class Unavailable(BrokerError):
     """NATS did not answer in time."""
+
+
+class NoResponders(Unavailable):
+    """Nobody answers."""
 
 
 class StoreUnavailable(Unavailable):
@@ -147,6 +155,10 @@ class ServerTooOld(TopologyError):
 
 class InvalidSettings(BrokerError):
     """A setting is not valid."""
+
+
+class InvalidAgent(BrokerError):
+    """The agent cannot be used as it is given."""
 
 
 class EmbeddedServerError(BrokerError):

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-__all__ = ["health_routes", "serving"]
+__all__ = ["health_routes", "metrics_route", "serving"]
 
 
-def health_routes(unready: Callable[[], Awaitable[str | None]], registry: CollectorRegistry) -> list[web.RouteDef]:
-    """Routes of `/livez`, `/readyz` and `/metrics`. `unready` says in words why not, None when ready.
+def health_routes(unready: Callable[[], Awaitable[str | None]]) -> list[web.RouteDef]:
+    """Routes of `/livez` and `/readyz`. `unready` says in words why not, None when ready.
 
     `/livez` never looks at NATS: restarting a process does not bring NATS back.
     """
@@ -31,10 +31,16 @@ def health_routes(unready: Callable[[], Awaitable[str | None]], registry: Collec
             return web.json_response({"status": "ok"})
         return web.json_response({"status": "unavailable", "detail": reason}, status=503)
 
+    return [web.get("/livez", livez), web.get("/readyz", readyz)]
+
+
+def metrics_route(registry: CollectorRegistry) -> web.RouteDef:
+    """Route of `/metrics`: what `registry` counts, in Prometheus's text."""
+
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    return [web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", metrics)]
+    return web.get("/metrics", metrics)
 
 
 @asynccontextmanager

@@ -121,6 +121,10 @@ def _claim_key(tenant: str, scope: str, otids: Sequence[str]) -> str:
     return f"claim.{tenant}.{digest(scope)}.{digest('.'.join(map(digest, otids)))}"
 
 
+def _claim_key_of(record: RunRecord) -> str:
+    return _claim_key(record.tenant, record.conversation_id or record.agent_id, record.otids)
+
+
 def _otid_key(tenant: str, otid: str) -> str:
     return f"otid.{tenant}.{digest(otid)}"
 
@@ -151,6 +155,14 @@ class Index:
         """Return the newest run that holds `otid`."""
         found = await self._get(_otid_key(tenant, otid), _decode_id)
         return None if found is None else await self.run(tenant, found.value)
+
+    async def claimed_run(self, record: RunRecord) -> RunRecord | None:
+        """Return the run that answered the same request as `record` would, if there was one."""
+        if not record.otids:
+            return None
+        found = await self._get(_claim_key_of(record), _decode_id)
+        existing = None if found is None else await self.run(record.tenant, found.value)
+        return None if existing is None else existing.value
 
     async def latest_run_of_agent(self, tenant: str, agent_id: str) -> Stored[RunRecord] | None:
         """Return the run that was last started for an agent, in whichever conversation."""
@@ -207,7 +219,7 @@ class Index:
         conversation = None if conversation_id is None else await self.conversation(tenant, conversation_id)
         puts: list[_Put] = []
         if record.otids:
-            key = _claim_key(tenant, conversation_id or record.agent_id, record.otids)
+            key = _claim_key_of(record)
             claimed = await self._get_any(key)
             existing = None if claimed.value is None else await self.run(tenant, _decode_id(claimed.value))
             if existing is not None:

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import structlog
 
 from runstream.broker.connection import Connection
-from runstream.broker.errors import BrokerError
-from runstream.broker.http import health_routes, serving
+from runstream.broker.errors import BrokerError, Unavailable
+from runstream.broker.http import health_routes, metrics_route, serving
 from runstream.broker.index import Index
 from runstream.broker.jetstream import JetStream
 from runstream.broker.metrics import BrokerMetrics
+from runstream.broker.presence import Presence, announce
 from runstream.broker.queue import WorkQueue
 from runstream.broker.topology import INDEX_STREAM, WORK_STREAM, check_server, provision
 from runstream.broker.worker import Worker
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Awaitable, Callable
 
     from runstream.broker.agents import Agent
     from runstream.broker.settings import BrokerSettings
 
 __all__ = ["Broker", "Readiness"]
 
+T = TypeVar("T")
+
 log = structlog.get_logger(__name__)
 
+RETRY_SECONDS = 1.0
+"""How long a patient broker waits before it asks NATS again."""
 READINESS_SECONDS = 1.0
 """How long an answer about the streams is good for: probes of many replicas must not become a load."""
 
@@ -65,9 +72,13 @@ class Readiness:
 class Broker:
     """One broker. Use as an async context manager: entered, it serves; left, it has given everything back.
 
-    `listener` is the socket of its own port, already bound: whoever starts it chose the port. `agent` None: this
-    broker provisions and answers, and executes nothing. `owns_nats`: nobody else uses this NATS, so a change of the
-    settings is applied to the streams that exist. Raises `Unavailable`, `TopologyError` on entry.
+    `listener` is the socket of its own port, already bound: whoever starts it chose the port; with `metrics_listener`
+    its metrics are there, and not on its own port. `agent` None: this broker provisions and answers, and executes
+    nothing. `forwards_credentials`: the agent wants what clients authenticated themselves with. `owns_nats`: nobody
+    else uses this NATS, so a change of the settings is applied to the streams that exist.
+
+    Raises `Unavailable`, `TopologyError` on entry. One that is `patient` waits for NATS instead, without end, and
+    says meanwhile on its port that it is not ready.
     """
 
     def __init__(
@@ -76,7 +87,10 @@ class Broker:
         *,
         agent: Agent | None,
         listener: socket.socket | None = None,
+        metrics_listener: socket.socket | None = None,
+        forwards_credentials: bool = False,
         owns_nats: bool = False,
+        patient: bool = False,
     ) -> None:
         self.metrics = BrokerMetrics()
         self.worker: Worker | None = None
@@ -84,25 +98,52 @@ class Broker:
         self._settings = settings
         self._agent = agent
         self._listener = listener
+        self._metrics_listener = metrics_listener
+        self._presence = Presence(forwards_credentials=forwards_credentials)
         self._owns_nats = owns_nats
+        self._patient = patient
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            connection = await stack.enter_async_context(Connection(self._settings.nats_url, name="broker"))
-            check_server(connection.server_version)
+            connection = Connection(self._settings.nats_url, name="broker", patient=self._patient)
             jetstream = JetStream(connection, timeout_seconds=self._settings.request_timeout_seconds)
+            await self._serve(stack, jetstream)
+            await stack.enter_async_context(connection)
             stack.push_async_callback(jetstream.close)
-            await provision(jetstream, self._settings, apply=self._owns_nats)
             self.metrics.watch_reconnects(lambda: connection.reconnects)
+            await connection.connected()
+            check_server(connection.server_version)
+            await self._reached(lambda: provision(jetstream, self._settings, apply=self._owns_nats))
             if self._agent is not None:
-                self.worker = await stack.enter_async_context(self._worker(jetstream, self._agent))
-            if self._listener is not None:
-                readiness = Readiness(jetstream, self._settings)
-                routes = health_routes(readiness.unready, self.metrics.registry)
-                await stack.enter_async_context(serving(routes, self._listener))
+                worker = self._worker(jetstream, self._agent)
+                self.worker = await self._reached(lambda: stack.enter_async_context(worker))
+                presence = await self._reached(lambda: announce(connection, self._presence))
+                stack.push_async_callback(presence.close)
             self._stack = stack.pop_all()
         return self
+
+    async def _serve(self, stack: AsyncExitStack, jetstream: JetStream) -> None:
+        """Answer on the broker's port, before NATS is there: who asks is told what is being waited for."""
+        readiness = Readiness(jetstream, self._settings)
+        routes = health_routes(readiness.unready)
+        metrics = [metrics_route(self.metrics.registry)]
+        if self._metrics_listener is not None:
+            await stack.enter_async_context(serving(metrics, self._metrics_listener))
+        if self._listener is not None:
+            shown = routes if self._metrics_listener is not None else [*routes, *metrics]
+            await stack.enter_async_context(serving(shown, self._listener))
+
+    async def _reached(self, action: Callable[[], Awaitable[T]]) -> T:
+        """Do what needs NATS; a patient broker does it again until NATS is there for it."""
+        while True:
+            try:
+                return await action()
+            except Unavailable as error:
+                if not self._patient:
+                    raise
+                log.warning("nats_awaited", error=str(error))
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()

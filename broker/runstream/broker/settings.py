@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from runstream.broker.errors import InvalidSettings
@@ -13,7 +14,7 @@ from runstream.broker.errors import InvalidSettings
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["BrokerSettings", "Duration", "resolved"]
+__all__ = ["BrokerSettings", "Duration", "resolved", "without_password"]
 
 Settings = TypeVar("Settings", bound=BaseSettings)
 
@@ -35,12 +36,31 @@ Duration = Annotated[float, BeforeValidator(_seconds)]
 """Seconds, written as `24h`, `90s`, `250ms` or a bare number."""
 
 
+def without_password(url: str) -> str:
+    """Return URLs as they may be shown: what stands before an `@` is a credential."""
+    return re.sub(r"//[^/@,]*@", "//", url)
+
+
+def _nats_urls(value: str) -> str:
+    """Refuse what can never be reached: whoever waits for NATS would wait for ever."""
+    for url in filter(None, map(str.strip, value.split(","))):
+        parts = urlsplit(url if "://" in url else f"nats://{url}")
+        try:
+            is_one = parts.scheme in {"nats", "tls", "ws", "wss"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # The port is no number.
+            is_one = False
+        if not is_one:
+            message = "write the URL of NATS as nats://host:4222, several with commas"
+            raise ValueError(message)
+    return value
+
+
 class BrokerSettings(BaseSettings):
     """What a broker, and whoever reads the log, needs to know. `RUNSTREAM_X_Y` sets `x_y`."""
 
     model_config = SettingsConfigDict(env_prefix="RUNSTREAM_", frozen=True, extra="ignore", env_ignore_empty=True)
 
-    nats_url: str = "nats://127.0.0.1:4222"
+    nats_url: Annotated[str, AfterValidator(_nats_urls)] = "nats://127.0.0.1:4222"
     """Where NATS is; several servers of one cluster are separated by commas."""
 
     shards: int = Field(default=1, ge=1, le=8)
@@ -99,6 +119,7 @@ def resolved(kind: type[Settings], given: Mapping[str, object] | None = None) ->
         return kind(**values)
     except ValidationError as error:
         wrong = [
-            f"{'.'.join(map(str, found['loc']))}: {found['msg']}, not {found['input']!r}" for found in error.errors()
+            f"{'.'.join(map(str, found['loc']))}: {found['msg']}, not {without_password(repr(found['input']))}"
+            for found in error.errors()
         ]
         raise InvalidSettings("; ".join(wrong)) from error

@@ -18,13 +18,11 @@ from typing import TYPE_CHECKING, Self
 
 import structlog
 
+from runstream.broker.agents.failures import outcome_of
 from runstream.broker.ending import Outcome, end_run, failed, finish_run, first_message
 from runstream.broker.errors import (
-    AgentFailed,
     BrokerError,
-    ChunkTooLarge,
     Fenced,
-    RunTooLong,
     StoreFull,
     StoreRefused,
     Unavailable,
@@ -33,14 +31,16 @@ from runstream.broker.log import entry_of
 from runstream.broker.publisher import Publisher, Write
 from runstream.broker.topology import LogAddress
 from runstream.schemas import (
+    MESSAGE_TYPES,
     ErrorMessage,
-    InvalidChunk,
     Kind,
+    SchemaError,
     StopReason,
     UsageStatistics,
     decode_chunk,
     encode_chunk,
     kind_of,
+    message_type_of,
     status_of,
 )
 
@@ -62,7 +62,6 @@ log = structlog.get_logger(__name__)
 
 RETRY_SECONDS = 1.0
 RENEWALS_PER_LEASE = 3
-AGENT_CRASHED = "An error occurred during agent execution."
 MOST_ATTEMPTS = 5
 """Workers that may die over one run before its first chunk: what kills five of them kills the sixth, too."""
 
@@ -229,40 +228,35 @@ class Worker:
         self._metrics.run_ended(status_of(outcome.stop_reason))
         log.info("run_ended", stop_reason=outcome.stop_reason, messages=publisher.next_index)
 
-    async def _run_agent(self, request: RunRequest, publisher: Publisher) -> Outcome:  # noqa: PLR0911  # a table
+    async def _run_agent(self, request: RunRequest, publisher: Publisher) -> Outcome:
         """Write what the agent says into the log; returns what it came to. Raises when the log cannot be written."""
         try:
             return await self._record(request, publisher)
-        except AgentFailed as error:
-            return failed(request.run_id, error.error_type, message=error.message, detail=error.detail or None)
-        except ChunkTooLarge as error:
-            return failed(request.run_id, "chunk_too_large", detail=str(error))
-        except RunTooLong as error:
-            return failed(request.run_id, "run_too_long", detail=str(error))
-        except StoreFull:
-            return failed(request.run_id, "store_full")
-        except InvalidChunk as error:
-            return failed(request.run_id, "internal_error", detail=str(error))
+        except StoreFull as error:
+            return outcome_of(error, request.run_id)
         except (Unavailable, StoreRefused, Fenced):
             raise
         except asyncio.CancelledError as error:
             if (executing := asyncio.current_task()) is None or executing.cancelling():
                 raise
             # Nobody stops this worker: something that the agent waited for was cancelled.
-            return failed(request.run_id, "internal_error", message=AGENT_CRASHED, detail=repr(error))
+            return outcome_of(error, request.run_id)
         except Exception as error:
-            log.exception("agent_crashed")
-            return failed(request.run_id, "internal_error", message=AGENT_CRASHED, detail=str(error))
+            if not isinstance(error, (BrokerError, SchemaError)):
+                log.exception("agent_crashed")
+            return outcome_of(error, request.run_id)
 
     async def _record(self, request: RunRequest, publisher: Publisher) -> Outcome:
         stop: StopReason | None = None
         usage: UsageStatistics | None = None
         error: ErrorMessage | None = None
+        unwanted = _unwanted_types(request)
         async with aclosing(self._agent(request)) as chunks:
             async for chunk in chunks:
                 body, kind = encode_chunk(chunk, run_id=request.run_id), kind_of(chunk)
                 if kind is Kind.DATA:
-                    await publisher.enqueue(body)
+                    if message_type_of(chunk) not in unwanted:
+                        await publisher.enqueue(body)
                     continue
                 # Held back: they belong to the ending, which is stored as one. An agent's pings are dropped.
                 held = decode_chunk(body)
@@ -278,6 +272,12 @@ class Worker:
         if status_of(stop.stop_reason) != "completed":
             return Outcome(stop.stop_reason)
         return Outcome(stop.stop_reason, usage=usage or UsageStatistics())
+
+
+def _unwanted_types(request: RunRequest) -> frozenset[object]:
+    """Return the message types that the client asked to be spared; what is no message of Letta's is never one."""
+    wanted = request.include_return_message_types
+    return frozenset() if wanted is None else frozenset(MESSAGE_TYPES).difference(wanted)
 
 
 def _is_lost(last: Entry) -> bool:

@@ -9,7 +9,7 @@ import structlog
 from aiohttp import web
 
 from runstream.broker.connection import Connection
-from runstream.broker.http import health_routes
+from runstream.broker.http import health_routes, metrics_route, serving
 from runstream.broker.index import Index
 from runstream.broker.jetstream import JetStream
 from runstream.broker.queue import WorkQueue
@@ -20,6 +20,7 @@ from runstream.gateway.fanout import Hub
 from runstream.gateway.lookup import Lookup
 from runstream.gateway.metrics import GatewayMetrics
 from runstream.gateway.middleware import answer_errors, fallback
+from runstream.gateway.presence import AgentPresence
 from runstream.gateway.routes import agents, conversations, runs
 from runstream.gateway.services import SERVICES, Services
 from runstream.gateway.start import Starter
@@ -48,15 +49,29 @@ async def _name_server(_: web.Request, response: web.StreamResponse) -> None:
 class Gateway:
     """One gateway. Use as an async context manager: entered, it serves; left, it has given everything back.
 
-    `listener` is its socket, already bound. The topology must exist: a broker provisions it. Raises `Unavailable`,
-    `ServerTooOld` on entry.
+    `listener` is its socket, already bound; with `metrics_listener` its metrics are there, and not on its own port. A
+    broker makes what is needed in NATS; until it has, requests are answered 503.
+
+    Raises `Unavailable`, `ServerTooOld` on entry. One that is `patient` serves at once, 503 to whoever needs NATS, and
+    goes on trying; `reached` waits until it got there.
     """
 
-    def __init__(self, settings: GatewaySettings, broker_settings: BrokerSettings, *, listener: socket.socket) -> None:
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        broker_settings: BrokerSettings,
+        *,
+        listener: socket.socket,
+        metrics_listener: socket.socket | None = None,
+        patient: bool = False,
+    ) -> None:
         self.metrics = GatewayMetrics()
         self._settings = settings
         self._broker_settings = broker_settings
         self._listener = listener
+        self._metrics_listener = metrics_listener
+        self._patient = patient
+        self._connections: list[Connection] = []
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -64,7 +79,8 @@ class Gateway:
             jetstream = await self._jetstream(stack, "gateway")
             # Reads of long logs keep their connection busy on the server; live messages must not wait behind them.
             catchup = await self._jetstream(stack, "gateway-catchup")
-            check_server(jetstream.connection.server_version)
+            if not self._patient:
+                await self.reached()
             reader = LogReader(catchup, self._broker_settings)
             self.hub = Hub(jetstream, reader, self._settings, self._broker_settings, self.metrics)
             self._watch(jetstream.connection)
@@ -77,8 +93,15 @@ class Gateway:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
+    async def reached(self) -> None:
+        """Wait for NATS. Raises `ServerTooOld`."""
+        for connection in self._connections:
+            await connection.connected()
+            check_server(connection.server_version)
+
     async def _jetstream(self, stack: AsyncExitStack, name: str) -> JetStream:
-        connection = await stack.enter_async_context(Connection(self._broker_settings.nats_url, name=name))
+        connection = Connection(self._broker_settings.nats_url, name=name, patient=self._patient)
+        self._connections.append(await stack.enter_async_context(connection))
         jetstream = JetStream(connection, timeout_seconds=self._broker_settings.request_timeout_seconds)
         stack.push_async_callback(jetstream.close)
         return jetstream
@@ -86,6 +109,7 @@ class Gateway:
     def _services(self, jetstream: JetStream) -> Services:
         index = Index(jetstream)
         readiness = Readiness(jetstream, self._broker_settings)
+        presence = AgentPresence(jetstream.connection, grace_seconds=self._settings.agent_grace_seconds)
 
         async def unready() -> str | None:
             if self.hub.is_full:
@@ -96,8 +120,10 @@ class Gateway:
             hub=self.hub,
             index=index,
             lookup=Lookup(index),
-            starter=Starter(jetstream, index, WorkQueue(jetstream), self._broker_settings),
-            body_limit=jetstream.connection.max_payload - BODY_RESERVE_BYTES,
+            starter=Starter(
+                jetstream, self._broker_settings, index=index, queue=WorkQueue(jetstream), presence=presence
+            ),
+            body_limit=lambda: jetstream.connection.max_payload - BODY_RESERVE_BYTES,
             body_seconds=self._settings.body_seconds,
             unready=unready,
         )
@@ -119,7 +145,12 @@ class Gateway:
     async def _serve(self, stack: AsyncExitStack, services: Services) -> None:
         app = web.Application(middlewares=[answer_errors])
         app[SERVICES] = services
-        app.add_routes(health_routes(services.unready, self.metrics.registry))
+        metrics = [metrics_route(self.metrics.registry)]
+        app.add_routes(health_routes(services.unready))
+        if self._metrics_listener is None:
+            app.add_routes(metrics)
+        else:
+            await stack.enter_async_context(serving(metrics, self._metrics_listener))
         app.add_routes([*conversations.routes, *agents.routes, *runs.routes])
         app.router.add_route("*", "/{path:.*}", fallback)
         app.on_response_prepare.append(_name_server)

@@ -1,19 +1,24 @@
-"""The command line: `runstream up` and what it tells people."""
+"""The command line: `runstream up`, `runstream gateway`, `runstream broker`, and what they tell people."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 import uvloop
 
+from runstream.broker.agents.loading import agent_source
 from runstream.broker.errors import BrokerError
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.gateway.logs import configure_logs
-from runstream.gateway.settings import GatewaySettings, UpSettings
-from runstream.gateway.up import CannotStart, up
+from runstream.gateway.serving import CannotStart, serve_broker, serve_gateway, until_stopped
+from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings, UpSettings
+from runstream.gateway.up import up
 
 __all__ = ["app", "main"]
 
@@ -34,15 +39,36 @@ runstream is up. What to try next, in another terminal:
 Ctrl-C stops it. Runs are kept in {data_dir} and survive a restart.
 """
 
+Host = Annotated[str | None, typer.Option(help="Address to listen on. [127.0.0.1]")]
+MetricsPort = Annotated[
+    int | None, typer.Option(help="A port for /metrics, which is then not on the other one; 0: a free one.")
+]
+NatsUrl = Annotated[
+    str | None, typer.Option(help="Where NATS is; several servers with commas. [nats://127.0.0.1:4222]")
+]
+AGENT_HELP = "What answers messages: demo, or module:callable."
+LogLevel = Annotated[str, typer.Option(envvar="RUNSTREAM_LOG_LEVEL")]
+LogJson = Annotated[bool | None, typer.Option("--log-json/--log-text", envvar="RUNSTREAM_LOG_JSON")]
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001  # typer's way
+    if wanted:
+        typer.echo(f"runstream {version('runstream')}")
+        raise typer.Exit
+
 
 @app.callback()
-def runstream() -> None:
+def runstream(
+    _: Annotated[  # noqa: FBT002  # typer's way
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
     """Run the durable stream broker for agent runs."""
 
 
 @app.command("up")
 def up_command(  # noqa: PLR0917  # typer reads options off the parameters
-    host: Annotated[str | None, typer.Option(help="Address to listen on. [127.0.0.1]")] = None,
+    host: Host = None,
     port: Annotated[int | None, typer.Option(help="The gateway's port; 0: a free one. [8283]")] = None,
     broker_port: Annotated[int | None, typer.Option(help="The broker's port; 0: a free one. [8284]")] = None,
     nats_port: Annotated[int | None, typer.Option(help="The embedded nats-server's port; 0: a free one. [0]")] = None,
@@ -50,11 +76,11 @@ def up_command(  # noqa: PLR0917  # typer reads options off the parameters
     data_dir: Annotated[
         Path | None, typer.Option(help="Where the embedded nats-server keeps its streams. [./.runstream]")
     ] = None,
-    agent: Annotated[str | None, typer.Option(help="What answers messages. [demo]")] = None,
-    log_level: Annotated[str, typer.Option(envvar="RUNSTREAM_LOG_LEVEL")] = "info",
-    log_json: Annotated[bool | None, typer.Option("--log-json/--log-text", envvar="RUNSTREAM_LOG_JSON")] = None,
+    agent: Annotated[str | None, typer.Option(help=f"{AGENT_HELP} [demo]")] = None,
+    log_level: LogLevel = "info",
+    log_json: LogJson = None,
 ) -> None:
-    """Run everything in one process: an embedded nats-server, a broker with a demo agent, a gateway."""
+    """Run everything in one process: an embedded nats-server, a broker with an agent, a gateway."""
     given = {
         "host": host,
         "port": port,
@@ -64,18 +90,81 @@ def up_command(  # noqa: PLR0917  # typer reads options off the parameters
         "data_dir": data_dir,
         "agent": agent,
     }
+    with _told(log_level, log_json):
+        settings = resolved(UpSettings, given)
+        connection = {"nats_url": settings.nats_url}
+        service = up(
+            settings,
+            resolved(BrokerSettings, connection),
+            resolved(GatewaySettings),
+            agent=agent_source(settings.agent),
+            ready=lambda url: _welcome(url, settings),
+        )
+        uvloop.run(until_stopped(service))
+
+
+@app.command("gateway")
+def gateway_command(  # noqa: PLR0917  # typer reads options off the parameters
+    host: Host = None,
+    port: Annotated[int | None, typer.Option(help="The port; 0: a free one. [8283]")] = None,
+    metrics_port: MetricsPort = None,
+    nats_url: NatsUrl = None,
+    log_level: LogLevel = "info",
+    log_json: LogJson = None,
+) -> None:
+    """Run a gateway: HTTP in, streams out. Any number of them serve the same runs."""
+    given = {"host": host, "port": port, "metrics_port": metrics_port}
+    with _told(log_level, log_json):
+        service = serve_gateway(
+            resolved(GatewayServiceSettings, given),
+            resolved(GatewaySettings),
+            resolved(BrokerSettings, {"nats_url": nats_url}),
+            ready=_ready,
+        )
+        uvloop.run(until_stopped(service))
+
+
+@app.command("broker")
+def broker_command(  # noqa: PLR0917  # typer reads options off the parameters
+    host: Host = None,
+    port: Annotated[int | None, typer.Option(help="The port; 0: a free one. [8284]")] = None,
+    metrics_port: MetricsPort = None,
+    nats_url: NatsUrl = None,
+    agent: Annotated[str | None, typer.Option(help=f"{AGENT_HELP} Without one, no run is executed here.")] = None,
+    log_level: LogLevel = "info",
+    log_json: LogJson = None,
+) -> None:
+    """Run a broker: it makes the streams in NATS and executes runs. Any number of them share the work."""
+    given = {"host": host, "port": port, "metrics_port": metrics_port, "agent": agent}
+    with _told(log_level, log_json):
+        settings = resolved(BrokerServiceSettings, given)
+        service = serve_broker(
+            settings,
+            resolved(BrokerSettings, {"nats_url": nats_url}),
+            agent=None if settings.agent is None else agent_source(settings.agent),
+            ready=_ready,
+        )
+        uvloop.run(until_stopped(service))
+
+
+@contextmanager
+def _told(log_level: str, log_json: bool | None) -> Iterator[None]:  # noqa: FBT001  # as typer read it
+    """Configure logs; what keeps a service from starting is told in one line, with exit code 1."""
     try:
         configure_logs(level=log_level, as_json=log_json)
-        settings = resolved(UpSettings, given)
-        broker, gateway = resolved(BrokerSettings), resolved(GatewaySettings)
-        uvloop.run(up(settings, broker, gateway, ready=lambda url: _announce(url, settings)))
+        yield
     except (CannotStart, BrokerError) as error:
         _fail(str(error))
 
 
-def _announce(url: str, settings: UpSettings) -> None:
-    """Tell people what to try, and whoever started this process, in one line of stdout, that it serves."""
+def _welcome(url: str, settings: UpSettings) -> None:
+    """Tell people what to try."""
     typer.echo(TRY_NEXT.format(url=url, data_dir=settings.data_dir), err=True)
+    _ready(url)
+
+
+def _ready(url: str) -> None:
+    """Tell whoever started this process, in one line of stdout, that it serves."""
     typer.echo(f"ready {url}")
     sys.stdout.flush()
 

@@ -40,7 +40,12 @@ async def create_and_stream(
         raise BadRequest('This endpoint answers with a stream: send "streaming": true.')
     with seat(services.hub):
         claimed = await services.starter.start(
-            wanted, body, agent_id=agent_id, conversation_id=conversation_id, run_type=run_type
+            wanted,
+            body,
+            headers=request.headers,
+            agent_id=agent_id,
+            conversation_id=conversation_id,
+            run_type=run_type,
         )
         try:
             return await stream_run(

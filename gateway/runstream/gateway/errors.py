@@ -22,6 +22,7 @@ from runstream.broker.errors import (
     BrokerError,
     Conflict,
     CursorExpired,
+    NotStored,
     StoreFull,
     Unavailable,
     Unsettled,
@@ -138,7 +139,7 @@ class TryLater(ApiError):
         super().__init__(detail, headers=headers, extra={} if run_id is None else {"run_id": run_id})
 
 
-def translated(error: BrokerError) -> ApiError:
+def translated(error: BrokerError) -> ApiError:  # noqa: PLR0911  # a table
     """Choose what a client is told of an error of the durable side."""
     match error:
         case Conflict():
@@ -152,6 +153,8 @@ def translated(error: BrokerError) -> ApiError:
             )
         case Unavailable():
             return TryLater("The store is not reachable at the moment. Try again.")
+        case NotStored():
+            return TryLater("The store has no streams yet: a broker makes them when it starts. Try again.")
         case StoreFull():
             return TryLater("The store is full: an operator has to make room.", should_retry=False)
         case _:

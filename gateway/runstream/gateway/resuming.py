@@ -24,7 +24,7 @@ async def resume_and_stream(
 ) -> web.StreamResponse:
     """Stream the run that `find` makes of the body, from the body's cursor. An absent body asks for everything."""
     services = request.app[SERVICES]
-    body = await body_of(request, limit=services.body_limit, seconds=services.body_seconds)
+    body = await body_of(request, limit=services.body_limit(), seconds=services.body_seconds)
     wanted = model_of(RetrieveStreamRequest, body, required=False)
     with seat(services.hub):
         record = await find(wanted)

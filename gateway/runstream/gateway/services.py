@@ -26,8 +26,8 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     index: Index
     lookup: Lookup
     starter: Starter
-    body_limit: int
-    """Bytes a request body may have: what fits into one message of the index."""
+    body_limit: Callable[[], int]
+    """Bytes a request body may have: what fits into one message of the index, as NATS says."""
     body_seconds: float
     unready: Callable[[], Awaitable[str | None]]
 

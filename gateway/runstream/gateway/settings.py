@@ -1,16 +1,18 @@
-"""Every setting and every bound of the gateway and of `runstream up`: its unit, its default, the reason for it."""
+"""Every setting and every bound of the gateway and of the commands: its unit, its default, the reason for it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from runstream.broker.settings import Duration
 
-__all__ = ["GatewaySettings", "UpSettings"]
+__all__ = ["BrokerServiceSettings", "GatewayServiceSettings", "GatewaySettings", "UpSettings"]
+
+Port: TypeAlias = Annotated[int, Field(ge=0, le=65535)]
 
 
 class GatewaySettings(BaseSettings):
@@ -46,22 +48,53 @@ class GatewaySettings(BaseSettings):
     open_seconds: Annotated[Duration, Field(gt=0)] = 5.0
     """Seconds a request waits for NATS before it is answered 503: less than clients wait for headers."""
 
+    agent_grace_seconds: Annotated[Duration, Field(ge=0)] = 15.0
+    """Seconds without a broker that has an agent after which creates are refused. A broker that is replaced is gone
+    for less; what is started meanwhile waits for the next."""
 
-class UpSettings(BaseSettings):
-    """What `runstream up` needs beside the settings of its parts."""
+
+class _ListenSettings(BaseSettings):
+    """Where a process listens."""
 
     model_config = SettingsConfigDict(env_prefix="RUNSTREAM_", frozen=True, extra="ignore", env_ignore_empty=True)
 
     host: str = "127.0.0.1"
-    """The address both ports listen on."""
+    """The address that all ports listen on."""
 
-    port: Annotated[int, Field(ge=0, le=65535)] = 8283
+
+class GatewayServiceSettings(_ListenSettings):
+    """What `runstream gateway` needs beside the settings of its parts."""
+
+    port: Port = 8283
     """The gateway's port, Letta's own; 0 takes a free one."""
 
-    broker_port: Annotated[int, Field(ge=0, le=65535)] = 8284
+    metrics_port: Port | None = None
+    """A port for `/metrics`, which is then not on the other one; 0 takes a free one."""
+
+
+class BrokerServiceSettings(_ListenSettings):
+    """What `runstream broker` needs beside the settings of its parts."""
+
+    port: Port = 8284
     """The broker's port; 0 takes a free one."""
 
-    nats_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    metrics_port: Port | None = None
+    """A port for `/metrics`, which is then not on the other one; 0 takes a free one."""
+
+    agent: str | None = None
+    """What answers messages: `demo`, `module:callable` or a URL. None: this broker executes nothing."""
+
+
+class UpSettings(_ListenSettings):
+    """What `runstream up` needs beside the settings of its parts."""
+
+    port: Port = 8283
+    """The gateway's port, Letta's own; 0 takes a free one."""
+
+    broker_port: Port = 8284
+    """The broker's port; 0 takes a free one."""
+
+    nats_port: Port = 0
     """The embedded nats-server's port, on loopback; 0 takes a free one."""
 
     nats_url: str | None = None
@@ -71,4 +104,4 @@ class UpSettings(BaseSettings):
     """Where the embedded nats-server keeps its streams, so that runs survive a restart."""
 
     agent: str = "demo"
-    """What answers messages."""
+    """What answers messages: `demo`, `module:callable` or a URL."""

@@ -1,4 +1,4 @@
-"""Starts a run for a client: claim, first message, queue."""
+"""Starts a run for a client: is there a worker, claim, first message, queue."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import structlog
 
 from runstream.broker.ending import first_message
 from runstream.broker.errors import BrokerError, Conflict
+from runstream.broker.index import Claimed
 from runstream.broker.publisher import Publisher
 from runstream.broker.topology import LogAddress, shard_of
+from runstream.gateway.credentials import Credentials
 from runstream.gateway.errors import TryLater
 from runstream.schemas import DEFAULT_TENANT, RunRecord, RunRequest, new_run_id
 
 if TYPE_CHECKING:
-    from runstream.broker.index import Claimed, Index
+    from collections.abc import Mapping
+
+    from runstream.broker.index import Index
     from runstream.broker.jetstream import JetStream
     from runstream.broker.queue import WorkQueue
     from runstream.broker.settings import BrokerSettings
+    from runstream.gateway.presence import AgentPresence
     from runstream.schemas import CreateMessagesRequest
 
 __all__ = ["Starter"]
@@ -33,10 +39,20 @@ log = structlog.get_logger(__name__)
 class Starter:
     """Turns a request for an answer into a run that a worker will execute."""
 
-    def __init__(self, jetstream: JetStream, index: Index, queue: WorkQueue, settings: BrokerSettings) -> None:
+    def __init__(
+        self,
+        jetstream: JetStream,
+        settings: BrokerSettings,
+        *,
+        index: Index,
+        queue: WorkQueue,
+        presence: AgentPresence,
+    ) -> None:
         self._jetstream = jetstream
         self._index = index
         self._queue = queue
+        self._presence = presence
+        self._credentials = Credentials(jetstream.connection)
         self._settings = settings
         self._starting: set[asyncio.Task[Claimed]] = set()
 
@@ -50,12 +66,14 @@ class Starter:
         wanted: CreateMessagesRequest,
         body: dict[str, Any],
         *,
+        headers: Mapping[str, str],
         agent_id: str,
         conversation_id: str | None,
         run_type: str,
     ) -> Claimed:
         """Start a run, or find the one this same request started before. Raises `Conflict`, `Unavailable`, `TryLater`.
 
+        Of `headers` nothing is stored: an agent that wants the client's credentials finds them with this gateway.
         Once the claim is made a failure asks the client not to repeat the request: it would start a second run. A
         client that leaves meanwhile cancels its request and not the start: a run that was claimed and never enqueued
         would hold its conversation.
@@ -81,7 +99,7 @@ class Starter:
             include_return_message_types=record.request_config.include_return_message_types,
             body=body,
         )
-        starting = asyncio.create_task(self._start(record, request), name=f"start-{run_id}")
+        starting = asyncio.create_task(self._start(record, request, headers), name=f"start-{run_id}")
         self._starting.add(starting)
         starting.add_done_callback(self._started)
         return await asyncio.shield(starting)
@@ -91,7 +109,16 @@ class Starter:
         if not starting.cancelled():
             starting.exception()  # Its client hears of it, if it is still there.
 
-    async def _start(self, record: RunRecord, request: RunRequest) -> Claimed:
+    async def _start(self, record: RunRecord, request: RunRequest, headers: Mapping[str, str]) -> Claimed:
+        presence = await self._presence.find()
+        if presence is None:
+            existing = await self._index.claimed_run(record)
+            if existing is None:
+                raise TryLater("No agent is configured.")
+            return Claimed(existing, is_new=False)
+        if presence.forwards_credentials:
+            asked_at = await self._credentials.keep(record.id, headers)
+            request = msgspec.structs.replace(request, credentials_from=asked_at)
         try:
             claimed = await self._index.claim(record, request)
         except Conflict as conflict:

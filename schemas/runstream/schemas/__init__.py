@@ -33,6 +33,7 @@ from runstream.schemas.chunks import (
     encode_chunk,
     error_ending,
     kind_of,
+    message_type_of,
     splice_seq_id,
     status_of,
 )
@@ -196,6 +197,7 @@ __all__ = [
     "is_user_id",
     "kind_of",
     "last_user_text",
+    "message_type_of",
     "new_agent_id",
     "new_conversation_id",
     "new_message_id",

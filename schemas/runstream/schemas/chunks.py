@@ -53,6 +53,7 @@ __all__ = [
     "encode_chunk",
     "error_ending",
     "kind_of",
+    "message_type_of",
     "splice_seq_id",
     "status_of",
 ]
@@ -351,9 +352,14 @@ _KINDS: Final[dict[object, Kind]] = {
 }
 
 
+def message_type_of(chunk: Chunk | Mapping[str, object]) -> object:
+    """What a chunk says it is; None if it does not."""
+    return chunk.get("message_type") if isinstance(chunk, Mapping) else chunk.message_type
+
+
 def kind_of(chunk: Chunk | Mapping[str, object]) -> Kind:
     """How this chunk goes out. A message type nobody knows yet is data."""
-    message_type = chunk.get("message_type") if isinstance(chunk, Mapping) else chunk.message_type
+    message_type = message_type_of(chunk)
     return _KINDS.get(message_type, Kind.DATA) if isinstance(message_type, str) else Kind.DATA
 
 

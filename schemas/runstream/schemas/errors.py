@@ -69,6 +69,9 @@ ERROR_TYPES: Final[Mapping[str, ErrorType]] = MappingProxyType(
             "error", "The run's log cannot be reached. Resume from the last seq_id in a moment."
         ),
         "invalid_demo_request": ErrorType("error", "The demo agent does not understand this request."),
+        "credential_lost": ErrorType(
+            "error", "The gateway that knew this request's credential is gone. Send the request again."
+        ),
         "credential_expired": ErrorType("error", "The credential expired. Resume from the last seq_id with a new one."),
     }
 )

@@ -126,6 +126,8 @@ class RunRequest(msgspec.Struct, kw_only=True):
     include_return_message_types: list[str] | None = None
     body: dict[str, Any]
     """The client's request body, as sent."""
+    credentials_from: str | None = None
+    """The NATS subject on which the gateway tells what the client authenticated itself with: that is never stored."""
     traceparent: str | None = None
     """W3C trace context of the request."""
 

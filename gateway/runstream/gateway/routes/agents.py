@@ -16,7 +16,7 @@ async def create_message_stream(request: web.Request) -> web.StreamResponse:
     """`POST /v1/agents/{agent_id}/messages/stream`. Never 409 for being busy: the reference does not lock here."""
     services = request.app[SERVICES]
     agent_id = agent_path(request)
-    body = await body_of(request, limit=services.body_limit, seconds=services.body_seconds)
+    body = await body_of(request, limit=services.body_limit(), seconds=services.body_seconds)
     wanted = model_of(AgentStreamRequest, body, required=True)
     return await create_and_stream(
         request,

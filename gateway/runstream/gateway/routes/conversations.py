@@ -31,7 +31,7 @@ __all__ = ["routes"]
 async def create(request: web.Request) -> web.Response:
     """`POST /v1/conversations/?agent_id=…`: make a conversation of an agent's. Every well-formed agent exists."""
     services = request.app[SERVICES]
-    body = await body_of(request, limit=services.body_limit, seconds=services.body_seconds)
+    body = await body_of(request, limit=services.body_limit(), seconds=services.body_seconds)
     wanted = model_of(CreateConversationRequest, body, required=False)
     agent_id = request.query.get("agent_id") or wanted.agent_id
     if agent_id is None:
@@ -70,7 +70,7 @@ async def create_message(request: web.Request) -> web.StreamResponse:
     """`POST /v1/conversations/{conversation_id}/messages`: say something, stream the answer."""
     services = request.app[SERVICES]
     conversation_id = conversation_path(request)
-    body = await body_of(request, limit=services.body_limit, seconds=services.body_seconds)
+    body = await body_of(request, limit=services.body_limit(), seconds=services.body_seconds)
     wanted = model_of(ConversationMessagesRequest, body, required=True)
     agent_id, conversation = await _addressee(services, conversation_id, wanted)
     return await create_and_stream(

@@ -1,0 +1,48 @@
+"""Whether anybody would execute a run: each broker with an agent answers for itself, on one subject of core NATS.
+
+Nothing of it is stored: a broker that is gone does not answer, and one that comes back does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from runstream.broker.errors import NoResponders, Unavailable
+
+if TYPE_CHECKING:
+    from runstream.broker.connection import Connection, Message, Subscription
+
+__all__ = ["Presence", "announce", "anybody_there"]
+
+SUBJECT = "brokers.with-agent"
+
+
+class Presence(msgspec.Struct, frozen=True):
+    """What a broker says of the agent it has."""
+
+    forwards_credentials: bool = False
+    """Whether its agent is to be called with what the client authenticated itself with."""
+
+
+async def announce(connection: Connection, presence: Presence) -> Subscription:
+    """Answer whoever asks until the subscription is closed. Raises `Unavailable`."""
+    answer = msgspec.json.encode(presence)
+
+    async def asked(message: Message) -> None:
+        await connection.publish(message.reply, answer)
+
+    # All answer, not one chosen by the server: a broker that hangs must not stand for those that live.
+    return await connection.subscribe(SUBJECT, asked)
+
+
+async def anybody_there(connection: Connection, *, seconds: float) -> Presence | None:
+    """Ask for a broker with an agent; None when there is none. Raises `Unavailable` when NATS is away."""
+    try:
+        answer = await connection.request(SUBJECT, b"", seconds=seconds)
+        return msgspec.json.decode(answer.data, type=Presence)
+    except NoResponders:
+        return None
+    except msgspec.MsgspecError as error:
+        raise Unavailable(f"A broker's answer cannot be read: {error}") from error

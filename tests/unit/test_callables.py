@@ -1,0 +1,180 @@
+"""The agents that are Python callables: found by name, or refused in words that say what is wrong."""
+
+import functools
+import sys
+from collections.abc import AsyncGenerator, Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from runstream.broker.agents.callables import callable_agent
+from runstream.broker.agents.failures import outcome_of
+from runstream.broker.agents.loading import agent_source
+from runstream.broker.errors import AgentFailed, InvalidAgent
+from runstream.schemas import Chunk, RunRequest, StopReason, new_agent_id, new_run_id
+
+REQUEST = RunRequest(run_id=new_run_id(), agent_id=new_agent_id(), body={"input": "hello"})
+
+
+async def answer(request: RunRequest) -> AsyncGenerator[Chunk, None]:
+    yield StopReason(stop_reason=str(request.body["input"]))
+
+
+async def with_options(request: RunRequest, *, said: str) -> AsyncGenerator[Chunk, None]:
+    yield StopReason(stop_reason=f"{request.body['input']} {said}")
+
+
+def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any) -> Any:
+        return function(*args)
+
+    return wrapper
+
+
+class Platform:
+    async def __call__(self, request: RunRequest) -> AsyncGenerator[Chunk, None]:
+        yield StopReason(stop_reason=f"{request.body['input']} called")
+
+    async def method(self, request: RunRequest) -> AsyncGenerator[Chunk, None]:
+        yield StopReason(stop_reason=f"{request.body['input']} method")
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    made = ModuleType("a_platform")
+    monkeypatch.setitem(sys.modules, "a_platform", made)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (answer, "hello"),
+        (functools.partial(with_options, said="there"), "hello there"),
+        (decorated(answer), "hello"),
+        (Platform(), "hello called"),
+        (Platform().method, "hello method"),
+    ],
+    ids=["function", "partial", "decorated", "object", "method"],
+)
+async def test_whatever_gives_an_async_generator_is_an_agent(module: ModuleType, found: Any, said: str) -> None:
+    """A function, or anything else that behaves like one when it is called."""
+    module.__dict__["answers"] = found
+    chunks = [chunk async for chunk in callable_agent("a_platform:answers")(REQUEST)]
+    assert chunks == [StopReason(stop_reason=said)]
+
+
+async def test_a_name_may_have_dots(module: ModuleType) -> None:
+    """An attribute of an attribute is found, too."""
+    module.__dict__["platform"] = Platform()
+    chunks = [chunk async for chunk in callable_agent("a_platform:platform.method")(REQUEST)]
+    assert chunks == [StopReason(stop_reason="hello method")]
+
+
+async def coroutine(request: RunRequest) -> Chunk:
+    return StopReason(stop_reason=request.run_id)
+
+
+def generator(request: RunRequest) -> Iterator[Chunk]:
+    yield StopReason(stop_reason=request.run_id)
+
+
+@pytest.mark.parametrize(
+    ("found", "complaint"),
+    [
+        (coroutine, "is a coroutine function: it returns and does not yield; an agent is an async generator function"),
+        (generator, "is a generator function that is not async"),
+        (repr, "is no generator function"),
+        (Platform, "is a class"),
+        ({"an": "agent"}, "is dict, and cannot be called"),
+    ],
+)
+def test_what_is_no_agent_is_refused_in_words(module: ModuleType, found: Any, complaint: str) -> None:
+    """Before anything starts, it is said what was found there."""
+    module.__dict__["answers"] = found
+    with pytest.raises(InvalidAgent, match=complaint):
+        callable_agent("a_platform:answers")
+
+
+@pytest.mark.parametrize(
+    ("source", "spec", "complaint"),
+    [
+        ("", "the_module:answer", "'the_module' has no 'answer'"),
+        ("import no_such_library", "the_module:answer", "importing 'the_module' failed: No module named 'no_such_l"),
+        ("1 / 0", "the_module:answer", "importing 'the_module' failed: ZeroDivisionError: division by zero"),
+        ("", "another_module:answer", "there is no module 'another_module' on PYTHONPATH"),
+        ("", "the_module.part:answer", "importing 'the_module.part' failed|there is no module 'the_module.part'"),
+    ],
+)
+def test_what_cannot_be_imported_is_refused_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, spec: str, complaint: str
+) -> None:
+    """It is said whether the module is absent, or is there and fails."""
+    (tmp_path / "the_module.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "the_module", raising=False)
+    with pytest.raises(InvalidAgent, match=complaint):
+        callable_agent(spec)
+    sys.modules.pop("the_module", None)
+
+
+@pytest.mark.parametrize("spec", ["demo2", "", "/a/path", "./agent.py:answer", "ftp://host/agent"])
+def test_what_names_no_agent_is_told_what_would(spec: str) -> None:
+    """Somebody who mistypes it learns what there is."""
+    with pytest.raises(InvalidAgent, match=r"There is no agent .*: give demo"):
+        agent_source(spec)
+
+
+class ProviderError(Exception):
+    """As clients of model providers raise it."""
+
+    def __init__(self, status_code: int) -> None:
+        self.status_code = status_code
+        super().__init__(f"Error code: {status_code}")
+
+
+class Response:
+    def __init__(self, status_code: int) -> None:
+        self.status_code = status_code
+
+
+class StatusError(Exception):
+    """As clients of HTTP raise it."""
+
+    def __init__(self, status_code: int) -> None:
+        self.response = Response(status_code)
+
+
+class ReadTimeout(Exception):  # so do they call it
+    """As clients of HTTP raise it."""
+
+
+@pytest.mark.parametrize(
+    ("error", "error_type"),
+    [
+        (AgentFailed("of_its_own"), "of_its_own"),
+        (ProviderError(429), "llm_rate_limit"),
+        (ProviderError(401), "llm_authentication"),
+        (ProviderError(403), "llm_authentication"),
+        (ProviderError(408), "llm_timeout"),
+        (ProviderError(504), "llm_timeout"),
+        (ProviderError(500), "llm_error"),
+        (ProviderError(599), "llm_error"),
+        (ProviderError(200), "internal_error"),
+        (StatusError(429), "llm_rate_limit"),
+        (StatusError(502), "llm_error"),
+        (ReadTimeout(), "llm_timeout"),
+        (TimeoutError(), "llm_timeout"),
+        (KeyError("a defect"), "internal_error"),
+    ],
+    ids=repr,
+)
+def test_what_an_agent_raises_becomes_an_error_type(error: Exception, error_type: str) -> None:
+    """So that a client knows whether it makes sense to try again."""
+    outcome = outcome_of(error, REQUEST.run_id)
+    assert outcome.error is not None
+    assert outcome.error.error_type == error_type
+    assert outcome.error.run_id == REQUEST.run_id
