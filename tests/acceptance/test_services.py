@@ -1,0 +1,259 @@
+"""`runstream gateway` and `runstream broker`: processes of their own, in any order and number, killed one by one."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runstream.broker.embedded import EmbeddedServer
+from runstream.schemas import new_agent_id, new_conversation_id, new_run_id
+from tests.support.http import DONE, Cut, Event, Reply, fetch, open_stream
+from tests.support.nats import free_ports
+from tests.support.processes import RunningProcess, running, runstream
+from tests.support.stack import message
+from tests.support.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+SOURCE = {"PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("schemas", "broker", "gateway"))}
+START_SECONDS = 20.0
+LEASE = {"RUNSTREAM_LEASE_SECONDS": "1"}
+
+
+class Service:
+    """A process that serves HTTP on a port that was chosen beforehand."""
+
+    def __init__(self, process: RunningProcess, port: int) -> None:
+        self.process = process
+        self.base = f"http://127.0.0.1:{port}"
+
+    async def get(self, path: str) -> Reply:
+        return await fetch(self.base, "GET", path)
+
+    async def answers(self, path: str, status: int) -> bool:
+        with contextlib.suppress(OSError, EOFError, Cut):
+            return (await self.get(path)).status == status
+        return False
+
+    async def is_ready(self) -> None:
+        await self.process.wait_for_line("^ready ", START_SECONDS)
+
+    async def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        assert await self.process.wait() == -signal.SIGKILL
+
+
+@contextlib.asynccontextmanager
+async def service(kind: str, nats_url: str, *args: str, env: Mapping[str, str] | None = None) -> AsyncIterator[Service]:
+    """One of the two commands; whether it is ready is for the test to find out."""
+    (port,) = free_ports(1)
+    argv = runstream(kind, "--nats-url", nats_url, "--port", str(port), *args)
+    async with running(*argv, env={**SOURCE, **LEASE, **(env or {})}) as process:
+        yield Service(process, port)
+
+
+def create(gateway: Service, **knobs: Any) -> open_stream:
+    return open_stream(gateway.base, f"/v1/agents/{new_agent_id()}/messages/stream", message(knobs))
+
+
+def resume(gateway: Service, run_id: str, after: int = 0) -> open_stream:
+    return open_stream(gateway.base, f"/v1/runs/{run_id}/stream", {"starting_after": after})
+
+
+def texts(events: Sequence[Event]) -> int:
+    return sum(event.message_type == "assistant_message" for event in events)
+
+
+@pytest.mark.parametrize("kind", ["gateway", "broker"])
+async def test_a_service_waits_for_nats(tmp_path: Path, kind: str) -> None:
+    """Started without NATS it lives and is not ready, says why, and is ready by itself once NATS is there."""
+    (port,) = free_ports(1)
+    url = f"nats://127.0.0.1:{port}"
+    async with service(kind, url, *(["--agent", "demo"] if kind == "broker" else [])) as started:
+        await wait_until(lambda: started.answers("/livez", 200), START_SECONDS)
+        unready = await started.get("/readyz")
+        assert (unready.status, unready.json["detail"]) == (503, "NATS is not connected.")
+        assert (await started.get("/metrics")).status == 200
+        if kind == "gateway":
+            refused = await started.get(f"/v1/runs/{new_run_id()}")
+            assert (refused.status, refused.headers["retry-after"]) == (503, "2")
+        assert started.process.lines == []
+        async with EmbeddedServer(tmp_path, port=port, start_timeout=START_SECONDS):
+            if kind == "gateway":
+                await started.is_ready()
+                detail = "The store has no streams yet: a broker makes them when it starts. Try again."
+                refused = await started.get(f"/v1/runs/{new_run_id()}")
+                assert (refused.status, refused.json["detail"]) == (503, detail)
+                async with service("broker", url) as broker:
+                    await broker.is_ready()
+                    await wait_until(lambda: started.answers("/readyz", 200), START_SECONDS)
+                    assert (await started.get(f"/v1/runs/{new_run_id()}")).status == 404
+            else:
+                await started.is_ready()
+                await wait_until(lambda: started.answers("/readyz", 200), START_SECONDS)
+
+
+@pytest.mark.parametrize("kind", ["gateway", "broker"])
+async def test_a_service_that_waits_can_be_stopped(kind: str) -> None:
+    """SIGTERM ends it with exit code 0, whether NATS ever came or not."""
+    (port,) = free_ports(1)
+    async with service(kind, f"nats://127.0.0.1:{port}") as started:
+        await wait_until(lambda: started.answers("/livez", 200), START_SECONDS)
+        started.process.send_signal(signal.SIGTERM)
+        assert await started.process.wait(5) == 0, started.process.report()
+        assert "Traceback" not in "\n".join(started.process.errors)
+
+
+@pytest.mark.parametrize("kind", ["gateway", "broker"])
+async def test_metrics_have_a_port_of_their_own_if_told(nats_url: str, kind: str) -> None:
+    """With --metrics-port the service's own port, which clients reach, does not show them."""
+    (port,) = free_ports(1)
+    async with service(kind, nats_url, "--metrics-port", str(port)) as started:
+        await started.is_ready()
+        assert (await started.get("/metrics")).status == 404
+        shown = await fetch(f"http://127.0.0.1:{port}", "GET", "/metrics")
+        assert b"runstream_nats_reconnects" in shown.body
+        assert (await started.get("/livez")).status == 200
+
+
+async def test_without_a_broker_that_could_nothing_is_claimed(tmp_path: Path) -> None:
+    """A message is refused while only a broker without an agent is there, and answered once there is one with."""
+    path = f"/v1/agents/{new_agent_id()}/messages/stream"
+    asked = message("", messages=[{"role": "user", "content": '{"chunks": 2}', "otid": "asked twice"}])
+    grace = {"RUNSTREAM_AGENT_GRACE_SECONDS": "0.5"}
+    async with contextlib.AsyncExitStack() as stack:
+        # A server of its own: runs that were taken within the grace wait there for a broker.
+        nats_server = await stack.enter_async_context(EmbeddedServer(tmp_path, start_timeout=START_SECONDS))
+        nats_url = nats_server.url
+        gateway = await stack.enter_async_context(service("gateway", nats_url, env=grace))
+        idle = await stack.enter_async_context(service("broker", nats_url))
+        await asyncio.gather(gateway.is_ready(), idle.is_ready())
+        refused = await fetch(gateway.base, "POST", path, json=asked)
+        assert (refused.status, refused.json) == (503, {"detail": "No agent is configured."})
+        assert refused.headers["retry-after"] == "2"
+        unknown = await fetch(
+            gateway.base, "POST", f"/v1/conversations/{new_conversation_id()}/stream", json={"otid": "asked twice"}
+        )
+        assert unknown.status == 404
+        async with service("broker", nats_url, "--agent", "demo") as broker:
+            await broker.is_ready()
+            async with open_stream(gateway.base, path, asked) as stream:
+                answered = await stream.rest()
+            assert answered[-1] == DONE
+            await broker.kill()
+        other = {**asked, "messages": [{"role": "user", "content": "something else"}]}
+
+        async def refuses() -> bool:
+            # Taken within the grace, it is a run that waits for a broker: its stream is left at once.
+            with contextlib.suppress(AssertionError):
+                async with open_stream(gateway.base, path, other):
+                    return False
+            return True
+
+        await wait_until(refuses, 20)
+        async with open_stream(gateway.base, path, asked) as stream:
+            assert await stream.rest() == answered
+
+
+@pytest.mark.parametrize(
+    "victim", ["the gateway it is read from", "the other gateway", "its broker", "the other broker"]
+)
+async def test_two_of_each_survive_a_kill_of_any(nats_url: str, victim: str) -> None:
+    """Two brokers share the work, two gateways serve every run; whoever is killed, no stored chunk is lost."""
+    async with contextlib.AsyncExitStack() as stack:
+        brokers = [await stack.enter_async_context(service("broker", nats_url, "--agent", "demo")) for _ in range(2)]
+        gateways = [await stack.enter_async_context(service("gateway", nats_url)) for _ in range(2)]
+        await asyncio.gather(*(started.is_ready() for started in [*brokers, *gateways]))
+        async with create(gateways[0], chunks=40, interval_ms=50) as stream:
+            begun = await stream.take(8)
+            run_id = str(begun[0].json["run_id"])
+            owner, other = await owner_of(brokers, run_id)
+            if victim == "the gateway it is read from":
+                await gateways[0].kill()
+                with pytest.raises(Cut):
+                    await stream.rest()
+            elif victim == "the other gateway":
+                await gateways[1].kill()
+                await stream.rest()
+            else:
+                await (owner if victim == "its broker" else other).kill()
+                await stream.rest()
+            seen = stream.seen
+        survivor = gateways[0] if victim == "the other gateway" else gateways[1]
+        async with resume(survivor, run_id, stream.cursor) as rest:
+            seen = [*seen, *[event for event in await rest.rest() if event not in seen]]
+        async with resume(survivor, run_id) as whole:
+            assert await whole.rest() == seen
+        if victim == "its broker":
+            assert 7 <= texts(seen) < 40
+            assert [event.json.get("error_type") for event in seen if event.event == "error"] == ["run_lost"]
+        else:
+            assert texts(seen) == 40
+        assert seen[-1] == DONE
+        # Whoever is left does the work of both.
+        async with create(survivor, chunks=3) as stream:
+            assert texts(await stream.rest()) == 3
+
+
+async def owner_of(brokers: Sequence[Service], run_id: str) -> tuple[Service, Service]:
+    """The broker that executes the only live run there is, and the other one."""
+    live = [b"runstream_runs_live 1.0" in (await broker.get("/metrics")).body for broker in brokers]
+    assert sorted(live) == [False, True], f"{run_id} is executed by {live}"
+    owner = live.index(True)
+    return brokers[owner], brokers[1 - owner]
+
+
+async def test_brokers_share_the_work(nats_url: str) -> None:
+    """Of a hundred runs at once each broker executes some, none executes one twice, and all are complete."""
+    async with contextlib.AsyncExitStack() as stack:
+        narrow = {"RUNSTREAM_WORKER_CONCURRENCY": "20"}
+        brokers = [
+            await stack.enter_async_context(service("broker", nats_url, "--agent", "demo", env=narrow))
+            for _ in range(2)
+        ]
+        gateway = await stack.enter_async_context(service("gateway", nats_url))
+        await asyncio.gather(*(started.is_ready() for started in [*brokers, gateway]))
+
+        async def run() -> int:
+            async with create(gateway, chunks=5, interval_ms=20) as stream:
+                return texts(await stream.rest())
+
+        assert await asyncio.gather(*(run() for _ in range(100))) == [5] * 100
+        executed = [await started_runs(broker) for broker in brokers]
+        assert sum(executed) == 100
+        assert min(executed) > 0
+
+
+async def started_runs(broker: Service) -> int:
+    (line,) = [
+        line
+        for line in (await broker.get("/metrics")).body.decode().splitlines()
+        if line.startswith("runstream_runs_started_total")
+    ]
+    return int(float(line.split()[1]))
+
+
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        (["broker", "--agent", "no_such_module:answer"], "there is no module 'no_such_module' on PYTHONPATH"),
+        (["broker", "--agent", "demo2"], "There is no agent 'demo2'"),
+        (["broker", "--nats-url", "http://user:secret@nats"], "write the URL of NATS as nats://host:4222"),
+        (["gateway", "--nats-url", "nats://nats:port"], "write the URL of NATS as nats://host:4222"),
+        (["gateway", "--nats-url", ""], "The URL of NATS is empty"),
+        (["gateway", "--port", "70000"], "port: Input should be less than or equal to 65535"),
+        (["gateway", "--host", "192.0.2.1"], "The port 192.0.2.1:8283 cannot be taken"),
+    ],
+)
+async def test_what_can_never_work_is_refused_at_once(args: list[str], complaint: str) -> None:
+    """What waiting would not mend ends the command with exit code 1 and one line that says what to do."""
+    async with running(*runstream(*args), env=SOURCE) as process:
+        assert await process.wait(START_SECONDS) == 1, process.report()
+        assert complaint in process.errors[-1]
+        assert process.errors[-1].startswith("runstream: ")
+        assert "secret" not in "\n".join(process.errors)
+        assert "Traceback" not in "\n".join(process.errors)
