@@ -14,6 +14,7 @@ BrokerError
 ├── CursorExpired               retention has removed what the cursor asks for
 ├── Conflict                    a claim was refused: the conversation or an otid is taken
 ├── AgentFailed                 the agent ended with an error of its own
+├── InvalidAgent                there is no such agent, or what names it is wrong
 ├── TopologyError               the streams are absent, or not as configured
 │   └── ServerTooOld            nats-server lacks what runstream is built on
 ├── InvalidSettings             a setting has a value it cannot have
@@ -33,6 +34,7 @@ __all__ = [
     "CursorExpired",
     "EmbeddedServerError",
     "Fenced",
+    "InvalidAgent",
     "InvalidSettings",
     "NotStored",
     "RunTooLong",
@@ -135,6 +137,10 @@ class AgentFailed(BrokerError):
         self.error_type = error_type
         self.message = message
         super().__init__(detail or "", error_type=error_type)
+
+
+class InvalidAgent(BrokerError):
+    """The agent cannot be used as it is given."""
 
 
 class TopologyError(BrokerError):
