@@ -14,6 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from runstream.broker.agents.http import HeadersFor, http_agent
+from runstream.broker.agents.http_answer import REFUSAL_SECONDS
 from runstream.broker.agents.settings import UpstreamSettings
 from runstream.broker.errors import AgentFailed
 from runstream.schemas import RunRequest, encode_chunk, new_agent_id, new_conversation_id, new_run_id
@@ -350,6 +351,15 @@ async def test_a_good_end(end: list[bytes]) -> None:
         assert await agent.all() == [STOPPED, word(0), word(1)]
 
 
+@pytest.mark.parametrize("end", [[], [DONE], [b"data: {"]])
+async def test_an_error_is_an_ending_in_whatever_event_it_comes(end: list[bytes]) -> None:
+    """An error_message without `event: error` is the run's error, and no good end is made up after it."""
+    error = {"message_type": "error_message", "error_type": "llm_error", "message": "m"}
+    for path in ("", BY_URL):
+        async with answering(plays([event(error), *end]), path) as (_, agent):
+            assert await agent.all() == [error]
+
+
 async def test_a_stop_reason_of_the_platforms_is_the_only_one() -> None:
     """Where any URL goes, one is made up only if there was none."""
     stopped = {"message_type": "stop_reason", "stop_reason": "max_steps"}
@@ -484,8 +494,9 @@ async def test_a_refusal_of_any_length_is_read_as_far_as_it_explains() -> None:
             await exchange.say(b"x" * 1000)
 
     async with answering(script) as (upstream, agent):
-        _, error = await agent.failure()
-        await upstream.exchanges[0].left.wait()
+        async with asyncio.timeout(REFUSAL_SECONDS):
+            _, error = await agent.failure()
+        await asyncio.wait_for(upstream.exchanges[0].left.wait(), 1)
     assert error.detail == "HTTP 500 Internal Server Error: " + "x" * 8192
 
 
@@ -805,6 +816,15 @@ async def test_cancelling_a_run_closes_its_connection(head: bool) -> None:
         with pytest.raises(asyncio.CancelledError):
             await asking
         await asyncio.wait_for(upstream.exchanges[0].left.wait(), 1)
+
+
+async def test_proxies_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that the environment names is not asked: a platform is beside runstream, not out in the world."""
+    async with reserved() as nobody:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        async with answering(plays([STOP, DONE])) as (_, agent):
+            assert await agent.all() == [STOPPED]
 
 
 async def test_after_the_end_nobody_listens() -> None:
