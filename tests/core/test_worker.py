@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
@@ -15,16 +15,18 @@ from runstream.broker.agents import Agent
 from runstream.broker.agents.demo import demo
 from runstream.broker.connection import Message
 from runstream.broker.errors import AgentFailed
-from runstream.broker.log import entry_of
+from runstream.broker.log import KIND, entry_of
 from runstream.broker.queue import WorkQueue
 from runstream.broker.service import Broker
 from runstream.broker.topology import WORK_STREAM, WORKERS, LogAddress
 from runstream.schemas import (
+    MESSAGE_TYPES,
     AssistantMessage,
     Chunk,
     ErrorMessage,
     Kind,
     Ping,
+    RequestConfig,
     RunRecord,
     RunRequest,
     StopReason,
@@ -169,6 +171,24 @@ async def test_a_run_that_is_neither_completed_nor_failed(core: Core) -> None:
         record = await over(core, run)
     assert (record.status, record.stop_reason) == ("cancelled", "cancelled")
     assert [message["message_type"] for message in await ending(core, run)] == ["stop_reason"]
+
+
+EVERY_TYPE: Sequence[Mapping[str, object]] = [{"message_type": name, "id": name} for name in MESSAGE_TYPES]
+OTHERS: Sequence[Mapping[str, object]] = [{"message_type": "a_newer_one"}, {"no": "message"}, {"message_type": ["odd"]}]
+
+
+@pytest.mark.parametrize("wanted", [None, [], *([name] for name in MESSAGE_TYPES), ["user_message", "event_message"]])
+async def test_a_client_is_spared_the_message_types_it_does_not_want(core: Core, wanted: list[str] | None) -> None:
+    """They are not stored; pings, what is no message of Letta's and the ending are never left out."""
+    async with broker(core, scripted(*EVERY_TYPE, *OTHERS, *GOOD_END)):
+        run = await submit(core, request_config=RequestConfig(include_return_message_types=wanted))
+        await over(core, run)
+        stored = await core.stored(LogAddress(run.id, run.shard))
+    shown = [msgspec.json.decode(message.body) for message in stored if message.headers[KIND] == Kind.DATA]
+    expected = MESSAGE_TYPES if wanted is None else tuple(wanted)
+    assert [chunk.get("message_type") for chunk in shown] == [*expected, "a_newer_one", None, ["odd"]]
+    assert kinds(stored)[0] == Kind.PING
+    assert kinds(stored)[-3:] == [Kind.PLAIN, Kind.PLAIN, Kind.END]
 
 
 # -- the agent fails ----------------------------------------------------------------------------------------------

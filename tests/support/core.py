@@ -163,6 +163,7 @@ def request_of(record: RunRecord, said: str = "hello") -> RunRequest:
         run_id=record.id,
         agent_id=record.agent_id,
         conversation_id=record.conversation_id,
+        include_return_message_types=record.request_config.include_return_message_types,
         body={"input": said},
     )
 

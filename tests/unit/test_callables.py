@@ -12,6 +12,7 @@ import pytest
 from runstream.broker.agents.callables import callable_agent
 from runstream.broker.agents.failures import outcome_of
 from runstream.broker.agents.loading import agent_source
+from runstream.broker.agents.settings import UpstreamSettings
 from runstream.broker.errors import AgentFailed, InvalidAgent
 from runstream.schemas import Chunk, RunRequest, StopReason, new_agent_id, new_run_id
 
@@ -125,7 +126,7 @@ def test_what_cannot_be_imported_is_refused_in_words(
 def test_what_names_no_agent_is_told_what_would(spec: str) -> None:
     """Somebody who mistypes it learns what there is."""
     with pytest.raises(InvalidAgent, match=r"There is no agent .*: give demo"):
-        agent_source(spec)
+        agent_source(spec, UpstreamSettings())
 
 
 class ProviderError(Exception):

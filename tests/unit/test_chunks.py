@@ -212,7 +212,8 @@ def test_any_object_passes_through(chunk: dict[str, Any]) -> None:
     body = encode_chunk(chunk, run_id=RUN_ID)
     assert chunk == before
     expected = {key: value for key, value in chunk.items() if key != "seq_id"}
-    if "run_id" in chunk or chunk.get("message_type") not in ("stop_reason", "usage_statistics"):
+    message_type = chunk.get("message_type")
+    if isinstance(message_type, str) and ("run_id" in chunk or message_type not in ("stop_reason", "usage_statistics")):
         expected["run_id"] = RUN_ID
     assert json.loads(body) == expected
     for seq_id in (None, 1, 2**53 - 1):
@@ -273,9 +274,14 @@ def test_what_is_no_chunk_is_refused(chunk: Any) -> None:
 
 def test_any_mapping_will_do() -> None:
     """A mapping need not be a dict, and what JSON has no word for is null."""
-    assert encode_chunk(MappingProxyType({"a": math.nan, "b": math.inf}), run_id="r") == (
-        b'{"a":null,"b":null,"run_id":"r"}'
-    )
+    assert encode_chunk(MappingProxyType({"a": math.nan, "b": math.inf}), run_id="r") == (b'{"a":null,"b":null}')
+
+
+@pytest.mark.parametrize("message_type", [{}, {"message_type": None}, {"message_type": 7}])
+def test_what_is_no_message_keeps_its_own_run_id(message_type: dict[str, object]) -> None:
+    """Another protocol's `run_id` is no run of ours: it is neither replaced nor added."""
+    for chunk in ({"run_id": "theirs", **message_type, "a": 1}, {**message_type, "a": 1}):
+        assert json.loads(encode_chunk({**chunk, "seq_id": 3}, run_id=RUN_ID)) == chunk
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"3", b"null", b'"x"', b"{", b'{"a":1}x', b'{"a":"\xff"}', b"["])

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import pkgutil
 import re
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from pydantic_settings import BaseSettings
 
 from runstream.broker.agents import demo
+from runstream.broker.agents.settings import UpstreamSettings
 from runstream.broker.http import health_routes, metrics_route
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.broker.topology import WORK_STREAM
@@ -95,7 +97,10 @@ class Setting(NamedTuple):
         """What the source makes of a default as it is written in the documents."""
         if text == "unset":
             return None
-        return text if self.kind is None else getattr(resolved(self.kind, {self.name: text}), self.name)
+        if self.kind is None:
+            return text
+        value = json.loads(text) if isinstance(self.default, dict) else text
+        return getattr(resolved(self.kind, {self.name: value}), self.name)
 
 
 def options() -> list[Any]:
@@ -107,8 +112,15 @@ def options() -> list[Any]:
 def settings() -> dict[str, Setting]:
     """Every setting by the name of its variable; of those of one name that of `up` is the one in the table."""
     found = {
-        f"RUNSTREAM_{name.upper()}": Setting(name, field.default, kind)
-        for kind in (BrokerSettings, GatewaySettings, BrokerServiceSettings, GatewayServiceSettings, UpSettings)
+        f"{kind.model_config['env_prefix']}{name.upper()}": Setting(name, field.default, kind)
+        for kind in (
+            BrokerSettings,
+            UpstreamSettings,
+            GatewaySettings,
+            BrokerServiceSettings,
+            GatewayServiceSettings,
+            UpSettings,
+        )
         for name, field in kind.model_fields.items()
     }
     return found | {

@@ -15,10 +15,10 @@ BrokerError
 ├── CursorExpired               retention has removed what the cursor asks for
 ├── Conflict                    a claim was refused: the conversation or an otid is taken
 ├── AgentFailed                 the agent ended with an error of its own
+├── InvalidAgent                there is no such agent, or what names it is wrong
 ├── TopologyError               the streams are absent, or not as configured
 │   └── ServerTooOld            nats-server lacks what runstream is built on
 ├── InvalidSettings             a setting has a value it cannot have
-├── InvalidAgent                what is given as the agent is none
 └── EmbeddedServerError         the embedded nats-server does not start
 
 The docstring is the message; facts are attributes. Errors of nats-py are translated where they enter
@@ -145,6 +145,10 @@ class AgentFailed(BrokerError):
         super().__init__(detail or "", error_type=error_type)
 
 
+class InvalidAgent(BrokerError):
+    """The agent cannot be used as it is given."""
+
+
 class TopologyError(BrokerError):
     """The streams in JetStream are not as this configuration needs them."""
 
@@ -155,10 +159,6 @@ class ServerTooOld(TopologyError):
 
 class InvalidSettings(BrokerError):
     """A setting is not valid."""
-
-
-class InvalidAgent(BrokerError):
-    """The agent cannot be used as it is given."""
 
 
 class EmbeddedServerError(BrokerError):

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from runstream.broker.errors import InvalidSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from pydantic_core import ErrorDetails
 
 __all__ = ["BrokerSettings", "Duration", "resolved", "without_password"]
 
@@ -118,8 +120,14 @@ def resolved(kind: type[Settings], given: Mapping[str, object] | None = None) ->
     try:
         return kind(**values)
     except ValidationError as error:
-        wrong = [
-            f"{'.'.join(map(str, found['loc']))}: {found['msg']}, not {without_password(repr(found['input']))}"
-            for found in error.errors()
-        ]
-        raise InvalidSettings("; ".join(wrong)) from error
+        raise InvalidSettings("; ".join(_complaint(kind, found) for found in error.errors())) from error
+    except SettingsError as error:
+        raise InvalidSettings(f"{error}: this setting is JSON") from error
+
+
+def _complaint(kind: type[BaseSettings], found: ErrorDetails) -> str:
+    """Say which setting is wrong, and what it is: unless it is one that no `repr` shows, as it may be secret."""
+    prefix = str(kind.model_config["env_prefix"]).removeprefix("RUNSTREAM_").lower()
+    field = kind.model_fields.get(str(found["loc"][0])) if found["loc"] else None
+    shown = f", not {without_password(repr(found['input']))}" if field is None or field.repr else ""
+    return f"{prefix}{'.'.join(map(str, found['loc']))}: {found['msg']}{shown}"

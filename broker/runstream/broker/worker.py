@@ -274,7 +274,7 @@ class Worker:
         return Outcome(stop.stop_reason, usage=usage or UsageStatistics())
 
 
-def _unwanted_types(request: RunRequest) -> frozenset[object]:
+def _unwanted_types(request: RunRequest) -> frozenset[str]:
     """Return the message types that the client asked to be spared; what is no message of Letta's is never one."""
     wanted = request.include_return_message_types
     return frozenset() if wanted is None else frozenset(MESSAGE_TYPES).difference(wanted)

@@ -13,6 +13,7 @@ import typer
 import uvloop
 
 from runstream.broker.agents.loading import agent_source
+from runstream.broker.agents.settings import UpstreamSettings
 from runstream.broker.errors import BrokerError
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.gateway.logs import configure_logs
@@ -46,7 +47,7 @@ MetricsPort = Annotated[
 NatsUrl = Annotated[
     str | None, typer.Option(help="Where NATS is; several servers with commas. [nats://127.0.0.1:4222]")
 ]
-AGENT_HELP = "What answers messages: demo, or module:callable."
+AGENT_HELP = "What answers messages: demo, module:callable, or a platform's URL."
 LogLevel = Annotated[str, typer.Option(envvar="RUNSTREAM_LOG_LEVEL")]
 LogJson = Annotated[bool | None, typer.Option("--log-json/--log-text", envvar="RUNSTREAM_LOG_JSON")]
 
@@ -97,7 +98,7 @@ def up_command(  # noqa: PLR0917  # typer reads options off the parameters
             settings,
             resolved(BrokerSettings, connection),
             resolved(GatewaySettings),
-            agent=agent_source(settings.agent),
+            agent=agent_source(settings.agent, resolved(UpstreamSettings)),
             ready=lambda url: _welcome(url, settings),
         )
         uvloop.run(until_stopped(service))
@@ -141,7 +142,7 @@ def broker_command(  # noqa: PLR0917  # typer reads options off the parameters
         service = serve_broker(
             settings,
             resolved(BrokerSettings, {"nats_url": nats_url}),
-            agent=None if settings.agent is None else agent_source(settings.agent),
+            agent=None if settings.agent is None else agent_source(settings.agent, resolved(UpstreamSettings)),
             ready=_ready,
         )
         uvloop.run(until_stopped(service))

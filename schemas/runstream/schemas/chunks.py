@@ -352,15 +352,15 @@ _KINDS: Final[dict[object, Kind]] = {
 }
 
 
-def message_type_of(chunk: Chunk | Mapping[str, object]) -> object:
-    """What a chunk says it is; None if it does not."""
-    return chunk.get("message_type") if isinstance(chunk, Mapping) else chunk.message_type
+def message_type_of(chunk: Chunk | Mapping[str, object]) -> str | None:
+    """What a chunk says it is; None if it does not, or not in a word: then it is no message of Letta's."""
+    message_type = chunk.get("message_type") if isinstance(chunk, Mapping) else chunk.message_type
+    return message_type if isinstance(message_type, str) else None
 
 
 def kind_of(chunk: Chunk | Mapping[str, object]) -> Kind:
     """How this chunk goes out. A message type nobody knows yet is data."""
-    message_type = message_type_of(chunk)
-    return _KINDS.get(message_type, Kind.DATA) if isinstance(message_type, str) else Kind.DATA
+    return _KINDS.get(message_type_of(chunk), Kind.DATA)
 
 
 def status_of(stop_reason: str) -> FinalStatus:
@@ -396,14 +396,16 @@ def error_ending(
 
 
 _encoder: Final = msgspec.json.Encoder()
+_CONTAINERS: Final = (dict, list, tuple)
 
 
 def encode_chunk(chunk: Chunk | Mapping[str, object], *, run_id: str) -> bytes:
     """The chunk as the log stores it: one compact JSON object, nulls kept, `run_id` set, no `seq_id`.
 
     A mapping keeps its keys in their order, known to runstream or not; its `run_id` is replaced where it
-    stands, or added last. A stop reason or usage gets none, for it has none on the wire. The caller's object
-    is not changed. Not-a-number and infinity become null: JSON has no word for them.
+    stands, or added last. A stop reason or usage gets none, for it has none on the wire; and a mapping without
+    a `message_type` is not of this protocol: its `run_id`, if it has one, is its own. The caller's object is not
+    changed. Not-a-number and infinity become null: JSON has no word for them.
 
     Raises InvalidChunk for what is not an object, is empty but for a `seq_id`, or cannot be JSON.
     """
@@ -422,13 +424,13 @@ def encode_chunk(chunk: Chunk | Mapping[str, object], *, run_id: str) -> bytes:
 
 
 def _object_to_store(chunk: Mapping[str, object], run_id: str) -> dict[str, object]:
-    """A copy without `seq_id`, with our `run_id`: a platform's own would lead its client to a dead end."""
+    """A copy without `seq_id`, and a message with our `run_id`: a platform's own would lead its client nowhere."""
     stored = dict(chunk)
     stored.pop("seq_id", None)
     if not stored:
         raise InvalidChunk("A chunk has at least one key.")
     _check_keys(stored)
-    if "run_id" in stored or kind_of(stored) is not Kind.PLAIN:
+    if isinstance(stored.get("message_type"), str) and ("run_id" in stored or kind_of(stored) is not Kind.PLAIN):
         stored["run_id"] = run_id
     return stored
 
@@ -439,10 +441,12 @@ def _check_keys(value: object) -> None:
         for key, item in value.items():
             if not isinstance(key, str):
                 raise InvalidChunk(f"The keys of a chunk are strings, not {type(key).__name__}.")
-            _check_keys(item)
+            if isinstance(item, _CONTAINERS):
+                _check_keys(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            _check_keys(item)
+            if isinstance(item, _CONTAINERS):
+                _check_keys(item)
 
 
 def decode_chunk(body: bytes) -> Chunk | dict[str, object]:

@@ -63,6 +63,9 @@ ERROR_TYPES: Final[Mapping[str, ErrorType]] = MappingProxyType(
         "run_too_long": ErrorType("error", "This run has reached the number of messages a run may have."),
         "chunk_too_large": ErrorType("error", "The agent sent a message that is too large to be stored."),
         "upstream_rejected": ErrorType("error", "The agent platform refused the request."),
+        "upstream_unreachable": ErrorType("error", "The agent platform cannot be reached."),
+        "upstream_timeout": ErrorType("error", "The agent platform was silent for too long."),
+        "upstream_invalid": ErrorType("error", "The agent platform sent something that is not a JSON object."),
         "store_full": ErrorType("error", "The store is full: an operator has to make room for further runs."),
         "expired": ErrorType("error", "Part of this run was removed by retention."),
         "store_unavailable": ErrorType(

@@ -1,0 +1,190 @@
+"""The HTTP agent: asks a platform's own endpoint to answer a run, and records the events that it streams.
+
+A URL without a path, or one that ends in `/v1`, is a Letta-compatible platform: it is asked on Letta's paths, and a
+stream of its that ends without a stop reason has failed. Any other URL is asked as it is, and what it streams may
+be any JSON objects: its end is a good one if the response ended in good order.
+
+A request that may have been sent is never sent again: the platform may have begun to act on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import TYPE_CHECKING, Final, TypeAlias
+from urllib.parse import quote
+
+import httpx
+import msgspec
+import structlog
+
+from runstream.broker.agents.http_answer import broken, check, chunks_of, silent
+from runstream.broker.errors import AgentFailed, InvalidAgent
+from runstream.schemas import RunRequest, StopReason
+
+if TYPE_CHECKING:
+    from runstream.broker.agents import Agent
+    from runstream.broker.agents.settings import UpstreamSettings
+    from runstream.schemas import Chunk
+
+__all__ = ["HeadersFor", "check_url", "http_agent"]
+
+log = structlog.get_logger(__name__)
+
+HeadersFor: TypeAlias = Callable[[RunRequest], Awaitable[Mapping[str, str]]]
+"""Gives the headers that tell the platform who asks. May raise `AgentFailed`."""
+
+FIRST_DELAY_SECONDS: Final = 0.1
+LONGEST_DELAY_SECONDS: Final = 1.0
+ENDINGS: Final = ("stop_reason", "error_message")
+BREAKS: Final = frozenset({"stream_incomplete", "upstream_timeout"})
+"""Errors that leave what was said before them as it is: a run that had its ending has ended."""
+HEADERS: Final = {
+    "Accept": "text/event-stream",
+    "Accept-Encoding": "identity",  # A compressor holds events back to make more of them.
+    "Content-Type": "application/json",
+}
+
+
+@asynccontextmanager
+async def http_agent(
+    url: str, settings: UpstreamSettings, headers_for: HeadersFor | None = None
+) -> AsyncIterator[Agent]:
+    """Give an agent that asks the platform at `url`, with what `headers_for` says of who asks.
+
+    Leaving the block closes its connections. Raises `InvalidAgent` for a URL that cannot be asked.
+    """
+    platform = _Platform(url)
+    headers = httpx.Headers({"User-Agent": "runstream"})
+    headers.update(settings.headers)
+    headers.update(HEADERS)
+    async with httpx.AsyncClient(
+        headers=headers,
+        # A proxy that the environment names is for the outside; a certificate that it names (SSL_CERT_FILE) is heeded.
+        trust_env=False,
+        verify=ssl.create_default_context(),
+        timeout=httpx.Timeout(None, connect=settings.connect_seconds),
+        # A connection for each run. A platform may close an idle one in the moment in which it is used again, and
+        # the run would be lost, as its request may have been read: too much for a millisecond saved in minutes.
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+        # No run is told what the platform told another.
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+    ) as client:
+        yield _HttpAgent(client, platform, settings, headers_for or _nobody)
+
+
+class _Platform:
+    """Where requests go, and what they say. Raises `InvalidAgent`, which shows nothing of the URL: it may be secret."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._url = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise InvalidAgent(f"Its URL: {error}") from error
+        if self._url.scheme not in {"http", "https"} or not self._url.host or "%" in self._url.host:
+            raise InvalidAgent("Its URL names no host: write it as http://platform:8283.")
+        if self._url.userinfo:
+            raise InvalidAgent(
+                "Its URL has a user or a password in it: put a token into a file, and name that in"
+                " RUNSTREAM_UPSTREAM_AUTH."
+            )
+        if self._url.port == 0 or (self._url.port or 0) >= 2**16:
+            raise InvalidAgent("Its URL has a port that does not exist.")
+        path, _, self._query = self._url.raw_path.decode("ascii").partition("?")
+        self._base = path.rstrip("/")
+        self.is_letta = self._base == "" or self._base.endswith("/v1")
+
+    def url_for(self, run: RunRequest) -> httpx.URL:
+        """Give the URL that answers this run."""
+        if not self.is_letta:
+            return self._url
+        if run.conversation_id is None:
+            path = f"/v1/agents/{quote(run.agent_id, safe='')}/messages/stream"
+        else:
+            path = f"/v1/conversations/{quote(run.conversation_id, safe='')}/messages"
+        query = f"?{self._query}" if self._query else ""
+        return self._url.copy_with(raw_path=f"{self._base.removesuffix('/v1')}{path}{query}".encode("ascii"))
+
+    def body_for(self, run: RunRequest) -> bytes:
+        """Give the client's request as the platform gets it: in the foreground, as the run is kept here."""
+        letta = {"streaming": True, "include_pings": True} if self.is_letta else {}
+        return msgspec.json.encode({**run.body, "background": False, **letta})
+
+
+class _HttpAgent:
+    """The agent: called with a run, it asks the platform and yields what that streams."""
+
+    def __init__(
+        self, client: httpx.AsyncClient, platform: _Platform, settings: UpstreamSettings, headers_for: HeadersFor
+    ) -> None:
+        self._client = client
+        self._platform = platform
+        self._settings = settings
+        self._headers_for = headers_for
+
+    async def __call__(self, run: RunRequest) -> AsyncGenerator[Chunk | Mapping[str, object], None]:
+        """Answer one run. Raises `AgentFailed`. Closing the generator closes the connection to the platform."""
+        has_ended = False
+        try:
+            async with aclosing(await self._ask(run)) as response:
+                await check(response)
+                async with aclosing(chunks_of(response, self._settings)) as chunks:
+                    async for chunk in chunks:
+                        has_ended = has_ended or chunk.get("message_type") in ENDINGS
+                        yield chunk
+        except AgentFailed as error:
+            # Not its detail: what the platform said may be private.
+            log.warning("upstream_failed", error_type=error.error_type, had_ended=has_ended)
+            if not has_ended or error.error_type not in BREAKS:
+                raise
+        if not has_ended and not self._platform.is_letta:
+            yield StopReason(stop_reason="end_turn")
+
+    async def _ask(self, run: RunRequest) -> httpx.Response:
+        """Send the request, once; returns the response, of which the headers have come. Raises `AgentFailed`."""
+        request = await self._request(run)
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + self._settings.patience_seconds
+        delay = FIRST_DELAY_SECONDS
+        while True:
+            try:
+                async with asyncio.timeout(self._settings.silence_seconds):
+                    return await self._client.send(request, stream=True)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                why = str(error) or "it took too long"
+                if loop.time() + delay > give_up_at:
+                    tried = f"Connecting was tried for {self._settings.patience_seconds:g} s"
+                    raise AgentFailed("upstream_unreachable", detail=f"{tried}: {why}") from error
+                log.info("upstream_not_connected", error=why)
+            except TimeoutError as error:
+                raise silent(self._settings.silence_seconds) from error
+            except httpx.LocalProtocolError as error:
+                # Not its text, which has the header in it.
+                raise AgentFailed("internal_error", detail="A header for the platform is not valid.") from error
+            except httpx.TransportError as error:
+                raise broken(error) from error
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, LONGEST_DELAY_SECONDS)
+
+    async def _request(self, run: RunRequest) -> httpx.Request:
+        headers = dict(await self._headers_for(run))
+        if run.traceparent is not None:
+            headers["traceparent"] = run.traceparent
+        try:
+            return self._client.build_request(
+                "POST", self._platform.url_for(run), content=self._platform.body_for(run), headers=headers
+            )
+        except UnicodeEncodeError as error:
+            raise AgentFailed("internal_error", detail="A header for the platform is not ASCII.") from error
+
+
+def check_url(url: str) -> None:
+    """Raise `InvalidAgent` for a URL that cannot be asked."""
+    _Platform(url)
+
+
+async def _nobody(_: RunRequest) -> Mapping[str, str]:
+    return {}

@@ -1,0 +1,84 @@
+"""How the HTTP agent is set up, and what is refused before there is a run."""
+
+import json
+
+import pytest
+
+from runstream.broker.agents.http import http_agent
+from runstream.broker.agents.settings import UpstreamSettings
+from runstream.broker.errors import InvalidAgent, InvalidSettings
+from runstream.broker.settings import resolved
+
+SECRET = "hunter2"
+
+
+def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a variable; durations may have a unit, and headers are a JSON object."""
+    monkeypatch.setenv("RUNSTREAM_UPSTREAM_SILENCE_SECONDS", "2m")
+    monkeypatch.setenv("RUNSTREAM_UPSTREAM_EVENT_BYTES", "65536")
+    monkeypatch.setenv("RUNSTREAM_UPSTREAM_HEADERS", json.dumps({"X-Team": "a b", "X-Empty": ""}))
+    monkeypatch.setenv("RUNSTREAM_UPSTREAM_AUTH", "forward")
+    settings = resolved(UpstreamSettings)
+    assert (settings.silence_seconds, settings.event_bytes) == (120.0, 65536)
+    assert settings.headers == {"X-Team": "a b", "X-Empty": ""}
+    assert settings.auth == "forward"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("CONNECT_SECONDS", "soon", "upstream_connect_seconds: "),
+        ("SILENCE_SECONDS", "0", "upstream_silence_seconds: "),
+        ("PATIENCE_SECONDS", "-1", "upstream_patience_seconds: "),
+        ("EVENT_BYTES", "10", "upstream_event_bytes: "),
+        ("HEADERS", SECRET, '"headers"'),
+        ("HEADERS", f'["{SECRET}"]', "upstream_headers: "),
+        ("HEADERS", json.dumps({"X": {"a": SECRET}}), "upstream_headers.X: "),
+        ("HEADERS", json.dumps({"a b": SECRET}), "'a b' is no name of a header"),
+        ("HEADERS", json.dumps({"": SECRET}), "'' is no name of a header"),
+        ("HEADERS", json.dumps({"X": f"{SECRET}\r\nY: 1"}), "the value of X has to be printable ASCII"),
+        ("HEADERS", json.dumps({"X": f" {SECRET}"}), "the value of X has to be printable ASCII"),
+        ("HEADERS", json.dumps({"X": f"{SECRET}é"}), "the value of X has to be printable ASCII"),
+        ("HEADERS", json.dumps({"Content-Type": SECRET}), "Content-Type is set by runstream itself"),
+    ],
+)
+def test_a_wrong_setting_is_named_and_no_secret_shown(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, complaint: str
+) -> None:
+    """It is refused at the start, with its name; of headers, values are not shown."""
+    monkeypatch.setenv(f"RUNSTREAM_UPSTREAM_{name}", value)
+    with pytest.raises(InvalidSettings) as caught:
+        resolved(UpstreamSettings)
+    assert complaint in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+def test_settings_keep_their_secrets() -> None:
+    """Who logs the settings does not log what may be secret in them."""
+    assert SECRET not in repr(UpstreamSettings(headers={"X": SECRET}, auth=SECRET))
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("http://", "names no host"),
+        ("http:///v1", "names no host"),
+        ("http:platform", "names no host"),
+        ("platform:8283", "names no host"),
+        ("ftp://platform", "names no host"),
+        ("http://plat form/", "names no host"),
+        ("http://platform:x/", "Invalid port"),
+        ("http://platform:0/", "a port that does not exist"),
+        ("http://platform:65536/", "a port that does not exist"),
+        ("http://platform/\n", "Invalid non-printable"),
+        (f"http://user:{SECRET}@platform/", "RUNSTREAM_UPSTREAM_AUTH"),
+        (f"http://{SECRET}@platform/", "RUNSTREAM_UPSTREAM_AUTH"),
+    ],
+)
+async def test_a_url_that_cannot_be_asked_is_refused(url: str, complaint: str) -> None:
+    """Not at the first run but at once, and without a word of what may be secret in it."""
+    with pytest.raises(InvalidAgent) as caught:
+        async with http_agent(url, UpstreamSettings()):
+            pass
+    assert complaint in str(caught.value)
+    assert SECRET not in str(caught.value)
