@@ -43,6 +43,11 @@ class GatewaySettings(BaseSettings):
     body_seconds: Annotated[Duration, Field(gt=0)] = 30.0
     """Seconds a request's body may take to arrive: a megabyte over a slow line. Half a request is none."""
 
+    event_source_retry_seconds: Annotated[Duration, Field(gt=0)] = 1.0
+    """Seconds after which a browser's EventSource comes back to a response that has ended, half more or less. By itself
+    Chromium waits 3 s. Whom a gateway loses are many, and come to the others, which take back some thousand a second:
+    with more readers than that, longer."""
+
     open_seconds: Annotated[Duration, Field(gt=0)] = 5.0
     """Seconds a request waits for NATS before it is answered 503: less than clients wait for headers."""
 
