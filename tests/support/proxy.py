@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import re
 import socket
 import struct
@@ -15,6 +16,12 @@ RESET = struct.pack("ii", 1, 0)
 
 _REQUEST = re.compile(rb"^((?:GET|POST|OPTIONS) \S+) HTTP/1\.[01]\r$", re.MULTILINE)
 _LAST_EVENT_ID = re.compile(rb"^Last-Event-ID: (.*)\r$", re.MULTILINE | re.IGNORECASE)
+
+
+def random_cuts(seed: int, count: int = 20) -> list[int]:
+    """After how many bytes of an answer to cut it: within its headers, within an event, after dozens of them."""
+    chance = random.Random(seed)
+    return [chance.randint(1, chance.choice([300, 1500, 12_000])) for _ in range(count)]
 
 
 class Passage:
