@@ -7,10 +7,10 @@ PY := $(BIN)/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test format check bench lock clean
+.PHONY: help install run test test-browser format check bench lock clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## make .venv with everything that the lock names, tests included
 
@@ -28,6 +28,9 @@ run: install ## everything in one command: nats-server, broker, gateway and a de
 
 test: install ## all tests, on real nats-servers (ARGS="tests/unit -x")
 	$(PY) -m pytest $(ARGS)
+
+test-browser: install ## what a page sees, in Debian's chromium, which must be there (ARGS="-k readme")
+	$(PY) -m pytest tests/browser $(ARGS)
 
 format: install ## put the source in its one format
 	$(BIN)/ruff format .

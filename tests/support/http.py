@@ -30,14 +30,18 @@ class Cut(Exception):
 
 
 class Event(NamedTuple):
-    """One Server-Sent Event: the name (None or `error`), and the data as it was sent."""
+    """One Server-Sent Event: the name (None or `error`), and the data as it was sent.
+
+    `id` is the event's own, which only an EventSource's events have: see `tests.support.eventsource`.
+    """
 
     event: str | None
     data: str
+    id: int | None = None
 
     @property
     def is_done(self) -> bool:
-        return self == (None, "[DONE]")
+        return (self.event, self.data) == (None, "[DONE]")
 
     @property
     def json(self) -> dict[str, Any]:
@@ -236,10 +240,14 @@ class EventStream:
             if data is None:
                 self.is_complete = True
             else:
-                self._events = parse_events(data)
+                self._events = self.parse(data)
         event = self._events.pop(0)
         self.seen.append(event)
         return event
+
+    def parse(self, data: bytes) -> list[Event]:
+        """Read what came as one HTTP chunk: whole events of this stream's kind."""
+        return parse_events(data)
 
     async def _bare(self, deadline: float) -> bytes | None:
         try:
@@ -282,6 +290,9 @@ class EventStream:
 class open_stream:  # noqa: N801  # reads as the call it stands for
     """Open a streaming response, with POST. A server that refuses is an AssertionError."""
 
+    method = "POST"
+    stream_type = EventStream
+
     def __init__(
         self,
         base: str,
@@ -301,15 +312,17 @@ class open_stream:  # noqa: N801  # reads as the call it stands for
         opening = Connection.open(self._base, receive_buffer=self._receive_buffer)
         async with contextlib.AsyncExitStack() as stack:
             connection = await stack.enter_async_context(opening)
-            await connection.send("POST", self._path, json=self._json, headers=self._headers, version=self._version)
+            await connection.send(
+                self.method, self._path, json=self._json, headers=self._headers, version=self._version
+            )
             status, headers = await connection.head()
             if status != 200:
                 body = await connection.reader.read(int(headers.get("content-length", 0)))
-                complaint = f"POST {self._path}: {status} {body!r}"
+                complaint = f"{self.method} {self._path}: {status} {body!r}"
                 raise AssertionError(complaint)
             assert headers["content-type"] == "text/event-stream; charset=utf-8"
             self._stack = stack.pop_all()
-        return EventStream(connection, status, headers)
+        return self.stream_type(connection, status, headers)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -182,6 +182,14 @@ class Stack:
         hub = self.hub
         await wait_until(lambda: not hub.followers and not hub.live_tails, 10, "somebody still follows")
 
+    async def is_back(self) -> None:
+        """Wait until the gateway, and the test's own connection, have NATS again."""
+
+        async def is_ready() -> bool:
+            return self.jetstream.connection.is_connected and (await self.fetch("GET", "/readyz")).status == 200
+
+        await wait_until(is_ready, 20, "the gateway does not become ready again")
+
 
 def message(said: str | Mapping[str, Any], **body: Any) -> dict[str, Any]:
     """A request body: `said` to an agent, in the background unless told otherwise."""

@@ -4,12 +4,14 @@ import json
 import re
 from typing import Any
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from runstream.broker.log import Entry
-from runstream.gateway.sse import DONE, Style, chunked, cut_error, event_of, periodic_ping
+from runstream.gateway.sse import Style, chunked, cut_error, event_of, periodic_ping, retry_line
 from runstream.schemas import Kind, encode_chunk
+from tests.support.eventsource import SourceParser
 
 # A machine that stalls for a moment is no failure.
 unhurried = settings(deadline=None)
@@ -25,6 +27,7 @@ JSON = st.recursive(
 OBJECTS = st.dictionaries(TEXT.filter(lambda key: key != "seq_id"), JSON, max_size=6).map(
     lambda body: {**body, "message_type": "custom_message"}
 )
+LETTA = st.sampled_from([Style.BACKGROUND, Style.FOREGROUND])
 LINE_BREAKS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 
 
@@ -65,7 +68,7 @@ def unchunked(wire: bytes) -> list[bytes]:
 
 
 @unhurried
-@given(body=OBJECTS, seq=SEQS, style=st.sampled_from(Style))
+@given(body=OBJECTS, seq=SEQS, style=LETTA)
 @example(body={"message_type": "x", "content": LINE_BREAKS}, seq=1, style=Style.BACKGROUND)
 @example(body={"message_type": "x", "": '"}],"seq_id":5'}, seq=2, style=Style.FOREGROUND)
 def test_any_chunk_comes_out_as_it_went_in(body: dict[str, Any], seq: int, style: Style) -> None:
@@ -125,6 +128,50 @@ def test_event_before_a_cut() -> None:
     assert (parsed["run_id"], parsed["seq_id"]) == ("run-1", None)
 
 
-def test_end() -> None:
+@pytest.mark.parametrize("style", [Style.BACKGROUND, Style.FOREGROUND])
+def test_end(style: Style) -> None:
     """The end is the two words that every client knows."""
-    assert DONE == b"data: [DONE]\n\n"
+    assert event_of(Entry(7, Kind.END, b"", 1), style) == b"data: [DONE]\n\n"
+
+
+@unhurried
+@given(body=OBJECTS, seq=SEQS, kind=st.sampled_from(Kind))
+@example(body={"message_type": "x", "content": LINE_BREAKS}, seq=1, kind=Kind.DATA)
+def test_events_for_an_event_source(body: dict[str, Any], seq: int, kind: Kind) -> None:
+    """What Letta's events say, with the sequence as the last line of all but pings; an error has a name of its own."""
+    entry = Entry(seq, kind, encode_chunk(body, run_id="run-1"), 1)
+    letta = event_of(entry, Style.BACKGROUND).replace(b"event: error\n", b"event: run_error\n")
+    made = event_of(entry, Style.EVENT_SOURCE)
+    if kind in {Kind.PING, Kind.ATTEMPT}:
+        assert made == letta
+    else:
+        assert made == letta.removesuffix(b"\n") + b"id: %d\n\n" % seq
+
+
+def test_cut_at_any_byte() -> None:
+    """Wherever a connection breaks, what comes after the last id that its reader took is what the reader has not."""
+    kinds = [Kind.PING, Kind.DATA, Kind.ATTEMPT, Kind.DATA, Kind.PLAIN, Kind.ERROR, Kind.END]
+    body = encode_chunk({"message_type": "x", "content": "\u00e4 \U0001f600"}, run_id="run-1")
+    entries = [Entry(seq, kind, b"" if kind is Kind.END else body, seq) for seq, kind in enumerate(kinds, start=11)]
+
+    def wire(after: int) -> bytes:
+        events = [event_of(entry, Style.EVENT_SOURCE) for entry in entries if entry.seq > after]
+        return retry_line(1) + b"".join(events)
+
+    whole = list(SourceParser("", 3000).feed(wire(0)))
+    assert [message.last_event_id for message in whole] == ["", "12", "14", "15", "16", "17"]
+    for cut in range(len(wire(0)) + 1):
+        first = SourceParser("", 3000)
+        seen = list(first.feed(wire(0)[:cut]))
+        second = SourceParser(first.last_event_id, first.reconnection_ms)
+        seen += second.feed(wire(int(first.last_event_id or 0)))
+        assert [message for message in seen if message.last_event_id] == whole[1:], cut
+
+
+def test_when_to_come_back() -> None:
+    """A line by itself, in whole milliseconds, half more or less than it is meant, and not the same for everybody."""
+    lines = {retry_line(2) for _ in range(200)}
+    assert all(re.fullmatch(rb"retry: \d+\n", line) for line in lines)
+    told = [int(line.split()[1]) for line in lines]
+    assert 1000 <= min(told) < 1300
+    assert 2700 < max(told) <= 3000

@@ -16,6 +16,7 @@ from runstream.broker.queue import WorkQueue
 from runstream.broker.reader import LogReader
 from runstream.broker.service import Readiness
 from runstream.broker.topology import check_server
+from runstream.gateway.cors import Cors
 from runstream.gateway.fanout import Hub
 from runstream.gateway.lookup import Lookup
 from runstream.gateway.metrics import GatewayMetrics
@@ -154,6 +155,8 @@ class Gateway:
         app.add_routes([*conversations.routes, *agents.routes, *runs.routes])
         app.router.add_route("*", "/{path:.*}", fallback)
         app.on_response_prepare.append(_name_server)
+        if self._settings.cors_origins is not None:
+            Cors(self._settings.cors_origins).add_to(app)
         # Without handler_cancellation a handler outlives its client, and a follower of a silent run never ends.
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS)
         await runner.setup()

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = [
+    "RETRY_SECONDS",
     "ApiError",
     "BadRequest",
     "Busy",

@@ -115,6 +115,10 @@ class RunTail:
             raise CursorExpired(run_id=self.record.id)
         return first.seq
 
+    def is_over_at(self, cursor: int) -> bool:
+        """Tell whether the run has ended and nothing of it follows `cursor`."""
+        return self.tip is not None and self.tip.kind is Kind.END and cursor >= self.tip.seq
+
     def join(self, follower: Follower) -> None:
         """Have new entries written to a follower that has all older ones."""
         follower.woken.clear()
@@ -260,7 +264,7 @@ class Hub:
             on_blocked=lambda: self._give_up(follower),
         )
         try:
-            if tail.tip is not None and tail.tip.kind is Kind.END and follower.cursor >= tail.tip.seq:
+            if tail.tip is not None and tail.is_over_at(follower.cursor):
                 follower.write([Frame(tail.tip)])
             while not follower.is_done and not follower.response.is_closed:
                 await self._advance(tail, follower)

@@ -66,7 +66,7 @@ class Follower:
 
     def keep_alive(self) -> None:
         """Write a ping that repeats the last `seq_id` written."""
-        seq_id = self._seen if self.style is Style.BACKGROUND else None
+        seq_id = None if self.style is Style.FOREGROUND else self._seen
         self.response.write_event(periodic_ping(self.run_id, seq_id))
         self.written_at = time.monotonic()
 

@@ -41,6 +41,12 @@ class GatewayMetrics:
             registry=self.registry,
         )
 
+        self._turned_away = Counter(
+            "runstream_event_sources_turned_away",
+            "EventSources told to come back later, as others are by 503.",
+            registry=self.registry,
+        )
+
     def delivered(self, chunks: int) -> None:
         """Chunks were written to followers."""
         self._delivered.inc(chunks)
@@ -54,12 +60,16 @@ class GatewayMetrics:
         self._behind.inc()
 
     def stream_begun(self, kind: str) -> None:
-        """A stream's headers went out: `create` or `resume`."""
+        """A stream's headers went out: `create`, `resume` or `event_source`."""
         self._streams.labels(kind).inc()
 
     def stream_cut(self, cause: str) -> None:
         """A stream was ended for the gateway's own reasons."""
         self._cut.labels(cause).inc()
+
+    def turned_away(self) -> None:
+        """An EventSource was answered with nothing but when to come back."""
+        self._turned_away.inc()
 
     def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Read a value whenever the metrics are."""

@@ -19,16 +19,21 @@ if TYPE_CHECKING:
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-__all__ = ["answer_errors", "fallback"]
+__all__ = ["allowed_methods", "answer_errors", "fallback", "is_api"]
 
 log = structlog.get_logger(__name__)
+
+
+def is_api(request: web.Request) -> bool:
+    """Tell whether the request is a client's, and no probe's."""
+    return request.path.startswith(("/v1/", "/latest/"))
 
 
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn errors into the JSON that clients know. A disconnect is none: it cancels the handler."""
     try:
-        if request.path.startswith(("/v1/", "/latest/")):
+        if is_api(request):
             check_user(request)
         return await handler(request)
     except ApiError as error:
@@ -64,18 +69,18 @@ def _http_answer(refused: web.HTTPException) -> web.Response:
 
 async def fallback(request: web.Request) -> web.StreamResponse:
     """Answer what no route took: 405 for a method it does not know, 307 to the path with or without a last slash."""
-    allowed = await _allowed(request)
+    allowed = await allowed_methods(request)
     if allowed:
         raise web.HTTPMethodNotAllowed(request.method, sorted(allowed))
     path = request.rel_url.raw_path
     other = path[:-1] if path.endswith("/") else path + "/"
-    if other and await _allowed(request.clone(rel_url=request.rel_url.with_path(other, encoded=True))):
+    if other and await allowed_methods(request.clone(rel_url=request.rel_url.with_path(other, encoded=True))):
         query = f"?{request.rel_url.raw_query_string}" if request.rel_url.raw_query_string else ""
         return web.Response(status=307, headers={"Location": other + query})
     raise web.HTTPNotFound
 
 
-async def _allowed(request: web.Request) -> set[str]:
+async def allowed_methods(request: web.Request) -> set[str]:
     """Return the methods that the routes, this fallback aside, know for the request's path."""
     allowed: set[str] = set()
     for resource in request.app.router.resources():

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from runstream.broker.settings import Duration
 
 __all__ = ["BrokerServiceSettings", "GatewayServiceSettings", "GatewaySettings", "UpSettings"]
 
 Port: TypeAlias = Annotated[int, Field(ge=0, le=65535)]
+
+ORIGIN = re.compile(r"(?!http:.*:80$|https:.*:443$)[a-z][a-z0-9+.-]*://[^/?#@\s*]+")
+"""An origin as browsers send it. `null` is none: every sandboxed frame has it."""
+
+
+def _origins(value: object) -> object:
+    """Split origins at commas, and refuse what no browser would ever call an origin: it would match nothing."""
+    if not isinstance(value, str):
+        return value
+    origins = [origin.strip().lower() for origin in value.split(",")]
+    for origin in origins:
+        if origin != "*" and not ORIGIN.fullmatch(origin):
+            message = (
+                "write origins as https://app.example.com or http://localhost:3000, no path, no default port; or *"
+            )
+            raise ValueError(message)
+    return frozenset(origins)
+
+
+CorsOrigins = Annotated[frozenset[str] | None, NoDecode, BeforeValidator(_origins)]
+"""Origins of web pages, written with commas between them."""
 
 
 class GatewaySettings(BaseSettings):
@@ -44,6 +66,14 @@ class GatewaySettings(BaseSettings):
 
     body_seconds: Annotated[Duration, Field(gt=0)] = 30.0
     """Seconds a request's body may take to arrive: a megabyte over a slow line. Half a request is none."""
+
+    event_source_retry_seconds: Annotated[Duration, Field(gt=0)] = 1.0
+    """Seconds after which a browser's EventSource comes back to a response that has ended, half more or less. By itself
+    Chromium waits 3 s. Whom a gateway loses are many, and come to the others, which take back some thousand a second:
+    with more readers than that, longer."""
+
+    cors_origins: CorsOrigins = None
+    """Origins whose pages may read what is answered, separated by commas; `*`: of any. None: no page of another."""
 
     open_seconds: Annotated[Duration, Field(gt=0)] = 5.0
     """Seconds a request waits for NATS before it is answered 503: less than clients wait for headers."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import structlog
 from aiohttp import ClientConnectionResetError, web
 
 from runstream.broker.errors import BrokerError, CursorExpired
-from runstream.gateway.errors import TryLater
+from runstream.gateway.errors import RETRY_SECONDS, TryLater
 from runstream.gateway.follower import Follower
 from runstream.gateway.response import EventResponse
-from runstream.gateway.sse import Style, cut_error
+from runstream.gateway.sse import Style, cut_error, retry_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,26 +42,34 @@ def seat(hub: Hub) -> Iterator[None]:
 
 
 async def stream_run(
-    request: web.Request, hub: Hub, record: RunRecord, *, starting_after: int, include_pings: bool, kind: str
+    request: web.Request,
+    hub: Hub,
+    record: RunRecord,
+    *,
+    starting_after: int,
+    include_pings: bool,
+    kind: str,
+    style: Style | None = None,
 ) -> web.StreamResponse:
     """Stream a run to its end. Raises `BrokerError` before the headers are out; after them nothing but a disconnect.
 
-    The response ends complete only after the run's own end. Ended for any other reason it says so in one
-    `event: error` and is cut, so that no client takes it for the run's end.
+    The response ends complete only after the run's own end. Ended for any other reason it is cut, so that no client
+    takes it for the run's end. Without a `style` it is Letta's, resumable if the run is.
     """
+    if style is None:
+        style = Style.BACKGROUND if record.background else Style.FOREGROUND
     async with hub.tail(record) as tail:
         cursor = await hub.position(tail, starting_after)
+        if style is Style.EVENT_SOURCE and tail.is_over_at(cursor):
+            return _nothing_follows()
         response = EventResponse(request)
-        follower = Follower(
-            response,
-            run_id=record.id,
-            cursor=cursor,
-            style=Style.BACKGROUND if record.background else Style.FOREGROUND,
-            include_pings=include_pings,
-        )
+        follower = Follower(response, run_id=record.id, cursor=cursor, style=style, include_pings=include_pings)
         try:
             await response.open()
             hub.metrics.stream_begun(kind)
+            if style is Style.EVENT_SOURCE:
+                # At once: of a gateway that is killed nobody hears anything more.
+                response.write_event(retry_line(hub.settings.event_source_retry_seconds))
             await hub.serve(tail, follower)
             if follower.is_done:
                 await response.finish(hub.settings.write_deadline_seconds)
@@ -68,8 +77,7 @@ async def stream_run(
             # What NATS said, with its subjects, is for the log; the client gets what it can act on.
             log.warning("stream_cut", run_id=record.id, error=str(error))
             hub.metrics.stream_cut("store")
-            error_type = "expired" if isinstance(error, CursorExpired) else "store_unavailable"
-            response.write_event(cut_error(record.id, error_type))
+            response.write_event(_last_words(follower, error))
             response.cut()
         except TimeoutError:
             hub.metrics.stream_cut("blocked")
@@ -77,3 +85,15 @@ async def stream_run(
         except ClientConnectionResetError:
             pass  # The client has left: before the first byte, or with all it wanted, as letta-client at `[DONE]`.
         return response.prepared
+
+
+def _nothing_follows() -> web.Response:
+    """Make the one answer that keeps an EventSource from coming back; a cache must not give it to somebody else."""
+    return web.Response(status=HTTPStatus.NO_CONTENT, headers={"Cache-Control": "no-cache"})
+
+
+def _last_words(follower: Follower, error: BrokerError) -> bytes:
+    """Say why the response is cut; to an EventSource, which comes back whatever is said, when."""
+    if follower.style is Style.EVENT_SOURCE:
+        return retry_line(RETRY_SECONDS)
+    return cut_error(follower.run_id, "expired" if isinstance(error, CursorExpired) else "store_unavailable")

@@ -23,6 +23,7 @@ __all__ = [
     "check_user",
     "conversation_path",
     "model_of",
+    "query_of",
     "run_path",
     "strict_conversation_path",
 ]
@@ -206,3 +207,12 @@ def model_of(kind: type[Model], body: Any, *, required: bool) -> Model:
         return kind.model_validate(body)
     except ValidationError as error:
         _refuse(error, ("body",))
+
+
+def query_of(kind: type[Model], request: web.Request, *names: str) -> Model:
+    """Validate the parameters of these names in the query; others are not looked at. Raises `Invalid`."""
+    given = {name: request.query[name] for name in names if name in request.query}
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        _refuse(error, ("query",))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from runstream.gateway.eventsource import follow
 from runstream.gateway.resuming import resume_and_stream
 from runstream.gateway.services import SERVICES, json_response
 from runstream.gateway.validation import run_path
@@ -24,7 +25,13 @@ async def stream(request: web.Request) -> web.StreamResponse:
     return await resume_and_stream(request, lambda _: lookup.to_resume(run_id))
 
 
+async def event_source(request: web.Request) -> web.StreamResponse:
+    """`GET /v1/runs/{run_id}/stream`: follow one run, for a browser's EventSource, which can send nothing else."""
+    return await follow(request, run_path(request))
+
+
 routes = [
     web.get("/v1/runs/{run_id}", retrieve, allow_head=False),
     web.post("/v1/runs/{run_id}/stream", stream),
+    web.get("/v1/runs/{run_id}/stream", event_source, allow_head=False),
 ]

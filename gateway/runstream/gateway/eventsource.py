@@ -1,0 +1,87 @@
+"""One run as a browser's EventSource follows it: resumed by `Last-Event-ID`, stopped by 204, told when to come back.
+
+An EventSource comes back by itself to whatever response of status 200 has ended, and to a connection that broke. Any
+other status stops it for good. So what is permanent is refused as it is to everybody, and what will pass is not: its
+answer is a stream that ends at once, and says when to come back.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import structlog
+from aiohttp import ClientConnectionResetError
+
+from runstream.broker.errors import BrokerError
+from runstream.gateway.errors import RETRY_SECONDS, ApiError, TryLater, translated
+from runstream.gateway.response import EventResponse
+from runstream.gateway.services import SERVICES
+from runstream.gateway.sse import Style, retry_line
+from runstream.gateway.streaming import seat, stream_run
+from runstream.gateway.validation import query_of
+from runstream.schemas import MAX_SEQ_ID, RetrieveStreamRequest
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from runstream.gateway.fanout import Hub
+
+__all__ = ["follow", "last_event_id"]
+
+log = structlog.get_logger(__name__)
+
+ISSUED = re.compile(r"[0-9]{1,16}")
+"""What an id that came from here looks like; sixteen digits are as many as `MAX_SEQ_ID` has."""
+
+
+async def follow(request: web.Request, run_id: str) -> web.StreamResponse:
+    """Stream a run from where the browser is: `Last-Event-ID`, else the query's `starting_after`, else everything.
+
+    Raises what a resume raises, except what will pass.
+    """
+    services = request.app[SERVICES]
+    wanted = query_of(RetrieveStreamRequest, request, "starting_after", "include_pings")
+    seen = last_event_id(request.headers.get("Last-Event-ID", ""))
+    try:
+        with seat(services.hub):
+            record = await services.lookup.to_resume(run_id)
+            await services.starter.revive(record)
+            return await stream_run(
+                request,
+                services.hub,
+                record,
+                starting_after=wanted.cursor if seen is None else seen,
+                include_pings=wanted.include_pings,
+                kind="event_source",
+                style=Style.EVENT_SOURCE,
+            )
+    except (ApiError, BrokerError) as error:
+        if not isinstance(translated(error) if isinstance(error, BrokerError) else error, TryLater):
+            raise
+        log.warning("event_source_turned_away", run_id=run_id, error=str(error))
+        return await _turn_away(request, services.hub)
+
+
+def last_event_id(value: str) -> int | None:
+    """Read the id of the last event that a browser has seen, None if it is none that was ever issued here.
+
+    Such a value is as if it were absent. The page cannot change it, and to refuse it would stop the browser for good;
+    so it skips nothing, as the cursor of another run skips nothing.
+    """
+    return int(value) if ISSUED.fullmatch(value) and int(value) <= MAX_SEQ_ID else None
+
+
+async def _turn_away(request: web.Request, hub: Hub) -> web.StreamResponse:
+    """Answer with nothing but when to come back."""
+    hub.metrics.turned_away()
+    response = EventResponse(request)
+    try:
+        await response.open()
+        response.write_event(retry_line(RETRY_SECONDS))
+        await response.finish(hub.settings.write_deadline_seconds)
+    except TimeoutError:
+        response.abort()
+    except ClientConnectionResetError:
+        pass  # The client has left, and will be back all the same.
+    return response.prepared

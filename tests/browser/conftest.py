@@ -1,0 +1,62 @@
+"""Two gateways in processes of their own behind a proxy, a broker in the test's, and a web server for pages."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest_asyncio
+
+from tests.support.chromium import Pages
+from tests.support.processes import RunningProcess, python, running
+from tests.support.proxy import Proxy
+from tests.support.stack import Stack, stack_running
+
+ROOT = Path(__file__).parents[2]
+# The source as it lies, wherever the process is started.
+SOURCE = {"PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in (".", "schemas", "broker", "gateway"))}
+RETRY_SECONDS = 0.2
+"""When browsers come back, half more or less: soon, as some of these tests let them come back twenty times."""
+
+
+def gateway(nats_url: str) -> list[str]:
+    """The argv of a gateway that says `ready <url>`."""
+    return python("-m", "tests.support.gateway_process", nats_url)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """What a browser reaches: a proxy, and the gateways behind it, of which it takes the first that lives."""
+
+    proxy: Proxy
+    gateways: list[RunningProcess]
+
+
+@pytest_asyncio.fixture(scope="module")
+async def stack(nats_url: str) -> AsyncIterator[Stack]:
+    """The broker, whose agent the test leads, and a gateway of the test's own to start runs with."""
+    async with stack_running(nats_url) as running_stack:
+        yield running_stack
+
+
+@pytest_asyncio.fixture(scope="module")
+async def pages() -> AsyncIterator[Pages]:
+    """The server of the pages; its origin is the one that the gateways list."""
+    async with Pages.serving() as serving:
+        yield serving
+
+
+@pytest_asyncio.fixture
+async def edge(nats_url: str, stack: Stack, pages: Pages) -> AsyncIterator[Edge]:
+    """Two gateways that may be killed."""
+    assert stack.base, "the streams are there before the gateways are"
+    settings = {"RUNSTREAM_CORS_ORIGINS": pages.origin, "RUNSTREAM_EVENT_SOURCE_RETRY_SECONDS": f"{RETRY_SECONDS}s"}
+    async with contextlib.AsyncExitStack() as exits:
+        processes = [
+            await exits.enter_async_context(running(*gateway(nats_url), env={**SOURCE, **settings})) for _ in range(2)
+        ]
+        ready = await asyncio.gather(*(process.wait_for_line("^ready ", 20) for process in processes))
+        proxy = await exits.enter_async_context(Proxy.running([line.split()[1] for line in ready]))
+        yield Edge(proxy, processes)
