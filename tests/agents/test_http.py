@@ -528,6 +528,18 @@ async def test_a_redirect_is_not_followed(status: str) -> None:
     assert len(upstream.asked) == 1
 
 
+async def test_a_redirect_to_what_is_no_url() -> None:
+    """It ends the run like any answer that is not HTTP as it should be."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.refuse("302 Found", location="http://platform:x/")
+
+    async with answering(script) as (_, agent):
+        _, error = await agent.failure()
+    assert error.error_type == "stream_incomplete"
+    assert "location header" in error.detail
+
+
 @pytest.mark.parametrize(
     ("content_type", "body", "shown"),
     [

@@ -82,8 +82,9 @@ class _Platform:
     def __init__(self, url: str) -> None:
         try:
             self._url = httpx.URL(url)
-        except httpx.InvalidURL as error:
-            raise InvalidAgent(f"Its URL: {error}") from error
+        except httpx.InvalidURL:
+            # Not its text: what it takes for a wrong port may be a part of a password.
+            raise InvalidAgent("Its URL is none: write it as http://platform:8283.") from None
         if self._url.scheme not in {"http", "https"} or not self._url.host or "%" in self._url.host:
             raise InvalidAgent("Its URL names no host: write it as http://platform:8283.")
         if self._url.userinfo:
@@ -161,9 +162,9 @@ class _HttpAgent:
                 log.info("upstream_not_connected", error=why)
             except TimeoutError as error:
                 raise silent(self._settings.silence_seconds) from error
-            except httpx.LocalProtocolError as error:
+            except httpx.LocalProtocolError:
                 # Not its text, which has the header in it.
-                raise AgentFailed("internal_error", detail="A header for the platform is not valid.") from error
+                raise AgentFailed("internal_error", detail="A header for the platform is not valid.") from None
             except httpx.TransportError as error:
                 raise broken(error) from error
             await asyncio.sleep(delay)
@@ -177,8 +178,8 @@ class _HttpAgent:
             return self._client.build_request(
                 "POST", self._platform.url_for(run), content=self._platform.body_for(run), headers=headers
             )
-        except UnicodeEncodeError as error:
-            raise AgentFailed("internal_error", detail="A header for the platform is not ASCII.") from error
+        except UnicodeEncodeError:
+            raise AgentFailed("internal_error", detail="A header for the platform is not ASCII.") from None
 
 
 def check_url(url: str) -> None:

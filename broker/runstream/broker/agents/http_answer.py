@@ -142,7 +142,5 @@ async def _beginning(response: httpx.Response) -> str:
 
 
 def _shown(location: str) -> str:
-    """Show where a redirect leads, without what may be secret in it."""
-    with contextlib.suppress(httpx.InvalidURL):
-        return str(httpx.URL(location).copy_with(userinfo=b"", query=None, fragment=None))
-    return "what is no URL"
+    """Show where a redirect leads, which httpx knows to be a URL, without what may be secret in it."""
+    return str(httpx.URL(location).copy_with(userinfo=b"", query=None, fragment=None))
