@@ -14,7 +14,8 @@ from runstream.broker.connection import Connection
 from runstream.broker.errors import Conflict, StoreRefused, Unavailable, Unsettled
 from runstream.broker.index import BATCHES_IN_FLIGHT, Claimed, Index
 from runstream.broker.jetstream import BatchWrite, JetStream, StoredMessage
-from runstream.broker.topology import BUCKET, INDEX_STREAM
+from runstream.broker.keys import cancel_key, subject_of
+from runstream.broker.topology import INDEX_STREAM
 from runstream.schemas import (
     ConversationRecord,
     RunRecord,
@@ -567,7 +568,7 @@ async def test_a_lease_shows_signs_of_life(core: Core) -> None:
 async def test_forgetting_deletes_lease_and_cancel_key(core: Core) -> None:
     """After a run is forgotten, once or twice, it has neither, and a late sign of life does not bring them back."""
     run = await claimed(core)
-    await core.jetstream.publish(f"$KV.{BUCKET}.cancel.{run.id}", b"", {})
+    await core.jetstream.publish(subject_of(cancel_key(run.id)), b"", {})
     assert await core.holds(f"cancel.{run.id}")
     for _ in range(2):
         await core.index.forget(run.id)

@@ -11,11 +11,12 @@ from runstream.broker.connection import Connection
 from runstream.broker.errors import BrokerError, Unavailable
 from runstream.broker.index import Index
 from runstream.broker.jetstream import JetStream, StoredMessage
+from runstream.broker.keys import subject_of
 from runstream.broker.log import KIND, WRITER, Entry, entry_of, writer_header
 from runstream.broker.publisher import Publisher, Write
 from runstream.broker.reader import LogReader
 from runstream.broker.settings import BrokerSettings
-from runstream.broker.topology import BUCKET, INDEX_STREAM, WORK_STREAM, LogAddress, provision, shard_of
+from runstream.broker.topology import INDEX_STREAM, WORK_STREAM, LogAddress, provision, shard_of
 from runstream.schemas import AssistantMessage, Kind, RunRecord, RunRequest, new_agent_id, new_run_id
 from tests.support.waiting import wait_until
 
@@ -115,7 +116,7 @@ class Core:
 
     async def holds(self, key: str) -> bool:
         """Whether the index has a value for that key."""
-        message = await self.jetstream.last_message(INDEX_STREAM, f"$KV.{BUCKET}.{key}")
+        message = await self.jetstream.last_message(INDEX_STREAM, subject_of(key))
         return message is not None and "KV-Operation" not in message.headers
 
     async def record(self, run: RunRecord) -> RunRecord:

@@ -58,7 +58,7 @@ async def submit(core: Core, *, said: str = "hello", **facts: Any) -> RunRecord:
 async def enqueue_again(core: Core, run: RunRecord) -> None:
     """Put one more message for a run on the queue, past the duplicate check: as if an answer had been lost."""
     body = msgspec.json.encode({"tenant": run.tenant, "run_id": run.id})
-    await core.jetstream.publish(f"work.{run.tenant}", body, {})
+    await core.jetstream.publish(f"work.{run.tenant}.{run.id}", body, {})
 
 
 async def empty_queue(core: Core) -> None:

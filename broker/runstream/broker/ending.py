@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from runstream.broker.index import digest
+from runstream.broker.keys import digest
 from runstream.broker.log import ENDING, RUN, entry_of
 from runstream.broker.publisher import Write
 from runstream.schemas import (

@@ -1,16 +1,7 @@
-"""The index: who is running what. One KV bucket, read from its leader, written by compare-and-set.
+"""The index: who is running what. One KV bucket (`keys.py` names what is in it), read from its leader.
 
-    run.<tenant>.<run_id>                    the run's record
-    request.<tenant>.<run_id>                what its agent is asked, until the run has ended
-    lease.<run_id>                           its writer's proof of life
-    cancel.<run_id>                          a wish that it end
-    claim.<tenant>.<scope>.<otids>           the run that answers this very request
-    otid.<tenant>.<otid>                     the newest run that holds this otid
-    conversation.<tenant>.<conversation_id>  the conversation, its active run, its latest run
-    agent.<tenant>.<agent_id>                its latest run
-
-What a client chose freely stands in a key as a digest. Which run there is, whose it is and how it ended also stands in
-the log; where the two disagree, the log is right.
+Written by compare-and-set. Which run there is, whose it is and how it ended also stands in the log; where the two
+disagree, the log is right.
 
 The claim's invariant: *of any number of simultaneous requests that are the same, or that want the same conversation,
 exactly one starts a run.* The claim key, the otids, the conversation, the record, the request and the lease are
@@ -22,9 +13,7 @@ request, repeated after the end, is answered by the same run.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import hashlib
 import secrets
 import time
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -33,7 +22,19 @@ import msgspec
 
 from runstream.broker.errors import Conflict, Unavailable, Unsettled, WrongLastSequence
 from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, BatchWrite
-from runstream.broker.topology import BUCKET, INDEX_STREAM
+from runstream.broker.keys import (
+    agent_key,
+    cancel_key,
+    claim_key,
+    conversation_key,
+    digest,
+    lease_key,
+    otid_key,
+    request_key,
+    run_key,
+    subject_of,
+)
+from runstream.broker.topology import INDEX_STREAM
 from runstream.schemas import (
     ConversationRecord,
     RunRecord,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
     from runstream.broker.jetstream import JetStream
 
-__all__ = ["Claimed", "Index", "Stored", "digest"]
+__all__ = ["Claimed", "Index", "Stored"]
 
 T = TypeVar("T")
 
@@ -86,47 +87,12 @@ class _Put(msgspec.Struct, frozen=True):
     revision: int | None = None
 
 
-def digest(value: str) -> str:
-    """Stand for a value of a client's choice in a key: 128 bits, in characters a key may have."""
-    hashed = hashlib.sha256(value.encode(errors="surrogatepass")).digest()
-    return base64.urlsafe_b64encode(hashed[:16]).decode().rstrip("=")
-
-
 def _decode_id(value: bytes) -> str:
     return value.decode()
 
 
-def _run_key(tenant: str, run_id: str) -> str:
-    return f"run.{tenant}.{run_id}"
-
-
-def _request_key(tenant: str, run_id: str) -> str:
-    return f"request.{tenant}.{run_id}"
-
-
-def _lease_key(run_id: str) -> str:
-    return f"lease.{run_id}"
-
-
-def _cancel_key(run_id: str) -> str:
-    return f"cancel.{run_id}"
-
-
-def _conversation_key(tenant: str, conversation_id: str) -> str:
-    return f"conversation.{tenant}.{conversation_id}"
-
-
-def _claim_key(tenant: str, scope: str, otids: Sequence[str]) -> str:
-    # Each otid is hashed on its own: joined with a separator, two lists could come out the same.
-    return f"claim.{tenant}.{digest(scope)}.{digest('.'.join(map(digest, otids)))}"
-
-
 def _claim_key_of(record: RunRecord) -> str:
-    return _claim_key(record.tenant, record.conversation_id or record.agent_id, record.otids)
-
-
-def _otid_key(tenant: str, otid: str) -> str:
-    return f"otid.{tenant}.{digest(otid)}"
+    return claim_key(record.tenant, record.conversation_id or record.agent_id, [*map(digest, record.otids)])
 
 
 class Index:
@@ -140,20 +106,20 @@ class Index:
 
     async def run(self, tenant: str, run_id: str) -> Stored[RunRecord] | None:
         """Return a run's record."""
-        return await self._get(_run_key(tenant, run_id), decode_run)
+        return await self._get(run_key(tenant, run_id), decode_run)
 
     async def request(self, tenant: str, run_id: str) -> RunRequest | None:
         """Return what the run's agent is asked; None when the run has ended."""
-        found = await self._get(_request_key(tenant, run_id), decode_run_request)
+        found = await self._get(request_key(tenant, run_id), decode_run_request)
         return None if found is None else found.value
 
     async def conversation(self, tenant: str, conversation_id: str) -> Stored[ConversationRecord] | None:
         """Return a conversation's record."""
-        return await self._get(_conversation_key(tenant, conversation_id), decode_conversation)
+        return await self._get(conversation_key(tenant, conversation_id), decode_conversation)
 
     async def run_with_otid(self, tenant: str, otid: str) -> Stored[RunRecord] | None:
         """Return the newest run that holds `otid`."""
-        found = await self._get(_otid_key(tenant, otid), _decode_id)
+        found = await self._get(otid_key(tenant, digest(otid)), _decode_id)
         return None if found is None else await self.run(tenant, found.value)
 
     async def claimed_run(self, record: RunRecord) -> RunRecord | None:
@@ -166,7 +132,7 @@ class Index:
 
     async def latest_run_of_agent(self, tenant: str, agent_id: str) -> Stored[RunRecord] | None:
         """Return the run that was last started for an agent, in whichever conversation."""
-        found = await self._get(f"agent.{tenant}.{agent_id}", _decode_id)
+        found = await self._get(agent_key(tenant, agent_id), _decode_id)
         return None if found is None else await self.run(tenant, found.value)
 
     # -- conversations ------------------------------------------------------------------------------------------
@@ -177,7 +143,7 @@ class Index:
         async def attempt() -> None:
             # Wrong last sequence: it is there, by an earlier try whose answer was lost; ids are not chosen twice.
             with contextlib.suppress(WrongLastSequence):
-                await self._write([_Put(_conversation_key(record.tenant, record.id), encode_conversation(record), 0)])
+                await self._write([_Put(conversation_key(record.tenant, record.id), encode_conversation(record), 0)])
 
         await _persist(attempt, CLAIM_PATIENCE_SECONDS)
 
@@ -215,7 +181,7 @@ class Index:
         tenant, conversation_id = record.tenant, record.conversation_id
         # The claim is read last and looked at first: a same request that wins in between holds the otids and the
         # conversation, and is to be found, not to be refused for.
-        held = {otid: await self._get_any(_otid_key(tenant, otid)) for otid in record.otids}
+        held = {otid: await self._get_any(otid_key(tenant, digest(otid))) for otid in record.otids}
         conversation = None if conversation_id is None else await self.conversation(tenant, conversation_id)
         puts: list[_Put] = []
         if record.otids:
@@ -229,9 +195,9 @@ class Index:
         if conversation_id is not None:
             puts.append(await self._take_conversation(record, conversation_id, conversation))
         puts += [
-            _Put(_run_key(tenant, record.id), encode_run(record), 0),
-            _Put(_request_key(tenant, record.id), encode_run_request(request), 0),
-            _Put(_lease_key(record.id), b"", 0),
+            _Put(run_key(tenant, record.id), encode_run(record), 0),
+            _Put(request_key(tenant, record.id), encode_run_request(request), 0),
+            _Put(lease_key(record.id), tenant.encode(), 0),
         ]
         try:
             await self._write(puts)
@@ -245,7 +211,7 @@ class Index:
             run_id = _decode_id(held.value)
             if await self.run(record.tenant, run_id) is not None:
                 raise Conflict(run_id=run_id, otid=otid, shares_otid=True)
-        return _Put(_otid_key(record.tenant, otid), record.id.encode(), held.revision)
+        return _Put(otid_key(record.tenant, digest(otid)), record.id.encode(), held.revision)
 
     async def _take_conversation(
         self, record: RunRecord, conversation_id: str, stored: Stored[ConversationRecord] | None
@@ -268,11 +234,11 @@ class Index:
             updated_at=record.created_at,
         )
         revision = 0 if stored is None else stored.revision
-        return _Put(_conversation_key(record.tenant, conversation_id), encode_conversation(taken), revision)
+        return _Put(conversation_key(record.tenant, conversation_id), encode_conversation(taken), revision)
 
     async def _note_agent(self, record: RunRecord) -> None:
         """Remember the agent's latest run; no part of the claim, because an agent has parallel conversations."""
-        key = f"agent.{record.tenant}.{record.agent_id}"
+        key = agent_key(record.tenant, record.agent_id)
         try:
             await self._write([_Put(key, record.id.encode())])
         except Unavailable:
@@ -292,11 +258,11 @@ class Index:
 
         The lease stays until the log has its end. Repeating it changes nothing.
         """
-        await self._update_run(ended, lambda _: ended, [_Put(_request_key(ended.tenant, ended.id), None)])
+        await self._update_run(ended, lambda _: ended, [_Put(request_key(ended.tenant, ended.id), None)])
 
     async def _update_run(self, run: RunRecord, change: _Change, others: Sequence[_Put]) -> RunRecord:
         """Write a changed record on the condition that it is as read; the record of an ended run stays as it is."""
-        key = _run_key(run.tenant, run.id)
+        key = run_key(run.tenant, run.id)
 
         async def attempt() -> RunRecord:
             stored = await self.run(run.tenant, run.id)
@@ -322,7 +288,7 @@ class Index:
         freed = msgspec.structs.replace(stored.value, active_run=None)
         return [
             _Put(
-                _conversation_key(run.tenant, run.conversation_id),
+                conversation_key(run.tenant, run.conversation_id),
                 encode_conversation(freed),
                 stored.revision,
             )
@@ -330,23 +296,23 @@ class Index:
 
     async def lease(self, run_id: str) -> int:
         """Return the revision of a run's lease, which is another after each sign of life."""
-        return (await self._get_any(_lease_key(run_id))).revision
+        return (await self._get_any(lease_key(run_id))).revision
 
     async def renew_lease(self, run_id: str) -> None:
-        """Give a sign of life: a new revision of the lease, whose value says nothing.
+        """Give a sign of life: a new revision of the lease.
 
         A lease that is gone stays so, also when it is deleted meanwhile: its run has ended.
         """
-        lease = await self._get_any(_lease_key(run_id))
+        lease = await self._get_any(lease_key(run_id))
         if lease.value is not None:
             with contextlib.suppress(WrongLastSequence):
-                await self._write([_Put(_lease_key(run_id), b"", lease.revision)])
+                await self._write([_Put(lease_key(run_id), lease.value, lease.revision)])
 
     async def forget(self, run_id: str) -> None:
         """Delete what an ended run no longer needs: its lease, and its cancel key if there is one."""
-        keys = [_lease_key(run_id)]
-        if (await self._get_any(_cancel_key(run_id))).value is not None:
-            keys.append(_cancel_key(run_id))
+        keys = [lease_key(run_id)]
+        if (await self._get_any(cancel_key(run_id))).value is not None:
+            keys.append(cancel_key(run_id))
         await self._write([_Put(key, None) for key in keys])
 
     # -- the bucket ---------------------------------------------------------------------------------------------
@@ -357,7 +323,7 @@ class Index:
 
     async def _get_any(self, key: str) -> Stored[bytes | None]:
         """Return a key's value (None: absent or deleted) with the revision that a write must expect."""
-        message = await self._jetstream.last_message(INDEX_STREAM, f"$KV.{BUCKET}.{key}")
+        message = await self._jetstream.last_message(INDEX_STREAM, subject_of(key))
         if message is None:
             return Stored(None, 0)
         deleted = KV_OPERATION in message.headers
@@ -369,7 +335,7 @@ class Index:
             headers = {} if put.value is not None else {KV_OPERATION: "DEL"}
             if put.revision is not None:
                 headers[EXPECTED_LAST_SEQUENCE] = str(put.revision)
-            messages.append(BatchWrite(f"$KV.{BUCKET}.{put.key}", put.value or b"", headers))
+            messages.append(BatchWrite(subject_of(put.key), put.value or b"", headers))
         if len(messages) == 1:
             await self._jetstream.publish(messages[0].subject, messages[0].body, messages[0].headers)
             return

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
-from runstream.broker.errors import Unavailable
-from runstream.broker.jetstream import deliveries
+from runstream.broker.errors import Unavailable, WrongLastSequence
+from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, deliveries
 from runstream.broker.topology import WORK_STREAM, WORKERS
 
 if TYPE_CHECKING:
@@ -82,12 +82,17 @@ class WorkQueue:
         return float(info["config"]["ack_wait"]) / 1e9
 
     async def put(self, tenant: str, run_id: str) -> None:
-        """Enqueue a run, once however often it is tried. Raises `StoreFull`, `Unavailable`."""
+        """Enqueue a run, unless it is on the queue already, waiting or in a worker's hands.
+
+        Raises `StoreFull`, `Unavailable`.
+        """
         body = msgspec.json.encode(_Work(tenant, run_id))
         deadline = time.monotonic() + ENQUEUE_PATIENCE_SECONDS
         while True:
             try:
-                await self._jetstream.publish(f"work.{tenant}", body, {"Nats-Msg-Id": run_id})
+                await self._jetstream.publish(f"work.{tenant}.{run_id}", body, {EXPECTED_LAST_SEQUENCE: "0"})
+            except WrongLastSequence:
+                return
             except Unavailable:
                 if time.monotonic() > deadline:
                     raise

@@ -1,8 +1,8 @@
 """What exists in JetStream: the streams of the log, the index and the work queue; their subjects; provisioning.
 
     RUNS_<shard>     runs.<shard>.<run_id>   the log; republished, once stored, as live.<shard>.<run_id>
-    KV_RUNSTREAM     $KV.RUNSTREAM.<key>     the index, a key-value bucket
-    RUNSTREAM_WORK   work.<tenant>           run requests that wait for a worker
+    KV_RUNSTREAM     $KV.RUNSTREAM.<key>     the index, a key-value bucket (`keys.py`); republished as index.<key>
+    RUNSTREAM_WORK   work.<tenant>.<run_id>  run requests that wait for a worker
 
 `provision` creates what is absent, from any number of processes at once, and reports what differs; it never
 changes or deletes a stream on its own, because two brokers with different settings would fight over it.
@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from runstream.broker.errors import NotStored, ServerTooOld, StoreRefused, TopologyError
+from runstream.broker.keys import BUCKET, live_subject, subject_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from runstream.broker.settings import BrokerSettings
 
 __all__ = [
-    "BUCKET",
     "INDEX_STREAM",
     "SEQUENCES_PER_SHARD",
     "WORKERS",
@@ -43,7 +43,6 @@ log = structlog.get_logger(__name__)
 OLDEST_SERVER = (2, 12, 0)
 """Atomic batches came with 2.12; there is no second path for older servers."""
 
-BUCKET = "RUNSTREAM"
 INDEX_STREAM = f"KV_{BUCKET}"
 WORK_STREAM = "RUNSTREAM_WORK"
 WORKERS = "workers"
@@ -57,8 +56,7 @@ and made again never issues a sequence that a client may still hold: 35 years un
 
 NANOSECONDS = 1_000_000_000
 DUPLICATE_WINDOW_SECONDS = 10
-"""The log needs no duplicate window (the fence does its work); the server's default, two minutes, costs 244 bytes
-of memory for each message id."""
+"""Nothing here needs a duplicate window: what is written is written on a condition. It may not exceed `max_age`."""
 
 ESSENTIAL = frozenset({"subjects", "storage", "retention", "republish", "allow_atomic", "discard_new_per_subject"})
 
@@ -152,7 +150,7 @@ def _streams(settings: BrokerSettings) -> Iterator[dict[str, Any]]:
     yield {
         **common,
         "name": INDEX_STREAM,
-        "subjects": [f"$KV.{BUCKET}.>"],
+        "subjects": [subject_of(">")],
         "retention": "limits",
         "max_msgs_per_subject": 1,
         # Read from the leader only: a claim decided on what a lagging replica says would be decided twice.
@@ -160,6 +158,7 @@ def _streams(settings: BrokerSettings) -> Iterator[dict[str, Any]]:
         "allow_atomic": True,
         # What the tools of NATS need to purge a key of a bucket.
         "allow_rollup_hdrs": True,
+        "republish": {"src": subject_of(">"), "dest": live_subject(">")},
     }
     yield {
         **common,
@@ -167,8 +166,7 @@ def _streams(settings: BrokerSettings) -> Iterator[dict[str, Any]]:
         "subjects": ["work.>"],
         "retention": "workqueue",
         "max_age": int(settings.retention * NANOSECONDS),
-        # Enqueuing the same run twice within this window stores it once.
-        "duplicate_window": int(min(120, settings.retention) * NANOSECONDS),
+        "duplicate_window": int(min(DUPLICATE_WINDOW_SECONDS, settings.retention) * NANOSECONDS),
     }
 
 
