@@ -174,7 +174,9 @@ class Writer:
         while True:
             await asyncio.sleep(self._settings.lease_seconds / 3)
             for run_id in list(self._runs):
-                await self._index.renew_lease(run_id)
+                await self._index.renew_lease(
+                    DEFAULT_TENANT, run_id, await self._index.restore_lease(DEFAULT_TENANT, run_id)
+                )
 
 
 def _spread(lengths: list[int]) -> Iterator[int]:

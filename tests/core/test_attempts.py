@@ -6,8 +6,8 @@ from runstream.broker.log import entry_of
 from runstream.broker.publisher import Write
 from runstream.broker.queue import WorkQueue
 from runstream.broker.service import Broker
+from runstream.broker.takeover import MOST_ATTEMPTS
 from runstream.broker.topology import LogAddress, provision
-from runstream.broker.worker import MOST_ATTEMPTS
 from runstream.schemas import Kind, RunRecord
 from tests.support.core import Core, kinds
 from tests.support.runs import answer, empty_queue, over, queue_empty, scripted, submit

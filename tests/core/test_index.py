@@ -10,11 +10,11 @@ import msgspec
 import pytest
 import pytest_asyncio
 
+from runstream.broker import index
 from runstream.broker.connection import Connection
-from runstream.broker.errors import Conflict, StoreRefused, Unavailable, Unsettled
-from runstream.broker.index import BATCHES_IN_FLIGHT, Claimed, Index
+from runstream.broker.errors import Conflict, StoreRefused, Unavailable, Unsettled, WrongLastSequence
+from runstream.broker.index import BATCHES_IN_FLIGHT, Claimed, Index, Stored
 from runstream.broker.jetstream import BatchWrite, JetStream, StoredMessage
-from runstream.broker.keys import cancel_key, subject_of
 from runstream.broker.topology import INDEX_STREAM
 from runstream.schemas import (
     ConversationRecord,
@@ -556,33 +556,72 @@ async def test_a_full_index_is_said_at_once(core: Core) -> None:
 
 
 async def test_a_lease_shows_signs_of_life(core: Core) -> None:
-    """Each renewal gives a lease another revision."""
+    """Each renewal gives a lease another revision, and one that is behind is refused."""
     run = await claimed(core)
-    revisions = [await core.index.lease(run.id)]
+    lease = await core.index.lease(run.id)
+    assert lease is not None
+    assert lease.value == run.tenant
+    revisions = [lease.revision]
     for _ in range(3):
-        await core.index.renew_lease(run.id)
-        revisions.append(await core.index.lease(run.id))
+        revisions.append(await core.index.renew_lease(run.tenant, run.id, revisions[-1]))
+        assert await core.index.lease(run.id) == Stored(run.tenant, revisions[-1])
     assert revisions == sorted(set(revisions))
+    with pytest.raises(WrongLastSequence):
+        await core.index.renew_lease(run.tenant, run.id, revisions[0])
+
+
+async def test_a_lease_is_restored_where_there_is_none(core: Core) -> None:
+    """A run that has a lease keeps it as it is; one that has none gets one."""
+    run = await claimed(core)
+    lease = await core.index.lease(run.id)
+    assert lease is not None
+    assert await core.index.restore_lease(run.tenant, run.id) == lease.revision
+    await core.index.forget(run.id)
+    assert await core.index.lease(run.id) is None
+    restored = await core.index.restore_lease(run.tenant, run.id)
+    assert await core.index.lease(run.id) == Stored(run.tenant, restored)
 
 
 async def test_forgetting_deletes_lease_and_cancel_key(core: Core) -> None:
     """After a run is forgotten, once or twice, it has neither, and a late sign of life does not bring them back."""
     run = await claimed(core)
-    await core.jetstream.publish(subject_of(cancel_key(run.id)), b"", {})
-    assert await core.holds(f"cancel.{run.id}")
+    lease = await core.index.lease(run.id)
+    assert lease is not None
+    await core.index.wish_cancelled(run.tenant, run.id)
+    assert await core.index.cancel_wish(run.id) == run.tenant
     for _ in range(2):
         await core.index.forget(run.id)
-        assert not await core.holds(f"lease.{run.id}")
-        assert not await core.holds(f"cancel.{run.id}")
-    await core.index.renew_lease(run.id)
-    assert not await core.holds(f"lease.{run.id}")
+        assert await core.index.lease(run.id) is None
+        assert await core.index.cancel_wish(run.id) is None
+    with pytest.raises(WrongLastSequence):
+        await core.index.renew_lease(run.tenant, run.id, lease.revision)
+    assert await core.index.lease(run.id) is None
     assert await core.record(run) == run
+
+
+async def test_leases_and_wishes_are_listed(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both lists name the runs that have one, however many pages they take, and no run that was forgotten."""
+    monkeypatch.setattr(index, "LIST_PAGE_KEYS", 5)
+    runs = [await claimed(core) for _ in range(12)]
+    for run in runs[::2]:
+        await core.index.wish_cancelled(run.tenant, run.id)
+    for run in runs[:4]:
+        await core.index.forget(run.id)
+    leases, wishes = await core.index.leases(), await core.index.cancel_wishes()
+    for at, run in enumerate(runs):
+        lease = await core.index.lease(run.id)
+        assert leases.get(run.id) == (None if lease is None else lease.revision)
+        assert (run.id in leases) == (at >= 4)
+        assert (run.id in wishes) == (at >= 4 and at % 2 == 0)
 
 
 async def test_renewing_and_forgetting_at_once(gateways: list[Core]) -> None:
     """Whatever overtakes what, a forgotten lease stays forgotten."""
     for _ in range(30):
         run = await claimed(gateways[0])
-        renewals = [gateway.index.renew_lease(run.id) for gateway in gateways[1:]]
-        await asyncio.gather(*renewals, gateways[0].index.forget(run.id))
-        assert not await gateways[0].holds(f"lease.{run.id}")
+        lease = await gateways[0].index.lease(run.id)
+        assert lease is not None
+        renewals = [gateway.index.renew_lease(run.tenant, run.id, lease.revision) for gateway in gateways[1:]]
+        results = await asyncio.gather(*renewals, gateways[0].index.forget(run.id), return_exceptions=True)
+        assert not [result for result in results if not isinstance(result, (int, WrongLastSequence, type(None)))]
+        assert await gateways[0].index.lease(run.id) is None

@@ -13,7 +13,7 @@ that tells which are missing: the log's last message carries the stop reason onc
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from runstream.broker.publisher import Publisher
     from runstream.schemas import RunRecord
 
-__all__ = ["STEPS", "Ending", "Outcome", "end_run", "failed", "finish_run", "first_message"]
+__all__ = ["STEPS", "Ending", "Outcome", "end_run", "ended", "failed", "finish_run", "first_message"]
 
 LONGEST_TEXT = 8192
 """Characters of an error's message and detail that are kept: an upstream's HTML page must not fill a message."""
@@ -96,6 +96,18 @@ def first_message(record: RunRecord) -> Write:
     return Write(Kind.PING, body, {RUN: msgspec.json.encode(known).decode()})
 
 
+def ended(record: RunRecord, outcome: Outcome) -> RunRecord:
+    """Give the record of a run that ends now with `outcome`."""
+    return msgspec.structs.replace(
+        record,
+        status=status_of(outcome.stop_reason),
+        stop_reason=outcome.stop_reason,
+        error=None if outcome.error is None else msgspec.to_builtins(outcome.error),
+        completed_at=completion_timestamp(),
+        total_duration_ns=_nanoseconds_since(record.created_at),
+    )
+
+
 class Ending:
     """One run's end, step by step. `missing_from` says which steps a log that was found still lacks."""
 
@@ -118,20 +130,7 @@ class Ending:
 
     async def release(self) -> None:
         """Make the record terminal and the conversation free."""
-        outcome = self.outcome
-        error: dict[str, Any] | None = None
-        if outcome.error is not None:
-            error = msgspec.to_builtins(outcome.error)
-        await self.index.release(
-            msgspec.structs.replace(
-                self.record,
-                status=status_of(outcome.stop_reason),
-                stop_reason=outcome.stop_reason,
-                error=error,
-                completed_at=completion_timestamp(),
-                total_duration_ns=_nanoseconds_since(self.record.created_at),
-            )
-        )
+        await self.index.release(ended(self.record, self.outcome))
 
     async def seal(self) -> None:
         """Store the end: nothing after it is ever shown."""

@@ -10,6 +10,7 @@ BrokerError
 │   ├── WrongLastSequence       a compare-and-set lost: the caller decides what that means
 │   └── NotStored               the message, stream or consumer asked for is not there
 ├── Fenced                      another writer has taken the run over
+├── RunCancelled                somebody wishes that the run end
 ├── RunTooLong                  the run's log has room for its ending only
 ├── ChunkTooLarge               one chunk is larger than a NATS message may be
 ├── CursorExpired               retention has removed what the cursor asks for
@@ -39,6 +40,7 @@ __all__ = [
     "InvalidSettings",
     "NoResponders",
     "NotStored",
+    "RunCancelled",
     "RunTooLong",
     "ServerTooOld",
     "StoreFull",
@@ -103,6 +105,10 @@ class NotStored(StoreRefused):
 
 class Fenced(BrokerError):
     """Another writer has taken this run over."""
+
+
+class RunCancelled(BrokerError):
+    """This run was cancelled."""
 
 
 class RunTooLong(BrokerError):

@@ -23,13 +23,16 @@ import msgspec
 from runstream.broker.errors import Conflict, Unavailable, Unsettled, WrongLastSequence
 from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, BatchWrite
 from runstream.broker.keys import (
+    KV_OPERATION,
     agent_key,
     cancel_key,
     claim_key,
     conversation_key,
     digest,
+    key_of,
     lease_key,
     otid_key,
+    pulse_key,
     request_key,
     run_key,
     subject_of,
@@ -56,7 +59,6 @@ __all__ = ["Claimed", "Index", "Stored"]
 
 T = TypeVar("T")
 
-KV_OPERATION = "KV-Operation"
 CLAIM_PATIENCE_SECONDS = 5.0
 """How long a claim is tried: shorter than a client's time-out, longer than a leader's election mostly takes."""
 UPDATE_PATIENCE_SECONDS = 60.0
@@ -65,6 +67,9 @@ FIRST_DELAY_SECONDS = 0.02
 LONGEST_DELAY_SECONDS = 1.0
 BATCHES_IN_FLIGHT = 16
 """The server takes 50 unfinished batches on a stream; several gateways and brokers share them."""
+
+LIST_PAGE_KEYS = 5_000
+LIST_PAGE_BYTES = 2**20
 
 
 class Stored(msgspec.Struct, Generic[T], frozen=True):
@@ -294,26 +299,60 @@ class Index:
             )
         ]
 
-    async def lease(self, run_id: str) -> int:
-        """Return the revision of a run's lease, which is another after each sign of life."""
-        return (await self._get_any(lease_key(run_id))).revision
+    # -- leases and wishes to cancel ------------------------------------------------------------------------------
 
-    async def renew_lease(self, run_id: str) -> None:
-        """Give a sign of life: a new revision of the lease.
+    async def lease(self, run_id: str) -> Stored[str] | None:
+        """Return a run's lease: its tenant, and a revision that is another after each sign of life."""
+        return await self._get(lease_key(run_id), bytes.decode)
 
-        A lease that is gone stays so, also when it is deleted meanwhile: its run has ended.
-        """
-        lease = await self._get_any(lease_key(run_id))
-        if lease.value is not None:
+    async def renew_lease(self, tenant: str, run_id: str, revision: int) -> int:
+        """Give a sign of life; returns the lease's new revision. Raises `WrongLastSequence` if it is not `revision`."""
+        return await self._write([_Put(lease_key(run_id), tenant.encode(), revision)])
+
+    async def restore_lease(self, tenant: str, run_id: str) -> int:
+        """Give a run a lease that has none; returns the revision of the one it has then."""
+        while True:
+            lease = await self._get_any(lease_key(run_id))
+            if lease.value is not None:
+                return lease.revision
             with contextlib.suppress(WrongLastSequence):
-                await self._write([_Put(lease_key(run_id), lease.value, lease.revision)])
+                return await self.renew_lease(tenant, run_id, lease.revision)
+
+    async def wish_cancelled(self, tenant: str, run_id: str) -> None:
+        """Wish that a run end. Its writer hears of it at once, and a broker that its writer does not obey."""
+
+        async def attempt() -> None:
+            await self._write([_Put(cancel_key(run_id), tenant.encode())])
+
+        await _persist(attempt, CLAIM_PATIENCE_SECONDS)
+
+    async def cancel_wish(self, run_id: str) -> str | None:
+        """Return the tenant of a run that somebody wishes to end, None when nobody does."""
+        wish = await self._get(cancel_key(run_id), bytes.decode)
+        return None if wish is None else wish.value
 
     async def forget(self, run_id: str) -> None:
         """Delete what an ended run no longer needs: its lease, and its cancel key if there is one."""
-        keys = [lease_key(run_id)]
-        if (await self._get_any(cancel_key(run_id))).value is not None:
-            keys.append(cancel_key(run_id))
-        await self._write([_Put(key, None) for key in keys])
+        keys = [key for key in (lease_key(run_id), cancel_key(run_id)) if (await self._get_any(key)).value is not None]
+        if keys:
+            await self._write([_Put(key, None) for key in keys])
+
+    async def pulse(self, broker_id: str) -> int:
+        """Write a broker's own key, to see that the index can be written; returns its revision."""
+        return await self._write([_Put(pulse_key(broker_id), b"")])
+
+    async def leases(self) -> dict[str, int]:
+        """List the runs that have a lease, with its revision."""
+        return await self._list(lease_key("*"))
+
+    async def cancel_wishes(self) -> dict[str, int]:
+        """List the runs that somebody wishes to end."""
+        return await self._list(cancel_key("*"))
+
+    async def newest_revision(self) -> int:
+        """Return the revision of what was written last."""
+        info = await self._jetstream.api(f"STREAM.INFO.{INDEX_STREAM}", None)
+        return int(info["state"]["last_seq"])
 
     # -- the bucket ---------------------------------------------------------------------------------------------
 
@@ -329,7 +368,21 @@ class Index:
         deleted = KV_OPERATION in message.headers
         return Stored(None if deleted else message.body, message.seq)
 
-    async def _write(self, puts: Sequence[_Put]) -> None:
+    async def _list(self, pattern: str) -> dict[str, int]:
+        """List what a pattern's wildcard stands for, where there is a value, with the key's revision."""
+        found: dict[str, int] = {}
+        after = 0
+        while page := await self._jetstream.consume(
+            INDEX_STREAM, subject_of(pattern), after=after, limit=LIST_PAGE_KEYS, max_bytes=LIST_PAGE_BYTES
+        ):
+            for message in page:
+                if KV_OPERATION not in message.headers:
+                    found[key_of(message.subject).rpartition(".")[2]] = message.seq
+            after = page[-1].seq
+        return found
+
+    async def _write(self, puts: Sequence[_Put]) -> int:
+        """Write all of `puts` or none; returns the last one's revision."""
         messages = []
         for put in puts:
             headers = {} if put.value is not None else {KV_OPERATION: "DEL"}
@@ -337,10 +390,9 @@ class Index:
                 headers[EXPECTED_LAST_SEQUENCE] = str(put.revision)
             messages.append(BatchWrite(subject_of(put.key), put.value or b"", headers))
         if len(messages) == 1:
-            await self._jetstream.publish(messages[0].subject, messages[0].body, messages[0].headers)
-            return
+            return await self._jetstream.publish(messages[0].subject, messages[0].body, messages[0].headers)
         async with self._batches:
-            await self._jetstream.publish_batch(messages, secrets.token_hex(16))
+            return await self._jetstream.publish_batch(messages, secrets.token_hex(16))
 
 
 async def _persist(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:

@@ -8,6 +8,7 @@
     otid.<tenant>.<otid>                     the newest run that holds this otid
     conversation.<tenant>.<conversation_id>  the conversation, its active run, its latest run
     agent.<tenant>.<agent_id>                its latest run
+    pulse.<broker>                           proof that this broker can write
 
 What a client chose freely stands in a key as a digest. A claim's scope is the conversation, else the agent.
 """
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BUCKET",
+    "KV_OPERATION",
     "LIVE_INDEX",
     "agent_key",
     "cancel_key",
@@ -33,6 +35,7 @@ __all__ = [
     "lease_key",
     "live_subject",
     "otid_key",
+    "pulse_key",
     "request_key",
     "run_key",
     "subject_of",
@@ -40,6 +43,8 @@ __all__ = [
 
 BUCKET = "RUNSTREAM"
 SUBJECTS = f"$KV.{BUCKET}."
+KV_OPERATION = "KV-Operation"
+"""The header of a key that is deleted."""
 LIVE_INDEX = "index"
 """What stands before a key in the subject it is republished on."""
 
@@ -93,6 +98,11 @@ def conversation_key(tenant: str, conversation_id: str) -> str:
 def agent_key(tenant: str, agent_id: str) -> str:
     """Name an agent."""
     return f"agent.{tenant}.{agent_id}"
+
+
+def pulse_key(broker_id: str) -> str:
+    """Name a broker's proof that it can write."""
+    return f"pulse.{broker_id}"
 
 
 def otid_key(tenant: str, otid_digest: str) -> str:

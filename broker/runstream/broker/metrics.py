@@ -46,6 +46,12 @@ class BrokerMetrics:
         self._ended = Counter(
             "runstream_runs_ended", "Runs ended, by their status.", ["status"], registry=self.registry
         )
+        self._repaired = Counter(
+            "runstream_repairs",
+            "What did not agree with the logs and was mended, by kind.",
+            ["kind"],
+            registry=self.registry,
+        )
         self._live = Gauge("runstream_runs_live", "Runs being executed here.", registry=self.registry)
 
     def published(self, seconds: float) -> None:
@@ -59,6 +65,10 @@ class BrokerMetrics:
     def run_ended(self, status: str) -> None:
         """A run's log has its end."""
         self._ended.labels(status).inc()
+
+    def repaired(self, kind: str) -> None:
+        """Something in the index or the queue did not agree with a log, and was mended."""
+        self._repaired.labels(kind).inc()
 
     def watch_live_runs(self, count: Callable[[], float]) -> None:
         """Read the number of runs being executed whenever the metrics are."""

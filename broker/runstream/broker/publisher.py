@@ -24,6 +24,7 @@ from runstream.broker.errors import (
     BrokerError,
     ChunkTooLarge,
     Fenced,
+    RunCancelled,
     RunTooLong,
     StoreRefused,
     StoreUnavailable,
@@ -31,14 +32,14 @@ from runstream.broker.errors import (
     WrongLastSequence,
 )
 from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, BatchWrite
-from runstream.broker.log import ENDING, KIND, WRITER, writer_header
+from runstream.broker.log import ENDING, KIND, WRITER, entry_of, writer_header
 from runstream.schemas import Kind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from types import TracebackType
 
-    from runstream.broker.jetstream import JetStream
+    from runstream.broker.jetstream import JetStream, StoredMessage
     from runstream.broker.settings import BrokerSettings
     from runstream.broker.topology import LogAddress
 
@@ -81,8 +82,8 @@ class Publisher:
     `last_seq` and `next_index` say where the log stands: 0 and 0 for an empty one. `observe` is told the seconds
     each publish took to be stored; `patience_seconds` stands in for the setting.
 
-    After a chunk that could not be stored every further one is refused, as it would leave a hole; an ending is still
-    taken, unless the writer is fenced or the store is away.
+    After a chunk that could not be stored, and after `cancel`, every further one is refused; an ending is still taken,
+    unless the writer is fenced or the store is away.
     """
 
     def __init__(
@@ -114,6 +115,20 @@ class Publisher:
         self._failure: BrokerError | None = None
         self._sender: asyncio.Task[None] | None = None
 
+    @classmethod
+    def after(
+        cls,
+        last: StoredMessage | None,
+        jetstream: JetStream,
+        address: LogAddress,
+        settings: BrokerSettings,
+        *,
+        observe: Callable[[float], None] = lambda _: None,
+    ) -> Self:
+        """Make the writer that goes on after `last`, the log's last message; None: the log is empty."""
+        last_seq, next_index = (0, 0) if last is None else (last.seq, entry_of(last).index + 1)
+        return cls(jetstream, address, settings, last_seq=last_seq, next_index=next_index, observe=observe)
+
     async def __aenter__(self) -> Self:
         self._sender = asyncio.create_task(self._send(), name=f"publisher-{self.address.run_id}")
         self._sender.add_done_callback(self._stopped)
@@ -131,8 +146,8 @@ class Publisher:
 
     @property
     def _is_closed(self) -> bool:
-        """Whether not even an ending is taken any more: only a refusal of the store's leaves that."""
-        return self._failure is not None and not isinstance(self._failure, StoreRefused)
+        """Whether not even an ending is taken any more: a refusal of the store's and a cancel leave that."""
+        return self._failure is not None and not isinstance(self._failure, (StoreRefused, RunCancelled))
 
     @property
     def failure(self) -> BrokerError | None:
@@ -177,6 +192,17 @@ class Publisher:
         async with self._room():
             stored = self._put([write])
         return await stored
+
+    def cancel(self, reason: RunCancelled) -> None:
+        """Take no further chunk, only an ending; what is queued and not yet on its way is dropped."""
+        if self._failure is None:
+            self._failure = reason
+            self._fail_queued(reason, spare=1)
+
+    def may_follow(self, last: StoredMessage) -> bool:
+        """Tell whether this writer may write on after `last`: it wrote it, or took the log over with it last."""
+        is_own = last.seq == self.last_seq or last.headers.get(WRITER, "").startswith(f"{self.writer}:")
+        return is_own and last.headers.get(KIND) != Kind.END
 
     def check_size(self, body: bytes) -> None:
         """Raise `ChunkTooLarge` when `body` does not fit into one message."""
@@ -239,9 +265,10 @@ class Publisher:
         self._queued_bytes -= queued.size
         self._taken.set()
 
-    def _fail_queued(self, error: BrokerError) -> None:
-        while self._queue:
-            queued = self._queue.popleft()
+    def _fail_queued(self, error: BrokerError, *, spare: int = 0) -> None:
+        """Refuse what is queued, but for the `spare` first, one of which may be on its way."""
+        while len(self._queue) > spare:
+            queued = self._queue.pop()
             self._account(queued)
             if not queued.stored.done():
                 queued.stored.set_exception(error)

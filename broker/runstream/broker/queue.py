@@ -63,9 +63,10 @@ class Task:
         """Take it off the queue. A lost acknowledgement brings it back, to a worker that finds the run ended."""
         await self._connection.publish(self._reply, b"+ACK")
 
-    async def give_back(self) -> None:
-        """Let another worker have it, after a delay that doubles each time it comes back."""
-        seconds = min(FIRST_RETURN_SECONDS * 2 ** (self.deliveries - 1), LONGEST_RETURN_SECONDS)
+    async def give_back(self, seconds: float | None = None) -> None:
+        """Let another worker have it, after that long, or a delay that doubles each time it comes back."""
+        if seconds is None:
+            seconds = min(FIRST_RETURN_SECONDS * 2 ** (self.deliveries - 1), LONGEST_RETURN_SECONDS)
         delay = msgspec.json.encode({"delay": int(seconds * 1e9)})
         await self._connection.publish(self._reply, b"-NAK " + delay)
 
@@ -81,8 +82,8 @@ class WorkQueue:
         info = await self._jetstream.api(f"CONSUMER.INFO.{WORK_STREAM}.{WORKERS}", None)
         return float(info["config"]["ack_wait"]) / 1e9
 
-    async def put(self, tenant: str, run_id: str) -> None:
-        """Enqueue a run, unless it is on the queue already, waiting or in a worker's hands.
+    async def put(self, tenant: str, run_id: str) -> bool:
+        """Enqueue a run; False if it is on the queue already, waiting or in a worker's hands.
 
         Raises `StoreFull`, `Unavailable`.
         """
@@ -92,13 +93,13 @@ class WorkQueue:
             try:
                 await self._jetstream.publish(f"work.{tenant}.{run_id}", body, {EXPECTED_LAST_SEQUENCE: "0"})
             except WrongLastSequence:
-                return
+                return False
             except Unavailable:
                 if time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(0.05)
             else:
-                return
+                return True
 
     async def tasks(self, free_slots: Callable[[], int], slot_freed: asyncio.Event) -> AsyncGenerator[Task]:
         """Yield tasks for ever, never more at a time than there are free slots. Close it (`aclosing`) to stop."""

@@ -1,4 +1,4 @@
-"""The broker as a service: connects, provisions, executes run requests, answers on its own port."""
+"""The broker as a service: connects, provisions, looks after runs, executes requests, answers on its own port."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from runstream.broker.metrics import BrokerMetrics
 from runstream.broker.presence import Presence, announce
 from runstream.broker.queue import WorkQueue
 from runstream.broker.topology import INDEX_STREAM, WORK_STREAM, check_server, provision
+from runstream.broker.watchdog import Watchdog
 from runstream.broker.worker import Worker
 
 if TYPE_CHECKING:
@@ -73,9 +74,9 @@ class Broker:
     """One broker. Use as an async context manager: entered, it serves; left, it has given everything back.
 
     `listener` is the socket of its own port, already bound: whoever starts it chose the port; with `metrics_listener`
-    its metrics are there, and not on its own port. `agent` None: this broker provisions and answers, and executes
-    nothing. `forwards_credentials`: the agent wants what clients authenticated themselves with. `owns_nats`: nobody
-    else uses this NATS, so a change of the settings is applied to the streams that exist.
+    its metrics are there, and not on its own port. `agent` None: this broker looks after runs, and executes
+    none. `forwards_credentials`: the agent wants what clients authenticated themselves with. `owns_nats`: nobody else
+    uses this NATS, so a change of the settings is applied to the streams that exist.
 
     Raises `Unavailable`, `TopologyError` on entry. One that is `patient` waits for NATS instead, without end, and
     says meanwhile on its port that it is not ready.
@@ -115,8 +116,10 @@ class Broker:
             await connection.connected()
             check_server(connection.server_version)
             await self._reached(lambda: provision(jetstream, self._settings, apply=self._owns_nats))
+            watchdog = self._watchdog(jetstream)
+            await self._reached(lambda: stack.enter_async_context(watchdog))
             if self._agent is not None:
-                worker = self._worker(jetstream, self._agent)
+                worker = self._worker(jetstream, self._agent, watchdog)
                 self.worker = await self._reached(lambda: stack.enter_async_context(worker))
                 presence = await self._reached(lambda: announce(connection, self._presence))
                 stack.push_async_callback(presence.close)
@@ -148,12 +151,17 @@ class Broker:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    def _worker(self, jetstream: JetStream, agent: Agent) -> Worker:
+    def _watchdog(self, jetstream: JetStream) -> Watchdog:
+        queue = WorkQueue(jetstream)
+        return Watchdog(jetstream, self._settings, index=Index(jetstream), queue=queue, metrics=self.metrics)
+
+    def _worker(self, jetstream: JetStream, agent: Agent, watchdog: Watchdog) -> Worker:
         worker = Worker(
             jetstream,
             self._settings,
             index=Index(jetstream),
             queue=WorkQueue(jetstream),
+            watchdog=watchdog,
             agent=agent,
             metrics=self.metrics,
         )

@@ -1,0 +1,149 @@
+"""A writer's lease on its run: signs of life while it writes, and word when the run is no longer its to write.
+
+The lease says that the writer lives; what keeps two writers apart is the fence of the log. So a lease that is gone
+proves nothing: the log tells whether the run was ended, or given to another writer, or whether the index was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING, Self
+
+import structlog
+
+from runstream.broker.errors import BrokerError, Fenced, RunCancelled, WrongLastSequence
+from runstream.broker.keys import KV_OPERATION, cancel_key, live_subject
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from runstream.broker.connection import Message
+    from runstream.broker.index import Index
+    from runstream.broker.jetstream import JetStream
+    from runstream.broker.publisher import Publisher
+
+__all__ = ["RENEWALS_PER_LEASE", "Lease"]
+
+log = structlog.get_logger(__name__)
+
+RENEWALS_PER_LEASE = 3
+RETRY_SECONDS = 0.2
+
+
+class Lease:
+    """One run's lease, held by the writer that has `publisher`. Use as an async context manager.
+
+    `over` is resolved with the reason when the writer must stop: `RunCancelled`, somebody wishes that the run end, and
+    this writer is to end it; `Fenced`, the run is another's, or has ended. `alongside` is called with each renewal.
+
+    Entering it takes the lease from whoever had it; raises `Unavailable`. Of what goes wrong later the writer hears
+    nothing: it tries again, as whoever watches the lease cannot reach the index either.
+    """
+
+    def __init__(
+        self,
+        jetstream: JetStream,
+        index: Index,
+        publisher: Publisher,
+        *,
+        tenant: str,
+        seconds: float,
+        alongside: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self.over: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
+        self._jetstream = jetstream
+        self._index = index
+        self._publisher = publisher
+        self._tenant = tenant
+        self._run_id = publisher.address.run_id
+        self._interval = seconds / RENEWALS_PER_LEASE
+        self._alongside = alongside
+        self._revision = 0
+        self._look = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            connection = self._jetstream.connection
+            # Heard of first, looked for second: a wish that comes in between is seen twice, never not at all.
+            subscription = await connection.subscribe(live_subject(cancel_key(self._run_id)), self._wished)
+            stack.push_async_callback(subscription.close)
+            stack.callback(connection.on_reconnect(self._look.set))
+            self._revision = await self._index.restore_lease(self._tenant, self._run_id)
+            self._revision = await self._renewed()
+            if await self._index.cancel_wish(self._run_id) is not None:
+                self._stop(RunCancelled(run_id=self._run_id))
+            for work in (self._renew(), self._look_for_wishes()):
+                task = asyncio.create_task(work, name=f"lease-{self._run_id}")
+                stack.push_async_callback(_ended, task)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    def _stop(self, reason: BrokerError) -> None:
+        if not self.over.done():
+            self.over.set_result(reason)
+
+    async def _wished(self, message: Message) -> None:
+        if KV_OPERATION not in (message.headers or {}):
+            self._stop(RunCancelled(run_id=self._run_id))
+
+    async def _look_for_wishes(self) -> None:
+        """Look after each reconnect: what was wished meanwhile nobody has said."""
+        while True:
+            await self._look.wait()
+            self._look.clear()
+            try:
+                if await self._index.cancel_wish(self._run_id) is not None:
+                    self._stop(RunCancelled(run_id=self._run_id))
+            except BrokerError as error:
+                log.debug("cancel_unknown", run_id=self._run_id, error=str(error))
+                await asyncio.sleep(RETRY_SECONDS)
+                self._look.set()
+
+    async def _renew(self) -> None:
+        due = time.monotonic() + self._interval
+        while True:
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            due = time.monotonic() + self._interval
+            try:
+                # No longer: a try that was lost in an outage must not keep the next one from coming before whoever
+                # watches the lease since the outage's end sees it lapse.
+                async with asyncio.timeout(self._interval):
+                    if self._alongside is not None:
+                        await self._alongside()
+                    self._revision = await self._renewed()
+            except Fenced as fenced:
+                self._stop(fenced)
+                return
+            except (BrokerError, TimeoutError) as error:
+                log.warning("lease_not_renewed", run_id=self._run_id, error=str(error) or "It took too long.")
+
+    async def _renewed(self) -> int:
+        """Write the lease; returns its revision. Raises `Fenced` when the run is no longer this writer's."""
+        try:
+            return await self._index.renew_lease(self._tenant, self._run_id, self._revision)
+        except WrongLastSequence:
+            # Renewed by a try whose answer was lost, or by a writer that had the run before; or the lease is gone.
+            if await self._index.lease(self._run_id) is None and not await self._owns_log():
+                raise Fenced("Its lease is gone.", run_id=self._run_id) from None
+            revision = await self._index.restore_lease(self._tenant, self._run_id)
+            return await self._index.renew_lease(self._tenant, self._run_id, revision)
+
+    async def _owns_log(self) -> bool:
+        """Tell whether the log's last message is this writer's own, and not the end."""
+        address = self._publisher.address
+        last = await self._jetstream.last_message(address.stream, address.subject)
+        return last is not None and self._publisher.may_follow(last)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled() and (defect := task.exception()) is not None:
+        log.error("lease_crashed", error=repr(defect))

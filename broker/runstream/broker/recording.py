@@ -1,0 +1,80 @@
+"""What a writer says, chunk by chunk: messages go into the log, the parts of an ending are held back until the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runstream.broker.ending import Outcome, failed
+from runstream.schemas import (
+    MESSAGE_TYPES,
+    ErrorMessage,
+    Kind,
+    StopReason,
+    UsageStatistics,
+    decode_chunk,
+    encode_chunk,
+    kind_of,
+    message_type_of,
+    status_of,
+)
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Mapping, Sequence
+
+    from runstream.broker.publisher import Publisher
+    from runstream.schemas import Chunk
+
+__all__ = ["Recording"]
+
+
+class Recording:
+    """One run as its writer tells it.
+
+    `wanted` names the message types that the client asked for, None for all; what is no message of Letta's is never
+    left out.
+    """
+
+    def __init__(self, publisher: Publisher, run_id: str, *, wanted: Sequence[str] | None = None) -> None:
+        self._publisher = publisher
+        self._run_id = run_id
+        self._unwanted = frozenset() if wanted is None else frozenset(MESSAGE_TYPES).difference(wanted)
+        self._stop: StopReason | None = None
+        self._usage: UsageStatistics | None = None
+        self._error: ErrorMessage | None = None
+
+    async def take(self, chunk: Chunk | Mapping[str, object]) -> asyncio.Future[int] | None:
+        """Queue a message to be stored, or hold a part of the ending back; a ping is dropped.
+
+        Returns the future of the message's sequence, None if there will be none. Raises `InvalidChunk`, and as
+        `Publisher.enqueue`.
+        """
+        body, kind = encode_chunk(chunk, run_id=self._run_id), kind_of(chunk)
+        if kind is Kind.DATA:
+            return None if message_type_of(chunk) in self._unwanted else await self._publisher.enqueue(body)
+        held = decode_chunk(body)
+        self._stop = held if isinstance(held, StopReason) else self._stop
+        self._usage = held if isinstance(held, UsageStatistics) else self._usage
+        self._error = _error_of(held, self._run_id) if kind is Kind.ERROR else self._error
+        return None
+
+    async def outcome(self) -> Outcome:
+        """Say what the run came to, when all that was taken is stored. Raises what kept it from being so."""
+        await self._publisher.flush()
+        stop, error = self._stop, self._error
+        if error is not None:
+            is_honest = stop is not None and status_of(stop.stop_reason) == "failed"
+            return Outcome(stop.stop_reason if stop is not None and is_honest else "error", error=error)
+        if stop is None:
+            return failed(self._run_id, "stream_incomplete")
+        if status_of(stop.stop_reason) != "completed":
+            return Outcome(stop.stop_reason)
+        return Outcome(stop.stop_reason, usage=self._usage or UsageStatistics())
+
+
+def _error_of(held: Chunk | dict[str, object], run_id: str) -> ErrorMessage:
+    """Read an agent's own error, or make one of what it gave in place of it."""
+    if isinstance(held, ErrorMessage):
+        return held
+    made = failed(run_id, "internal_error", detail=encode_chunk(held, run_id=run_id).decode()).error
+    return made or ErrorMessage(run_id=run_id, error_type="internal_error", message="")

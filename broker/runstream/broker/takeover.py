@@ -1,0 +1,77 @@
+"""Ending a run that its writer does not end: its writer is dead, or does not obey.
+
+The new writer is fenced like any other, so of any number of brokers that take a run over, and its own writer, exactly
+one ends it; the others are refused, and find the end when they look again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from runstream.broker.ending import end_run, ended, finish_run, first_message
+from runstream.broker.log import ENDING, entry_of
+from runstream.broker.publisher import Publisher
+from runstream.broker.topology import LogAddress
+from runstream.schemas import Kind
+
+if TYPE_CHECKING:
+    from runstream.broker.ending import Outcome
+    from runstream.broker.index import Index
+    from runstream.broker.jetstream import JetStream, StoredMessage
+    from runstream.broker.settings import BrokerSettings
+    from runstream.schemas import RunRecord
+
+__all__ = ["MOST_ATTEMPTS", "TakeOver", "is_executable"]
+
+MOST_ATTEMPTS = 5
+"""Workers that may die over one run before its first chunk: what kills five of them kills the sixth, too."""
+
+
+def is_executable(last: StoredMessage | None) -> bool:
+    """Tell by its log's last message whether a run may be executed by another worker: its agent has said nothing."""
+    if last is None:
+        return True
+    entry = entry_of(last)
+    # The first message aside, there is nothing before an attempt but attempts.
+    return entry.kind is Kind.PING or (entry.kind is Kind.ATTEMPT and entry.index < MOST_ATTEMPTS)
+
+
+class TakeOver:
+    """Ends runs in place of their writers."""
+
+    def __init__(self, jetstream: JetStream, settings: BrokerSettings, index: Index) -> None:
+        self._jetstream = jetstream
+        self._settings = settings
+        self._index = index
+
+    async def last_of(self, record: RunRecord) -> StoredMessage | None:
+        """Return the last message of a run's log, as its leader has it."""
+        address = LogAddress(record.id, record.shard)
+        return await self._jetstream.last_message(address.stream, address.subject)
+
+    async def end(self, record: RunRecord, last: StoredMessage | None, outcome: Outcome) -> Outcome | None:
+        """Bring a run to its end from `last`, its log's last message: with `outcome`, or as its writer had begun to.
+
+        Returns `outcome`, None when the log says otherwise. Raises `Fenced` when the log has moved on since `last`,
+        and what `Publisher` and `Index` raise.
+        """
+        address = LogAddress(record.id, record.shard)
+        if last is None and record.first_seq is not None:
+            # Retention, or an operator, has removed the log: nothing is left to be told, and nobody to tell it to.
+            await self._index.release(ended(record, outcome))
+            await self._index.forget(record.id)
+            return outcome
+        async with Publisher.after(last, self._jetstream, address, self._settings) as publisher:
+            if last is None:
+                last_seq = await publisher.publish_marked(first_message(record))
+                record = msgspec.structs.replace(record, first_seq=last_seq)
+            elif record.first_seq is None:
+                first = await self._jetstream.first_message(address.stream, address.subject)
+                record = msgspec.structs.replace(record, first_seq=first.seq if first is not None else None)
+            if last is not None and ENDING in last.headers:
+                await finish_run(publisher, self._index, record, last)
+                return None
+            await end_run(publisher, self._index, record, outcome)
+            return outcome

@@ -1,0 +1,318 @@
+"""The watchdog: no run without a writer, and no writer that does not obey.
+
+It hears each lease and each wish to cancel as the server republishes them, and keeps the time on its own clock. A
+lease has lapsed when it has not been renewed for as long as a lease lasts *while the watchdog itself could write to
+the index and heard of it*: it writes a pulse, and waits to hear it. Where a pulse does not come back, all counts start
+anew, so an outage, in which nobody can renew anything, ends no run. A time-to-live would end them all.
+
+Before it does anything to a run it reads the lease from the leader: a renewal that it did not hear of counts. What it
+then does is fenced (`takeover.py`), so two watchdogs, or a watchdog and a writer that was only slow, cannot both win.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from typing import TYPE_CHECKING, Self
+
+import structlog
+
+from runstream.broker.ending import Outcome, failed
+from runstream.broker.errors import BrokerError, Fenced
+from runstream.broker.keys import KV_OPERATION, cancel_key, key_of, lease_key, live_subject, pulse_key
+from runstream.broker.lease import RENEWALS_PER_LEASE
+from runstream.broker.takeover import TakeOver, is_executable
+from runstream.schemas import status_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runstream.broker.connection import Message
+    from runstream.broker.index import Index
+    from runstream.broker.jetstream import JetStream
+    from runstream.broker.metrics import BrokerMetrics
+    from runstream.broker.queue import WorkQueue
+    from runstream.broker.settings import BrokerSettings
+
+__all__ = ["Watchdog"]
+
+log = structlog.get_logger(__name__)
+
+PULSE_SECONDS = 0.25
+"""How often the watchdog looks: what a cancel and a lapse come late by. A write each time, for a whole broker."""
+PULSES_PER_LEASE = 10
+OBEDIENCE_SECONDS = 0.5
+"""How long a writer may take to end the run it is to end, before a broker does."""
+RELIST_SECONDS = 30.0
+"""How often leases and wishes are listed, in case that one was not heard of."""
+RUNS_AT_A_TIME = 32
+"""Runs looked after at the same time: a broker that dies may leave a thousand."""
+SPREAD_SECONDS = 0.1
+"""Brokers see a lapse in the same moment; each waits up to this long, so that mostly one has the work."""
+LONGEST_LOOK_FACTOR = 8
+"""A run that waits for a worker is looked at ever more rarely, up to this many leases apart."""
+
+
+class _Watched:
+    """A lease as last heard of: the revision it had, and when."""
+
+    def __init__(self, revision: int) -> None:
+        self.revision = revision
+        self.heard_at = time.monotonic()
+        self.looks = 0
+        self.look_at = 0.0
+
+    def hear(self, revision: int) -> None:
+        self.revision = revision
+        self.start_anew(time.monotonic())
+
+    def start_anew(self, now: float) -> None:
+        self.heard_at, self.looks, self.look_at = now, 0, 0.0
+
+
+class Watchdog:
+    """Looks after every run there is. Use as an async context manager."""
+
+    def __init__(
+        self,
+        jetstream: JetStream,
+        settings: BrokerSettings,
+        *,
+        index: Index,
+        queue: WorkQueue,
+        metrics: BrokerMetrics,
+    ) -> None:
+        self._jetstream = jetstream
+        self._index = index
+        self._queue = queue
+        self._metrics = metrics
+        self._seconds = settings.lease_seconds
+        self._take_over = TakeOver(jetstream, settings, index)
+        self._id = secrets.token_hex(8)
+        self._leases: dict[str, _Watched] = {}
+        self._cancels: dict[str, float] = {}
+        self._busy: dict[str, asyncio.Task[None]] = {}
+        self._room = asyncio.Semaphore(RUNS_AT_A_TIME)
+        self._pulse = 0
+        self._pulsed = asyncio.Event()
+        self._relist = asyncio.Event()
+        self._relist.set()
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            connection = self._jetstream.connection
+            for key, heard in (
+                (lease_key("*"), self._on_lease),
+                (cancel_key("*"), self._on_cancel),
+                (pulse_key(self._id), self._on_pulse),
+            ):
+                subscription = await connection.subscribe(live_subject(key), heard)
+                stack.push_async_callback(subscription.close)
+            stack.callback(connection.on_reconnect(self._relist.set))
+            stack.push_async_callback(self._stop_looking)
+            for work in (self._keep_time(), self._keep_list()):
+                stack.push_async_callback(_ended, asyncio.create_task(work, name="watchdog"))
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _stop_looking(self) -> None:
+        for task in self._busy.values():
+            task.cancel()
+        await asyncio.gather(*self._busy.values(), return_exceptions=True)
+
+    async def has_lapsed(self, run_id: str) -> bool:
+        """Tell whether a run's lease has lapsed, and is still as it was then. Raises `Unavailable`."""
+        lease = self._leases.get(run_id)
+        if lease is None or time.monotonic() - lease.heard_at < self._seconds:
+            return False
+        found = await self._index.lease(run_id)
+        return found is not None and found.revision == lease.revision
+
+    # -- hearing ------------------------------------------------------------------------------------------------
+
+    async def _on_lease(self, message: Message) -> None:
+        run_id, revision, is_deleted = _heard(message)
+        if is_deleted:
+            self._leases.pop(run_id, None)
+            self._cancels.pop(run_id, None)
+        else:
+            self._hear(run_id, revision)
+
+    async def _on_cancel(self, message: Message) -> None:
+        run_id, _, is_deleted = _heard(message)
+        if is_deleted:
+            self._cancels.pop(run_id, None)
+        else:
+            self._cancels.setdefault(run_id, time.monotonic() + OBEDIENCE_SECONDS)
+
+    async def _on_pulse(self, message: Message) -> None:
+        self._pulse = _heard(message)[1]
+        self._pulsed.set()
+
+    def _hear(self, run_id: str, revision: int) -> None:
+        lease = self._leases.get(run_id)
+        if lease is None:
+            self._leases[run_id] = _Watched(revision)
+        elif revision > lease.revision:
+            lease.hear(revision)
+
+    async def _keep_list(self) -> None:
+        """List what there is, at first, after each reconnect, and now and then."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RELIST_SECONDS):
+                    await self._relist.wait()
+            self._relist.clear()
+            try:
+                await self._list()
+            except BrokerError as error:
+                log.warning("leases_not_listed", error=str(error))
+                await asyncio.sleep(PULSE_SECONDS)
+                self._relist.set()
+
+    async def _list(self) -> None:
+        listed_from = await self._index.newest_revision()
+        wished = await self._index.cancel_wishes()
+        leases = await self._index.leases()
+        for run_id, revision in leases.items():
+            self._hear(run_id, revision)
+        # What is newer than the listing was heard of since; what is older and not in it is gone.
+        for run_id in [run_id for run_id, lease in self._leases.items() if lease.revision <= listed_from]:
+            if run_id not in leases:
+                del self._leases[run_id]
+        for run_id in wished:
+            self._cancels.setdefault(run_id, time.monotonic() + OBEDIENCE_SECONDS)
+
+    # -- time ---------------------------------------------------------------------------------------------------
+
+    async def _keep_time(self) -> None:
+        """Judge leases after each pulse that came back in time; start every count anew after one that did not."""
+        interval = min(PULSE_SECONDS, self._seconds / PULSES_PER_LEASE)
+        patience = self._seconds / RENEWALS_PER_LEASE
+        seen_at = time.monotonic()
+        while True:
+            try:
+                async with asyncio.timeout(patience):
+                    await self._feel_pulse()
+            except (BrokerError, TimeoutError) as error:
+                log.warning("watchdog_blind", error=str(error) or "A pulse was not heard in time.")
+            else:
+                previous, seen_at = seen_at, time.monotonic()
+                if seen_at - previous > patience + interval:
+                    for lease in self._leases.values():
+                        lease.start_anew(seen_at)
+                self._judge(seen_at)
+            await asyncio.sleep(interval)
+
+    async def _feel_pulse(self) -> None:
+        revision = await self._index.pulse(self._id)
+        while self._pulse < revision:
+            self._pulsed.clear()
+            await self._pulsed.wait()
+
+    def _judge(self, now: float) -> None:
+        for run_id, due in list(self._cancels.items()):
+            if now >= due:
+                self._see_to(run_id, self._enforce_cancel)
+        for run_id, lease in list(self._leases.items()):
+            if now - lease.heard_at >= self._seconds and now >= lease.look_at:
+                self._see_to(run_id, self._look_after)
+
+    def _see_to(self, run_id: str, action: Callable[[str], _Action]) -> None:
+        if run_id not in self._busy:
+            task = asyncio.create_task(self._carefully(run_id, action), name=f"watchdog-{run_id}")
+            self._busy[run_id] = task
+            task.add_done_callback(lambda _: self._busy.pop(run_id, None))
+
+    async def _carefully(self, run_id: str, action: Callable[[str], _Action]) -> None:
+        await asyncio.sleep(SPREAD_SECONDS * secrets.randbelow(100) / 100)
+        async with self._room:
+            try:
+                await action(run_id)
+            except Fenced as error:
+                # Its writer, or another broker, was faster: what is left to do shows when it is looked at again.
+                log.info("run_moved_on", run_id=run_id, error=str(error))
+            except BrokerError as error:
+                log.warning("run_not_looked_after", run_id=run_id, error=str(error))
+            except Exception:
+                log.exception("watchdog_crashed", run_id=run_id)
+
+    # -- acting -------------------------------------------------------------------------------------------------
+
+    async def _enforce_cancel(self, run_id: str) -> None:
+        """End a run that is to end, and has not."""
+        tenant = await self._index.cancel_wish(run_id)
+        if tenant is None:
+            self._cancels.pop(run_id, None)
+            return
+        await self._end(tenant, run_id, Outcome("cancelled"), "writer_did_not_obey")
+
+    async def _look_after(self, run_id: str) -> None:
+        """Do for a run whose lease has lapsed what its writer cannot: have it executed again, or end it."""
+        lease, found = self._leases.get(run_id), await self._index.lease(run_id)
+        if lease is None or found is None:
+            self._leases.pop(run_id, None)
+            return
+        if found.revision != lease.revision:
+            lease.hear(found.revision)
+            return
+        lease.looks += 1
+        lease.look_at = time.monotonic() + self._seconds * min(2 ** (lease.looks - 1), LONGEST_LOOK_FACTOR)
+        if not await self._enqueued(found.value, run_id):
+            lease.look_at = 0.0
+            await self._end(found.value, run_id, failed(run_id, "run_lost"), "writer_lost")
+
+    async def _enqueued(self, tenant: str, run_id: str) -> bool:
+        """See that a run which nobody has begun is on the work queue; False when none of it can be executed."""
+        stored = await self._index.run(tenant, run_id)
+        if stored is None or stored.value.is_terminal:
+            return False
+        if not is_executable(await self._take_over.last_of(stored.value)):
+            return False
+        if await self._index.request(tenant, run_id) is None:
+            return False
+        if await self._queue.put(tenant, run_id):
+            self._metrics.repaired("not_enqueued")
+            log.info("run_enqueued_again", run_id=run_id)
+        return True
+
+    async def _end(self, tenant: str, run_id: str, outcome: Outcome, why: str) -> None:
+        stored = await self._index.run(tenant, run_id)
+        if stored is None:
+            await self._index.forget(run_id)
+            self._metrics.repaired("lease_without_run")
+            log.warning("lease_without_run", run_id=run_id)
+            return
+        record = stored.value
+        ended = await self._take_over.end(record, await self._take_over.last_of(record), outcome)
+        if ended is None:
+            self._metrics.repaired("half_ended")
+            log.warning("run_ending_finished", run_id=run_id)
+        else:
+            self._metrics.run_ended(status_of(outcome.stop_reason))
+            log.warning("run_ended_by_watchdog", run_id=run_id, why=why, stop_reason=outcome.stop_reason)
+
+
+def _heard(message: Message) -> tuple[str, int, bool]:
+    """Read from a republished key of one run or broker: whose it is, its revision, whether it is deleted."""
+    headers = message.headers or {}
+    name = key_of(message.subject).partition(".")[2]
+    return name, int(headers["Nats-Sequence"]), KV_OPERATION in headers
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any, TypeAlias
+
+    _Action: TypeAlias = Coroutine[Any, Any, None]
