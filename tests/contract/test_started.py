@@ -1,13 +1,10 @@
 """A run that was started is never answered with a status that makes a client start another."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
 from functools import partial
 
-import pytest
-
-from runstream.schemas import RunRecord, RunRequest, is_run_id, new_agent_id, new_otid, new_run_id
-from tests.support.http import Connection, encoded, open_stream
+from runstream.schemas import RunRecord, RunRequest, is_run_id, new_agent_id, new_run_id
+from tests.support.http import Connection, encoded
 from tests.support.stack import message, stack_running
 from tests.support.waiting import wait_until
 
@@ -55,38 +52,25 @@ async def test_a_client_that_leaves_while_its_run_is_started_locks_nothing(nats_
                 assert (await stack.record(stored.value.latest_run)).status == "completed"
 
 
-@pytest.mark.parametrize("how", ["the same request", "another request", "a resume"])
-async def test_a_run_whose_gateway_died_before_it_was_enqueued_is_found(nats_url: str, how: str) -> None:
-    """Claimed a lease ago and never enqueued: whoever meets the run has it executed, and its conversation is free."""
-    async with stack_running(nats_url) as stack:
-        conversation, otid = await stack.conversation(), new_otid()
-        path = f"/v1/conversations/{conversation}/messages"
-        said = {"role": "user", "content": '{"chunks": 2, "interval_ms": 0}', "otid": otid}
-        body = {"messages": [said], "background": True}
+async def test_a_run_whose_gateway_died_before_it_was_enqueued_is_executed(nats_url: str) -> None:
+    """Claimed and never enqueued: a broker has the run executed, once, unasked, and its conversation is free again."""
+    async with stack_running(nats_url, broker={"lease_seconds": 1}) as stack:
         record = RunRecord(
             id=new_run_id(),
             agent_id=new_agent_id(),
-            conversation_id=conversation,
+            conversation_id=await stack.conversation(),
             background=True,
             shard=0,
-            otids=[otid],
-            created_at=(datetime.now(UTC) - timedelta(minutes=1)).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         )
-        request = RunRequest(run_id=record.id, agent_id=record.agent_id, conversation_id=conversation, body=body)
+        body = message({"chunks": 2, "interval_ms": 0})
+        request = RunRequest(run_id=record.id, agent_id=record.agent_id, body=body)
         await stack.index.claim(record, request)
-        if how == "another request":
-            refused = await stack.fetch("POST", path, json=message("hello"))
-            assert (refused.status, refused.json["run_id"]) == (409, record.id)
-        else:
-            opening = stack.resume(record.id) if how == "a resume" else open_stream(stack.base, path, body)
-            async with opening as stream:
-                events = await stream.rest()
-            assert [event.message_type for event in events].count("assistant_message") == 2
-
-        async def is_over() -> bool:
-            return (await stack.record(record.id)).status == "completed"
-
-        await wait_until(is_over)
-        stored = await stack.index.conversation("default", conversation)
+        refused = await stack.fetch("POST", f"/v1/conversations/{record.conversation_id}/messages", json=message("hi"))
+        assert (refused.status, refused.json["run_id"]) == (409, record.id)
+        async with stack.resume(record.id) as stream:
+            events = await stream.rest()
+        assert [event.message_type for event in events].count("assistant_message") == 2
+        assert (await stack.record(record.id)).status == "completed"
+        stored = await stack.index.conversation("default", record.conversation_id or "")
         assert stored is not None
         assert stored.value.active_run is None

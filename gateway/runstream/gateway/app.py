@@ -14,8 +14,10 @@ from runstream.broker.index import Index
 from runstream.broker.jetstream import JetStream
 from runstream.broker.queue import WorkQueue
 from runstream.broker.reader import LogReader
+from runstream.broker.repair import Repair
 from runstream.broker.service import Readiness
 from runstream.broker.topology import check_server
+from runstream.gateway.cancelling import Canceller
 from runstream.gateway.cors import Cors
 from runstream.gateway.fanout import Hub
 from runstream.gateway.lookup import Lookup
@@ -122,8 +124,14 @@ class Gateway:
             index=index,
             lookup=Lookup(index),
             starter=Starter(
-                jetstream, self._broker_settings, index=index, queue=WorkQueue(jetstream), presence=presence
+                jetstream,
+                self._broker_settings,
+                index=index,
+                queue=WorkQueue(jetstream),
+                presence=presence,
+                repair=Repair(jetstream, self._broker_settings, index, observe=self.metrics.repaired),
             ),
+            canceller=Canceller(jetstream.connection, index),
             body_limit=lambda: jetstream.connection.max_payload - BODY_RESERVE_BYTES,
             body_seconds=self._settings.body_seconds,
             unready=unready,

@@ -4,7 +4,7 @@ ApiError
 ├── Invalid             422, the body or the path, in the reference's form
 ├── BadRequest          400
 ├── NotFound            404
-├── Busy                409, the conversation or an otid is taken
+├── Busy                409, the conversation or an otid is taken; or nothing goes on in it, to be cancelled
 ├── Gone                410, retention has removed it
 ├── TooSlow             408
 ├── TooLarge            413
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = [
+    "NOT_AGAIN",
     "RETRY_SECONDS",
     "ApiError",
     "BadRequest",
@@ -47,6 +48,10 @@ __all__ = [
 
 RETRY_SECONDS = 2.0
 """When to come back after NATS was away: a restarted server is there again, an election mostly over."""
+
+
+NOT_AGAIN = {"x-should-retry": "false"}
+"""letta-client repeats a 409 twice unless it is told not to, each time in vain."""
 
 
 class ApiError(Exception):
@@ -100,7 +105,7 @@ class NotFound(ApiError):
 
 
 class Busy(ApiError):
-    """Another run holds what this request wants."""
+    """The state of a conversation or an agent does not allow it."""
 
     status = 409
 
@@ -136,7 +141,7 @@ class TryLater(ApiError):
 
     def __init__(self, detail: str, *, should_retry: bool = True, run_id: str | None = None) -> None:
         repeatable = should_retry and run_id is None
-        headers = {"Retry-After": str(math.ceil(RETRY_SECONDS))} if repeatable else {"x-should-retry": "false"}
+        headers = {"Retry-After": str(math.ceil(RETRY_SECONDS))} if repeatable else NOT_AGAIN
         super().__init__(detail, headers=headers, extra={} if run_id is None else {"run_id": run_id})
 
 
@@ -171,6 +176,5 @@ def _busy(conflict: Conflict) -> Busy:
             f"CONFLICT: Cannot send a new message: Another request (run_id={conflict.run_id}) is currently being "
             "processed for this conversation. Please wait for it to complete."
         )
-    # letta-client would repeat a 409 twice, each time in vain.
     extra = {"run_id": conflict.run_id, "otid": conflict.otid}
-    return Busy(detail, extra=extra, headers={"x-should-retry": "false"})
+    return Busy(detail, extra=extra, headers=NOT_AGAIN)

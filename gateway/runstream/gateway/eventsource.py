@@ -46,7 +46,6 @@ async def follow(request: web.Request, run_id: str) -> web.StreamResponse:
     try:
         with seat(services.hub):
             record = await services.lookup.to_resume(run_id)
-            await services.starter.revive(record)
             return await stream_run(
                 request,
                 services.hub,

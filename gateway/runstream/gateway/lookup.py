@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from runstream.broker.topology import shard_of_cursor
 from runstream.gateway.errors import BadRequest, NotFound
 from runstream.gateway.validation import check_run_id
-from runstream.schemas import DEFAULT_CONVERSATION, DEFAULT_TENANT, is_agent_id
+from runstream.schemas import DEFAULT_CONVERSATION, DEFAULT_TENANT, is_agent_id, is_run_id
 
 if TYPE_CHECKING:
     from runstream.broker.index import Index
@@ -51,6 +51,33 @@ class Lookup:
             raise BadRequest(NO_ACTIVE_RUN)
         return _resumable(latest)
 
+    async def latest_of_agent(self, agent_id: str) -> RunRecord | None:
+        """Return the run that was started last for an agent, in whichever conversation."""
+        found = await self._index.latest_run_of_agent(self._tenant, agent_id) if is_agent_id(agent_id) else None
+        return None if found is None else found.value
+
+    async def of_agent(self, agent_id: str, run_id: str) -> RunRecord | None:
+        """Return a run of an agent's; None for another's, and for what is no run's id."""
+        stored = await self._index.run(self._tenant, run_id) if is_run_id(run_id) else None
+        return stored.value if stored is not None and stored.value.agent_id == agent_id else None
+
+    async def to_cancel(self, conversation_id: str, agent_id: str | None) -> RunRecord | None:
+        """Return the run that goes on in what the path names. Raises `NotFound` for a conversation that is not there.
+
+        The latest of an agent's; a conversation has one at most.
+        """
+        agent = agent_id if conversation_id == DEFAULT_CONVERSATION else conversation_id
+        if agent is not None and is_agent_id(agent):
+            run = await self.latest_of_agent(agent)
+        else:
+            stored = await self._index.conversation(self._tenant, conversation_id)
+            if conversation_id == DEFAULT_CONVERSATION or stored is None or stored.value.deleted:
+                raise NotFound(f"Conversation not found with id='{conversation_id}'")
+            active = stored.value.active_run
+            found = None if active is None else await self._index.run(self._tenant, active)
+            run = None if found is None else found.value
+        return None if run is None or run.is_terminal else run
+
     async def _latest(self, conversation_id: str, agent_id: str | None) -> RunRecord | None:
         """Return the newest run of what the path names: a conversation, or an agent."""
         if conversation_id == DEFAULT_CONVERSATION:
@@ -58,8 +85,7 @@ class Lookup:
         else:
             agent = conversation_id if is_agent_id(conversation_id) else None
         if agent is not None:
-            found = await self._index.latest_run_of_agent(self._tenant, agent) if is_agent_id(agent) else None
-            return None if found is None else found.value
+            return await self.latest_of_agent(agent)
         if conversation_id == DEFAULT_CONVERSATION:
             return None
         stored = await self._index.conversation(self._tenant, conversation_id)

@@ -40,7 +40,12 @@ class GatewayMetrics:
             ["cause"],
             registry=self.registry,
         )
-
+        self._repaired = Counter(
+            "runstream_repairs",
+            "What did not agree with the logs and was mended, by kind.",
+            ["kind"],
+            registry=self.registry,
+        )
         self._turned_away = Counter(
             "runstream_event_sources_turned_away",
             "EventSources told to come back later, as others are by 503.",
@@ -66,6 +71,10 @@ class GatewayMetrics:
     def stream_cut(self, cause: str) -> None:
         """A stream was ended for the gateway's own reasons."""
         self._cut.labels(cause).inc()
+
+    def repaired(self, kind: str) -> None:
+        """Something in the index did not agree with a log, and was mended."""
+        self._repaired.labels(kind).inc()
 
     def turned_away(self) -> None:
         """An EventSource was answered with nothing but when to come back."""

@@ -28,7 +28,6 @@ async def resume_and_stream(
     wanted = model_of(RetrieveStreamRequest, body, required=False)
     with seat(services.hub):
         record = await find(wanted)
-        await services.starter.revive(record)
         return await stream_run(
             request,
             services.hub,

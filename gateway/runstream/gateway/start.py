@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
 
 from runstream.broker.ending import first_message
-from runstream.broker.errors import BrokerError, Conflict
+from runstream.broker.errors import BrokerError, Conflict, Fenced
 from runstream.broker.index import Claimed
 from runstream.broker.publisher import Publisher
 from runstream.broker.topology import LogAddress, shard_of
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from runstream.broker.index import Index
     from runstream.broker.jetstream import JetStream
     from runstream.broker.queue import WorkQueue
+    from runstream.broker.repair import Repair
     from runstream.broker.settings import BrokerSettings
     from runstream.gateway.presence import AgentPresence
     from runstream.schemas import CreateMessagesRequest
@@ -47,11 +48,13 @@ class Starter:
         index: Index,
         queue: WorkQueue,
         presence: AgentPresence,
+        repair: Repair,
     ) -> None:
         self._jetstream = jetstream
         self._index = index
         self._queue = queue
         self._presence = presence
+        self._repair = repair
         self._credentials = Credentials(jetstream.connection)
         self._settings = settings
         self._starting: set[asyncio.Task[Claimed]] = set()
@@ -119,15 +122,8 @@ class Starter:
         if presence.forwards_credentials:
             asked_at = await self._credentials.keep(record.id, headers)
             request = msgspec.structs.replace(request, credentials_from=asked_at)
-        try:
-            claimed = await self._index.claim(record, request)
-        except Conflict as conflict:
-            holder = await self._index.run(record.tenant, conflict.run_id)
-            if holder is not None:
-                await self.revive(holder.value)
-            raise
+        claimed = await self._claim(record, request)
         if not claimed.is_new:
-            await self.revive(claimed.record)
             return claimed
         try:
             await self._hand_over(record)
@@ -139,28 +135,21 @@ class Starter:
             ) from error
         return claimed
 
-    async def revive(self, record: RunRecord) -> None:
-        """Enqueue a run again that was claimed a lease ago and has not begun: its gateway may have died in between.
-
-        Called by whoever meets such a run. The queue takes a run once in two minutes, and a worker that gets one
-        which another has leaves it alone, so doing this in vain changes nothing.
-        """
-        if record.status != "created" or _seconds_since(record.created_at) < self._settings.lease_seconds:
-            return
+    async def _claim(self, record: RunRecord, request: RunRequest) -> Claimed:
         try:
-            await self._queue.put(record.tenant, record.id)
-            log.info("run_enqueued_again", run_id=record.id)
-        except BrokerError as error:
-            log.warning("run_not_enqueued", run_id=record.id, error=str(error))
+            return await self._index.claim(record, request)
+        except Conflict as conflict:
+            # Refused for a run that has ended, if its log is to be believed: then it is in nobody's way.
+            if conflict.shares_otid or not await self._repair.ended(record.tenant, conflict.run_id):
+                raise
+        return await self._index.claim(record, request)
 
     async def _hand_over(self, record: RunRecord) -> None:
         """Store the log's first message, then enqueue: a worker that takes the run finds its log begun."""
         address = LogAddress(record.id, record.shard)
         publisher = Publisher(self._jetstream, address, self._settings, patience_seconds=FIRST_MESSAGE_PATIENCE_SECONDS)
         async with publisher:
-            await publisher.publish_marked(first_message(record))
+            # Fenced: a broker was faster, and has begun the log, or ended it for a client that cancelled the run.
+            with contextlib.suppress(Fenced):
+                await publisher.publish_marked(first_message(record))
         await self._queue.put(record.tenant, record.id)
-
-
-def _seconds_since(created_at: str) -> float:
-    return (datetime.now(UTC) - datetime.fromisoformat(created_at)).total_seconds()

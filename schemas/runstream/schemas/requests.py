@@ -70,6 +70,9 @@ MAX_OTIDS: Final = 64
 MAX_OTID_CHARACTERS: Final = 512
 """Characters of one otid. A UUID has 36; what is longer is not an id."""
 
+MAX_CANCELLED: Final = 100
+"""Runs in one request to cancel: the reference's bound, where it cancels all that it finds."""
+
 
 class _Body(BaseModel):
     """A body or a part of one. `from_attributes` gives the reference's words for a body that is an array."""
@@ -336,7 +339,7 @@ class ConversationMessagesRequest(CreateMessagesRequest):
 class CancelRequest(_Body):
     """To `agents/{agent_id}/messages/cancel`: which of its runs to cancel; None: the latest."""
 
-    run_ids: list[str] | None = None
+    run_ids: Annotated[list[str] | None, Field(max_length=MAX_CANCELLED)] = None
 
 
 class _ConversationBody(BaseModel):

@@ -1,13 +1,20 @@
-"""Agents addressed directly: a message to one, its answer streamed."""
+"""Agents addressed directly: a message to one, its answer streamed, its runs cancelled."""
 
 from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from runstream.gateway.creating import create_and_stream
-from runstream.gateway.services import SERVICES
+from runstream.gateway.errors import NOT_AGAIN, Busy
+from runstream.gateway.services import SERVICES, json_response
 from runstream.gateway.validation import agent_path, body_of, model_of
-from runstream.schemas import AgentStreamRequest
+from runstream.schemas import AgentStreamRequest, CancelRequest
+
+if TYPE_CHECKING:
+    from runstream.schemas import RunRecord
 
 __all__ = ["routes"]
 
@@ -29,4 +36,27 @@ async def create_message_stream(request: web.Request) -> web.StreamResponse:
     )
 
 
-routes = [web.post("/v1/agents/{agent_id}/messages/stream", create_message_stream)]
+async def cancel(request: web.Request) -> web.Response:
+    """`POST /v1/agents/{agent_id}/messages/cancel`: end the runs that are named, else the agent's latest.
+
+    One that has ended counts as cancelled, as in the reference; one that is not this agent's as failed.
+    """
+    services = request.app[SERVICES]
+    agent_id = agent_path(request)
+    body = await body_of(request, limit=services.body_limit(), seconds=services.body_seconds)
+    wanted = model_of(CancelRequest, body, required=False)
+    if wanted.run_ids is None:
+        latest = await services.lookup.latest_of_agent(agent_id)
+        if latest is None:
+            raise Busy(f"CONFLICT: No active runs to cancel for agent {agent_id}", headers=NOT_AGAIN)
+        found: dict[str, RunRecord | None] = {latest.id: latest}
+    else:
+        found = {run_id: await services.lookup.of_agent(agent_id, run_id) for run_id in wanted.run_ids}
+    await asyncio.gather(*(services.canceller.cancel(run) for run in found.values() if run is not None))
+    return json_response({run_id: "failed" if run is None else "cancelled" for run_id, run in found.items()})
+
+
+routes = [
+    web.post("/v1/agents/{agent_id}/messages/stream", create_message_stream),
+    web.post("/v1/agents/{agent_id}/messages/cancel", cancel),
+]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from runstream.gateway.creating import create_and_stream
-from runstream.gateway.errors import BadRequest, Invalid, NotFound
+from runstream.gateway.errors import NOT_AGAIN, BadRequest, Busy, Invalid, NotFound
 from runstream.gateway.resuming import resume_and_stream
 from runstream.gateway.services import SERVICES, json_response
 from runstream.gateway.validation import body_of, conversation_path, model_of, strict_conversation_path
@@ -84,6 +84,17 @@ async def create_message(request: web.Request) -> web.StreamResponse:
     )
 
 
+async def cancel(request: web.Request) -> web.Response:
+    """`POST /v1/conversations/{conversation_id}/cancel`: end what goes on in it. `?agent_id=` says whose default."""
+    services = request.app[SERVICES]
+    conversation_id = conversation_path(request)
+    run = await services.lookup.to_cancel(conversation_id, request.query.get("agent_id"))
+    if run is None:
+        raise Busy(f"CONFLICT: No active runs to cancel for conversation {conversation_id}", headers=NOT_AGAIN)
+    await services.canceller.cancel(run)
+    return json_response({run.id: "cancelled"})
+
+
 async def _addressee(
     services: Services, conversation_id: str, wanted: ConversationMessagesRequest
 ) -> tuple[str, str | None]:
@@ -115,4 +126,5 @@ routes = [
     web.get("/v1/conversations/{conversation_id}", retrieve, allow_head=False),
     web.post("/v1/conversations/{conversation_id}/stream", stream),
     web.post("/v1/conversations/{conversation_id}/messages", create_message),
+    web.post("/v1/conversations/{conversation_id}/cancel", cancel),
 ]

@@ -1,0 +1,56 @@
+"""Cancels a run for a client, and waits until that shows: whoever has the answer may post the next message."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+import structlog
+
+from runstream.broker.keys import live_subject, run_key
+from runstream.schemas import decode_run
+
+if TYPE_CHECKING:
+    from runstream.broker.connection import Connection, Message
+    from runstream.broker.index import Index
+    from runstream.schemas import RunRecord
+
+__all__ = ["Canceller"]
+
+log = structlog.get_logger(__name__)
+
+CANCEL_SECONDS = 2.0
+"""How long the answer to a cancel waits for the run's end: a broker ends it after half a second if its writer does
+not. When NATS is slower than that the wish is stored all the same, and the run will end."""
+
+
+class Canceller:
+    """Ends runs, each by its id: a wish that comes late finds its run ended, and never another."""
+
+    def __init__(self, connection: Connection, index: Index) -> None:
+        self._connection = connection
+        self._index = index
+
+    async def cancel(self, record: RunRecord) -> None:
+        """End a run unless it has ended. Raises `Unavailable` if the wish could not be stored."""
+        if record.is_terminal:
+            return
+        over = asyncio.Event()
+
+        async def heard(message: Message) -> None:
+            if decode_run(message.data).is_terminal:
+                over.set()
+
+        # Heard of first, wished second: the record is terminal before the log has its end.
+        subscription = await self._connection.subscribe(live_subject(run_key(record.tenant, record.id)), heard)
+        try:
+            await self._index.wish_cancelled(record.tenant, record.id)
+            log.info("cancel_wished", run_id=record.id)
+            stored = await self._index.run(record.tenant, record.id)
+            if stored is not None and not stored.value.is_terminal:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(CANCEL_SECONDS):
+                        await over.wait()
+        finally:
+            await subscription.close()
