@@ -193,6 +193,18 @@ async def test_a_client_is_spared_the_message_types_it_does_not_want(core: Core,
 
 # -- the agent fails ----------------------------------------------------------------------------------------------
 
+
+class Mute(Exception):
+    """An exception that cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+    @property
+    def status_code(self) -> int:
+        raise ValueError
+
+
 TOO_LONG = AssistantMessage(content="x" * 2**20)
 OWN_ERROR = ErrorMessage(error_type="quota", message="No more today.", detail="Ask again tomorrow.")
 
@@ -208,6 +220,12 @@ OWN_ERROR = ErrorMessage(error_type="quota", message="No more today.", detail="A
         ),
         ([ValueError("a defect")], "error", ("internal_error", "during agent execution", "a defect")),
         ([TimeoutError()], "llm_api_error", ("llm_timeout", "timed out", "TimeoutError()")),
+        ([SystemExit(3)], "error", ("internal_error", "during agent execution", "SystemExit(3)")),
+        ([KeyboardInterrupt()], "error", ("internal_error", "during agent execution", "KeyboardInterrupt()")),
+        ([GeneratorExit()], "error", ("internal_error", "during agent execution", "GeneratorExit()")),
+        ([ValueError("half \ud83d of a pair")], "error", ("internal_error", "during agent", "half \ufffd of a pair")),
+        ([AgentFailed("\ud83d", detail="\ud83d")], "error", ("\ufffd", "", "\ufffd")),
+        ([Mute()], "error", ("internal_error", "during agent execution", "Mute")),
         ([], "error", ("stream_incomplete", "without stop_reason", None)),
         ([TOO_LONG, *GOOD_END], "error", ("chunk_too_large", "too large", "size=")),
         ([{}, *GOOD_END], "error", ("internal_error", "", "at least one key")),
@@ -230,6 +248,12 @@ OWN_ERROR = ErrorMessage(error_type="quota", message="No more today.", detail="A
         "of its own",
         "a defect",
         "a time-out",
+        "sys.exit",
+        "an interrupt",
+        "a generator's exit",
+        "half a surrogate pair",
+        "a type that is no text",
+        "an error that cannot be told",
         "no stop reason",
         "an over-long chunk",
         "an empty chunk",

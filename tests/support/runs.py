@@ -18,7 +18,7 @@ from runstream.schemas import Chunk, Kind, RunRecord, RunRequest, StopReason, Us
 from tests.support.core import Core, record_of, request_of, said
 from tests.support.waiting import wait_until
 
-Line = Chunk | Mapping[str, object] | Exception | asyncio.Event
+Line = Chunk | Mapping[str, object] | BaseException | asyncio.Event
 """What a scripted agent does next: say a chunk, fail, or wait for an event."""
 
 GOOD_END: Sequence[Line] = (StopReason(stop_reason="end_turn"), UsageStatistics(total_tokens=7))
@@ -31,7 +31,7 @@ def scripted(*lines: Line) -> Agent:
         for line in lines:
             if isinstance(line, asyncio.Event):
                 await line.wait()
-            elif isinstance(line, Exception):
+            elif isinstance(line, BaseException):
                 raise line
             else:
                 yield line

@@ -12,6 +12,7 @@ that tells which are missing: the log's last message carries the stop reason onc
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,8 @@ LONGEST_NAME = 256
 """Characters of a stop reason or an error type that are kept. The stop reason also stands in a header."""
 MOST_RUN_IDS = 256
 
+_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
+
 
 class Outcome(msgspec.Struct, frozen=True):
     """What a run came to: its stop reason, and its usage or its error.
@@ -58,20 +61,25 @@ class Outcome(msgspec.Struct, frozen=True):
     error: ErrorMessage | None = None
 
     def __post_init__(self) -> None:
-        """Shorten what is too long."""
+        """Shorten what is too long, and mend what is no text."""
         cut = msgspec.structs.force_setattr
-        cut(self, "stop_reason", self.stop_reason[:LONGEST_NAME])
+        cut(self, "stop_reason", _text(self.stop_reason, LONGEST_NAME))
         if self.usage is not None and self.usage.run_ids is not None:
-            run_ids = [run_id[:LONGEST_NAME] for run_id in self.usage.run_ids[:MOST_RUN_IDS]]
+            run_ids = [_text(run_id, LONGEST_NAME) for run_id in self.usage.run_ids[:MOST_RUN_IDS]]
             cut(self, "usage", msgspec.structs.replace(self.usage, run_ids=run_ids))
         if self.error is not None:
             shortened = msgspec.structs.replace(
                 self.error,
-                error_type=self.error.error_type[:LONGEST_NAME],
-                message=self.error.message[:LONGEST_TEXT],
-                detail=None if self.error.detail is None else self.error.detail[:LONGEST_TEXT],
+                error_type=_text(self.error.error_type, LONGEST_NAME),
+                message=_text(self.error.message, LONGEST_TEXT),
+                detail=None if self.error.detail is None else _text(self.error.detail, LONGEST_TEXT),
             )
             cut(self, "error", shortened)
+
+
+def _text(value: str, longest: int) -> str:
+    """Shorten `value`; half a surrogate pair, which no JSON can hold, becomes U+FFFD."""
+    return _HALF_A_PAIR.sub("\ufffd", value[:longest])
 
 
 def failed(run_id: str, error_type: str, *, message: str | None = None, detail: str | None = None) -> Outcome:

@@ -204,6 +204,9 @@ class Index:
             _Put(request_key(tenant, record.id), encode_run_request(request), 0),
             _Put(lease_key(record.id), tenant.encode(), 0),
         ]
+        if not self._jetstream.connection.is_connected:
+            # What is sent now would wait for the next connection, and nobody could say any more that it was not stored.
+            raise Unavailable("NATS is not connected.")
         try:
             await self._write(puts)
         except Unavailable as error:

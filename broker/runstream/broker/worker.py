@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 import structlog
 
-from runstream.broker.agents.failures import outcome_of
+from runstream.broker.agents.failures import AGENT_CRASHED, outcome_of
 from runstream.broker.ending import Outcome, end_run, failed, first_message
-from runstream.broker.errors import BrokerError, Fenced, RunCancelled, StoreFull, StoreRefused, Unavailable
+from runstream.broker.errors import AgentFailed, BrokerError, Fenced, RunCancelled, StoreFull, StoreRefused, Unavailable
 from runstream.broker.lease import RENEWALS_PER_LEASE, Lease
 from runstream.broker.log import entry_of
 from runstream.broker.publisher import Publisher, Write
 from runstream.broker.recording import Recording
 from runstream.broker.takeover import is_executable
 from runstream.broker.topology import LogAddress
-from runstream.schemas import Kind, SchemaError, status_of
+from runstream.schemas import INTERNAL_ERROR, Kind, SchemaError, status_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -216,9 +216,16 @@ class Worker:
 
     async def _listen(self, request: RunRequest, publisher: Publisher) -> Outcome:
         recording = Recording(publisher, request.run_id, wanted=request.include_return_message_types)
-        async with aclosing(self._agent(request)) as chunks:
-            async for chunk in chunks:
-                await recording.take(chunk)
+        try:
+            async with aclosing(self._agent(request)) as chunks:
+                async for chunk in chunks:
+                    await recording.take(chunk)
+        except (Exception, asyncio.CancelledError):
+            raise
+        except BaseException as error:
+            # An agent that exits has ended itself; let through, it would end the event loop with all other runs.
+            log.exception("agent_crashed")
+            raise AgentFailed(INTERNAL_ERROR, message=AGENT_CRASHED, detail=repr(error)) from error
         return await recording.outcome()
 
     def _heard(self, speaking: asyncio.Task[Outcome], request: RunRequest) -> Outcome:

@@ -12,12 +12,17 @@ from http import HTTPStatus
 
 from runstream.broker.ending import Outcome, failed
 from runstream.broker.errors import AgentFailed, ChunkTooLarge, RunTooLong, StoreFull
-from runstream.schemas import InvalidChunk
+from runstream.schemas import INTERNAL_ERROR, InvalidChunk
 
 __all__ = ["outcome_of"]
 
 AGENT_CRASHED = "An error occurred during agent execution."
 
+_BY_KIND: Mapping[type[BaseException], str] = {
+    ChunkTooLarge: "chunk_too_large",
+    RunTooLong: "run_too_long",
+    InvalidChunk: INTERNAL_ERROR,
+}
 _BY_STATUS: Mapping[int, str] = {
     HTTPStatus.UNAUTHORIZED: "llm_authentication",
     HTTPStatus.FORBIDDEN: "llm_authentication",
@@ -29,33 +34,32 @@ _BY_STATUS: Mapping[int, str] = {
 
 def outcome_of(error: BaseException, run_id: str) -> Outcome:
     """Give the failure that `error`, raised by an agent or over its chunks, ends a run with."""
-    if isinstance(error, AgentFailed):
-        return failed(run_id, error.error_type, message=error.message, detail=error.detail or None)
     if isinstance(error, StoreFull):
         return failed(run_id, "store_full")  # How full which stream is is for the operator.
-    if (error_type := _of_the_store(error) or _of_a_provider(error)) is not None:
-        return failed(run_id, error_type, detail=str(error) or repr(error))
-    if isinstance(error, InvalidChunk):
-        return failed(run_id, "internal_error", detail=str(error))
-    return failed(run_id, "internal_error", message=AGENT_CRASHED, detail=str(error) or repr(error))
+    if isinstance(error, AgentFailed):
+        return failed(run_id, error.error_type, message=error.message, detail=error.detail or None)
+    detail = _text(error)
+    if (error_type := _BY_KIND.get(type(error)) or _of_a_provider(error)) is not None:
+        return failed(run_id, error_type, detail=detail)
+    return failed(run_id, INTERNAL_ERROR, message=AGENT_CRASHED, detail=detail)
 
 
-def _of_the_store(error: BaseException) -> str | None:
-    """Name what kept a chunk from being stored; None when it is something else."""
-    match error:
-        case ChunkTooLarge():
-            return "chunk_too_large"
-        case RunTooLong():
-            return "run_too_long"
-        case _:
-            return None
+def _text(error: BaseException) -> str:
+    """Say what `error` says; its type, if it cannot even say that."""
+    try:
+        return str(error) or repr(error)
+    except Exception:  # noqa: BLE001  # whatever an agent made of it
+        return type(error).__name__
 
 
 def _of_a_provider(error: BaseException) -> str | None:
     """Read a model provider's failure off an exception; None when it is something else."""
     if isinstance(error, TimeoutError) or any("Timeout" in kind.__name__ for kind in type(error).__mro__):
         return "llm_timeout"
-    status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
+    try:
+        status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
+    except Exception:  # noqa: BLE001  # as above
+        return None
     if not isinstance(status, int) or status < HTTPStatus.BAD_REQUEST:
         return None
     return _BY_STATUS.get(status, "llm_error")
