@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import msgspec
 import structlog
 
 from runstream.broker.ending import first_message
-from runstream.broker.errors import BrokerError, Conflict
+from runstream.broker.errors import BrokerError, Conflict, Unsettled
 from runstream.broker.index import Claimed
 from runstream.broker.publisher import Publisher
 from runstream.broker.topology import LogAddress, shard_of
@@ -32,6 +33,9 @@ __all__ = ["Starter"]
 
 FIRST_MESSAGE_PATIENCE_SECONDS = 10.0
 """A client waits for its headers meanwhile."""
+
+TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+"""W3C's; a `traceparent` of any other form is none."""
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +64,7 @@ class Starter:
         """Wait for the runs that are being started: whoever asked for them may have left."""
         if self._starting:
             await asyncio.wait(self._starting, timeout=FIRST_MESSAGE_PATIENCE_SECONDS)
+        self._credentials.close()
 
     async def start(
         self,
@@ -71,9 +76,10 @@ class Starter:
         conversation_id: str | None,
         run_type: str,
     ) -> Claimed:
-        """Start a run, or find the one this same request started before. Raises `Conflict`, `Unavailable`, `TryLater`.
+        """Start a run, or find the one this same request started before.
 
-        Of `headers` nothing is stored: an agent that wants the client's credentials finds them with this gateway.
+        Of `headers` the trace is stored and nothing else: an agent that wants the client's credentials finds them with
+        this gateway. Raises `Conflict`, `Unavailable`, `TryLater`, and `BadRequest` for credentials that are no text.
         Once the claim is made a failure asks the client not to repeat the request: it would start a second run. A
         client that leaves meanwhile cancels its request and not the start: a run that was claimed and never enqueued
         would hold its conversation.
@@ -98,6 +104,7 @@ class Starter:
             background=wanted.background,
             include_return_message_types=record.request_config.include_return_message_types,
             body=body,
+            traceparent=_traceparent(headers),
         )
         starting = asyncio.create_task(self._start(record, request, headers), name=f"start-{run_id}")
         self._starting.add(starting)
@@ -121,12 +128,18 @@ class Starter:
             request = msgspec.structs.replace(request, credentials_from=asked_at)
         try:
             claimed = await self._index.claim(record, request)
-        except Conflict as conflict:
-            holder = await self._index.run(record.tenant, conflict.run_id)
+        except Unsettled:
+            raise  # There may be a run that asks for its credentials.
+        except BrokerError as error:
+            self._credentials.drop(record.id)
+            if not isinstance(error, Conflict):
+                raise
+            holder = await self._index.run(record.tenant, error.run_id)
             if holder is not None:
                 await self.revive(holder.value)
             raise
         if not claimed.is_new:
+            self._credentials.drop(record.id)
             await self.revive(claimed.record)
             return claimed
         try:
@@ -164,3 +177,8 @@ class Starter:
 
 def _seconds_since(created_at: str) -> float:
     return (datetime.now(UTC) - datetime.fromisoformat(created_at)).total_seconds()
+
+
+def _traceparent(headers: Mapping[str, str]) -> str | None:
+    found = headers.get("traceparent", "")
+    return found if TRACEPARENT.fullmatch(found) else None
