@@ -154,7 +154,7 @@ class Connection:
             raise
         except TRANSLATED as error:
             await self._discard(self._client)
-            where, reason = without_password(", ".join(self._servers)), self.last_error or _reason(error)
+            where, reason = ", ".join(map(without_password, self._servers)), self.last_error or _reason(error)
             raise Unavailable(f"Cannot reach NATS at {where}: {reason}") from error
         self._established.set()
 
