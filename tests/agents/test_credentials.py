@@ -1,5 +1,6 @@
 """What the platform is told of who asks: nothing, a token from a file, or what the client said; stored nowhere."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,27 +10,29 @@ import pytest
 
 from runstream.broker.agents.loading import agent_source
 from runstream.broker.agents.settings import UpstreamSettings
-from runstream.broker.connection import Connection
-from runstream.broker.credentials import credentials_of
-from runstream.broker.errors import AgentFailed, InvalidAgent
+from runstream.broker.embedded import EmbeddedServer
+from runstream.broker.errors import InvalidAgent
 from runstream.broker.service import Broker
 from runstream.broker.settings import BrokerSettings
 from runstream.gateway.app import Gateway
 from runstream.gateway.settings import GatewaySettings
-from runstream.schemas import ERROR_TYPES, RunRequest, new_agent_id, new_run_id
+from runstream.schemas import new_agent_id
 from tests.support.core import core_running
-from tests.support.http import open_stream
-from tests.support.stack import listener, url_of
-from tests.support.upstream import DONE, Upstream, event, plays, upstream_running
+from tests.support.http import fetch, open_stream
+from tests.support.stack import listener, message, url_of
+from tests.support.upstream import DONE, Exchange, Script, Upstream, event, plays, upstream_running
+from tests.support.waiting import wait_until
 
 PATH = f"/v1/agents/{new_agent_id()}/messages/stream"
 CLIENT = {"Authorization": "Bearer the-clients-own", "X-BARE-PASSWORD": "password open sesame", "Cookie": "a=b"}
+SECRETS = ("the-clients-own", "open sesame")
+ANSWER = plays([event({"a": 1}), DONE])
 
 
 @contextlib.asynccontextmanager
-async def serving(nats_url: str, **settings: Any) -> AsyncIterator[tuple[Upstream, str]]:
+async def serving(nats_url: str, script: Script = ANSWER, **settings: Any) -> AsyncIterator[tuple[Upstream, str]]:
     """A platform, and a runstream in front of it that was told what to say of who asks; the gateway's URL."""
-    async with upstream_running(plays([event({"a": 1}), DONE])) as upstream, contextlib.AsyncExitStack() as stack:
+    async with upstream_running(script) as upstream, contextlib.AsyncExitStack() as stack:
         source = agent_source(f"{upstream.url}/chat", UpstreamSettings(**settings))
         broker = BrokerSettings(nats_url=nats_url)
         agent = await stack.enter_async_context(source.open(nats_url))
@@ -65,31 +68,66 @@ async def test_a_token_is_read_from_its_file_for_each_run(nats_url: str, tmp_pat
     assert "cannot be read: No such file" in failed[-2]
 
 
-async def test_the_clients_own_is_forwarded_and_stored_nowhere(nats_url: str) -> None:
-    """The platform sees what the client sent; no file of the store does."""
-    async with serving(nats_url, auth="forward") as (upstream, url):
-        await answered(url)
-    headers = upstream.asked[0].headers
-    assert headers["authorization"] == CLIENT["Authorization"]
-    assert headers["x-bare-password"] == CLIENT["X-BARE-PASSWORD"]
-    assert "cookie" not in headers
+async def test_the_clients_own_is_forwarded_and_stored_nowhere(tmp_path: Path) -> None:
+    """The platform sees what the client sent; no message and no file of the store does, neither now nor later."""
+    go = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        await go.wait()
+        await exchange.say(event({"a": 1}), DONE)
+        await exchange.end()
+
+    async with EmbeddedServer(tmp_path) as server, serving(server.url, script, auth="forward") as (upstream, url):
+        asking = asyncio.create_task(answered(url, input="what was asked"))
+        await wait_until(lambda: upstream.asked)
+        headers = upstream.asked[0].headers
+        assert headers["authorization"] == CLIENT["Authorization"]
+        assert headers["x-bare-password"] == CLIENT["X-BARE-PASSWORD"]
+        assert "cookie" not in headers
+        # The request is stored for as long as its run lives: what went with it would be found, too.
+        assert "what was asked" in await everything_stored(server.url)
+        await wait_until(lambda: "what was asked" in everything_in(tmp_path))
+        live = await everything_stored(server.url) + everything_in(tmp_path)
+        go.set()
+        await asking
+        ended = await everything_stored(server.url) + everything_in(tmp_path)
+    assert not [secret for secret in SECRETS if secret in live + ended]
+
+
+async def everything_stored(nats_url: str) -> str:
+    """Every message that the store has, with its headers."""
+    found = []
     async with core_running(nats_url) as core:
         for stream in ("RUNS_0", "KV_RUNSTREAM", "RUNSTREAM_WORK"):
-            last = (await core.jetstream.api(f"STREAM.INFO.{stream}", None))["state"]
-            for seq in range(last["first_seq"], last["last_seq"] + 1):
-                stored = await core.jetstream.message_at(stream, seq)
-                assert "the-clients-own" not in str(stored)
-                assert "open sesame" not in str(stored)
+            state = (await core.jetstream.api(f"STREAM.INFO.{stream}", None))["state"]
+            for seq in range(state["first_seq"], state["last_seq"] + 1):
+                found.append(str(await core.jetstream.message_at(stream, seq)))  # noqa: PERF401
+    return "\n".join(found)
 
 
-async def test_a_credential_that_went_with_its_gateway_is_said_to_be_lost(nats_url: str) -> None:
-    """A run that waited for a worker longer than its gateway lived fails in words that say what to do."""
-    asked = RunRequest(run_id=new_run_id(), agent_id=new_agent_id(), body={}, credentials_from="credentials.gone")
-    async with Connection(nats_url, name="test") as connection:
-        with pytest.raises(AgentFailed) as lost:
-            await credentials_of(asked, connection)
-    assert lost.value.error_type == "credential_lost"
-    assert "Send the request again" in ERROR_TYPES["credential_lost"].message
+def everything_in(directory: Path) -> str:
+    """What all files below a directory have in them; what goes while it is read was not there."""
+    found = []
+    for path in directory.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            found += [path.read_bytes().decode(errors="replace")] if path.is_file() else []
+    return "\n".join(found)
+
+
+async def test_a_client_that_sent_none_is_nobody(nats_url: str) -> None:
+    """Its run is asked for without one: that is for the platform to refuse."""
+    async with serving(nats_url, auth="forward") as (upstream, url), open_stream(url, PATH, message("hello")) as stream:
+        assert (await stream.rest())[1].json["a"] == 1
+    assert "authorization" not in upstream.asked[0].headers
+
+
+async def test_a_credential_that_is_no_text_is_refused(nats_url: str) -> None:
+    """What no platform could be told is said at once, and no run is started; it is not shown."""
+    async with serving(nats_url, auth="forward") as (_, url):
+        refused = await fetch(url, "POST", PATH, json=message("hello"), headers={"Authorization": "Bearer hunter2é"})
+    detail = "INVALID_ARGUMENT: The header Authorization has to be printable ASCII."
+    assert (refused.status, refused.json) == (400, {"detail": detail})
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ import pytest
 
 from runstream.broker.agents.http import http_agent
 from runstream.broker.agents.settings import UpstreamSettings
+from runstream.schemas import new_agent_id
 from tests.support.captures import capture, normalised
-from tests.support.http import Event
+from tests.support.http import Event, open_stream
 from tests.support.nats import NatsServer
 from tests.support.outages import paused
 from tests.support.processes import python, running
-from tests.support.stack import Stack, stack_running
+from tests.support.stack import Stack, message, stack_running
 from tests.support.upstream import DONE, Exchange, Script, Upstream, event, plays, upstream_running
 from tests.support.waiting import wait_until
 
@@ -174,6 +175,30 @@ async def test_what_is_no_message_passes_untouched(nats_url: str) -> None:
     assert [each.json["seq_id"] for each in chunks] == sorted(each.json["seq_id"] for each in chunks)
     assert [each.json.get("stop_reason") for each in rest[len(FOREIGN) : -1]] == ["end_turn", None]
     assert again == rest[1:]
+
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.mark.parametrize(
+    ("sent", "passed_on"),
+    [
+        (TRACE, TRACE),
+        (None, None),
+        ("hunter2", None),
+        (f"{TRACE}-more", None),
+        (TRACE.upper(), None),
+        (TRACE.replace("b7ad6b7169203331", "0" * 16), None),
+    ],
+)
+async def test_the_clients_trace_goes_on(nats_url: str, sent: str | None, passed_on: str | None) -> None:
+    """The platform's work is a part of the client's trace; what is no trace is passed over."""
+    headers = {} if sent is None else {"traceparent": sent}
+    async with platform(nats_url, plays([STOP, DONE])) as (upstream, stack):
+        path = f"/v1/agents/{new_agent_id()}/messages/stream"
+        async with open_stream(stack.base, path, message("hello"), headers=headers) as stream:
+            await stream.rest()
+    assert upstream.asked[0].headers.get("traceparent") == passed_on
 
 
 # -- platforms that fail ----------------------------------------------------------------------------------------------

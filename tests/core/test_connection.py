@@ -4,7 +4,7 @@ import asyncio
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import pytest_asyncio
@@ -199,12 +199,13 @@ async def test_a_request_that_runs_out_as_the_connection_breaks(
     await ear.hears(other, b"healed")
 
 
+@pytest.mark.parametrize("subject", ["$JS.API.INFO", "tests.nobody"])
 async def test_a_cancellation_that_comes_with_the_answer_is_heeded(
-    connection: Connection, nats_server: NatsServer
+    connection: Connection, nats_server: NatsServer, subject: str
 ) -> None:
-    """A task that is cancelled in the very moment in which its answer arrives is cancelled."""
+    """A task that is cancelled in the very moment in which its answer arrives, or its refusal, is cancelled."""
     async with paused(nats_server):
-        asking = asyncio.create_task(connection.request("$JS.API.INFO", b"", seconds=60))
+        asking = asyncio.create_task(connection.request(subject, b"", seconds=60))
         (answer,) = await wait_until(lambda: list(connection._client._resp_map.values()))
         answer.add_done_callback(lambda _: asking.cancel())
     with pytest.raises(asyncio.CancelledError):
@@ -266,6 +267,79 @@ async def test_leaving_ends_its_tasks(nats_url: str) -> None:
         await short.request("$JS.API.INFO", b"", seconds=2)
     await wait_until(lambda: asyncio.all_tasks() <= before, 5, "a task is left")
     assert not short.is_connected
+
+
+def at_a_refusal(leave: Callable[[], Awaitable[None]], monkeypatch: pytest.MonkeyPatch) -> "asyncio.Future[None]":
+    """Call `leave` in the very moment in which the next attempt to connect is refused; done when it has returned."""
+    left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    leaving: list[asyncio.Task[None]] = []
+    really = asyncio.open_connection
+
+    async def leave_now() -> None:
+        await leave()
+        left.set_result(None)
+
+    async def refused(*_: object, **__: object) -> None:
+        monkeypatch.setattr(asyncio, "open_connection", really)
+        await asyncio.sleep(0)  # A turn in which whoever connects begins to wait.
+        # It begins before whoever connects hears of the refusal, and after it has come.
+        leaving.append(asyncio.create_task(leave_now(), name="leaving"))
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(asyncio, "open_connection", refused)
+    return left
+
+
+async def test_leaving_while_connecting_is_refused_is_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancellation that meets a refusal is not forgotten: what tries to connect is ended, and nothing is left."""
+    before = asyncio.all_tasks()
+    (port,) = free_ports(1)
+    connection = Connection(f"nats://127.0.0.1:{port}", name="patient", patient=True, connect_seconds=60)
+    left = at_a_refusal(connection.__aexit__, monkeypatch)
+    await connection.__aenter__()
+    await asyncio.wait_for(left, 5)
+    await wait_until(lambda: asyncio.all_tasks() <= before, 5, "a task is left")
+
+
+async def test_leaving_while_reconnecting_is_refused_is_leaving(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same of one that had been connected: what reconnects it is ended, too."""
+    async with Connection(nats_server.url, name="test") as connection:
+        client = connection._client
+        async with stopped(nats_server):
+            await wait_until(lambda: not connection.is_connected)
+            await asyncio.wait_for(at_a_refusal(client.close, monkeypatch), 5)
+            assert client._reconnection_task is not None
+            assert client._reconnection_task.done()
+
+
+@pytest.mark.parametrize("patient", [True, False])
+async def test_leaving_while_connecting_hangs_up(patient: bool) -> None:
+    """Left, or cancelled on entry, while a server takes its time, a connection keeps neither socket nor task."""
+    greeted, hung_up = asyncio.Event(), asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        greeted.set()
+        await reader.read()
+        hung_up.set()
+        writer.close()
+
+    before = asyncio.all_tasks()
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        url = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        connection = Connection(url, name="left", patient=patient)
+        entering = asyncio.create_task(connection.__aenter__())
+        await asyncio.wait_for(greeted.wait(), 5)
+        if patient:
+            await entering
+            await connection.__aexit__()
+        else:
+            entering.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await entering
+        await asyncio.wait_for(hung_up.wait(), 1)
+    await wait_until(lambda: asyncio.all_tasks() <= before, 5, "a task is left")
 
 
 # -- a server that is not there -----------------------------------------------------------------------------------

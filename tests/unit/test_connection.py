@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from nats.aio.client import Client
 
 from runstream.broker.connection import Connection, _Client
-from runstream.broker.errors import Unavailable
-from runstream.broker.settings import without_password
+from runstream.broker.errors import InvalidSettings, Unavailable
+from runstream.broker.settings import BrokerSettings, resolved, without_password
+from runstream.gateway.settings import UpSettings
 
 NAMES = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", min_size=1)
 VALUES = st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]))
@@ -32,11 +33,43 @@ def test_the_library_still_reads_headers_where_it_is_replaced() -> None:
         ("nats://user:secret@a:4222", "nats://a:4222"),
         ("nats://token@a:4222,tls://user:secret@b:4222", "nats://a:4222,tls://b:4222"),
         ("nats://a:4222,nats://user:secret@b", "nats://a:4222,nats://b"),
+        ("user:secret@a:4222", "nats://a:4222"),
+        ("secret@a", "nats://a"),
+        ("nats://user:sec@secret@a:4222", "nats://a:4222"),
+        ("ws://user:secret@a/secret?secret#secret", "ws://a"),
+        ("nats://user:secret@[::1]:4222", "nats://[::1]:4222"),
+        ("nats://user:secret", "(no URL)"),
+        ("nats://user:secret/secret@a:4222", "(no URL)"),
     ],
 )
 def test_a_url_is_shown_without_its_credentials(url: str, shown: str) -> None:
-    """What stands before an @ is nobody's business."""
+    """An address is all that is anybody's business."""
     assert without_password(url) == shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "user:secret@nats:port",
+        "nats://user:secret/secret@nats:4222",
+        "nats://user:1/secret@nats:4222",
+        "nats://user:1?secret@nats:4222",
+        "nats://user:1,secret/@nats:4222",
+        "nats://user:secret,secret@nats:4222",
+        "http://user:secret@nats:4222",
+    ],
+)
+def test_a_url_that_is_refused_is_not_shown(url: str) -> None:
+    """Where its password begins and ends is just what is not known."""
+    with pytest.raises(InvalidSettings, match="write the URL of NATS as") as caught:
+        resolved(BrokerSettings, {"nats_url": url})
+    assert "secret" not in str(caught.value)
+
+
+def test_settings_do_not_show_where_nats_is() -> None:
+    """Who logs the settings does not log a password."""
+    url = "nats://user:secret@nats:4222"
+    assert "secret" not in repr(BrokerSettings(nats_url=url)) + repr(UpSettings(nats_url=url))
 
 
 @pytest.mark.parametrize("url", ["", ",", " , "])

@@ -52,6 +52,12 @@ class _Client(Client):
     It decodes each name and value apart, and looks for white space in every character of a name.
     """
 
+    async def close(self) -> None:
+        """Close it, and what is reconnecting it, for good."""
+        if self._reconnection_task is not None:
+            await _ended(self._reconnection_task)
+        await super().close()
+
     @staticmethod
     def _parse_header_lines(raw: bytes) -> dict[str, str]:
         """Read `Name: Value` lines, as nats-py does; a line without a colon is passed over."""
@@ -97,7 +103,8 @@ class Connection:
     """A NATS connection for the life of its process. Use as an async context manager.
 
     Raises `Unavailable` on entry when no server answers within `connect_seconds`. One that is `patient` does not: it
-    is entered all the same, goes on trying, and answers `Unavailable` to everything until it is `connected`.
+    is entered all the same, goes on trying, and answers `Unavailable` to everything until it is `connected`. Either
+    raises it for an empty URL.
     """
 
     def __init__(
@@ -115,6 +122,8 @@ class Connection:
         self._connect_seconds = connect_seconds
         self._inbox_prefix = inbox_prefix
         self._client = _Client()
+        self._next: _Client | None = None
+        """The client that is being connected to replace the other one."""
         self._subscriptions: set[Subscription] = set()
         self._listeners: list[Callable[[], None]] = []
         self._waiting: set[asyncio.Timeout] = set()
@@ -139,21 +148,29 @@ class Connection:
     async def _connect_now(self) -> None:
         try:
             async with asyncio.timeout(self._connect_seconds):
-                await self._connect(self._client)
+                await _heeding_cancellation(self._connect(self._client))
+        except asyncio.CancelledError:
+            await self._discard(self._client)
+            raise
         except TRANSLATED as error:
             await self._discard(self._client)
-            where, reason = without_password(", ".join(self._servers)), self.last_error or _reason(error)
+            where, reason = ", ".join(map(without_password, self._servers)), self.last_error or _reason(error)
             raise Unavailable(f"Cannot reach NATS at {where}: {reason}") from error
         self._established.set()
 
     async def __aexit__(self, *_: object) -> None:
         self._closing = True
-        if self._keeper is not None:
-            self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
-        if self._established.is_set():
-            await self._discard(self._client)
+        try:
+            if self._keeper is not None:
+                await _ended(self._keeper)
+        finally:
+            # Here and not where connecting was cancelled: whoever is cancelled twice would not get to it.
+            if self._next is not None:
+                await self._discard(self._next)
+            if self._established.is_set():
+                await self._discard(self._client)
+        if self._keeper is not None and not self._keeper.cancelled():
+            self._keeper.result()  # A defect ended it.
 
     @property
     def is_connected(self) -> bool:
@@ -303,20 +320,21 @@ class Connection:
 
     async def _replace(self) -> None:
         self._lost.clear()
-        fresh = _Client()
+        fresh = self._next = _Client()
         try:
             async with asyncio.timeout(self._connect_seconds):
-                await self._connect(fresh)
+                await _heeding_cancellation(self._connect(fresh))
             for subscription in list(self._subscriptions):
-                await subscription.attach(fresh)
+                await _heeding_cancellation(subscription.attach(fresh))
         except TRANSLATED as error:
             log.warning("nats_unreachable", connection=self.name, error=_reason(error))
             await self._discard(fresh)
+            self._next = None
             self._lost.set()
             await asyncio.sleep(RECONNECT_WAIT_SECONDS)
             return
         log.info("nats_connected", connection=self.name)
-        self._client = fresh
+        self._client, self._next = fresh, None
         if fresh.is_closed:  # it closed before it was ours, so its callback was not taken for ours
             self._lost.set()
         if self._established.is_set():
@@ -329,17 +347,25 @@ class Connection:
 
 
 async def _heeding_cancellation(answer: Awaitable[T]) -> T:
-    """Await an answer from nats-py, and stay cancelled if this task was cancelled when it came.
+    """Await an answer from nats-py, and stay cancelled if this task was cancelled when it came, or failed to.
 
-    In Python 3.11 `asyncio.wait_for`, which nats-py uses, returns an answer that came in the same moment and forgets
-    the cancellation: whoever cancelled the task and waits for it would wait for ever.
+    In Python 3.11 `asyncio.wait_for`, which nats-py uses, gives an answer or an error that came in the same moment and
+    forgets the cancellation: whoever cancelled the task and waits for it would wait for ever.
     """
     task = asyncio.current_task()
     before = task.cancelling() if task is not None else 0
-    result = await answer
-    if task is not None and task.cancelling() > before:
-        raise asyncio.CancelledError
-    return result
+    try:
+        return await answer
+    finally:
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Cancel a task until it is done: within nats-py, one that goes on trying may forget a cancellation, as above."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=RECONNECT_WAIT_SECONDS)
 
 
 def _headers(headers: Mapping[str, str] | None) -> dict[str, str] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -38,21 +38,41 @@ Duration = Annotated[float, BeforeValidator(_seconds)]
 """Seconds, written as `24h`, `90s`, `250ms` or a bare number."""
 
 
-def without_password(url: str) -> str:
-    """Return URLs as they may be shown: what stands before an `@` is a credential."""
-    return re.sub(r"//[^/@,]*@", "//", url)
+def without_password(urls: str) -> str:
+    """Return URLs of NATS, with commas between them, as they may be shown: what is more than an address is left out."""
+    return ",".join(map(_address, _split(urls)))
+
+
+def _split(urls: str) -> list[str]:
+    return [url for part in urls.split(",") if (url := part.strip())]
+
+
+def _parsed(url: str) -> SplitResult:
+    """Read one URL; without a scheme it is NATS's own. Raises `ValueError`."""
+    return urlsplit(url if "://" in url else f"nats://{url}")
+
+
+def _address(url: str) -> str:
+    try:
+        parts = _parsed(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return "(no URL)"  # Nor a part of it: where its password ends is not known.
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{'' if port is None else f':{port}'}"
 
 
 def _nats_urls(value: str) -> str:
     """Refuse what can never be reached: whoever waits for NATS would wait for ever."""
-    for url in filter(None, map(str.strip, value.split(","))):
-        parts = urlsplit(url if "://" in url else f"nats://{url}")
+    for url in _split(value):
         try:
+            parts = _parsed(url)
             is_one = parts.scheme in {"nats", "tls", "ws", "wss"} and bool(parts.hostname) and parts.port != 0
         except ValueError:  # The port is no number.
             is_one = False
-        if not is_one:
-            message = "write the URL of NATS as nats://host:4222, several with commas"
+        # A password with a slash in it: what seems to be the host is the user.
+        if not is_one or "@" in f"{parts.path}{parts.query}{parts.fragment}":
+            # nats-py takes a password as it stands: to write %2F for a slash would be another password.
+            message = "write the URL of NATS as nats://host:4222, several with commas; no password has / ? # or a comma"
             raise ValueError(message)
     return value
 
@@ -62,8 +82,8 @@ class BrokerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="RUNSTREAM_", frozen=True, extra="ignore", env_ignore_empty=True)
 
-    nats_url: Annotated[str, AfterValidator(_nats_urls)] = "nats://127.0.0.1:4222"
-    """Where NATS is; several servers of one cluster are separated by commas."""
+    nats_url: Annotated[str, AfterValidator(_nats_urls)] = Field(default="nats://127.0.0.1:4222", repr=False)
+    """Where NATS is; several servers of one cluster are separated by commas. It may have a password in it."""
 
     shards: int = Field(default=1, ge=1, le=8)
     """Streams the runs are spread over. One is enough for a laptop; a run keeps the shard it started in."""
@@ -129,5 +149,5 @@ def _complaint(kind: type[BaseSettings], found: ErrorDetails) -> str:
     """Say which setting is wrong, and what it is: unless it is one that no `repr` shows, as it may be secret."""
     prefix = str(kind.model_config["env_prefix"]).removeprefix("RUNSTREAM_").lower()
     field = kind.model_fields.get(str(found["loc"][0])) if found["loc"] else None
-    shown = f", not {without_password(repr(found['input']))}" if field is None or field.repr else ""
+    shown = f", not {found['input']!r}" if field is not None and field.repr else ""
     return f"{prefix}{'.'.join(map(str, found['loc']))}: {found['msg']}{shown}"

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from typing import TYPE_CHECKING
 
-from runstream.broker.credentials import CREDENTIAL_HEADERS, CREDENTIALS, encode_credentials
+from runstream.broker.credentials import CREDENTIAL_HEADERS, CREDENTIALS, NONE_SENT, encode_credentials
+from runstream.gateway.errors import BadRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +24,7 @@ __all__ = ["Credentials"]
 KEPT_SECONDS = 600.0
 """How long a worker may ask: a run may wait in the queue, and be tried again after its worker died."""
 MOST_KEPT = 100_000
+"""Runs whose credentials are kept: some kilobytes each. Beyond, the oldest one's are dropped."""
 
 
 class Credentials:
@@ -32,21 +33,37 @@ class Credentials:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._subject = f"{CREDENTIALS}.{secrets.token_hex(16)}"
-        self._kept: dict[str, tuple[float, Mapping[str, str]]] = {}
+        self._kept: dict[str, Mapping[str, str]] = {}
+        self._expiries: dict[str, asyncio.TimerHandle] = {}
         self._listening: asyncio.Task[None] | None = None
 
-    async def keep(self, run_id: str, headers: Mapping[str, str]) -> str | None:
-        """Keep the credentials among a request's `headers`; returns where a worker may ask, None when there are none.
+    async def keep(self, run_id: str, headers: Mapping[str, str]) -> str:
+        """Keep the credentials among a request's `headers`; returns where a worker may ask, `NONE_SENT` without any.
 
-        Raises `Unavailable`.
+        Raises `Unavailable`, and `BadRequest` for what could not be sent on.
         """
         found = {name: headers[name] for name in CREDENTIAL_HEADERS if name in headers}
+        for name, value in found.items():
+            if not (value.isascii() and value.isprintable()):
+                raise BadRequest(f"The header {name} has to be printable ASCII.")
         if not found:
-            return None
+            return NONE_SENT
         await self._listen()
-        self._forget_old()
-        self._kept[run_id] = (time.monotonic(), found)
+        while len(self._kept) >= MOST_KEPT:
+            self.drop(next(iter(self._kept)))
+        self._kept[run_id] = found
+        self._expiries[run_id] = asyncio.get_running_loop().call_later(KEPT_SECONDS, self.drop, run_id)
         return self._subject
+
+    def drop(self, run_id: str) -> None:
+        """Forget the credentials of a run, if they are kept."""
+        if self._kept.pop(run_id, None) is not None:
+            self._expiries.pop(run_id).cancel()
+
+    def close(self) -> None:
+        """Forget all of them."""
+        for run_id in list(self._kept):
+            self.drop(run_id)
 
     async def _listen(self) -> None:
         if self._listening is None or (self._listening.done() and self._listening.exception() is not None):
@@ -57,14 +74,5 @@ class Credentials:
         await self._connection.subscribe(self._subject, self._asked)
 
     async def _asked(self, message: Message) -> None:
-        _, found = self._kept.get(message.data.decode(errors="replace"), (0.0, {}))
+        found = self._kept.get(message.data.decode(errors="replace"), {})
         await self._connection.publish(message.reply, encode_credentials(found))
-
-    def _forget_old(self) -> None:
-        """Drop what is too old, and the oldest beyond the bound; the oldest come first."""
-        oldest = time.monotonic() - KEPT_SECONDS
-        while self._kept:
-            run_id, (kept_at, _) = next(iter(self._kept.items()))
-            if kept_at > oldest and len(self._kept) < MOST_KEPT:
-                return
-            del self._kept[run_id]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -15,35 +17,50 @@ __all__ = ["AgentPresence"]
 
 FRESH_SECONDS = 1.0
 """How long an answer is good for: a burst of requests asks once."""
+NOBODY_SECONDS = 0.2
+"""How long it is good for that nobody answered: less, as whoever started a broker wants to use it."""
 ANSWER_SECONDS = 1.0
 """How long a broker may take to answer; it takes a fraction of a millisecond."""
 
 
 class AgentPresence:
-    """Knows whether there is a broker with an agent. One that was there a moment ago counts: it is being restarted."""
+    """Knows whether there is a broker with an agent. One that was there a moment ago counts: it is being restarted.
+
+    Of one that it has never heard of, a gateway that has just started included, it cannot say that it will be back.
+    """
 
     def __init__(self, connection: Connection, *, grace_seconds: float) -> None:
         self._connection = connection
         self._grace_seconds = grace_seconds
         self._last: Presence | None = None
-        self._heard_at = 0.0
+        self._heard_at = -math.inf
+        self._good_until = -math.inf
+        self._asking: asyncio.Task[None] | None = None
 
     async def find(self) -> Presence | None:
         """Return what a broker says of its agent; None when for the whole grace there was none.
 
         Raises `Unavailable` when NATS is away, or brokers are there and do not answer.
         """
-        silent = time.monotonic() - self._heard_at
-        if self._last is not None and silent < FRESH_SECONDS:
-            return self._last
+        if time.monotonic() >= self._good_until:
+            if self._asking is None or self._asking.done():
+                self._asking = asyncio.create_task(self._ask(), name="agent-presence")
+            await asyncio.shield(self._asking)  # All who wait share one question: none of them may end it.
+        return self._last
+
+    async def _ask(self) -> None:
+        found = None
         try:
             found = await anybody_there(self._connection, seconds=ANSWER_SECONDS)
         except Unavailable:
-            if self._last is None or silent > self._grace_seconds:
+            if not self._was_there_within_grace():
                 raise
-            return self._last
+        now = time.monotonic()
         if found is not None:
-            self._last, self._heard_at = found, time.monotonic()
-        elif silent > self._grace_seconds:
+            self._last, self._heard_at = found, now
+        elif not self._was_there_within_grace():
             self._last = None
-        return self._last
+        self._good_until = now + (NOBODY_SECONDS if found is None else FRESH_SECONDS)
+
+    def _was_there_within_grace(self) -> bool:
+        return time.monotonic() - self._heard_at <= self._grace_seconds

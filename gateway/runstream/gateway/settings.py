@@ -127,7 +127,7 @@ class UpSettings(_ListenSettings):
     nats_port: Port = 0
     """The embedded nats-server's port, on loopback; 0 takes a free one."""
 
-    nats_url: str | None = None
+    nats_url: str | None = Field(default=None, repr=False)
     """A NATS that is there already; none is then embedded."""
 
     data_dir: Path = Path(".runstream")

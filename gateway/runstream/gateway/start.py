@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
 
 from runstream.broker.ending import first_message
-from runstream.broker.errors import BrokerError, Conflict, Fenced
+from runstream.broker.errors import BrokerError, Conflict, Fenced, Unsettled
 from runstream.broker.index import Claimed
 from runstream.broker.publisher import Publisher
 from runstream.broker.topology import LogAddress, shard_of
@@ -33,6 +34,9 @@ __all__ = ["Starter"]
 
 FIRST_MESSAGE_PATIENCE_SECONDS = 10.0
 """A client waits for its headers meanwhile."""
+
+TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+"""W3C's; a `traceparent` of any other form is none."""
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +67,7 @@ class Starter:
         """Wait for the runs that are being started: whoever asked for them may have left."""
         if self._starting:
             await asyncio.wait(self._starting, timeout=FIRST_MESSAGE_PATIENCE_SECONDS)
+        self._credentials.close()
 
     async def start(
         self,
@@ -74,9 +79,10 @@ class Starter:
         conversation_id: str | None,
         run_type: str,
     ) -> Claimed:
-        """Start a run, or find the one this same request started before. Raises `Conflict`, `Unavailable`, `TryLater`.
+        """Start a run, or find the one this same request started before.
 
-        Of `headers` nothing is stored: an agent that wants the client's credentials finds them with this gateway.
+        Of `headers` the trace is stored and nothing else: an agent that wants the client's credentials finds them with
+        this gateway. Raises `Conflict`, `Unavailable`, `TryLater`, and `BadRequest` for credentials that are no text.
         Once the claim is made a failure asks the client not to repeat the request: it would start a second run. A
         client that leaves meanwhile cancels its request and not the start: a run that was claimed and never enqueued
         would hold its conversation.
@@ -101,6 +107,7 @@ class Starter:
             background=wanted.background,
             include_return_message_types=record.request_config.include_return_message_types,
             body=body,
+            traceparent=_traceparent(headers),
         )
         starting = asyncio.create_task(self._start(record, request, headers), name=f"start-{run_id}")
         self._starting.add(starting)
@@ -122,8 +129,15 @@ class Starter:
         if presence.forwards_credentials:
             asked_at = await self._credentials.keep(record.id, headers)
             request = msgspec.structs.replace(request, credentials_from=asked_at)
-        claimed = await self._claim(record, request)
+        try:
+            claimed = await self._claim(record, request)
+        except Unsettled:
+            raise  # There may be a run that asks for its credentials.
+        except BrokerError:
+            self._credentials.drop(record.id)
+            raise
         if not claimed.is_new:
+            self._credentials.drop(record.id)
             return claimed
         try:
             await self._hand_over(record)
@@ -153,3 +167,8 @@ class Starter:
             with contextlib.suppress(Fenced):
                 await publisher.publish_marked(first_message(record))
         await self._queue.put(record.tenant, record.id)
+
+
+def _traceparent(headers: Mapping[str, str]) -> str | None:
+    found = headers.get("traceparent", "")
+    return found if TRACEPARENT.fullmatch(found) else None

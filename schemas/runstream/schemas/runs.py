@@ -127,7 +127,8 @@ class RunRequest(msgspec.Struct, kw_only=True):
     body: dict[str, Any]
     """The client's request body, as sent."""
     credentials_from: str | None = None
-    """The NATS subject on which the gateway tells what the client authenticated itself with: that is never stored."""
+    """The NATS subject on which the gateway tells what the client authenticated itself with: that is never stored.
+    Empty if the client did not; None if no broker wanted to know."""
     traceparent: str | None = None
     """W3C trace context of the request."""
 
