@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Self
 
@@ -64,6 +65,12 @@ RETRY_SECONDS = 1.0
 RENEWALS_PER_LEASE = 3
 MOST_ATTEMPTS = 5
 """Workers that may die over one run before its first chunk: what kills five of them kills the sixth, too."""
+
+_ERROR_TYPE_OF: Mapping[str, str] = {
+    "llm_api_error": "llm_error",
+    "context_window_overflow_in_system_prompt": "context_window_overflow_in_system_prompt",
+}
+"""What a stop reason alone proves. `invalid_llm_response` is not here: an invalid response need not be an empty one."""
 
 
 class Worker:
@@ -269,9 +276,9 @@ class Worker:
             return Outcome(stop.stop_reason if stop is not None and is_honest else "error", error=error)
         if stop is None:
             return failed(request.run_id, "stream_incomplete")
-        if status_of(stop.stop_reason) != "completed":
-            return Outcome(stop.stop_reason)
-        return Outcome(stop.stop_reason, usage=usage or UsageStatistics())
+        if (status := status_of(stop.stop_reason)) == "failed":
+            return Outcome(stop.stop_reason, error=_missing_error(stop.stop_reason, request.run_id))
+        return Outcome(stop.stop_reason, usage=(usage or UsageStatistics()) if status == "completed" else None)
 
 
 def _unwanted_types(request: RunRequest) -> frozenset[str]:
@@ -293,6 +300,14 @@ def _error_of(held: Chunk | dict[str, object], run_id: str) -> ErrorMessage:
         return held
     made = failed(run_id, "internal_error", detail=encode_chunk(held, run_id=run_id).decode()).error
     return made or ErrorMessage(run_id=run_id, error_type="internal_error", message="")
+
+
+def _missing_error(stop_reason: str, run_id: str) -> ErrorMessage | None:
+    """Make the error of an agent that ended with a failing stop reason and gave none."""
+    said = f"The agent ended with the stop reason '{stop_reason}', and gave no error."
+    if (error_type := _ERROR_TYPE_OF.get(stop_reason)) is not None:
+        return failed(run_id, error_type, detail=said).error
+    return failed(run_id, "internal_error", message=said).error
 
 
 class _Hold:
