@@ -10,7 +10,6 @@ import pytest
 from letta_client import (
     APIStatusError,
     AsyncLetta,
-    AsyncStream,
     BadRequestError,
     ConflictError,
     DefaultAsyncHttpxClient,
@@ -20,7 +19,18 @@ from letta_client import (
 )
 
 from runstream.schemas import new_agent_id, new_otid, new_run_id
-from tests.support.letta import Chunk, Reader, blocking_chunks_of, chunks_of, cursor_in, kept
+from tests.support.letta import (
+    Chunk,
+    Reader,
+    blocking_chunks_of,
+    chunks_of,
+    conversation,
+    cursor_in,
+    kept,
+    read_into,
+    types_of,
+    whole,
+)
 from tests.support.stack import PUPPET, Stack
 
 # `agents.messages.stream` is the older of two ways to say the same, and says so; clients in the field use it.
@@ -30,19 +40,6 @@ CHUNKS = 30
 KNOBS = json.dumps({"chunks": CHUNKS, "interval_ms": 4, "reasoning": True, "tool_call": True})
 # Ping, reasoning, tool call, tool return, the answer, stop reason, usage.
 MESSAGES = 4 + CHUNKS + 2
-
-
-async def conversation(letta: AsyncLetta) -> str:
-    return (await letta.conversations.create(agent_id=new_agent_id())).id
-
-
-async def whole(letta: AsyncLetta, run_id: str) -> list[Chunk]:
-    """A run as a reader sees it who stays from its beginning to its end."""
-    return [chunk async for chunk in chunks_of(await letta.runs.messages.stream(run_id, starting_after=0))]
-
-
-def types_of(chunks: list[Chunk]) -> list[str]:
-    return [chunk["message_type"] for chunk in chunks]
 
 
 async def test_conversation_and_its_runs(letta: AsyncLetta) -> None:
@@ -107,11 +104,6 @@ async def test_every_way_to_come_back(letta: AsyncLetta, stack: Stack, way: str)
     rest = [chunk async for chunk in chunks_of(again)]
     assert rest == [chunk async for chunk in creator]
     assert seen + rest == await whole(letta, run_id)
-
-
-async def read_into(seen: list[Chunk], stream: AsyncStream[Any]) -> None:
-    async for chunk in chunks_of(stream):
-        seen.append(chunk)  # noqa: PERF401  # what came before the error must not be lost with it
 
 
 async def cut_and_resumed(letta: AsyncLetta, after: int) -> None:

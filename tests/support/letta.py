@@ -6,6 +6,8 @@ from typing import Any, TypeAlias
 import httpx
 from letta_client import APIConnectionError, AsyncLetta, AsyncStream, InternalServerError, Stream
 
+from runstream.schemas import new_agent_id
+
 Chunk: TypeAlias = dict[str, Any]
 
 # What httpx raises, past the client's own error classes, when a response is cut.
@@ -32,6 +34,32 @@ def blocking_chunks_of(stream: Stream[Any]) -> Generator[Chunk, None, None]:
     with stream:
         for chunk in stream:
             yield as_json(chunk)
+
+
+async def read_into(seen: list[Chunk], stream: AsyncStream[Any]) -> None:
+    """Read to the end, or to the error that is raised: what came before it is not lost with it."""
+    async for chunk in chunks_of(stream):
+        seen.append(chunk)  # noqa: PERF401  # see above
+
+
+async def conversation(letta: AsyncLetta) -> str:
+    """Make a conversation; returns its id."""
+    return (await letta.conversations.create(agent_id=new_agent_id())).id
+
+
+async def whole(letta: AsyncLetta, run_id: str) -> list[Chunk]:
+    """A run as a reader sees it who stays from its beginning to its end."""
+    return [chunk async for chunk in chunks_of(await letta.runs.messages.stream(run_id, starting_after=0))]
+
+
+def types_of(chunks: Sequence[Chunk]) -> list[str]:
+    """What kind of message each chunk is."""
+    return [chunk["message_type"] for chunk in chunks]
+
+
+def user(text: str, otid: str) -> Any:
+    """A message of the user's with an otid, as the client takes it."""
+    return {"role": "user", "content": text, "otid": otid}
 
 
 def cursor_in(chunks: Sequence[Chunk]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from runstream.broker.ending import Outcome, failed
@@ -20,12 +21,18 @@ from runstream.schemas import (
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from runstream.broker.publisher import Publisher
     from runstream.schemas import Chunk
 
 __all__ = ["Recording"]
+
+_ERROR_TYPE_OF: Mapping[str, str] = {
+    "llm_api_error": "llm_error",
+    "context_window_overflow_in_system_prompt": "context_window_overflow_in_system_prompt",
+}
+"""What a stop reason alone proves. `invalid_llm_response` is not here: an invalid response need not be an empty one."""
 
 
 class Recording:
@@ -67,9 +74,9 @@ class Recording:
             return Outcome(stop.stop_reason if stop is not None and is_honest else "error", error=error)
         if stop is None:
             return failed(self._run_id, "stream_incomplete")
-        if status_of(stop.stop_reason) != "completed":
-            return Outcome(stop.stop_reason)
-        return Outcome(stop.stop_reason, usage=self._usage or UsageStatistics())
+        if (status := status_of(stop.stop_reason)) == "failed":
+            return Outcome(stop.stop_reason, error=_missing_error(stop.stop_reason, self._run_id))
+        return Outcome(stop.stop_reason, usage=(self._usage or UsageStatistics()) if status == "completed" else None)
 
 
 def _error_of(held: Chunk | dict[str, object], run_id: str) -> ErrorMessage:
@@ -78,3 +85,11 @@ def _error_of(held: Chunk | dict[str, object], run_id: str) -> ErrorMessage:
         return held
     made = failed(run_id, "internal_error", detail=encode_chunk(held, run_id=run_id).decode()).error
     return made or ErrorMessage(run_id=run_id, error_type="internal_error", message="")
+
+
+def _missing_error(stop_reason: str, run_id: str) -> ErrorMessage | None:
+    """Make the error of a writer that ended with a failing stop reason and gave none."""
+    said = f"The agent ended with the stop reason '{stop_reason}', and gave no error."
+    if (error_type := _ERROR_TYPE_OF.get(stop_reason)) is not None:
+        return failed(run_id, error_type, detail=said).error
+    return failed(run_id, "internal_error", message=said).error
