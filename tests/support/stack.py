@@ -217,6 +217,7 @@ async def stack_running(
     agent: Agent | None = None,
     broker: Mapping[str, Any] | None = None,
     gateway: Mapping[str, Any] | None = None,
+    judges_approvals: bool = False,
 ) -> AsyncIterator[Stack]:
     """A broker and a gateway with the given settings, serving; nothing is left of them when the block ends."""
     chosen = agent or Puppet()
@@ -224,7 +225,9 @@ async def stack_running(
     async with contextlib.AsyncExitStack() as stack:
         broker_socket = stack.enter_context(listener())
         gateway_socket = stack.enter_context(listener())
-        await stack.enter_async_context(Broker(settings, agent=chosen, listener=broker_socket))
+        await stack.enter_async_context(
+            Broker(settings, agent=chosen, judges_approvals=judges_approvals, listener=broker_socket)
+        )
         edge = Gateway(GatewaySettings(**(gateway or {})), settings, listener=gateway_socket)
         await stack.enter_async_context(edge)
         connection = await stack.enter_async_context(Connection(nats_url, name="test"))

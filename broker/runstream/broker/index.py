@@ -25,6 +25,7 @@ from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, BatchWrite
 from runstream.broker.keys import (
     KV_OPERATION,
     agent_key,
+    approval_key,
     cancel_key,
     claim_key,
     conversation_key,
@@ -39,6 +40,7 @@ from runstream.broker.keys import (
 )
 from runstream.broker.topology import INDEX_STREAM
 from runstream.schemas import (
+    REQUIRES_APPROVAL,
     ConversationRecord,
     RunRecord,
     RunRequest,
@@ -97,7 +99,11 @@ def _decode_id(value: bytes) -> str:
 
 
 def _claim_key_of(record: RunRecord) -> str:
-    return claim_key(record.tenant, record.conversation_id or record.agent_id, [*map(digest, record.otids)])
+    return claim_key(record.tenant, record.scope, [*map(digest, record.otids)])
+
+
+def _approval_key_of(record: RunRecord) -> str:
+    return approval_key(record.tenant, record.scope)
 
 
 class Index:
@@ -139,6 +145,22 @@ class Index:
         """Return the run that was last started for an agent, in whichever conversation."""
         found = await self._get(agent_key(tenant, agent_id), _decode_id)
         return None if found is None else await self.run(tenant, found.value)
+
+    async def waiting_for_approval(self, tenant: str, scope: str) -> str | None:
+        """Return the run that waits for approval in a conversation, or with an agent outside of one."""
+        found = await self._get(approval_key(tenant, scope), _decode_id)
+        return None if found is None else found.value
+
+    async def withdraw_approval(self, run: RunRecord) -> None:
+        """Let a run wait for approval no longer: its conversation takes other messages again."""
+        key = _approval_key_of(run)
+
+        async def attempt() -> None:
+            waiting = await self._get(key, _decode_id)
+            if waiting is not None and waiting.value == run.id:
+                await self._write([_Put(key, None, waiting.revision)])
+
+        await _persist(attempt, CLAIM_PATIENCE_SECONDS)
 
     # -- conversations ------------------------------------------------------------------------------------------
 
@@ -253,22 +275,25 @@ class Index:
             # The run exists: a lookup by agent that misses it once is better than a create that fails.
             return
 
-    async def begin(self, run: RunRecord, *, first_seq: int) -> RunRecord:
-        """Mark a run as running, with the sequence of its log's first message; returns the record as it is now."""
+    async def begin(self, run: RunRecord, *, first_seq: int, answers: str | None = None) -> RunRecord:
+        """Mark a run as running, with the sequence of its log's first message; returns the record as it is now.
+
+        `answers`: the run that waits for approval, which this one answers.
+        """
 
         def begun(record: RunRecord) -> RunRecord:
-            return msgspec.structs.replace(record, status="running", first_seq=first_seq)
+            return msgspec.structs.replace(record, status="running", first_seq=first_seq, answers=answers)
 
-        return await self._update_run(run, begun, [])
+        return await self._update_run(run, begun)
 
     async def release(self, ended: RunRecord) -> None:
         """Write the record of a run that has come to its end, and free its conversation, in one batch.
 
         The lease stays until the log has its end. Repeating it changes nothing.
         """
-        await self._update_run(ended, lambda _: ended, [_Put(request_key(ended.tenant, ended.id), None)])
+        await self._update_run(ended, lambda _: ended)
 
-    async def _update_run(self, run: RunRecord, change: _Change, others: Sequence[_Put]) -> RunRecord:
+    async def _update_run(self, run: RunRecord, change: Callable[[RunRecord], RunRecord]) -> RunRecord:
         """Write a changed record on the condition that it is as read; the record of an ended run stays as it is."""
         key = run_key(run.tenant, run.id)
 
@@ -278,7 +303,10 @@ class Index:
             changed = current if current.is_terminal else change(current)
             puts: list[_Put] = []
             if stored is None or changed != current:
-                puts += [_Put(key, encode_run(changed), revision), *others]
+                puts.append(_Put(key, encode_run(changed), revision))
+                if changed.is_terminal:
+                    puts.append(_Put(request_key(run.tenant, run.id), None))
+                    puts += await self._settle_approval(changed)
             if changed.is_terminal:
                 puts += await self._free_conversation(changed)
             if puts:
@@ -286,6 +314,16 @@ class Index:
             return changed
 
         return await _persist(attempt, UPDATE_PATIENCE_SECONDS)
+
+    async def _settle_approval(self, ended: RunRecord) -> list[_Put]:
+        """Return the write that remembers that a run waits for approval, or forgets what it has answered."""
+        key = _approval_key_of(ended)
+        if ended.stop_reason == REQUIRES_APPROVAL:
+            return [_Put(key, ended.id.encode())]
+        if ended.answers is None:
+            return []
+        waiting = await self._get(key, _decode_id)
+        return [_Put(key, None, waiting.revision)] if waiting is not None and waiting.value == ended.answers else []
 
     async def _free_conversation(self, run: RunRecord) -> list[_Put]:
         if run.conversation_id is None:
@@ -418,7 +456,3 @@ async def _persist(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
         if time.monotonic() + pause > deadline:
             raise failure
         await asyncio.sleep(pause)
-
-
-if TYPE_CHECKING:
-    _Change = Callable[[RunRecord], RunRecord]

@@ -8,9 +8,10 @@
     otid.<tenant>.<otid>                     the newest run that holds this otid
     conversation.<tenant>.<conversation_id>  the conversation, its active run, its latest run
     agent.<tenant>.<agent_id>                its latest run
+    approval.<tenant>.<scope>                the run that waits for approval
     pulse.<broker>                           proof that this broker can write
 
-What a client chose freely stands in a key as a digest. A claim's scope is the conversation, else the agent.
+What a client chose freely stands in a key as a digest. A scope is the conversation, or else the agent.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ __all__ = [
     "KV_OPERATION",
     "LIVE_INDEX",
     "agent_key",
+    "approval_key",
     "cancel_key",
     "claim_key",
     "conversation_key",
@@ -98,6 +100,11 @@ def conversation_key(tenant: str, conversation_id: str) -> str:
 def agent_key(tenant: str, agent_id: str) -> str:
     """Name an agent."""
     return f"agent.{tenant}.{agent_id}"
+
+
+def approval_key(tenant: str, scope: str) -> str:
+    """Name the run that waits for approval in a conversation, or with an agent."""
+    return f"approval.{tenant}.{digest(scope)}"
 
 
 def pulse_key(broker_id: str) -> str:

@@ -75,8 +75,9 @@ class Broker:
 
     `listener` is the socket of its own port, already bound: whoever starts it chose the port; with `metrics_listener`
     its metrics are there, and not on its own port. `agent` None: this broker looks after runs, and executes
-    none. `forwards_credentials`: the agent wants what clients authenticated themselves with. `owns_nats`: nobody else
-    uses this NATS, so a change of the settings is applied to the streams that exist.
+    none. `forwards_credentials`: the agent wants what clients authenticated themselves with. `judges_approvals`: it
+    knows itself what waits for approval, and is asked in any case. `owns_nats`: nobody else uses this NATS, so a change
+    of the settings is applied to the streams that exist.
 
     Raises `Unavailable`, `TopologyError` on entry. One that is `patient` waits for NATS instead, without end, and
     says meanwhile on its port that it is not ready.
@@ -90,6 +91,7 @@ class Broker:
         listener: socket.socket | None = None,
         metrics_listener: socket.socket | None = None,
         forwards_credentials: bool = False,
+        judges_approvals: bool = False,
         owns_nats: bool = False,
         patient: bool = False,
     ) -> None:
@@ -98,6 +100,7 @@ class Broker:
         """Who executes runs here, None without an agent."""
         self._settings = settings
         self._agent = agent
+        self._judges_approvals = judges_approvals
         self._listener = listener
         self._metrics_listener = metrics_listener
         self._presence = Presence(forwards_credentials=forwards_credentials)
@@ -163,6 +166,7 @@ class Broker:
             queue=WorkQueue(jetstream),
             watchdog=watchdog,
             agent=agent,
+            judges_approvals=self._judges_approvals,
             metrics=self.metrics,
         )
         self.metrics.watch_live_runs(worker.count)

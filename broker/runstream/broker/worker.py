@@ -26,7 +26,7 @@ from runstream.broker.publisher import Publisher, Write
 from runstream.broker.recording import Recording
 from runstream.broker.takeover import is_executable
 from runstream.broker.topology import LogAddress
-from runstream.schemas import INTERNAL_ERROR, Kind, SchemaError, status_of
+from runstream.schemas import INTERNAL_ERROR, Kind, SchemaError, carries_approval, status_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -47,6 +47,11 @@ log = structlog.get_logger(__name__)
 RETRY_SECONDS = 1.0
 FAREWELL_SECONDS = 5.0
 """How long agents may take to clean up when their broker stops. Those that take longer are left as they are."""
+WAITING_FOR_APPROVAL = (
+    "CONFLICT: Cannot send a new message: The agent is waiting for approval on a tool call. "
+    "Please approve or deny the pending request before continuing."
+)
+"""The reference's words."""
 
 
 class Worker:
@@ -64,6 +69,7 @@ class Worker:
         queue: WorkQueue,
         watchdog: Watchdog,
         agent: Agent,
+        judges_approvals: bool,
         metrics: BrokerMetrics,
     ) -> None:
         self._jetstream = jetstream
@@ -72,6 +78,7 @@ class Worker:
         self._watchdog = watchdog
         self._settings = settings
         self._agent = agent
+        self._judges_approvals = judges_approvals
         self._metrics = metrics
         self._running: set[asyncio.Task[None]] = set()
         self._dismissed: set[asyncio.Task[Outcome]] = set()
@@ -177,14 +184,24 @@ class Worker:
             alongside=task.extend,
         ) as lease:
             first_seq = record.first_seq or await self._first_seq(publisher.address)
-            record = await self._index.begin(record, first_seq=first_seq)
             request = await self._index.request(record.tenant, record.id)
+            waiting = await self._waiting_for_approval(record)
+            answers = waiting if request is not None and carries_approval(request.body) else None
+            record = await self._index.begin(record, first_seq=first_seq, answers=answers)
             if request is None:
-                outcome = failed(record.id, "internal_error", detail="What this run was asked is no longer known.")
+                outcome = failed(record.id, INTERNAL_ERROR, detail="What this run was asked is no longer known.")
+            elif waiting != answers:
+                outcome = failed(record.id, INTERNAL_ERROR, message=WAITING_FOR_APPROVAL)
             else:
                 self._metrics.run_started()
                 outcome = await self._run_agent(request, publisher, lease)
             await self._end(publisher, record, outcome)
+
+    async def _waiting_for_approval(self, record: RunRecord) -> str | None:
+        """Return the run that keeps the agent from taking another message; a platform judges that for itself."""
+        if self._judges_approvals:
+            return None
+        return await self._index.waiting_for_approval(record.tenant, record.scope)
 
     async def _first_seq(self, address: LogAddress) -> int:
         first = await self._jetstream.first_message(address.stream, address.subject)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from runstream.broker.keys import live_subject, run_key
-from runstream.schemas import decode_run
+from runstream.schemas import REQUIRES_APPROVAL, decode_run
 
 if TYPE_CHECKING:
     from runstream.broker.connection import Connection, Message
@@ -33,8 +33,13 @@ class Canceller:
         self._index = index
 
     async def cancel(self, record: RunRecord) -> None:
-        """End a run unless it has ended. Raises `Unavailable` if the wish could not be stored."""
+        """End a run unless it has ended; one that waits for approval waits no longer.
+
+        Raises `Unavailable` if the wish could not be stored.
+        """
         if record.is_terminal:
+            if record.stop_reason == REQUIRES_APPROVAL:
+                await self._index.withdraw_approval(record)
             return
         over = asyncio.Event()
 

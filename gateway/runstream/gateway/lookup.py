@@ -62,21 +62,29 @@ class Lookup:
         return stored.value if stored is not None and stored.value.agent_id == agent_id else None
 
     async def to_cancel(self, conversation_id: str, agent_id: str | None) -> RunRecord | None:
-        """Return the run that goes on in what the path names. Raises `NotFound` for a conversation that is not there.
+        """Return the run that goes on in what the path names, or waits for approval there.
 
-        The latest of an agent's; a conversation has one at most.
+        The latest of an agent's; a conversation has one at most. Raises `NotFound` for an unknown conversation.
         """
         agent = agent_id if conversation_id == DEFAULT_CONVERSATION else conversation_id
         if agent is not None and is_agent_id(agent):
-            run = await self.latest_of_agent(agent)
-        else:
-            stored = await self._index.conversation(self._tenant, conversation_id)
-            if conversation_id == DEFAULT_CONVERSATION or stored is None or stored.value.deleted:
-                raise NotFound(f"Conversation not found with id='{conversation_id}'")
-            active = stored.value.active_run
-            found = None if active is None else await self._index.run(self._tenant, active)
-            run = None if found is None else found.value
-        return None if run is None or run.is_terminal else run
+            latest = await self.latest_of_agent(agent)
+            if latest is not None and not latest.is_terminal:
+                return latest
+            return await self._waiting_for_approval(agent)
+        stored = await self._index.conversation(self._tenant, conversation_id)
+        if conversation_id == DEFAULT_CONVERSATION or stored is None or stored.value.deleted:
+            raise NotFound(f"Conversation not found with id='{conversation_id}'")
+        if stored.value.active_run is not None:
+            active = await self._index.run(self._tenant, stored.value.active_run)
+            if active is not None and not active.value.is_terminal:
+                return active.value
+        return await self._waiting_for_approval(conversation_id)
+
+    async def _waiting_for_approval(self, scope: str) -> RunRecord | None:
+        waiting = await self._index.waiting_for_approval(self._tenant, scope)
+        stored = None if waiting is None else await self._index.run(self._tenant, waiting)
+        return None if stored is None else stored.value
 
     async def _latest(self, conversation_id: str, agent_id: str | None) -> RunRecord | None:
         """Return the newest run of what the path names: a conversation, or an agent."""

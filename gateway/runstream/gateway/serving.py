@@ -119,6 +119,7 @@ async def serve_broker(
             settings,
             agent=opened,
             forwards_credentials=agent is not None and agent.forwards_credentials,
+            judges_approvals=agent is not None and agent.judges_approvals,
             listener=listener,
             metrics_listener=metrics_listener,
             patient=True,

@@ -60,6 +60,7 @@ async def up(
             connected,
             agent=await stack.enter_async_context(agent.open(nats_url)),
             forwards_credentials=agent.forwards_credentials,
+            judges_approvals=agent.judges_approvals,
             listener=broker_socket,
             owns_nats=settings.nats_url is None,
         )

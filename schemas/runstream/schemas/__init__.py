@@ -98,6 +98,7 @@ from runstream.schemas.requests import (
 )
 from runstream.schemas.runs import (
     ACTIVE_STATUSES,
+    REQUIRES_APPROVAL,
     RUN_STATUSES,
     RequestConfig,
     RunRecord,
@@ -125,6 +126,7 @@ __all__ = [
     "MAX_OTID_CHARACTERS",
     "MAX_SEQ_ID",
     "MESSAGE_TYPES",
+    "REQUIRES_APPROVAL",
     "RUN_STATUSES",
     "STOP_REASONS",
     "STRICT_CONVERSATION_PATH",

@@ -15,6 +15,7 @@ from runstream.schemas.ids import DEFAULT_TENANT
 
 __all__ = [
     "ACTIVE_STATUSES",
+    "REQUIRES_APPROVAL",
     "RUN_STATUSES",
     "RequestConfig",
     "RunRecord",
@@ -30,6 +31,8 @@ __all__ = [
 
 RunStatus = Literal["created", "running", "completed", "failed", "cancelled"]
 RUN_STATUSES: Final[tuple[str, ...]] = get_args(RunStatus)
+REQUIRES_APPROVAL: Final = "requires_approval"
+"""The stop reason of a run that waits for a client's decision: the next message must carry it."""
 ACTIVE_STATUSES: Final = frozenset({"created", "running"})
 
 
@@ -79,9 +82,16 @@ class RunRecord(msgspec.Struct, kw_only=True):
     """The sequence of the log's first message; None until it is stored."""
     otids: list[str] = msgspec.field(default_factory=list)
     """The otids the client sent, in order."""
+    answers: str | None = None
+    """The run whose request for approval this one answers."""
     total_duration_ns: int | None = None
     ttft_ns: int | None = None
     """From the claim to the first chunk of the agent's."""
+
+    @property
+    def scope(self) -> str:
+        """What otids and requests for approval are particular to: the conversation, or else the agent."""
+        return self.conversation_id or self.agent_id
 
     @property
     def is_terminal(self) -> bool:

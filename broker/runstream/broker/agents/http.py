@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from runstream.broker.agents.settings import UpstreamSettings
     from runstream.schemas import Chunk
 
-__all__ = ["HeadersFor", "check_url", "http_agent"]
+__all__ = ["HeadersFor", "check_url", "http_agent", "is_letta"]
 
 log = structlog.get_logger(__name__)
 
@@ -185,6 +185,11 @@ class _HttpAgent:
 def check_url(url: str) -> None:
     """Raise `InvalidAgent` for a URL that cannot be asked."""
     _Platform(url)
+
+
+def is_letta(url: str) -> bool:
+    """Tell whether the URL of a platform stands for one that speaks Letta's API."""
+    return _Platform(url).is_letta
 
 
 async def _nobody(_: RunRequest) -> Mapping[str, str]:

@@ -11,7 +11,7 @@ import msgspec
 
 from runstream.broker.agents.callables import callable_agent
 from runstream.broker.agents.demo import demo
-from runstream.broker.agents.http import check_url, http_agent
+from runstream.broker.agents.http import check_url, http_agent, is_letta
 from runstream.broker.connection import Connection
 from runstream.broker.credentials import credentials_of
 from runstream.broker.errors import AgentFailed, InvalidAgent
@@ -31,6 +31,8 @@ class AgentSource(msgspec.Struct, frozen=True, kw_only=True):
     """Open it, given the URL of NATS; leaving the context gives back what it holds."""
     forwards_credentials: bool = False
     """Whether it is to be called with what the client authenticated itself with."""
+    judges_approvals: bool = False
+    """Whether it knows itself what waits for approval, and is to be asked in any case."""
 
 
 def agent_source(spec: str, settings: UpstreamSettings) -> AgentSource:
@@ -38,7 +40,7 @@ def agent_source(spec: str, settings: UpstreamSettings) -> AgentSource:
     if spec == "demo":
         return AgentSource(open=lambda _: _ready(demo))
     if spec.partition("://")[0].lower() in {"http", "https"}:
-        return _platform(spec, settings)
+        return msgspec.structs.replace(_platform(spec, settings), judges_approvals=is_letta(spec))
     if ":" in spec and "/" not in spec:
         agent = callable_agent(spec)
         return AgentSource(open=lambda _: _ready(agent))

@@ -46,7 +46,7 @@ async def cancel(request: web.Request) -> web.Response:
     body = await body_of(request, limit=services.body_limit(), seconds=services.body_seconds)
     wanted = model_of(CancelRequest, body, required=False)
     if wanted.run_ids is None:
-        latest = await services.lookup.latest_of_agent(agent_id)
+        latest = await services.lookup.to_cancel(agent_id, None) or await services.lookup.latest_of_agent(agent_id)
         if latest is None:
             raise Busy(f"CONFLICT: No active runs to cancel for agent {agent_id}", headers=NOT_AGAIN)
         found: dict[str, RunRecord | None] = {latest.id: latest}
