@@ -27,28 +27,26 @@ _BY_STATUS: Mapping[int, str] = {
 }
 
 
+_OWN: Mapping[type[Exception], str] = {
+    ChunkTooLarge: "chunk_too_large",
+    RunTooLong: "run_too_long",
+    StoreFull: "store_full",
+    InvalidChunk: "internal_error",
+}
+"""What kept a chunk from being stored."""
+
+
 def outcome_of(error: BaseException, run_id: str) -> Outcome:
     """Give the failure that `error`, raised by an agent or over its chunks, ends a run with."""
+    detail = str(error) or repr(error)
     if isinstance(error, AgentFailed):
         return failed(run_id, error.error_type, message=error.message, detail=error.detail or None)
-    if isinstance(error, StoreFull):
-        return failed(run_id, "store_full")  # How full which stream is is for the operator.
-    if (error_type := _of_the_store(error) or _of_a_provider(error)) is not None:
-        return failed(run_id, error_type, detail=str(error) or repr(error))
-    if isinstance(error, InvalidChunk):
-        return failed(run_id, "internal_error", detail=str(error))
-    return failed(run_id, "internal_error", message=AGENT_CRASHED, detail=str(error) or repr(error))
-
-
-def _of_the_store(error: BaseException) -> str | None:
-    """Name what kept a chunk from being stored; None when it is something else."""
-    match error:
-        case ChunkTooLarge():
-            return "chunk_too_large"
-        case RunTooLong():
-            return "run_too_long"
-        case _:
-            return None
+    if (own := next((own for kind, own in _OWN.items() if isinstance(error, kind)), None)) is not None:
+        # How full which stream is is for the operator.
+        return failed(run_id, own, detail=None if isinstance(error, StoreFull) else detail)
+    if (of_a_provider := _of_a_provider(error)) is not None:
+        return failed(run_id, of_a_provider, detail=detail)
+    return failed(run_id, "internal_error", message=AGENT_CRASHED, detail=detail)
 
 
 def _of_a_provider(error: BaseException) -> str | None:
