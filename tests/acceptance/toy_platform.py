@@ -30,5 +30,5 @@ async def chat(request: Request) -> StreamingResponse:
 
 @app.get("/asked")
 async def questions() -> dict[str, int]:
-    """How many questions there were, and who asked the last one."""
+    """How many questions there were."""
     return {"questions": len(asked)}

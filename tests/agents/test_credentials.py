@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from runstream.broker.agents.loading import agent_source
 from runstream.broker.agents.settings import UpstreamSettings
@@ -63,9 +64,13 @@ async def test_a_token_is_read_from_its_file_for_each_run(nats_url: str, tmp_pat
         secret.write_text("second\n")
         await answered(url)
         secret.unlink()
-        failed = await answered(url)
+        with capture_logs() as logs:
+            failed = await answered(url)
     assert [request.headers["authorization"] for request in upstream.asked] == ["Bearer first", "Bearer second"]
-    assert "cannot be read: No such file" in failed[-2]
+    # Where it should have been is the operator's business.
+    assert "The platform's credential cannot be read." in failed[-2]
+    assert str(secret) not in str(failed)
+    assert [str(secret) in line["error"] for line in logs if line["event"] == "upstream_auth_unreadable"] == [True]
 
 
 async def test_the_clients_own_is_forwarded_and_stored_nowhere(tmp_path: Path) -> None:

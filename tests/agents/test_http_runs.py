@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from runstream.broker.agents.http import http_agent
+from runstream.broker.agents.http_platform import Platform
 from runstream.broker.agents.settings import UpstreamSettings
 from runstream.schemas import new_agent_id
 from tests.support.captures import capture, normalised
@@ -29,7 +30,7 @@ STOP = event({"message_type": "stop_reason", "stop_reason": "end_turn"})
 async def asking(nats_url: str, url: str, **settings: Any) -> AsyncIterator[Stack]:
     """A runstream whose agent is the platform at `url`."""
     chosen = UpstreamSettings(**{"silence_seconds": 20, "patience_seconds": 0.5, **settings})
-    async with http_agent(url, chosen) as agent, stack_running(nats_url, agent=agent) as stack:
+    async with http_agent(Platform(url), chosen) as agent, stack_running(nats_url, agent=agent) as stack:
         yield stack
 
 

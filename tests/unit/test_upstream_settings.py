@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from runstream.broker.agents.http import http_agent
+from runstream.broker.agents.http_platform import Platform
+from runstream.broker.agents.loading import agent_source
 from runstream.broker.agents.settings import UpstreamSettings
 from runstream.broker.errors import InvalidAgent, InvalidSettings
 from runstream.broker.settings import resolved
@@ -76,10 +77,28 @@ def test_settings_keep_their_secrets() -> None:
         (f"http://{SECRET}@platform/", "RUNSTREAM_UPSTREAM_AUTH"),
     ],
 )
-async def test_a_url_that_cannot_be_asked_is_refused(url: str, complaint: str) -> None:
+def test_a_url_that_cannot_be_asked_is_refused(url: str, complaint: str) -> None:
     """Not at the first run but at once, and without a word of what may be secret in it."""
     with pytest.raises(InvalidAgent) as caught:
-        async with http_agent(url, UpstreamSettings()):
-            pass
+        Platform(url)
     assert complaint in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        f"htp://user:{SECRET}@platform/chat",
+        f"https:/user:{SECRET}@platform",
+        f"http:user:{SECRET}@platform",
+        f"HTTP:{SECRET}",
+        f"user:{SECRET}@platform/chat",
+        f"user:{SECRET}@platform",
+        f"//user:{SECRET}@platform",
+    ],
+)
+def test_what_may_be_a_mistyped_url_is_not_shown(spec: str) -> None:
+    """Whatever `--agent` does not understand may have a password in it."""
+    with pytest.raises(InvalidAgent, match="http://") as caught:
+        agent_source(spec, UpstreamSettings())
     assert SECRET not in str(caught.value)

@@ -15,22 +15,21 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing, asynccontextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Final, TypeAlias
-from urllib.parse import quote
 
 import httpx
-import msgspec
 import structlog
 
-from runstream.broker.agents.http_answer import broken, check, chunks_of, silent
-from runstream.broker.errors import AgentFailed, InvalidAgent
+from runstream.broker.agents.http_answer import broken, check, chunks_of, keep_location, silent
+from runstream.broker.errors import AgentFailed
 from runstream.schemas import RunRequest, StopReason
 
 if TYPE_CHECKING:
     from runstream.broker.agents import Agent
+    from runstream.broker.agents.http_platform import Platform
     from runstream.broker.agents.settings import UpstreamSettings
     from runstream.schemas import Chunk
 
-__all__ = ["HeadersFor", "check_url", "http_agent", "is_letta"]
+__all__ = ["HeadersFor", "http_agent"]
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +38,8 @@ HeadersFor: TypeAlias = Callable[[RunRequest], Awaitable[Mapping[str, str]]]
 
 FIRST_DELAY_SECONDS: Final = 0.1
 LONGEST_DELAY_SECONDS: Final = 1.0
+CONNECTED: Final = "http11.send_request_headers.started"
+"""What httpx calls the step after connecting, its name lookup and TLS included."""
 ENDINGS: Final = ("stop_reason", "error_message")
 BREAKS: Final = frozenset({"stream_incomplete", "upstream_timeout"})
 """Errors that leave what was said before them as it is: a run that had its ending has ended."""
@@ -51,13 +52,12 @@ HEADERS: Final = {
 
 @asynccontextmanager
 async def http_agent(
-    url: str, settings: UpstreamSettings, headers_for: HeadersFor | None = None
+    platform: Platform, settings: UpstreamSettings, headers_for: HeadersFor | None = None
 ) -> AsyncIterator[Agent]:
-    """Give an agent that asks the platform at `url`, with what `headers_for` says of who asks.
+    """Give an agent that asks `platform`, with what `headers_for` says of who asks.
 
-    Leaving the block closes its connections. Raises `InvalidAgent` for a URL that cannot be asked.
+    Leaving the block closes its connections.
     """
-    platform = _Platform(url)
     headers = httpx.Headers({"User-Agent": "runstream"})
     headers.update(settings.headers)
     headers.update(HEADERS)
@@ -67,6 +67,7 @@ async def http_agent(
         trust_env=False,
         verify=ssl.create_default_context(),
         timeout=httpx.Timeout(None, connect=settings.connect_seconds),
+        event_hooks={"response": [keep_location]},
         # A connection for each run. A platform may close an idle one in the moment in which it is used again, and
         # the run would be lost, as its request may have been read: too much for a millisecond saved in minutes.
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
@@ -76,50 +77,11 @@ async def http_agent(
         yield _HttpAgent(client, platform, settings, headers_for or _nobody)
 
 
-class _Platform:
-    """Where requests go, and what they say. Raises `InvalidAgent`, which shows nothing of the URL: it may be secret."""
-
-    def __init__(self, url: str) -> None:
-        try:
-            self._url = httpx.URL(url)
-        except httpx.InvalidURL:
-            # Not its text: what it takes for a wrong port may be a part of a password.
-            raise InvalidAgent("Its URL is none: write it as http://platform:8283.") from None
-        if self._url.scheme not in {"http", "https"} or not self._url.host or "%" in self._url.host:
-            raise InvalidAgent("Its URL names no host: write it as http://platform:8283.")
-        if self._url.userinfo:
-            raise InvalidAgent(
-                "Its URL has a user or a password in it: put a token into a file, and name that in"
-                " RUNSTREAM_UPSTREAM_AUTH."
-            )
-        if self._url.port == 0 or (self._url.port or 0) >= 2**16:
-            raise InvalidAgent("Its URL has a port that does not exist.")
-        path, _, self._query = self._url.raw_path.decode("ascii").partition("?")
-        self._base = path.rstrip("/")
-        self.is_letta = self._base == "" or self._base.endswith("/v1")
-
-    def url_for(self, run: RunRequest) -> httpx.URL:
-        """Give the URL that answers this run."""
-        if not self.is_letta:
-            return self._url
-        if run.conversation_id is None:
-            path = f"/v1/agents/{quote(run.agent_id, safe='')}/messages/stream"
-        else:
-            path = f"/v1/conversations/{quote(run.conversation_id, safe='')}/messages"
-        query = f"?{self._query}" if self._query else ""
-        return self._url.copy_with(raw_path=f"{self._base.removesuffix('/v1')}{path}{query}".encode("ascii"))
-
-    def body_for(self, run: RunRequest) -> bytes:
-        """Give the client's request as the platform gets it: in the foreground, as the run is kept here."""
-        letta = {"streaming": True, "include_pings": True} if self.is_letta else {}
-        return msgspec.json.encode({**run.body, "background": False, **letta})
-
-
 class _HttpAgent:
     """The agent: called with a run, it asks the platform and yields what that streams."""
 
     def __init__(
-        self, client: httpx.AsyncClient, platform: _Platform, settings: UpstreamSettings, headers_for: HeadersFor
+        self, client: httpx.AsyncClient, platform: Platform, settings: UpstreamSettings, headers_for: HeadersFor
     ) -> None:
         self._client = client
         self._platform = platform
@@ -152,16 +114,13 @@ class _HttpAgent:
         delay = FIRST_DELAY_SECONDS
         while True:
             try:
-                async with asyncio.timeout(self._settings.silence_seconds):
-                    return await self._client.send(request, stream=True)
+                return await self._send(request)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 why = str(error) or "it took too long"
                 if loop.time() + delay > give_up_at:
                     tried = f"Connecting was tried for {self._settings.patience_seconds:g} s"
                     raise AgentFailed("upstream_unreachable", detail=f"{tried}: {why}") from error
                 log.info("upstream_not_connected", error=why)
-            except TimeoutError as error:
-                raise silent(self._settings.silence_seconds) from error
             except httpx.LocalProtocolError:
                 # Not its text, which has the header in it.
                 raise AgentFailed("internal_error", detail="A header for the platform is not valid.") from None
@@ -169,6 +128,25 @@ class _HttpAgent:
                 raise broken(error) from error
             await asyncio.sleep(delay)
             delay = min(2 * delay, LONGEST_DELAY_SECONDS)
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        """Connect, and send the request; silence counts from then on.
+
+        Raises `httpx.ConnectError` and `httpx.ConnectTimeout` when surely nothing was sent; other errors of httpx and
+        `AgentFailed` when it may have been.
+        """
+        waiting = asyncio.timeout(None)
+
+        async def trace(step: str, _: Mapping[str, object]) -> None:
+            if step == CONNECTED:
+                waiting.reschedule(asyncio.get_running_loop().time() + self._settings.silence_seconds)
+
+        request.extensions = {**request.extensions, "trace": trace}
+        try:
+            async with waiting:
+                return await self._client.send(request, stream=True)
+        except TimeoutError as error:
+            raise silent(self._settings.silence_seconds) from error
 
     async def _request(self, run: RunRequest) -> httpx.Request:
         headers = dict(await self._headers_for(run))
@@ -180,16 +158,6 @@ class _HttpAgent:
             )
         except UnicodeEncodeError:
             raise AgentFailed("internal_error", detail="A header for the platform is not ASCII.") from None
-
-
-def check_url(url: str) -> None:
-    """Raise `InvalidAgent` for a URL that cannot be asked."""
-    _Platform(url)
-
-
-def is_letta(url: str) -> bool:
-    """Tell whether the URL of a platform stands for one that speaks Letta's API."""
-    return _Platform(url).is_letta
 
 
 async def _nobody(_: RunRequest) -> Mapping[str, str]:

@@ -17,29 +17,36 @@ from runstream.broker.errors import AgentFailed
 if TYPE_CHECKING:
     from runstream.broker.agents.settings import UpstreamSettings
 
-__all__ = ["broken", "check", "chunks_of", "silent"]
+__all__ = ["broken", "check", "chunks_of", "keep_location", "silent"]
 
 REFUSAL_BYTES: Final = 8 * 2**10
 REFUSAL_SECONDS: Final = 5.0
 """How much of a refusal's body is read, and for how long: it explains, and nothing waits for it."""
 EVENT_STREAM: Final = {"Content-Type": "text/event-stream; charset=utf-8"}
-ENCODINGS: Final = frozenset({"", "identity", "gzip", "deflate"})
-"""What a body may be encoded with. None is asked for, as it delays events; these two httpx undoes on its own."""
+LOCATION: Final = "location"
+
+
+async def keep_location(response: httpx.Response) -> None:
+    """Keep a `Location` from httpx, which fails over one that is no URL though it is not to follow it."""
+    if LOCATION in response.headers:
+        response.extensions[LOCATION] = response.headers.pop(LOCATION)
 
 
 async def check(response: httpx.Response) -> None:
     """Raise `AgentFailed` unless the platform answers with an event stream."""
     status = f"HTTP {response.status_code} {response.reason_phrase}".rstrip()
     content_type = response.headers.get("content-type", "")
-    encoding = response.headers.get("content-encoding", "").strip().lower()
-    if response.has_redirect_location:
-        refusal = f"{status}, to {_shown(response.headers['location'])}, and redirects are not followed"
+    location: str | None = response.extensions.get(LOCATION)
+    if response.is_redirect and location is not None:
+        refusal = f"{status}, {_leads(location)}, and redirects are not followed"
     elif response.status_code != httpx.codes.OK:
         refusal = status
     elif content_type.partition(";")[0].strip().lower() != "text/event-stream":
         refusal = f"{status}, but not with text/event-stream: its content type is {content_type or 'not named'}"
-    elif encoding not in ENCODINGS:
-        refusal = f"{status}, but encoded with {encoding}, which was not asked for"
+    elif (encoding := _encoding(response)) is not None:
+        # Events would come late. A small event could be a large one, and the end of a compressed stream that was cut
+        # in good order cannot be told from a good one.
+        refusal = f"{status}, but encoded with {encoding}, and not with identity, as it was asked to be"
     else:
         return
     body = await _beginning(response)
@@ -100,7 +107,7 @@ async def _heard(response: httpx.Response, patience: float) -> AsyncGenerator[by
     """
     clock = asyncio.get_running_loop().time
     left = patience
-    async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as pieces:
+    async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_raw())) as pieces:
         while True:
             asked_at = clock()
             try:
@@ -108,8 +115,6 @@ async def _heard(response: httpx.Response, patience: float) -> AsyncGenerator[by
                     piece = await anext(pieces, None)
             except TimeoutError as error:
                 raise silent(patience) from error
-            except httpx.DecodingError as error:
-                raise AgentFailed("upstream_invalid", detail=f"The platform's response: {error}") from error
             except httpx.TransportError as error:
                 raise broken(error) from error
             if piece is None:
@@ -131,16 +136,28 @@ def _is_framed(response: httpx.Response) -> bool:
 
 async def _beginning(response: httpx.Response) -> str:
     """Read the beginning of a refusal's body; what cannot be read is left out."""
+    if _encoding(response) is not None:
+        return ""
     body = b""
     with contextlib.suppress(httpx.HTTPError, TimeoutError):
         async with asyncio.timeout(REFUSAL_SECONDS):
-            async for piece in response.aiter_bytes():
+            async for piece in response.aiter_raw():
                 body += piece
                 if len(body) >= REFUSAL_BYTES:
                     break
     return body[:REFUSAL_BYTES].decode(errors="replace").strip()
 
 
-def _shown(location: str) -> str:
-    """Show where a redirect leads, which httpx knows to be a URL, without what may be secret in it."""
-    return str(httpx.URL(location).copy_with(userinfo=b"", query=None, fragment=None))
+def _encoding(response: httpx.Response) -> str | None:
+    """Name what the body is encoded with, None if it is as it is."""
+    encoding: str = response.headers.get("content-encoding", "").strip().lower()
+    return None if encoding in {"", "identity"} else encoding
+
+
+def _leads(location: str) -> str:
+    """Show where a redirect leads, without what may be secret in it; not at all where that cannot be told."""
+    with contextlib.suppress(httpx.InvalidURL):
+        shown = str(httpx.URL(location).copy_with(userinfo=b"", query=None, fragment=None))
+        if "@" not in shown:
+            return f"to {shown}"
+    return "to what is no URL"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import msgspec
 
@@ -80,7 +80,7 @@ class WholeEvents:
 def chunk_in(data: str) -> dict[str, object]:
     """Read an event's data as a chunk whose values are still as the platform wrote them, but for `message_type`.
 
-    Raises `AgentFailed` for what is not a JSON object with a key besides `seq_id`.
+    Raises `AgentFailed` for what is not a JSON object with a key besides `seq_id`, and for a stop reason that is none.
     """
     try:
         chunk: dict[str, object] = _decoder.decode(_one_line(data))
@@ -88,9 +88,15 @@ def chunk_in(data: str) -> dict[str, object]:
         raise _invalid(f"An event is not a JSON object ({error})", data) from error
     if not chunk.keys() - {"seq_id"}:
         raise _invalid("An event is an empty object", data)
-    if isinstance(message_type := chunk.get("message_type"), msgspec.Raw) and bytes(message_type).startswith(b'"'):
+    if _is_text(message_type := chunk.get("message_type")):
         chunk["message_type"] = _text_decoder.decode(message_type)
+    if chunk.get("message_type") == "stop_reason" and not _is_text(chunk.get("stop_reason")):
+        raise _invalid("A stop_reason gives no reason", data)
     return chunk
+
+
+def _is_text(value: object) -> TypeGuard[msgspec.Raw]:
+    return isinstance(value, msgspec.Raw) and bytes(value).startswith(b'"')
 
 
 def error_in(data: str) -> dict[str, object]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+import structlog
 
 from runstream.broker.agents.callables import callable_agent
 from runstream.broker.agents.demo import demo
-from runstream.broker.agents.http import check_url, http_agent, is_letta
+from runstream.broker.agents.http import http_agent
+from runstream.broker.agents.http_platform import Platform
 from runstream.broker.connection import Connection
 from runstream.broker.credentials import credentials_of
 from runstream.broker.errors import AgentFailed, InvalidAgent
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
     from runstream.schemas import RunRequest
 
 __all__ = ["AgentSource", "agent_source"]
+
+log = structlog.get_logger(__name__)
+
+CALLABLE = re.compile(r"[\w.]+:[\w.]+")
 
 
 class AgentSource(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,22 +46,24 @@ def agent_source(spec: str, settings: UpstreamSettings) -> AgentSource:
     """Find the agent that `spec` names. Raises `InvalidAgent`."""
     if spec == "demo":
         return AgentSource(open=lambda _: _ready(demo))
-    if spec.partition("://")[0].lower() in {"http", "https"}:
-        return msgspec.structs.replace(_platform(spec, settings), judges_approvals=is_letta(spec))
-    if ":" in spec and "/" not in spec:
+    if re.match(r"https?:", spec, re.IGNORECASE):
+        platform = Platform(spec)
+        return msgspec.structs.replace(_platform(platform, settings), judges_approvals=platform.is_letta)
+    if CALLABLE.fullmatch(spec):
         agent = callable_agent(spec)
         return AgentSource(open=lambda _: _ready(agent))
+    # What is no name may be a URL that was mistyped, with a password in it.
+    which = repr(spec) if re.fullmatch(r"[\w.-]*", spec) else "of this form"
     raise InvalidAgent(
-        f"There is no agent {spec!r}: give demo, module:callable, or a URL that begins with http:// or https://."
+        f"There is no agent {which}: give demo, module:callable, or a URL that begins with http:// or https://."
     )
 
 
-def _platform(url: str, settings: UpstreamSettings) -> AgentSource:
-    check_url(url)
+def _platform(platform: Platform, settings: UpstreamSettings) -> AgentSource:
     if settings.auth == "forward":
-        return AgentSource(open=lambda nats_url: _forwarding(url, settings, nats_url), forwards_credentials=True)
+        return AgentSource(open=lambda nats_url: _forwarding(platform, settings, nats_url), forwards_credentials=True)
     if settings.auth is None:
-        return AgentSource(open=lambda _: http_agent(url, settings))
+        return AgentSource(open=lambda _: http_agent(platform, settings))
     secret = Path(settings.auth)
     _bearer(secret)
 
@@ -62,9 +71,10 @@ def _platform(url: str, settings: UpstreamSettings) -> AgentSource:
         try:
             return _bearer(secret)  # Read anew for each run: secrets are rotated.
         except InvalidAgent as error:
-            raise AgentFailed("internal_error", detail=str(error)) from error
+            log.error("upstream_auth_unreadable", error=str(error))  # noqa: TRY400  # No defect: no traceback.
+            raise AgentFailed("internal_error", detail="The platform's credential cannot be read.") from error
 
-    return AgentSource(open=lambda _: http_agent(url, settings, authorized))
+    return AgentSource(open=lambda _: http_agent(platform, settings, authorized))
 
 
 def _bearer(secret: Path) -> dict[str, str]:
@@ -79,10 +89,10 @@ def _bearer(secret: Path) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def _forwarding(url: str, settings: UpstreamSettings, nats_url: str) -> AsyncIterator[Agent]:
+async def _forwarding(platform: Platform, settings: UpstreamSettings, nats_url: str) -> AsyncIterator[Agent]:
     async with (
         Connection(nats_url, name="credentials", patient=True) as connection,
-        http_agent(url, settings, lambda request: credentials_of(request, connection)) as agent,
+        http_agent(platform, settings, lambda request: credentials_of(request, connection)) as agent,
     ):
         yield agent
 

@@ -49,7 +49,8 @@ class UpstreamSettings(BaseSettings):
     )
 
     connect_seconds: Annotated[Duration, Field(gt=0)] = 5.0
-    """Seconds one attempt to connect may take, name lookup and TLS included: two lost SYN packets, three seconds."""
+    """Seconds one attempt to connect may take, name lookup included, and as long again for TLS: two lost SYN packets,
+    three seconds."""
 
     patience_seconds: Annotated[Duration, Field(ge=0)] = 10.0
     """Seconds in which connecting is tried again: a platform's pod is replaced meanwhile. Only what surely was not
@@ -57,7 +58,7 @@ class UpstreamSettings(BaseSettings):
 
     silence_seconds: Annotated[Duration, Field(gt=0)] = 300.0
     """Seconds of waiting without a complete line from the platform, its headers included, after which it counts as
-    dead: a model may think for minutes, and one that thinks longer sends pings."""
+    dead, once it is connected: a model may think for minutes, and one that thinks longer sends pings."""
 
     event_bytes: int = Field(default=8 * 2**20, ge=2**16)
     """Bytes of an event that is not complete yet, held in memory: the most that NATS can be configured to take well.
