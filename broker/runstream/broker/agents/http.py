@@ -20,6 +20,7 @@ import httpx
 import structlog
 
 from runstream.broker.agents.http_answer import broken, check, chunks_of, keep_location, silent
+from runstream.broker.agents.http_events import run_in
 from runstream.broker.errors import AgentFailed
 from runstream.schemas import RunRequest, StopReason
 
@@ -38,6 +39,8 @@ HeadersFor: TypeAlias = Callable[[RunRequest], Awaitable[Mapping[str, str]]]
 
 FIRST_DELAY_SECONDS: Final = 0.1
 LONGEST_DELAY_SECONDS: Final = 1.0
+CANCEL_SECONDS: Final = 3.0
+"""How long a platform may take to answer a cancel: the run here has ended by then."""
 CONNECTED: Final = "http11.send_request_headers.started"
 """What httpx calls the step after connecting, its name lookup and TLS included."""
 ENDINGS: Final = ("stop_reason", "error_message")
@@ -89,15 +92,26 @@ class _HttpAgent:
         self._headers_for = headers_for
 
     async def __call__(self, run: RunRequest) -> AsyncGenerator[Chunk | Mapping[str, object], None]:
-        """Answer one run. Raises `AgentFailed`. Closing the generator closes the connection to the platform."""
+        """Answer one run. Raises `AgentFailed`.
+
+        Closing or cancelling it closes the connection to the platform. A Letta platform goes on with a run that nobody
+        reads, and with its lock of the conversation: it is asked to cancel.
+        """
         has_ended = False
+        their_run: str | None = None
+        headers = dict(await self._headers_for(run))
         try:
-            async with aclosing(await self._ask(run)) as response:
+            async with aclosing(await self._ask(run, headers)) as response:
                 await check(response)
                 async with aclosing(chunks_of(response, self._settings)) as chunks:
                     async for chunk in chunks:
                         has_ended = has_ended or chunk.get("message_type") in ENDINGS
+                        their_run = their_run or run_in(chunk)
                         yield chunk
+        except (asyncio.CancelledError, GeneratorExit):
+            if self._platform.is_letta and their_run is not None and not has_ended:
+                await self._cancel(run, their_run, headers)
+            raise
         except AgentFailed as error:
             # Not its detail: what the platform said may be private.
             log.warning("upstream_failed", error_type=error.error_type, had_ended=has_ended)
@@ -106,9 +120,19 @@ class _HttpAgent:
         if not has_ended and not self._platform.is_letta:
             yield StopReason(stop_reason="end_turn")
 
-    async def _ask(self, run: RunRequest) -> httpx.Response:
+    async def _cancel(self, run: RunRequest, their_run: str, headers: Mapping[str, str]) -> None:
+        """Ask a Letta platform to end its run; whether it does is its own affair."""
+        try:
+            async with asyncio.timeout(CANCEL_SECONDS):
+                url = self._platform.cancel_url_for(run)
+                answer = await self._client.post(url, json={"run_ids": [their_run]}, headers=headers)
+                log.info("upstream_cancelled", status=answer.status_code)
+        except (httpx.HTTPError, TimeoutError) as error:
+            log.warning("upstream_not_cancelled", error=type(error).__name__)
+
+    async def _ask(self, run: RunRequest, headers: Mapping[str, str]) -> httpx.Response:
         """Send the request, once; returns the response, of which the headers have come. Raises `AgentFailed`."""
-        request = await self._request(run)
+        request = self._request(run, headers)
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + self._settings.patience_seconds
         delay = FIRST_DELAY_SECONDS
@@ -148,10 +172,9 @@ class _HttpAgent:
         except TimeoutError as error:
             raise silent(self._settings.silence_seconds) from error
 
-    async def _request(self, run: RunRequest) -> httpx.Request:
-        headers = dict(await self._headers_for(run))
+    def _request(self, run: RunRequest, headers: Mapping[str, str]) -> httpx.Request:
         if run.traceparent is not None:
-            headers["traceparent"] = run.traceparent
+            headers = {**headers, "traceparent": run.traceparent}
         try:
             return self._client.build_request(
                 "POST", self._platform.url_for(run), content=self._platform.body_for(run), headers=headers

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final, TypeGuard
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 import msgspec
 
 from runstream.broker.errors import AgentFailed
 
-__all__ = ["DONE", "WholeEvents", "chunk_in", "error_in"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["DONE", "WholeEvents", "chunk_in", "error_in", "run_in"]
 
 DONE: Final = "[DONE]"
 BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
@@ -97,6 +100,11 @@ def chunk_in(data: str) -> dict[str, object]:
 
 def _is_text(value: object) -> TypeGuard[msgspec.Raw]:
     return isinstance(value, msgspec.Raw) and bytes(value).startswith(b'"')
+
+
+def run_in(chunk: Mapping[str, object]) -> str | None:
+    """Return the platform's own run id, which a chunk of `chunk_in` may carry."""
+    return _text_decoder.decode(run_id) if _is_text(run_id := chunk.get("run_id")) else None
 
 
 def error_in(data: str) -> dict[str, object]:

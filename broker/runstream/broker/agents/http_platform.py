@@ -43,9 +43,14 @@ class Platform:
         if not self.is_letta:
             return self._url
         if run.conversation_id is None:
-            path = f"/v1/agents/{quote(run.agent_id, safe='')}/messages/stream"
-        else:
-            path = f"/v1/conversations/{quote(run.conversation_id, safe='')}/messages"
+            return self._at(f"/v1/agents/{quote(run.agent_id, safe='')}/messages/stream")
+        return self._at(f"/v1/conversations/{quote(run.conversation_id, safe='')}/messages")
+
+    def cancel_url_for(self, run: RunRequest) -> httpx.URL:
+        """Give the URL that ends a run of this run's agent, on a Letta platform."""
+        return self._at(f"/v1/agents/{quote(run.agent_id, safe='')}/messages/cancel")
+
+    def _at(self, path: str) -> httpx.URL:
         query = f"?{self._query}" if self._query else ""
         return self._url.copy_with(raw_path=f"{self._base.removesuffix('/v1')}{path}{query}".encode("ascii"))
 
