@@ -19,8 +19,11 @@ from tests.support.stack import PUPPET, CountingPuppet, Stack, stack_running
 pytestmark = pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning:tests.clients.test_same_request")
 
 IDENTICAL = 20
-DIFFERENT = 4
-ROUNDS = 100
+DIFFERENT = 2
+LANES = 4
+"""How many conversations, or agents, go through their rounds side by side: nobody waits for the store alone."""
+ROUNDS = 25
+"""In each lane: a hundred in all."""
 TYPES = ["ping", "assistant_message", "assistant_message", "stop_reason", "usage_statistics", None]
 
 
@@ -36,10 +39,6 @@ def counting(stack: Stack) -> CountingPuppet:
     return stack.agent
 
 
-def said_by(otids: Sequence[str]) -> dict[str, Any]:
-    return {"messages": [user(PUPPET, otid) for otid in otids], "background": True}
-
-
 class Answers(NamedTuple):
     """What simultaneous requests were answered, by the otids they had."""
 
@@ -48,22 +47,22 @@ class Answers(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def asked_at_once(stack: Stack, path: str, requests: Sequence[Sequence[str]]) -> AsyncIterator[Answers]:
-    """Send one request for each list of otids, all at the same moment; they are open until the block ends."""
+async def asked_at_once(stack: Stack, path: str, otids: Sequence[str]) -> AsyncIterator[Answers]:
+    """Send one request for each of the otids, all at the same moment; they are open until the block ends."""
     answers = Answers({}, {})
     async with contextlib.AsyncExitStack() as opened:
-        connections = [await opened.enter_async_context(Connection.open(stack.base)) for _ in requests]
+        connections = [await opened.enter_async_context(Connection.open(stack.base)) for _ in otids]
 
-        async def ask(connection: Connection, otids: Sequence[str]) -> None:
-            await connection.send("POST", path, json=said_by(otids))
+        async def ask(connection: Connection, otid: str) -> None:
+            await connection.send("POST", path, json={"messages": [user(PUPPET, otid)], "background": True})
             status, headers = await connection.head()
             if status == 200:
-                answers.streams.setdefault(otids[0], []).append(EventStream(connection, status, headers))
+                answers.streams.setdefault(otid, []).append(EventStream(connection, status, headers))
             else:
                 body = await connection.reader.readexactly(int(headers["content-length"]))
-                answers.refusals.setdefault(otids[0], []).append(Reply(status, headers, body))
+                answers.refusals.setdefault(otid, []).append(Reply(status, headers, body))
 
-        await asyncio.gather(*map(ask, connections, requests))
+        await asyncio.gather(*map(ask, connections, otids))
         yield answers
 
 
@@ -81,25 +80,24 @@ async def ended(stack: Stack, streams: Sequence[EventStream]) -> str:
     return run_id
 
 
-def shuffled(otids: Sequence[str]) -> tuple[list[Sequence[str]], list[str]]:
-    """Twenty requests with these otids among four others with one of their own each; the others' otids."""
+def shuffled(otid: str) -> tuple[list[str], list[str]]:
+    """The otids of twenty requests that are identical, among those of two others; and those two."""
     others = [new_otid() for _ in range(DIFFERENT)]
-    requests: list[Sequence[str]] = [*[otids] * IDENTICAL, *([other] for other in others)]
+    requests = [*[otid] * IDENTICAL, *others]
     random.shuffle(requests)
     return requests, others
 
 
-async def test_identical_requests_in_a_conversation(stack: Stack) -> None:
-    """Whichever request comes first, all that are identical to it get its run, and every other one is told of it."""
+async def rounds_in_a_conversation(stack: Stack) -> None:
     conversation_id = await stack.conversation()
     path = f"/v1/conversations/{conversation_id}/messages"
     expected = []
     for _ in range(ROUNDS):
-        otids = [new_otid(), new_otid()]
-        requests, _ = shuffled(otids)
+        otid = new_otid()
+        requests, _ = shuffled(otid)
         async with asked_at_once(stack, path, requests) as answers:
             ((winner, streams),) = answers.streams.items()
-            assert len(streams) == (IDENTICAL if winner == otids[0] else 1)
+            assert len(streams) == (IDENTICAL if winner == otid else 1)
             refusals = [refusal for refused in answers.refusals.values() for refusal in refused]
             assert len(streams) + len(refusals) == IDENTICAL + DIFFERENT
             run_id = await ended(stack, streams)
@@ -107,28 +105,37 @@ async def test_identical_requests_in_a_conversation(stack: Stack) -> None:
                 (409, run_id, winner)
             }
         expected.append(run_id)
-        if winner == otids[0]:
+        if winner == otid:
             continue
         # Another one was faster, and is over now: the identical ones come again, and meet nobody.
-        async with asked_at_once(stack, path, [otids] * IDENTICAL) as again:
+        async with asked_at_once(stack, path, [otid] * IDENTICAL) as again:
             assert not again.refusals
-            expected.append(await ended(stack, again.streams[otids[0]]))
+            expected.append(await ended(stack, again.streams[otid]))
     assert counting(stack).runs_of(conversation_id) == expected
+
+
+async def rounds_with_an_agent(stack: Stack) -> None:
+    agent_id = new_agent_id()
+    expected = []
+    for _ in range(ROUNDS):
+        otid = new_otid()
+        requests, others = shuffled(otid)
+        async with asked_at_once(stack, f"/v1/agents/{agent_id}/messages/stream", requests) as answers:
+            assert not answers.refusals
+            assert len(answers.streams[otid]) == IDENTICAL
+            expected += await asyncio.gather(*(ended(stack, answers.streams[first]) for first in (otid, *others)))
+    assert len(set(expected)) == ROUNDS * (1 + DIFFERENT)
+    assert sorted(counting(stack).runs_of(agent_id)) == sorted(expected)
+
+
+async def test_identical_requests_in_a_conversation(stack: Stack) -> None:
+    """Whichever request comes first, all that are identical to it get its run, and every other one is told of it."""
+    await asyncio.gather(*(rounds_in_a_conversation(stack) for _ in range(LANES)))
 
 
 async def test_identical_requests_to_an_agent(stack: Stack) -> None:
     """Requests to an agent that are identical get one run, and every different one beside them a run of its own."""
-    agent_id = new_agent_id()
-    expected = []
-    for _ in range(ROUNDS):
-        otids = [new_otid(), new_otid()]
-        requests, others = shuffled(otids)
-        async with asked_at_once(stack, f"/v1/agents/{agent_id}/messages/stream", requests) as answers:
-            assert not answers.refusals
-            assert len(answers.streams[otids[0]]) == IDENTICAL
-            expected += [await ended(stack, answers.streams[first]) for first in (otids[0], *others)]
-    assert len(set(expected)) == ROUNDS * (1 + DIFFERENT)
-    assert sorted(counting(stack).runs_of(agent_id)) == sorted(expected)
+    await asyncio.gather(*(rounds_with_an_agent(stack) for _ in range(LANES)))
 
 
 @pytest.mark.parametrize("place", ["conversation", "agent"])
