@@ -37,13 +37,15 @@ class Proxy:
     """Listens at `url`, and takes each connection to the first of `servers` that is there; else it resets it.
 
     While there are `cuts`, each connection is reset after as many bytes of its answers as the next of them says,
-    wherever in an event that is.
+    wherever in an event that is. While there are `swallowed`, each connection's requests are passed on, and none of
+    its answers is, not even their headers.
     """
 
     def __init__(self, servers: Sequence[str], url: str) -> None:
         self.servers = servers
         self.url = url
         self.cuts: deque[int] = deque()
+        self.swallowed = 0
         self.passages: list[Passage] = []
 
     @classmethod
@@ -112,6 +114,9 @@ class Proxy:
     ) -> None:
         """Pass bytes both ways until one of the two has enough, or it is time to cut."""
 
+        is_swallowed = self.swallowed > 0
+        self.swallowed -= is_swallowed
+
         async def up() -> None:
             while data := await client[0].read(READ_BYTES):
                 passage.asked += data
@@ -121,6 +126,8 @@ class Proxy:
         async def down() -> None:
             room: int | None = None
             while data := await server[0].read(READ_BYTES):
+                if is_swallowed:
+                    continue
                 if room is None and self.cuts:
                     room = self.cuts.popleft()
                 if room is not None:

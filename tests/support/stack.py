@@ -73,6 +73,24 @@ class Puppet:
         self._lines[run_id].put_nowait(StopReason(stop_reason="end_turn"))
 
 
+class CountingPuppet(Puppet):
+    """A puppet that notes each time it is asked: a run that is executed twice is there twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.executed: list[RunRequest] = []
+
+    async def __call__(self, request: RunRequest) -> AsyncGenerator[Chunk, None]:
+        self.executed.append(request)
+        async with aclosing(super().__call__(request)) as answer:
+            async for chunk in answer:
+                yield chunk
+
+    def runs_of(self, addressee: str) -> list[str]:
+        """The runs that it was asked for, of a conversation or of an agent."""
+        return [asked.run_id for asked in self.executed if addressee in (asked.conversation_id, asked.agent_id)]
+
+
 @dataclass(frozen=True)
 class Stack:
     """A runstream that serves."""
