@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 import structlog
 
 from runstream.broker.agents.failures import outcome_of
-from runstream.broker.ending import Outcome, end_run, failed, first_message
+from runstream.broker.ending import Outcome, end_run, first_message
 from runstream.broker.errors import BrokerError, Fenced, RunCancelled, StoreFull, StoreRefused, Unavailable
 from runstream.broker.lease import RENEWALS_PER_LEASE, Lease
 from runstream.broker.log import entry_of
@@ -158,13 +158,20 @@ class Worker:
             # Its worker thinks, or has just died: the message waits for either to show.
             await task.give_back(min(1.0, self.hold_seconds / RENEWALS_PER_LEASE))
             return
+        request = await self._index.request(record.tenant, record.id)
+        if request is None:
+            # It has ended since, or is written by a process of the platform's: its lease tells the watchdog which.
+            await task.done()
+            return
         async with Publisher.after(
             last, self._jetstream, address, self._settings, observe=self._metrics.published
         ) as publisher:
-            await self._attempt(task, publisher, record, is_empty=last is None)
+            await self._attempt(task, publisher, record, request, is_empty=last is None)
         await task.done()
 
-    async def _attempt(self, task: Task, publisher: Publisher, record: RunRecord, *, is_empty: bool) -> None:
+    async def _attempt(
+        self, task: Task, publisher: Publisher, record: RunRecord, request: RunRequest, *, is_empty: bool
+    ) -> None:
         if is_empty:
             await publisher.publish_marked(first_message(record))
         await publisher.publish_marked(Write(Kind.ATTEMPT, b""))
@@ -178,12 +185,8 @@ class Worker:
         ) as lease:
             first_seq = record.first_seq or await self._first_seq(publisher.address)
             record = await self._index.begin(record, first_seq=first_seq)
-            request = await self._index.request(record.tenant, record.id)
-            if request is None:
-                outcome = failed(record.id, "internal_error", detail="What this run was asked is no longer known.")
-            else:
-                self._metrics.run_started()
-                outcome = await self._run_agent(request, publisher, lease)
+            self._metrics.run_started()
+            outcome = await self._run_agent(request, publisher, lease)
             await self._end(publisher, record, outcome)
 
     async def _first_seq(self, address: LogAddress) -> int:
