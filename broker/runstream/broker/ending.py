@@ -17,7 +17,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
+import structlog
 
+from runstream.broker.errors import Unavailable
 from runstream.broker.keys import digest
 from runstream.broker.log import ENDING, RUN, entry_of
 from runstream.broker.publisher import Write
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from runstream.schemas import RunRecord
 
 __all__ = ["STEPS", "Ending", "Outcome", "end_run", "ended", "failed", "finish_run", "first_message"]
+
+log = structlog.get_logger(__name__)
 
 LONGEST_TEXT = 8192
 """Characters of an error's message and detail that are kept: an upstream's HTML page must not fill a message."""
@@ -147,8 +151,11 @@ class Ending:
         )
 
     async def forget(self) -> None:
-        """Delete the run's lease and cancel key."""
-        await self.index.forget(self.record.id)
+        """Delete the run's lease and cancel key. The run has ended without that: the watchdog does what is left."""
+        try:
+            await self.index.forget(self.record.id)
+        except Unavailable as error:
+            log.info("lease_left", run_id=self.record.id, error=str(error))
 
 
 STEPS = (Ending.tell, Ending.release, Ending.seal, Ending.forget)

@@ -176,8 +176,10 @@ class Index:
 
     # -- the life of a run --------------------------------------------------------------------------------------
 
-    async def claim(self, record: RunRecord, request: RunRequest) -> Claimed:
+    async def claim(self, record: RunRecord, request: RunRequest | None) -> Claimed:
         """Start a run, or find the one that this same request started.
+
+        `request` is what its agent is asked, None for a run whose writer is there already: no worker executes it.
 
         Raises `Conflict` when another run holds the conversation or one of the otids; `Unavailable` when surely
         nothing was stored; `Unsettled` when that could not be found out.
@@ -204,7 +206,7 @@ class Index:
             await self._note_agent(record)
         return claimed
 
-    async def _claim_once(self, record: RunRecord, request: RunRequest) -> Claimed:
+    async def _claim_once(self, record: RunRecord, request: RunRequest | None) -> Claimed:
         tenant, conversation_id = record.tenant, record.conversation_id
         # The claim is read last and looked at first: a same request that wins in between holds the otids and the
         # conversation, and is to be found, not to be refused for.
@@ -221,9 +223,10 @@ class Index:
         puts += [await self._take_otid(record, otid, found) for otid, found in held.items()]
         if conversation_id is not None:
             puts.append(await self._take_conversation(record, conversation_id, conversation))
+        if request is not None:
+            puts.append(_Put(request_key(tenant, record.id), encode_run_request(request), 0))
         puts += [
             _Put(run_key(tenant, record.id), encode_run(record), 0),
-            _Put(request_key(tenant, record.id), encode_run_request(request), 0),
             _Put(lease_key(record.id), tenant.encode(), 0),
         ]
         if not self._jetstream.connection.is_connected:

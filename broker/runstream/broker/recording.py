@@ -39,14 +39,21 @@ class Recording:
     """One run as its writer tells it.
 
     `wanted` names the message types that the client asked for, None for all; what is no message of Letta's is never
-    left out.
+    left out. `default_stop` is the stop reason of a writer that gives none; without one it has failed.
     """
 
-    def __init__(self, publisher: Publisher, run_id: str, *, wanted: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        publisher: Publisher,
+        run_id: str,
+        *,
+        wanted: Sequence[str] | None = None,
+        default_stop: str | None = None,
+    ) -> None:
         self._publisher = publisher
         self._run_id = run_id
         self._unwanted = frozenset() if wanted is None else frozenset(MESSAGE_TYPES).difference(wanted)
-        self._stop: StopReason | None = None
+        self._stop = None if default_stop is None else StopReason(stop_reason=default_stop)
         self._usage: UsageStatistics | None = None
         self._error: ErrorMessage | None = None
 

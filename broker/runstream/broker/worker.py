@@ -165,13 +165,20 @@ class Worker:
             # Its worker thinks, or has just died: the message waits for either to show.
             await task.give_back(min(1.0, self.hold_seconds / RENEWALS_PER_LEASE))
             return
+        request = await self._index.request(record.tenant, record.id)
+        if request is None:
+            # It has ended since, or is written by a process of the platform's: its lease tells the watchdog which.
+            await task.done()
+            return
         async with Publisher.after(
             last, self._jetstream, address, self._settings, observe=self._metrics.published
         ) as publisher:
-            await self._attempt(task, publisher, record, is_empty=last is None)
+            await self._attempt(task, publisher, record, request, is_empty=last is None)
         await task.done()
 
-    async def _attempt(self, task: Task, publisher: Publisher, record: RunRecord, *, is_empty: bool) -> None:
+    async def _attempt(
+        self, task: Task, publisher: Publisher, record: RunRecord, request: RunRequest, *, is_empty: bool
+    ) -> None:
         if is_empty:
             await publisher.publish_marked(first_message(record))
         await publisher.publish_marked(Write(Kind.ATTEMPT, b""))
@@ -184,13 +191,10 @@ class Worker:
             alongside=task.extend,
         ) as lease:
             first_seq = record.first_seq or await self._first_seq(publisher.address)
-            request = await self._index.request(record.tenant, record.id)
             waiting = await self._waiting_for_approval(record)
-            answers = waiting if request is not None and carries_approval(request.body) else None
+            answers = waiting if carries_approval(request.body) else None
             record = await self._index.begin(record, first_seq=first_seq, answers=answers)
-            if request is None:
-                outcome = failed(record.id, INTERNAL_ERROR, detail="What this run was asked is no longer known.")
-            elif waiting != answers:
+            if waiting != answers:
                 outcome = failed(record.id, INTERNAL_ERROR, message=WAITING_FOR_APPROVAL)
             else:
                 self._metrics.run_started()

@@ -94,6 +94,7 @@ from runstream.schemas.requests import (
     UpdateConversationRequest,
     approvals_in,
     carries_approval,
+    check_otids,
     last_user_text,
 )
 from runstream.schemas.runs import (
@@ -183,6 +184,7 @@ __all__ = [
     "UserMessage",
     "approvals_in",
     "carries_approval",
+    "check_otids",
     "completion_timestamp",
     "decode_chunk",
     "decode_conversation",

@@ -11,7 +11,7 @@ The functions at the end read bodies as they were sent, and take nothing for gra
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
@@ -55,6 +55,7 @@ __all__ = [
     "UpdateConversationRequest",
     "approvals_in",
     "carries_approval",
+    "check_otids",
     "last_user_text",
 ]
 
@@ -72,6 +73,17 @@ MAX_OTID_CHARACTERS: Final = 512
 
 MAX_CANCELLED: Final = 100
 """Runs in one request to cancel: the reference's bound, where it cancels all that it finds."""
+
+
+def check_otids(otids: Sequence[str]) -> None:
+    """Raise ValueError when a run cannot be claimed for the messages that have these otids."""
+    if len(otids) > MAX_OTIDS:
+        raise ValueError(f"A request may have at most {MAX_OTIDS} otids, and this one has {len(otids)}.")
+    if any(len(otid) > MAX_OTID_CHARACTERS for otid in otids):
+        raise ValueError(f"An otid may have at most {MAX_OTID_CHARACTERS} characters.")
+    twice = next((otid for otid, count in Counter(otids).items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"Each message must have an otid of its own, and {twice!r} is there twice.")
 
 
 class _Body(BaseModel):
@@ -281,14 +293,7 @@ class CreateMessagesRequest(_Body):
 
     @model_validator(mode="after")
     def _otids_are_bounded_and_unique(self) -> CreateMessagesRequest:
-        otids = self.client_otids
-        if len(otids) > MAX_OTIDS:
-            raise ValueError(f"A request may have at most {MAX_OTIDS} otids, and this one has {len(otids)}.")
-        if any(len(otid) > MAX_OTID_CHARACTERS for otid in otids):
-            raise ValueError(f"An otid may have at most {MAX_OTID_CHARACTERS} characters.")
-        twice = next((otid for otid, count in Counter(otids).items() if count > 1), None)
-        if twice is not None:
-            raise ValueError(f"Each message must have an otid of its own, and {twice!r} is there twice.")
+        check_otids(self.client_otids)
         return self
 
     @property

@@ -1,0 +1,344 @@
+"""The library's front door: runs that the platform's own process writes.
+
+    async with Runs("nats://127.0.0.1:4222") as runs:
+        async with runs.open(agent_id=agent_id, conversation_id=conversation_id) as run:
+            seq_id = await run.publish(AssistantMessage(content="Hello"))
+
+How the block ends is how the run ends:
+
+the block                      its run ends                                         the block raises
+is left                        as was published, `end_turn` if nothing was          nothing
+raises                         with `error`, as `agents.failures.outcome_of` says   the same
+is cancelled by others         with `error`, `stream_task_cancelled`                `CancelledError`
+is not through at a cancel     with `cancelled`, at once                            `RunCancelled`
+is not through when fenced     as whoever took it over says                         `Fenced`
+
+The last two interrupt the block wherever it waits, a model's answer included: it sees a `CancelledError`, as within
+`asyncio.timeout`, and the end of the block makes the reason of it. So they are caught around the block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Self
+
+import msgspec
+import structlog
+
+from runstream.broker.agents.failures import outcome_of
+from runstream.broker.connection import Connection
+from runstream.broker.ending import Outcome, end_run, failed, first_message
+from runstream.broker.errors import (
+    BrokerError,
+    Conflict,
+    Fenced,
+    NotStored,
+    RunCancelled,
+    StoreRefused,
+    StoreUnavailable,
+    TopologyError,
+    Unavailable,
+)
+from runstream.broker.index import Index
+from runstream.broker.interruption import Interruption
+from runstream.broker.jetstream import JetStream
+from runstream.broker.lease import Lease
+from runstream.broker.publisher import Publisher
+from runstream.broker.queue import WorkQueue
+from runstream.broker.recording import Recording
+from runstream.broker.settings import BrokerSettings, resolved
+from runstream.broker.topology import INDEX_STREAM, WORK_STREAM, LogAddress, check_server, shard_of
+from runstream.schemas import RunRecord, check_otids, is_agent_id, is_conversation_id, new_run_id
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+    from runstream.schemas import Chunk
+
+__all__ = ["RUN_TYPE", "Run", "Runs"]
+
+log = structlog.get_logger(__name__)
+
+RUN_TYPE = "library"
+"""What clients see as the `metadata.run_type` of a run that was opened here."""
+NOT_ENTERED = "Runs are opened and entered within `async with Runs(…)`."
+FAREWELL_SECONDS = 5.0
+"""How long the end of a run may take when its block is to be left soon: the run was cancelled, or its task."""
+
+
+class Runs:
+    """A platform's connection to runstream. Use as an async context manager, one for the whole process.
+
+    Settings that are not given are those of the environment, `RUNSTREAM_…`, which should be the brokers'; the lease is
+    the brokers' own if that is shorter. Entering raises `Unavailable` when NATS cannot be reached, `ServerTooOld`,
+    `TopologyError` when no broker has made the streams yet, and `InvalidSettings`.
+
+    Leaving it ends the runs that are still open, as `stream_task_cancelled`, and cancels the tasks in their blocks.
+    """
+
+    def __init__(self, nats_url: str, *, settings: BrokerSettings | None = None) -> None:
+        checked = resolved(BrokerSettings, {"nats_url": nats_url})
+        self._nats_url = checked.nats_url
+        self._settings = settings or checked
+        self._store: _Store | None = None
+        self._open: set[Run] = set()
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            connection = await stack.enter_async_context(Connection(self._nats_url, name="library"))
+            check_server(connection.server_version)
+            jetstream = JetStream(connection, timeout_seconds=self._settings.request_timeout_seconds)
+            stack.push_async_callback(jetstream.close)
+            lease_seconds = min(self._settings.lease_seconds, await _provisioned(jetstream, self._settings))
+            self._store = _Store(jetstream, Index(jetstream), self._settings, lease_seconds)
+            stack.push_async_callback(self._end_open_runs)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _end_open_runs(self) -> None:
+        if self._store is not None:
+            self._store.is_left = True
+            self._store = None
+        await asyncio.gather(*(run.abandon() for run in self._open))
+
+    def open(
+        self,
+        *,
+        agent_id: str,
+        conversation_id: str | None = None,
+        otids: Sequence[str] = (),
+        background: bool = True,
+    ) -> Run:
+        """Open a run of an agent's, in a conversation, which is made if it is not there, or in none.
+
+        `otids` are those of the messages that the run answers, if they have any: no second run will have one of them.
+        Only clients of a `background` run can resume it. Raises `ValueError` for ids that are none; entering the run
+        raises `Conflict`, with the `run_id` that is in the way, when the conversation is busy or an otid is taken, and
+        `Unavailable`.
+        """
+        if self._store is None:
+            raise RuntimeError(NOT_ENTERED)
+        if not is_agent_id(agent_id):
+            raise ValueError(f"An agent's id is agent-<uuid4>, in lower case, and not {agent_id!r}.")
+        if conversation_id is not None and not is_conversation_id(conversation_id):
+            raise ValueError(
+                f"A conversation's id is conv-<uuid4>, in lower case, or None for none, and not {conversation_id!r}."
+            )
+        sent = [otid for otid in otids if otid]
+        check_otids(sent)
+        run_id = new_run_id()
+        record = RunRecord(
+            id=run_id,
+            agent_id=agent_id,
+            conversation_id=conversation_id,
+            background=background,
+            run_type=RUN_TYPE,
+            shard=shard_of(run_id, self._settings.shards),
+            otids=sent,
+        )
+        return Run(self._store, record, self._open)
+
+
+class _Store(msgspec.Struct):
+    """What runs are written with, for as long as their `Runs` is not left."""
+
+    jetstream: JetStream
+    index: Index
+    settings: BrokerSettings
+    lease_seconds: float
+    is_left: bool = False
+
+
+async def _provisioned(jetstream: JetStream, settings: BrokerSettings) -> float:
+    """Return the lease that the brokers made the work queue with. Raises `TopologyError` when they have made nothing.
+
+    The streams are theirs to make: a platform's process does not decide how many copies there are.
+    """
+    stream = WORK_STREAM
+    try:
+        lease_seconds = await WorkQueue(jetstream).hold_seconds()
+        for stream in (INDEX_STREAM, *(f"RUNS_{shard}" for shard in range(settings.shards))):
+            await jetstream.api(f"STREAM.INFO.{stream}", None)
+    except NotStored as absent:
+        raise TopologyError(
+            f"{stream} is not there. A broker makes the streams when it starts: start one first, with as many shards "
+            f"as are set here, {settings.shards}."
+        ) from absent
+    return lease_seconds
+
+
+class Run:
+    """One run, written by this process. `Runs.open` makes it; use as an async context manager, once."""
+
+    def __init__(self, store: _Store, record: RunRecord, open_runs: set[Run]) -> None:
+        self.run_id = record.id
+        self._store = store
+        self._record = record
+        self._open = open_runs
+        self._publisher = Publisher(store.jetstream, LogAddress(record.id, record.shard), store.settings)
+        self._recording = Recording(self._publisher, record.id, default_stop="end_turn")
+        self._block: Interruption | None = None
+        self._lease: Lease | None = None
+        self._stopped: BrokerError | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._stack = contextlib.AsyncExitStack()
+
+    async def publish(self, chunk: Chunk | Mapping[str, object]) -> int | None:
+        """Store one chunk, a struct of `runstream.schemas` or a mapping; returns its seq_id when it is stored.
+
+        Returns None for what has none: a stop reason, the usage and an error are held back for the run's end, the
+        last of each counts; a ping is dropped. Many may call at once: chunks are stored in the order of the calls.
+
+        Raises `InvalidChunk` and `ChunkTooLarge` (nothing was stored, the run goes on), `RunTooLong` (there is room
+        for the ending), `StoreFull` and `StoreUnavailable` (nothing more is taken), `Fenced`, `RunCancelled`.
+        A call that is cancelled leaves its chunk on its way: it may still be stored.
+        """
+        if self._stopped is not None:
+            raise self._stopped
+        if self._block is None or self._ending is not None:
+            raise RuntimeError(f"{self.run_id} is not open: chunks are published within its block.")
+        stored = await self._recording.take(chunk)
+        return None if stored is None else await stored
+
+    async def __aenter__(self) -> Self:
+        if self._store.is_left:
+            raise RuntimeError(NOT_ENTERED)
+        if self._lease is not None:
+            raise RuntimeError(f"{self.run_id} was opened before: call `open` for each run.")
+        await self._claim()
+        try:
+            await self._begin()
+        except BaseException:
+            # What was claimed holds its conversation: it is ended here if it can be, and else by a broker.
+            await self._leave(asyncio.CancelledError())
+            raise
+        return self
+
+    async def _claim(self) -> None:
+        claimed = await self._store.index.claim(self._record, None)
+        if not claimed.is_new:
+            raise Conflict(run_id=claimed.record.id, otid=self._record.otids[0], shares_otid=True)
+
+    async def _begin(self) -> None:
+        index, tenant = self._store.index, self._record.tenant
+        await self._stack.enter_async_context(self._publisher)
+        self._lease = Lease(
+            self._store.jetstream, index, self._publisher, tenant=tenant, seconds=self._store.lease_seconds
+        )
+        await self._stack.enter_async_context(self._lease)
+        first_seq = await self._store_first()
+        # Whether this run answers a request for approval, or passes over it, is its platform's affair.
+        answers = await index.waiting_for_approval(tenant, self._record.scope)
+        self._record = await index.begin(self._record, first_seq=first_seq, answers=answers)
+        self._open.add(self)
+        self._block = Interruption()
+        self._lease.over.add_done_callback(self._stop)
+
+    async def _store_first(self) -> int:
+        return await self._publisher.publish_marked(first_message(self._record))
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        is_interrupted = self._block is not None and self._block.leave(error)
+        failure = await self._leave(error)
+        if self._stopped is not None and (is_interrupted or error is None or isinstance(error, Exception)):
+            # Whatever else the block came to, it came to it because it was stopped, or nobody will ever see it.
+            if error is not self._stopped:
+                raise self._stopped from error
+        elif failure is not None and error is None:
+            raise failure
+        elif failure is not None and not isinstance(failure, Fenced):
+            log.warning("run_not_ended", run_id=self.run_id, error=str(failure))
+
+    async def abandon(self) -> None:
+        """End the run before its block is left, and cancel the block's task."""
+        ending = self._end_soon(asyncio.CancelledError())
+        if self._block is not None and self._block.task is not asyncio.current_task():
+            self._block.task.cancel()
+        await asyncio.wait([ending])
+        await self._stack.aclose()
+
+    def _stop(self, over: asyncio.Future[BrokerError]) -> None:
+        """Interrupt the block, as its run is over; what it does then is its own affair, so nobody waits for it."""
+        if self._ending is not None or self._block is None:
+            return
+        self._stopped = reason = over.result()
+        if isinstance(reason, RunCancelled):
+            self._publisher.cancel(reason)
+        self._end_soon(reason)
+        self._block.ask()
+
+    async def _leave(self, error: BaseException | None) -> BrokerError | None:
+        """See the run ended, as `error` says unless that is settled; returns why its end could not be stored."""
+        ending = self._end_soon(error)
+        try:
+            await asyncio.wait([ending])
+        except asyncio.CancelledError:
+            await asyncio.wait([ending], timeout=FAREWELL_SECONDS)
+            raise
+        finally:
+            self._open.discard(self)
+            ending.cancel()
+            await self._stack.aclose()
+        failure = ending.exception()
+        if failure is None or isinstance(failure, BrokerError):
+            return self._told(failure)
+        raise failure
+
+    def _told(self, failure: BrokerError | None) -> BrokerError | None:
+        """Say why the run is another's, if that came out while it was being ended."""
+        over = None if self._lease is None else self._lease.over
+        return over.result() if isinstance(failure, Fenced) and over is not None and over.done() else failure
+
+    def _end_soon(self, error: BaseException | None) -> asyncio.Task[None]:
+        """Begin to end the run, unless that is under way. Returns the task that does it, in bounded time."""
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._end_in_time(error), name=f"end-{self.run_id}")
+            self._ending.add_done_callback(lambda ending: ending.cancelled() or ending.exception())
+        return self._ending
+
+    async def _end_in_time(self, error: BaseException | None) -> None:
+        is_urgent = isinstance(error, RunCancelled) or not (error is None or isinstance(error, Exception))
+        try:
+            async with asyncio.timeout(FAREWELL_SECONDS if is_urgent else self._store.settings.write_patience_seconds):
+                await self._end(error)
+        except StoreUnavailable:
+            raise
+        except (Unavailable, TimeoutError) as away:
+            raise StoreUnavailable(
+                "Its end is not stored: a broker will end it as run_lost.", run_id=self.run_id
+            ) from away
+
+    async def _end(self, error: BaseException | None) -> None:
+        """End the run as `error` says. Raises what keeps its end, or any of its chunks, from being stored."""
+        if isinstance(error, Fenced):
+            return
+        if self._publisher.next_index == 0:
+            await self._store_first()
+        refused: StoreRefused | None = None
+        try:
+            outcome = await self._outcome(error)
+        except StoreRefused as found:
+            # The block was left as if all were well, but a chunk of it is missing.
+            refused, outcome = found, outcome_of(found, self.run_id)
+        await end_run(self._publisher, self._store.index, self._record, outcome)
+        if refused is not None:
+            raise refused
+
+    async def _outcome(self, error: BaseException | None) -> Outcome:
+        if error is None:
+            return await self._recording.outcome()
+        if isinstance(error, RunCancelled) and error.facts.get("run_id", self.run_id) == self.run_id:
+            return Outcome("cancelled")
+        if not isinstance(error, Exception):
+            return failed(self.run_id, "stream_task_cancelled")
+        while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        return outcome_of(error, self.run_id)
