@@ -92,24 +92,25 @@ class _ListenSettings(BaseSettings):
     """The address that all ports listen on."""
 
 
-class GatewayServiceSettings(_ListenSettings):
+class _SeparateSettings(_ListenSettings):
+    """What both separate services need."""
+
+    metrics_port: Port | None = None
+    """A port for `/metrics`, which is then not on the other one; 0 takes a free one."""
+
+
+class GatewayServiceSettings(_SeparateSettings):
     """What `runstream gateway` needs beside the settings of its parts."""
 
     port: Port = 8283
     """The gateway's port, Letta's own; 0 takes a free one."""
 
-    metrics_port: Port | None = None
-    """A port for `/metrics`, which is then not on the other one; 0 takes a free one."""
 
-
-class BrokerServiceSettings(_ListenSettings):
+class BrokerServiceSettings(_SeparateSettings):
     """What `runstream broker` needs beside the settings of its parts."""
 
     port: Port = 8284
     """The broker's port; 0 takes a free one."""
-
-    metrics_port: Port | None = None
-    """A port for `/metrics`, which is then not on the other one; 0 takes a free one."""
 
     agent: str | None = None
     """What answers messages: `demo`, `module:callable` or a URL. None: this broker executes nothing."""
