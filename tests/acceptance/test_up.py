@@ -6,6 +6,7 @@ import json
 import os
 import pkgutil
 import re
+import shlex
 import signal
 import socket
 import tomllib
@@ -343,6 +344,14 @@ async def test_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         served.process.send_signal(signal.SIGTERM)
         assert await served.process.wait(1) == 128 + signal.SIGTERM
         await wait_until(lambda: not [pid for pid in family if alive(pid)], 2, "a child is left")
+
+
+async def test_it_ends_though_nobody_reads_its_logs(tmp_path: Path) -> None:
+    """A terminal or a log collector that has gone takes the logs with it, and nothing else."""
+    argv = shlex.join(runstream("up", *FREE_PORTS, "--data-dir", tmp_path / "data"))
+    async with running("bash", "-c", f"exec {argv} 2> >(true)", env=SOURCE) as process:
+        await process.wait_for_line("^ready ")
+        assert await ends(process, signal.SIGTERM) == 0
 
 
 async def test_other_nats_is_used(tmp_path: Path, nats_url: str) -> None:

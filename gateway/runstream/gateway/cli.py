@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -17,7 +17,8 @@ from runstream.broker.agents.settings import UpstreamSettings
 from runstream.broker.errors import BrokerError
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.gateway.logs import configure_logs
-from runstream.gateway.serving import CannotStart, serve_broker, serve_gateway, until_stopped
+from runstream.gateway.process import CannotStart, until_stopped
+from runstream.gateway.serving import serve_broker, serve_gateway
 from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings, UpSettings
 from runstream.gateway.up import up
 
@@ -159,8 +160,9 @@ def _told(log_level: str, log_json: bool | None) -> Iterator[None]:  # noqa: FBT
 
 
 def _welcome(url: str, settings: UpSettings) -> None:
-    """Tell people what to try."""
-    typer.echo(TRY_NEXT.format(url=url, data_dir=settings.data_dir), err=True)
+    """Tell people what to try, if there is somebody."""
+    with suppress(OSError):
+        typer.echo(TRY_NEXT.format(url=url, data_dir=settings.data_dir), err=True)
     _ready(url)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import sys
+from typing import TextIO, cast
 
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
@@ -14,6 +17,21 @@ from runstream.broker.errors import InvalidSettings
 __all__ = ["configure_logs"]
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
+
+
+class _Lossy(io.TextIOBase):
+    """stderr, for as long as it can be written to: what nobody reads any more must not fail what it tells of."""
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        with contextlib.suppress(OSError):
+            return sys.stderr.write(text)
+        return 0
+
+    def flush(self) -> None:
+        """Flush what was written."""
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
 
 
 def configure_logs(*, level: str, as_json: bool | None) -> None:
@@ -41,7 +59,7 @@ def configure_logs(*, level: str, as_json: bool | None) -> None:
     structlog.configure(
         processors=[*shared, *render],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Lossy())),
         cache_logger_on_first_use=True,
     )
     _configure_libraries(max(number, logging.WARNING), shared, render)

@@ -1,11 +1,9 @@
-"""A service as a process: its ports, until SIGINT or SIGTERM; `runstream gateway` and `runstream broker`."""
+"""The separate services: `runstream gateway` and `runstream broker`."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import socket
 from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING
 
@@ -14,69 +12,19 @@ import structlog
 from runstream.broker.service import Broker
 from runstream.broker.settings import without_password
 from runstream.gateway.app import Gateway
+from runstream.gateway.process import bind, url_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    import socket
+    from collections.abc import Callable
 
     from runstream.broker.agents.loading import AgentSource
     from runstream.broker.settings import BrokerSettings
     from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings
 
-__all__ = ["CannotStart", "bind", "serve_broker", "serve_gateway", "until_stopped", "url_of"]
+__all__ = ["serve_broker", "serve_gateway"]
 
 log = structlog.get_logger(__name__)
-
-
-class CannotStart(Exception):
-    """runstream cannot start as it was asked to."""
-
-
-def bind(host: str, port: int, what: str) -> socket.socket:
-    """Take a port for `what`. Raises `CannotStart` when it is taken, or the address is not this machine's."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        # Listening is what makes a second process fail at once instead of sharing the port unheard.
-        listener.listen()
-    except OSError as error:
-        flag = what.replace(" ", "-")
-        raise CannotStart(
-            f"The {what} {host}:{port} cannot be taken: {error.strerror}. Choose another with --{flag} (0: a free one)."
-        ) from error
-    return listener
-
-
-def url_of(listener: socket.socket) -> str:
-    """Return where a socket listens."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-async def until_stopped(service: Coroutine[None, None, None]) -> None:
-    """Run `service` until SIGINT or SIGTERM, then cancel it and wait until it has given everything back.
-
-    A second signal ends the process at once. Raises what the service raises; one that returns ends this.
-    """
-    running = asyncio.create_task(service, name="service")
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def stop(number: signal.Signals) -> None:
-        if stopped.is_set():
-            os._exit(128 + number)
-        stopped.set()
-        log.info("stopping")
-        running.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop, number)
-    try:
-        await running
-    except asyncio.CancelledError:
-        if not stopped.is_set():
-            raise
 
 
 async def serve_gateway(

@@ -52,7 +52,8 @@ class GatewaySettings(BaseSettings):
     """Chunks of a live run kept in memory for readers that come back: half a minute of a fast agent."""
 
     tail_bytes: int = Field(default=4 * 2**20, ge=2**10)
-    """Bytes of a live run kept in memory: what 2,000 live runs may take stays in the order of gigabytes."""
+    """Bytes of a live run's chunks kept in memory, as they are stored: what 2,000 live runs may take stays in the order
+    of gigabytes. Each framing that is asked for, `POST`'s and an EventSource's, is one copy more: threefold at most."""
 
     tail_fill_chunks: int = Field(default=128, ge=0)
     """Chunks a new tail begins with: one read of the log, which serves all who come back within seconds. The first of
@@ -92,24 +93,25 @@ class _ListenSettings(BaseSettings):
     """The address that all ports listen on."""
 
 
-class GatewayServiceSettings(_ListenSettings):
+class _SeparateSettings(_ListenSettings):
+    """What both separate services need."""
+
+    metrics_port: Port | None = None
+    """A port for `/metrics`, which is then not on the other one; 0 takes a free one."""
+
+
+class GatewayServiceSettings(_SeparateSettings):
     """What `runstream gateway` needs beside the settings of its parts."""
 
     port: Port = 8283
     """The gateway's port, Letta's own; 0 takes a free one."""
 
-    metrics_port: Port | None = None
-    """A port for `/metrics`, which is then not on the other one; 0 takes a free one."""
 
-
-class BrokerServiceSettings(_ListenSettings):
+class BrokerServiceSettings(_SeparateSettings):
     """What `runstream broker` needs beside the settings of its parts."""
 
     port: Port = 8284
     """The broker's port; 0 takes a free one."""
-
-    metrics_port: Port | None = None
-    """A port for `/metrics`, which is then not on the other one; 0 takes a free one."""
 
     agent: str | None = None
     """What answers messages: `demo`, `module:callable` or a URL. None: this broker executes nothing."""

@@ -14,7 +14,7 @@ from runstream.broker.embedded import EmbeddedServer
 from runstream.broker.service import Broker
 from runstream.broker.settings import without_password
 from runstream.gateway.app import Gateway
-from runstream.gateway.serving import bind, url_of
+from runstream.gateway.process import bind, url_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,10 @@ __all__ = ["Frame", "Window"]
 
 
 class Frame:
-    """One entry with its events ready to be written, each made when the first reader needs it."""
+    """One entry with its events ready to be written, each made when the first reader needs it.
+
+    `size` is the entry's own: the events, of which a run has two styles at most, come on top.
+    """
 
     __slots__ = ("_chunks", "entry", "size")
 
