@@ -250,11 +250,11 @@ async def test_two_messages_at_once_from_threads(blocking_letta: Letta, stack: S
 
 
 async def test_an_agent_is_never_busy(letta: AsyncLetta, stack: Stack) -> None:
-    """Addressed directly, in whatever way, an agent answers many messages at once, each in a run of its own."""
+    """On the agents' own path an agent answers many messages at once, also while its default conversation is busy."""
     agent_id = new_agent_id()
     streams = [
-        await speak(letta, agent_id),
         await speak(letta, "default", agent_id=agent_id),
+        await letta.agents.messages.stream(agent_id, input=PUPPET, background=True),
         await letta.agents.messages.stream(agent_id, input=PUPPET, background=True),
     ]
     begun_ones = [await begun(stream) for stream in streams]
@@ -262,6 +262,20 @@ async def test_an_agent_is_never_busy(letta: AsyncLetta, stack: Stack) -> None:
     for run_id, chunks in begun_ones:
         stack.puppet.finish(run_id)
         assert types_of([chunk async for chunk in chunks]) == ["stop_reason", "usage_statistics"]
+
+
+async def test_an_agents_default_conversation_is_busy_like_any_other(letta: AsyncLetta, stack: Stack) -> None:
+    """Named `default` or by the agent's id it is the same one: a second message is a conflict until the first ended."""
+    agent_id = new_agent_id()
+    run_id, chunks = await begun(await speak(letta, "default", agent_id=agent_id))
+    for name, besides in ((agent_id, {}), ("default", {"agent_id": agent_id})):
+        with pytest.raises(ConflictError) as refused:
+            await speak(letta, name, **besides)
+        body: Any = refused.value.body
+        assert body["run_id"] == run_id
+    stack.puppet.finish(run_id)
+    assert types_of([chunk async for chunk in chunks]) == ["stop_reason", "usage_statistics"]
+    assert types_of(await all_of(await speak(letta, agent_id, SHORT))) == WHOLE
 
 
 async def test_a_run_says_where_it_stands(letta: AsyncLetta, stack: Stack) -> None:

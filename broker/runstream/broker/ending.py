@@ -99,6 +99,7 @@ def first_message(record: RunRecord) -> Write:
         "tenant": record.tenant,
         "agent_id": record.agent_id,
         "conversation_id": record.conversation_id,
+        "in_default": record.in_default,
         "otids": [digest(otid) for otid in record.otids],
         "background": record.background,
         "run_type": record.run_type,

@@ -125,7 +125,7 @@ class Index:
         return None if found is None else found.value
 
     async def conversation(self, tenant: str, conversation_id: str) -> Stored[ConversationRecord] | None:
-        """Return a conversation's record."""
+        """Return a conversation's record; an agent's id stands for its default conversation."""
         return await self._get(conversation_key(tenant, conversation_id), decode_conversation)
 
     async def run_with_otid(self, tenant: str, otid: str) -> Stored[RunRecord] | None:
@@ -207,7 +207,7 @@ class Index:
         return claimed
 
     async def _claim_once(self, record: RunRecord, request: RunRequest | None) -> Claimed:
-        tenant, conversation_id = record.tenant, record.conversation_id
+        tenant, conversation_id = record.tenant, record.holds
         # The claim is read last and looked at first: a same request that wins in between holds the otids and the
         # conversation, and is to be found, not to be refused for.
         held = {otid: await self._get_any(otid_key(tenant, digest(otid))) for otid in record.otids}
@@ -329,15 +329,15 @@ class Index:
         return [_Put(key, None, waiting.revision)] if waiting is not None and waiting.value == ended.answers else []
 
     async def _free_conversation(self, run: RunRecord) -> list[_Put]:
-        if run.conversation_id is None:
+        if run.holds is None:
             return []
-        stored = await self.conversation(run.tenant, run.conversation_id)
+        stored = await self.conversation(run.tenant, run.holds)
         if stored is None or stored.value.active_run != run.id:
             return []
         freed = msgspec.structs.replace(stored.value, active_run=None)
         return [
             _Put(
-                conversation_key(run.tenant, run.conversation_id),
+                conversation_key(run.tenant, run.holds),
                 encode_conversation(freed),
                 stored.revision,
             )

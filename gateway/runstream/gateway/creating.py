@@ -30,7 +30,8 @@ async def create_and_stream(
     body: dict[str, Any],
     *,
     agent_id: str,
-    conversation_id: str | None,
+    conversation_id: str | None = None,
+    in_default: bool = False,
     run_type: str,
 ) -> web.StreamResponse:
     """Start a run and stream it from its beginning. A client that leaves does not end the run."""
@@ -45,6 +46,7 @@ async def create_and_stream(
             headers=request.headers,
             agent_id=agent_id,
             conversation_id=conversation_id,
+            in_default=in_default,
             run_type=run_type,
         )
         try:

@@ -68,18 +68,27 @@ class Lookup:
         """
         agent = agent_id if conversation_id == DEFAULT_CONVERSATION else conversation_id
         if agent is not None and is_agent_id(agent):
-            latest = await self.latest_of_agent(agent)
-            if latest is not None and not latest.is_terminal:
-                return latest
-            return await self._waiting_for_approval(agent)
+            newest = await self._newest_of_agent(agent)
+            return newest if newest is not None and not newest.is_terminal else await self._waiting_for_approval(agent)
         stored = await self._index.conversation(self._tenant, conversation_id)
         if conversation_id == DEFAULT_CONVERSATION or stored is None or stored.value.deleted:
             raise NotFound(f"Conversation not found with id='{conversation_id}'")
-        if stored.value.active_run is not None:
-            active = await self._index.run(self._tenant, stored.value.active_run)
-            if active is not None and not active.value.is_terminal:
-                return active.value
-        return await self._waiting_for_approval(conversation_id)
+        return await self._active(conversation_id) or await self._waiting_for_approval(conversation_id)
+
+    async def _newest_of_agent(self, agent_id: str) -> RunRecord | None:
+        """Return an agent's latest run; if that has ended, the one its default conversation is busy with, if any."""
+        latest = await self.latest_of_agent(agent_id)
+        if latest is not None and not latest.is_terminal:
+            return latest
+        return await self._active(agent_id) or latest
+
+    async def _active(self, conversation_id: str) -> RunRecord | None:
+        """Return the run that a conversation is busy with; an agent's id stands for its default one."""
+        conversation = await self._index.conversation(self._tenant, conversation_id)
+        if conversation is None or conversation.value.active_run is None:
+            return None
+        stored = await self._index.run(self._tenant, conversation.value.active_run)
+        return None if stored is None or stored.value.is_terminal else stored.value
 
     async def _waiting_for_approval(self, scope: str) -> RunRecord | None:
         waiting = await self._index.waiting_for_approval(self._tenant, scope)
@@ -93,7 +102,7 @@ class Lookup:
         else:
             agent = conversation_id if is_agent_id(conversation_id) else None
         if agent is not None:
-            return await self.latest_of_agent(agent)
+            return await self._newest_of_agent(agent)
         if conversation_id == DEFAULT_CONVERSATION:
             return None
         stored = await self._index.conversation(self._tenant, conversation_id)

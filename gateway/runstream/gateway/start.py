@@ -77,6 +77,7 @@ class Starter:
         headers: Mapping[str, str],
         agent_id: str,
         conversation_id: str | None,
+        in_default: bool = False,
         run_type: str,
     ) -> Claimed:
         """Start a run, or find the one this same request started before.
@@ -93,6 +94,7 @@ class Starter:
             id=run_id,
             agent_id=agent_id,
             conversation_id=conversation_id,
+            in_default=in_default,
             background=wanted.background,
             run_type=run_type,
             request_config=wanted.request_config,

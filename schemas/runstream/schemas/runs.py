@@ -68,6 +68,8 @@ class RunRecord(msgspec.Struct, kw_only=True):
     agent_id: str
     conversation_id: str | None = None
     """None: the agent was addressed directly."""
+    in_default: bool = False
+    """Whether the agent was addressed as a conversation, its default one, which has one run at a time."""
     background: bool = False
     run_type: str = "send_message_streaming"
     """Which endpoint it came from; clients see it as `metadata.run_type`. The reference has `send_message`,
@@ -87,6 +89,11 @@ class RunRecord(msgspec.Struct, kw_only=True):
     total_duration_ns: int | None = None
     ttft_ns: int | None = None
     """From the claim to the first chunk of the agent's."""
+
+    @property
+    def holds(self) -> str | None:
+        """The conversation that is busy while the run goes on: the agent's id stands for its default one."""
+        return self.conversation_id or (self.agent_id if self.in_default else None)
 
     @property
     def scope(self) -> str:

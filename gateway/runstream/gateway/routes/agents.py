@@ -31,7 +31,6 @@ async def create_message_stream(request: web.Request) -> web.StreamResponse:
         wanted,
         body,
         agent_id=agent_id,
-        conversation_id=None,
         run_type="send_message_streaming",
     )
 

@@ -80,6 +80,7 @@ async def create_message(request: web.Request) -> web.StreamResponse:
         _object(body),
         agent_id=agent_id,
         conversation_id=conversation,
+        in_default=conversation is None,
         run_type="send_conversation_message",
     )
 
@@ -98,7 +99,7 @@ async def cancel(request: web.Request) -> web.Response:
 async def _addressee(
     services: Services, conversation_id: str, wanted: ConversationMessagesRequest
 ) -> tuple[str, str | None]:
-    """Return the agent that is to answer and the conversation that is then busy, None when there is none."""
+    """Return the agent that is to answer, and the conversation, None for the agent's default one."""
     if is_agent_id(conversation_id):
         return conversation_id, None
     if conversation_id == DEFAULT_CONVERSATION:
