@@ -14,7 +14,8 @@ is not through at a cancel     with `cancelled`, at once                        
 is not through when fenced     as whoever took it over says                         `Fenced`
 
 The last two interrupt the block wherever it waits, a model's answer included: it sees a `CancelledError`, as within
-`asyncio.timeout`, and the end of the block makes the reason of it. So they are caught around the block.
+`asyncio.timeout`, and the end of the block makes the reason of it. So they are caught around the block; and, as there,
+no generator yields within it, as it is then another's code that is interrupted.
 """
 
 from __future__ import annotations
@@ -79,16 +80,15 @@ class Runs:
     """
 
     def __init__(self, nats_url: str, *, settings: BrokerSettings | None = None) -> None:
-        checked = resolved(BrokerSettings, {"nats_url": nats_url})
-        self._nats_url = checked.nats_url
-        self._settings = settings or checked
+        given = {} if settings is None else settings.model_dump()
+        self._settings = resolved(BrokerSettings, {**given, "nats_url": nats_url})
         self._store: _Store | None = None
         self._open: set[Run] = set()
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
-            connection = await stack.enter_async_context(Connection(self._nats_url, name="library"))
+            connection = await stack.enter_async_context(Connection(self._settings.nats_url, name="library"))
             check_server(connection.server_version)
             jetstream = JetStream(connection, timeout_seconds=self._settings.request_timeout_seconds)
             stack.push_async_callback(jetstream.close)
