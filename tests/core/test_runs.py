@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from runstream.broker.connection import Message
 from runstream.broker.errors import (
     AgentFailed,
     ChunkTooLarge,
@@ -42,6 +43,7 @@ from runstream.schemas import (
     new_run_id,
 )
 from tests.support.core import Core, kinds, said, texts
+from tests.support.faults import replaced
 from tests.support.nats import NatsServer
 from tests.support.outages import paused, stopped
 from tests.support.runs import answer, enqueue_again, over, queue_empty, scripted, tailing
@@ -378,6 +380,33 @@ async def test_a_task_that_is_cancelled_stays_cancelled(core: Core, runs: Runs) 
         await task
     assert task.cancelled()
     assert await ended_with(core, run.run_id) == ("failed", "error", "stream_task_cancelled")
+
+
+@pytest.mark.parametrize("answers", range(1, 10))
+async def test_an_open_that_is_cancelled_holds_nothing(core: Core, runs: Runs, answers: int) -> None:
+    """Whichever answer of NATS it waits for then: the conversation is free, and no run is left without an end."""
+    conversation_id = new_conversation_id()
+    run = runs.open(agent_id=AGENT, conversation_id=conversation_id)
+    assert runs._store is not None
+    connection = runs._store.jetstream.connection
+    ask, count = connection.request, 0
+
+    async def counting(*args: Any, **options: Any) -> Message:
+        nonlocal count
+        count += 1
+        if count == answers:
+            task.cancel()
+        return await ask(*args, **options)
+
+    replaced(connection, "request", counting)
+    task = asyncio.create_task(block(run, silence))
+    await wait_until(lambda: count >= answers)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    stored = await core.index.run("default", run.run_id)
+    assert stored is None or await ended_with(core, run.run_id) == ("failed", "error", "stream_task_cancelled")
+    async with runs.open(agent_id=AGENT, conversation_id=conversation_id):
+        pass
 
 
 async def test_a_process_that_exits_says_so(core: Core, runs: Runs) -> None:

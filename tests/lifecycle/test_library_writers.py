@@ -23,6 +23,8 @@ from tests.support.waiting import wait_until
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 LEASE_SECONDS = float(SETTINGS["lease_seconds"])
+START_SECONDS = 30.0
+"""A process imports for half a second of its own, and a machine may have other things to do."""
 OWN_PACKAGES = "import sys, types; sys.modules |= {n: types.ModuleType(n) for n in ('schemas', 'broker', 'gateway')}\n"
 """A platform may have packages that are called as runstream's folders are."""
 
@@ -56,6 +58,7 @@ async def writer(stack: Stack, doing: str) -> AsyncIterator[Writer]:
     named = [str(conversation.json[key]) for key in ("agent_id", "id")]
     argv = python("-m", "tests.support.library_writer", stack.settings.nats_url, *named, doing)
     async with running(*argv) as process:
+        await process.wait_for_line("^started", START_SECONDS)
         run_id = (await process.wait_for_line("^open ")).split()[1]
         await process.wait_for_line("^stored")
         async with stack.resume(run_id) as stream:
@@ -183,7 +186,7 @@ async def test_the_readmes_program_does_what_it_says(stack: Stack) -> None:
     assert shown is not None
     program = shown[1].replace("nats://localhost:4222", stack.settings.nats_url)
     async with running(*python("-c", OWN_PACKAGES + program)) as process:
-        run_id = (await process.wait_for_line("^run-")).strip()
+        run_id = (await process.wait_for_line("^run-", START_SECONDS)).strip()
         assert await process.wait() == 0, process.report()
     async with stack.resume(run_id) as stream:
         events = await stream.rest()

@@ -1,7 +1,7 @@
 """A platform's process that writes one run: `<nats url> <agent> <conversation> <what it does>`.
 
-It says `open <run_id>`, `stored <content> <seq_id>` for each chunk, and at last what its block came to: `ended`, or the
-name of what was raised.
+It says `started`, `open <run_id>`, `stored <content> <seq_id>` for each chunk, and at last what its block came to:
+`ended`, or the name of what was raised.
 """
 
 import asyncio
@@ -66,6 +66,7 @@ DOING: dict[str, Callable[[Run], Awaitable[None]]] = {
 
 async def main(url: str, agent_id: str, conversation_id: str, doing: str) -> None:
     """Write the run."""
+    print("started")
     settings = BrokerSettings(nats_url=url, **SETTINGS)
     async with Runs(url, settings=settings) as runs:
         try:

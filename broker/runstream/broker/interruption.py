@@ -20,7 +20,7 @@ class Interruption:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("A block that can be interrupted is entered by a task.")
-        self.task = task
+        self._task = task
         self._before = task.cancelling()
         self._is_asked = False
         self._is_left = False
@@ -29,11 +29,16 @@ class Interruption:
         """Interrupt the block, once, unless it was left."""
         if not self._is_asked and not self._is_left:
             self._is_asked = True
-            self.task.cancel()
+            self._task.cancel()
+
+    def abandon(self) -> None:
+        """Cancel the block's task for good, as from outside, unless the block was left."""
+        if not self._is_left and self._task is not asyncio.current_task():
+            self._task.cancel()
 
     def leave(self, error: BaseException | None) -> bool:
         """Leave the block with what it raised; tells whether that is the interruption, and nothing else."""
         self._is_left = True
         if not self._is_asked:
             return False
-        return self.task.uncancel() <= self._before and isinstance(error, asyncio.CancelledError)
+        return self._task.uncancel() <= self._before and isinstance(error, asyncio.CancelledError)

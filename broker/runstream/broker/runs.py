@@ -14,7 +14,8 @@ is not through at a cancel     with `cancelled`, at once                        
 is not through when fenced     as whoever took it over says                         `Fenced`
 
 The last two interrupt the block wherever it waits, a model's answer included: it sees a `CancelledError`, as within
-`asyncio.timeout`, and the end of the block makes the reason of it. So they are caught around the block.
+`asyncio.timeout`, and the end of the block makes the reason of it. So they are caught around the block; and, as there,
+no generator yields within it, as it is then another's code that is interrupted.
 """
 
 from __future__ import annotations
@@ -79,16 +80,15 @@ class Runs:
     """
 
     def __init__(self, nats_url: str, *, settings: BrokerSettings | None = None) -> None:
-        checked = resolved(BrokerSettings, {"nats_url": nats_url})
-        self._nats_url = checked.nats_url
-        self._settings = settings or checked
+        given = {} if settings is None else settings.model_dump()
+        self._settings = resolved(BrokerSettings, {**given, "nats_url": nats_url})
         self._store: _Store | None = None
         self._open: set[Run] = set()
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
-            connection = await stack.enter_async_context(Connection(self._nats_url, name="library"))
+            connection = await stack.enter_async_context(Connection(self._settings.nats_url, name="library"))
             check_server(connection.server_version)
             jetstream = JetStream(connection, timeout_seconds=self._settings.request_timeout_seconds)
             stack.push_async_callback(jetstream.close)
@@ -183,6 +183,7 @@ class Run:
         self._open = open_runs
         self._publisher = Publisher(store.jetstream, LogAddress(record.id, record.shard), store.settings)
         self._recording = Recording(self._publisher, record.id, default_stop="end_turn")
+        self._is_used = False
         self._block: Interruption | None = None
         self._lease: Lease | None = None
         self._stopped: BrokerError | None = None
@@ -200,7 +201,7 @@ class Run:
         A call that is cancelled leaves its chunk on its way: it may still be stored.
         """
         if self._stopped is not None:
-            raise self._stopped
+            raise _again(self._stopped)
         if self._block is None or self._ending is not None:
             raise RuntimeError(f"{self.run_id} is not open: chunks are published within its block.")
         stored = await self._recording.take(chunk)
@@ -209,14 +210,20 @@ class Run:
     async def __aenter__(self) -> Self:
         if self._store.is_left:
             raise RuntimeError(NOT_ENTERED)
-        if self._lease is not None:
+        if self._is_used:
             raise RuntimeError(f"{self.run_id} was opened before: call `open` for each run.")
-        await self._claim()
+        self._is_used = True
+        await self._stack.enter_async_context(self._publisher)
+        # A claim that is given up half-way may be stored all the same, and would hold its conversation for a lease.
+        claiming = asyncio.create_task(self._claim(), name=f"claim-{self.run_id}")
         try:
+            await asyncio.shield(claiming)
             await self._begin()
         except BaseException:
-            # What was claimed holds its conversation: it is ended here if it can be, and else by a broker.
-            await self._leave(asyncio.CancelledError())
+            await asyncio.wait([claiming])
+            if claiming.exception() is None:
+                await self._leave(asyncio.CancelledError())
+            await self._stack.aclose()
             raise
         return self
 
@@ -227,7 +234,6 @@ class Run:
 
     async def _begin(self) -> None:
         index, tenant = self._store.index, self._record.tenant
-        await self._stack.enter_async_context(self._publisher)
         self._lease = Lease(
             self._store.jetstream, index, self._publisher, tenant=tenant, seconds=self._store.lease_seconds
         )
@@ -250,19 +256,23 @@ class Run:
         failure = await self._leave(error)
         if self._stopped is not None and (is_interrupted or error is None or isinstance(error, Exception)):
             # Whatever else the block came to, it came to it because it was stopped, or nobody will ever see it.
-            if error is not self._stopped:
-                raise self._stopped from error
+            if not self._is_told(error):
+                raise _again(self._stopped) from error
         elif failure is not None and error is None:
             raise failure
         elif failure is not None and not isinstance(failure, Fenced):
             log.warning("run_not_ended", run_id=self.run_id, error=str(failure))
 
+    def _is_told(self, error: BaseException | None) -> bool:
+        """Tell whether `error` says by itself that this run was stopped."""
+        return isinstance(error, (RunCancelled, Fenced)) and error.facts.get("run_id") == self.run_id
+
     async def abandon(self) -> None:
         """End the run before its block is left, and cancel the block's task."""
         ending = self._end_soon(asyncio.CancelledError())
-        if self._block is not None and self._block.task is not asyncio.current_task():
-            self._block.task.cancel()
-        await asyncio.wait([ending])
+        if self._block is not None:
+            self._block.abandon()
+        await asyncio.wait([ending], timeout=FAREWELL_SECONDS)
         await self._stack.aclose()
 
     def _stop(self, over: asyncio.Future[BrokerError]) -> None:
@@ -342,3 +352,8 @@ class Run:
         while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
             error = error.exceptions[0]
         return outcome_of(error, self.run_id)
+
+
+def _again(reason: BrokerError) -> BrokerError:
+    """Make the same error anew: one that is raised in many places, or caused by itself, is no use to a reader."""
+    return type(reason)(reason.detail, **reason.facts)
