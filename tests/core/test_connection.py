@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from runstream.broker.connection import Connection, Message, Subscription
 from runstream.broker.errors import NoResponders, Unavailable
 from runstream.broker.jetstream import JetStream
+from tests.support.faults import turns
 from tests.support.nats import NatsServer, free_ports
 from tests.support.outages import paused, stopped
 from tests.support.waiting import wait_until
@@ -212,6 +213,23 @@ async def test_a_cancellation_that_comes_with_the_answer_is_heeded(
         await asking
     assert answer.done()
     assert not answer.cancelled()
+
+
+async def test_a_cancellation_while_there_is_no_room_is_heeded(connection: Connection, ear: Ear) -> None:
+    """A task that is cancelled while what it sends, or the interest it declares, waits to be written is cancelled."""
+    client = connection._client
+    really, client._flush_queue = client._flush_queue, asyncio.Queue()  # Which nobody empties.
+    client._max_pending_size = 1
+    waiting = [
+        asyncio.create_task(connection.publish(SUBJECT, b"said")),
+        asyncio.create_task(connection.subscribe("tests.other", ear.on_message)),
+    ]
+    await turns()
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting, timeout=5)
+    client._flush_queue = really
+    assert [task.cancelled() for task in waiting] == [True, True]
 
 
 async def test_nobody_listening_is_said_at_once(connection: Connection) -> None:

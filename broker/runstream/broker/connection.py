@@ -96,7 +96,7 @@ class Subscription:
         inner, self._inner = self._inner, None
         if inner is not None:
             with contextlib.suppress(*TRANSLATED):
-                await inner.unsubscribe()
+                await _heeding_cancellation(inner.unsubscribe())
 
 
 class Connection:
@@ -229,7 +229,7 @@ class Connection:
         """Send without waiting; nothing says that anybody got it."""
         self._check_established(subject)
         try:
-            await self._client.publish(subject, body, reply=reply, headers=_headers(headers))
+            await _heeding_cancellation(self._client.publish(subject, body, reply=reply, headers=_headers(headers)))
         except TRANSLATED as error:
             raise Unavailable(f"{subject}: {_reason(error)}") from error
 
@@ -239,7 +239,7 @@ class Connection:
         subscription = Subscription(self, subject, callback)
         self._subscriptions.add(subscription)
         try:
-            await subscription.attach(self._client)
+            await _heeding_cancellation(subscription.attach(self._client))
         except TRANSLATED as error:
             self._subscriptions.discard(subscription)
             raise Unavailable(f"{subject}: {_reason(error)}") from error
@@ -350,7 +350,8 @@ async def _heeding_cancellation(answer: Awaitable[T]) -> T:
     """Await an answer from nats-py, and stay cancelled if this task was cancelled when it came, or failed to.
 
     In Python 3.11 `asyncio.wait_for`, which nats-py uses, gives an answer or an error that came in the same moment and
-    forgets the cancellation: whoever cancelled the task and waits for it would wait for ever.
+    forgets the cancellation, and nats-py itself forgets one that comes while it waits to write: whoever cancelled the
+    task and waits for it would wait for ever.
     """
     task = asyncio.current_task()
     before = task.cancelling() if task is not None else 0
