@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from runstream.broker.publisher import Publisher
     from runstream.schemas import RunRecord
 
-__all__ = ["STEPS", "Ending", "Outcome", "end_run", "failed", "finish_run", "first_message"]
+__all__ = ["STEPS", "Ending", "Outcome", "end_run", "ended", "failed", "finish_run", "first_message"]
 
 LONGEST_TEXT = 8192
 """Characters of an error's message and detail that are kept: an upstream's HTML page must not fill a message."""
@@ -96,6 +96,21 @@ def first_message(record: RunRecord) -> Write:
     return Write(Kind.PING, body, {RUN: msgspec.json.encode(known).decode()})
 
 
+def ended(record: RunRecord, outcome: Outcome, *, at: datetime) -> RunRecord:
+    """Give the record of a run that came to `outcome` at that time."""
+    error: dict[str, Any] | None = None
+    if outcome.error is not None:
+        error = msgspec.to_builtins(outcome.error)
+    return msgspec.structs.replace(
+        record,
+        status=status_of(outcome.stop_reason),
+        stop_reason=outcome.stop_reason,
+        error=error,
+        completed_at=completion_timestamp(at),
+        total_duration_ns=int((at - datetime.fromisoformat(record.created_at)).total_seconds() * 1e9),
+    )
+
+
 class Ending:
     """One run's end, step by step. `missing_from` says which steps a log that was found still lacks."""
 
@@ -118,20 +133,7 @@ class Ending:
 
     async def release(self) -> None:
         """Make the record terminal and the conversation free."""
-        outcome = self.outcome
-        error: dict[str, Any] | None = None
-        if outcome.error is not None:
-            error = msgspec.to_builtins(outcome.error)
-        await self.index.release(
-            msgspec.structs.replace(
-                self.record,
-                status=status_of(outcome.stop_reason),
-                stop_reason=outcome.stop_reason,
-                error=error,
-                completed_at=completion_timestamp(),
-                total_duration_ns=_nanoseconds_since(self.record.created_at),
-            )
-        )
+        await self.index.release(ended(self.record, self.outcome, at=datetime.now(UTC)))
 
     async def seal(self) -> None:
         """Store the end: nothing after it is ever shown."""
@@ -167,8 +169,3 @@ async def finish_run(publisher: Publisher, index: Index, record: RunRecord, last
         await ending.seal()
     await ending.forget()
     return True
-
-
-def _nanoseconds_since(created_at: str) -> int:
-    elapsed = datetime.now(UTC) - datetime.fromisoformat(created_at)
-    return int(elapsed.total_seconds() * 1e9)

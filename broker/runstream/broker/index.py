@@ -48,7 +48,7 @@ from runstream.schemas import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from runstream.broker.jetstream import JetStream
 
@@ -314,6 +314,20 @@ class Index:
         if (await self._get_any(cancel_key(run_id))).value is not None:
             keys.append(cancel_key(run_id))
         await self._write([_Put(key, None) for key in keys])
+
+    # -- keys, for who repairs them -----------------------------------------------------------------------------
+
+    async def stored(self, key: str) -> Stored[bytes | None]:
+        """Return a key's value (None: absent or deleted) with the revision that a write must expect."""
+        return await self._get_any(key)
+
+    async def write(self, changes: Mapping[str, Stored[bytes]]) -> None:
+        """Write keys together, each if its revision is the one given. Raises `WrongLastSequence` if one's is not."""
+        await self._write([_Put(key, change.value, change.revision) for key, change in changes.items()])
+
+    async def persist(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Repeat what reads keys and then writes them, until nobody else's write and no outage comes in between."""
+        return await _persist(attempt, UPDATE_PATIENCE_SECONDS)
 
     # -- the bucket ---------------------------------------------------------------------------------------------
 
