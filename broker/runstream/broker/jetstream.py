@@ -240,7 +240,9 @@ class JetStream:
 
     # -- consumers ----------------------------------------------------------------------------------------------
 
-    async def consume(self, stream: str, *subjects: str, after: int, limit: int, max_bytes: int) -> list[StoredMessage]:
+    async def consume(
+        self, stream: str, subject: str, *, after: int, limit: int, max_bytes: int
+    ) -> list[StoredMessage]:
         """Return what follows sequence `after`, oldest first, at most `limit` messages and about `max_bytes`.
 
         Through an ephemeral ordered consumer that lives for this call only: one that outlived it would be held by
@@ -248,7 +250,7 @@ class JetStream:
         alone is larger than `max_bytes`.
         """
         start = {"deliver_policy": "by_start_sequence", "opt_start_seq": after + 1}
-        async with self._consumer(stream, subjects, start) as consumer:
+        async with self._consumer(stream, subject, start) as consumer:
             return await consumer.pull(limit, max_bytes=max_bytes)
 
     async def last_messages(self, stream: str, pattern: str) -> list[StoredMessage]:
@@ -258,23 +260,20 @@ class JetStream:
         """
         start = {"deliver_policy": "last_per_subject", "headers_only": True}
         found: list[StoredMessage] = []
-        async with self._consumer(stream, [pattern], start) as consumer:
+        async with self._consumer(stream, pattern, start) as consumer:
             while page := await consumer.pull(LAST_MESSAGES_PAGE):
                 found += page
         return found
 
     @contextlib.asynccontextmanager
-    async def _consumer(
-        self, stream: str, subjects: Sequence[str], start: Mapping[str, object]
-    ) -> AsyncIterator[_Consumer]:
+    async def _consumer(self, stream: str, subject: str, start: Mapping[str, object]) -> AsyncIterator[_Consumer]:
         # Named here: a consumer that the server names could not be deleted by whoever is cancelled before it hears.
         name = secrets.token_hex(8)
-        one = len(subjects) == 1
         config = {
             **start,
             "name": name,
             "ack_policy": "none",
-            **({"filter_subject": subjects[0]} if one else {"filter_subjects": subjects}),
+            "filter_subject": subject,
             "inactive_threshold": int(CONSUMER_IDLE_SECONDS * 1e9),
             "mem_storage": True,
             "num_replicas": 1,
@@ -284,7 +283,7 @@ class JetStream:
         queue: asyncio.Queue[Message] = asyncio.Queue()
         subscription = await self.connection.subscribe(inbox, _into(queue))
         try:
-            create = f"CONSUMER.CREATE.{stream}.{name}" + (f".{subjects[0]}" if one else "")
+            create = f"CONSUMER.CREATE.{stream}.{name}.{subject}"
             created = await self.api(create, {"stream_name": stream, "config": config})
             request = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"
             yield _Consumer(self, request, inbox, queue, int(created["num_pending"]))

@@ -46,6 +46,17 @@ class BrokerMetrics:
         self._ended = Counter(
             "runstream_runs_ended", "Runs ended, by their status.", ["status"], registry=self.registry
         )
+        self._swept = Counter(
+            "runstream_index_keys_swept",
+            "Keys removed from the index because their run's log is gone, by what they say.",
+            ["kind"],
+            registry=self.registry,
+        )
+        self._abandoned = Counter(
+            "runstream_runs_abandoned",
+            "Runs removed from the index that nobody had ended before their log was gone.",
+            registry=self.registry,
+        )
         self._live = Gauge("runstream_runs_live", "Runs being executed here.", registry=self.registry)
 
     def published(self, seconds: float) -> None:
@@ -59,6 +70,14 @@ class BrokerMetrics:
     def run_ended(self, status: str) -> None:
         """A run's log has its end."""
         self._ended.labels(status).inc()
+
+    def key_swept(self, kind: str) -> None:
+        """A key was removed from the index: `run`, `lease`, and so on."""
+        self._swept.labels(kind).inc()
+
+    def run_abandoned(self) -> None:
+        """A run that has no end was removed from the index."""
+        self._abandoned.inc()
 
     def watch_live_runs(self, count: Callable[[], float]) -> None:
         """Read the number of runs being executed whenever the metrics are."""
