@@ -13,7 +13,7 @@ from runstream.broker.ending import Ending, Outcome, end_run, failed, first_mess
 from runstream.broker.errors import Conflict
 from runstream.broker.index import Index, Stored
 from runstream.broker.jetstream import JetStream, StoredMessage
-from runstream.broker.keys import run_key, subject_of
+from runstream.broker.keys import conversation_key, run_key, subject_of
 from runstream.broker.publisher import Publisher, Write
 from runstream.broker.rebuild import Rebuilt, rebuild
 from runstream.broker.service import Broker
@@ -281,22 +281,22 @@ async def test_shards_of_an_earlier_configuration_are_read_too(nats_server: Nats
 
 
 class _Meanwhile(JetStream):
-    """Lets something happen once, right after the last messages of all logs, or of one log, have been read."""
+    """Lets something happen once: when the last message of a subject has been read, or those of all logs (None)."""
 
-    def __init__(self, core: Core, *, survey: bool, happen: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, core: Core, *, subject: str | None, happen: Callable[[], Awaitable[None]]) -> None:
         super().__init__(core.connection, timeout_seconds=2)
-        self._survey = survey
+        self._subject = subject
         self._happen: Callable[[], Awaitable[None]] | None = happen
 
     async def last_messages(self, stream: str, pattern: str) -> list[StoredMessage]:
         found = await super().last_messages(stream, pattern)
-        if self._survey:
+        if self._subject is None:
             await self._now()
         return found
 
     async def last_message(self, stream: str, subject: str) -> StoredMessage | None:
         found = await super().last_message(stream, subject)
-        if not self._survey and stream == "RUNS_0":
+        if subject == self._subject:
             await self._now()
         return found
 
@@ -311,6 +311,7 @@ class _Meanwhile(JetStream):
 async def test_a_run_that_ends_meanwhile(core: Core, survey: bool, steps: int) -> None:
     """What its writer writes at the end stays: the record with its otids, no lease once it is over, no busy chat."""
     run = await live_run(core)
+    log = LogAddress(run.id, run.shard).subject
     async with writer(core, run, messages=2) as publisher:
         ending = Ending(publisher, core.index, run, CANCELLED)
         todo = [ending.tell, ending.release, ending.seal, ending.forget]
@@ -320,13 +321,30 @@ async def test_a_run_that_ends_meanwhile(core: Core, survey: bool, steps: int) -
                 await step()
 
         await lose_index(core)
-        await rebuild(_Meanwhile(core, survey=survey, happen=end), core.index)
+        await rebuild(_Meanwhile(core, subject=None if survey else log, happen=end), core.index)
         for step in todo[steps:]:
             await step()
     record = await core.record(run)
     assert (record.status, record.otids) == ("cancelled", run.otids)
     assert await active_run(core, run) is None
     assert not await core.holds(f"lease.{run.id}")
+
+
+async def test_a_release_that_found_no_conversation_looks_again(core: Core) -> None:
+    """A conversation that comes back as busy while its run is about to be released does not stay so."""
+    run = await live_run(core)
+    key = conversation_key("default", str(run.conversation_id))
+    await core.jetstream.purge(INDEX_STREAM, subject_of(key), through=2**62)
+
+    async def come_back() -> None:
+        assert (await rebuilt(core)).conversations == 1
+        assert await active_run(core, run) == run.id
+
+    late = _Meanwhile(core, subject=subject_of(key), happen=come_back)
+    over = msgspec.structs.replace(run, status="cancelled", stop_reason="cancelled")
+    await Index(late).release(over)
+    assert await core.record(run) == over
+    assert await active_run(core, run) is None
 
 
 async def test_of_two_runs_of_one_conversation_the_one_that_has_it_keeps_it(core: Core) -> None:
@@ -343,7 +361,7 @@ async def test_of_two_runs_of_one_conversation_the_one_that_has_it_keeps_it(core
 async def test_rebuilding_while_runs_are_claimed(nats_server: NatsServer, core: Core) -> None:
     """Two rebuilds and many claims at once, round after round: whoever claims a run has it, and all that it wrote."""
     async with core_running(nats_server.url, name="other") as other:
-        for _ in range(15):
+        for _ in range(8):
             await core.jetstream.api("STREAM.PURGE.RUNS_0", {})
             runs = [await ended_run(core) for _ in range(4)] + [await live_run(core) for _ in range(2)]
             await core.jetstream.api(f"STREAM.PURGE.{INDEX_STREAM}", {})

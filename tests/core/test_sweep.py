@@ -273,7 +273,7 @@ async def test_a_key_that_is_written_between_reading_and_removing_stays(core: Co
 async def test_claims_while_the_index_is_swept(core: Core, nats_server: NatsServer) -> None:
     """Old requests, repeated while two brokers sweep what is left of them, start one run each, which stays whole."""
     async with core_running(nats_server.url, name="other") as other:
-        for _ in range(15):
+        for _ in range(8):
             old = [await ended_run(core) for _ in range(4)]
             before = await now(core)
             wanted = [same_request(run) for run in old]
