@@ -25,7 +25,7 @@ async def test_the_nats_configuration_serves_runstream(tmp_path: Path) -> None:
         async with Connection(url, name="test") as connection, contextlib.AsyncExitStack() as stack:
             jetstream = JetStream(connection, timeout_seconds=2)
             stack.push_async_callback(jetstream.close)
-            assert await provision(jetstream, BrokerSettings()) == []
+            assert (await provision(jetstream, BrokerSettings())).differing == []
             info = await jetstream.api("STREAM.INFO.RUNS_0", None)
             assert info["config"]["max_consumers"] == -1
             assert connection.max_payload == 2**20

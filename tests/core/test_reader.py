@@ -288,7 +288,7 @@ async def test_lost_answers_are_asked_for_again(core: Core, monkeypatch: pytest.
     address = core.address()
     log = (await core.fill([address] * 2000))[address]
     jetstream = core.jetstream
-    take = jetstream._next
+    take = jetstream.next_answer
     lost = 0
 
     async def losing(queue: asyncio.Queue[object], what: str) -> object:
@@ -299,7 +299,7 @@ async def test_lost_answers_are_asked_for_again(core: Core, monkeypatch: pytest.
         return await take(queue, what)  # type: ignore[arg-type]
 
     monkeypatch.setattr(jetstream, "_seconds", 0.2)
-    monkeypatch.setattr(jetstream, "_next", losing)
+    monkeypatch.setattr(jetstream, "next_answer", losing)
     async with asyncio.timeout(30):
         while lost < 5:
             assert await read(core, address, 0, log[-1].seq, catchup_chunks=300) == log

@@ -57,7 +57,7 @@ async def remade(jetstream: JetStream, stream: str, changes: Mapping[str, Any]) 
 
 async def test_everything_is_made(jetstream: JetStream) -> None:
     """On an empty server provisioning makes the log, the index, the work queue and its one consumer."""
-    assert await provision(jetstream, BrokerSettings()) == []
+    assert (await provision(jetstream, BrokerSettings())).differing == []
     assert await names(jetstream) == STREAMS
     workers = await jetstream.api("CONSUMER.INFO.RUNSTREAM_WORK.workers", None)
     assert workers["config"]["ack_policy"] == "explicit"
@@ -72,7 +72,7 @@ async def test_a_second_time_changes_nothing(jetstream: JetStream) -> None:
     await provision(jetstream, BrokerSettings())
     seq = await jetstream.publish("runs.0.one", b"1", HEADERS)
     before = [await info(jetstream, name) for name in STREAMS]
-    assert await provision(jetstream, BrokerSettings()) == []
+    assert (await provision(jetstream, BrokerSettings())).differing == []
     after = [await info(jetstream, name) for name in STREAMS]
     assert [each["created"] for each in after] == [each["created"] for each in before]
     assert [each["config"] for each in after] == [each["config"] for each in before]
@@ -86,7 +86,7 @@ async def test_many_at_once(jetstream: JetStream, nats_url: str, processes: int)
 
     async def start() -> list[str]:
         async with Connection(nats_url, name="broker") as connection:
-            return await provision(JetStream(connection, timeout_seconds=2), settings)
+            return (await provision(JetStream(connection, timeout_seconds=2), settings)).differing
 
     assert await asyncio.gather(*(start() for _ in range(processes))) == [[]] * processes
     assert await names(jetstream) == STREAMS | {"RUNS_1"}
@@ -97,8 +97,8 @@ async def test_what_differs_is_reported_and_left(jetstream: JetStream) -> None:
     """Other settings are no reason to change a stream: each difference is said with both values."""
     await provision(jetstream, BrokerSettings(retention=3600, max_run_messages=1000, lease_seconds=10))
     before = (await info(jetstream))["config"]
-    drift = await provision(jetstream, BrokerSettings(retention=7200, max_run_messages=2000, lease_seconds=5))
-    assert drift == [
+    changed = BrokerSettings(retention=7200, max_run_messages=2000, lease_seconds=5)
+    assert (await provision(jetstream, changed)).differing == [
         "RUNS_0.max_age is 3600000000000, this configuration says 7200000000000",
         "RUNS_0.max_msgs_per_subject is 1000, this configuration says 2000",
         "RUNSTREAM_WORK.max_age is 3600000000000, this configuration says 7200000000000",
@@ -112,8 +112,8 @@ async def test_who_owns_the_server_has_changes_applied(jetstream: JetStream) -> 
     await provision(jetstream, BrokerSettings(retention=3600, max_run_messages=1000, lease_seconds=10))
     seq = await jetstream.publish("runs.0.run", b"kept", HEADERS)
     changed = BrokerSettings(retention=7200, max_run_messages=2000, lease_seconds=5)
-    assert len(await provision(jetstream, changed, apply=True)) == 4
-    assert await provision(jetstream, changed) == []
+    assert len((await provision(jetstream, changed, apply=True)).differing) == 4
+    assert (await provision(jetstream, changed)).differing == []
     assert await jetstream.publish("runs.0.run", b"next", HEADERS) == seq + 1
     kept = await jetstream.message_at("RUNS_0", seq)
     assert kept is not None

@@ -103,10 +103,15 @@ class Setting(NamedTuple):
         return getattr(resolved(self.kind, {self.name: value}), self.name)
 
 
+COMMANDS = ("gateway", "broker", "provision", "up")
+NO_SETTINGS = {"help", "rebuild_index"}
+"""Options that say what is to be done now: no variable has them."""
+
+
 def options() -> list[Any]:
     """The options of all commands, as their parsers have them."""
     group: Any = typer.main.get_command(cli.app)
-    return [option for name in ("gateway", "broker", "up") for option in group.commands[name].params]
+    return [option for name in COMMANDS for option in group.commands[name].params]
 
 
 def settings() -> dict[str, Setting]:
@@ -151,7 +156,7 @@ def test_readme_has_every_flag_with_its_variable() -> None:
     expected = {
         flag: option.envvar or f"RUNSTREAM_{option.name.upper()}"
         for option in options()
-        if option.name != "help"
+        if option.name not in NO_SETTINGS
         for flag in [*option.opts, *option.secondary_opts]
     }
     assert listed == expected

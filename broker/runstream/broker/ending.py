@@ -109,15 +109,16 @@ def first_message(record: RunRecord) -> Write:
     return Write(Kind.PING, body, {RUN: msgspec.json.encode(known).decode()})
 
 
-def ended(record: RunRecord, outcome: Outcome) -> RunRecord:
-    """Give the record of a run that ends now with `outcome`."""
+def ended(record: RunRecord, outcome: Outcome, *, at: datetime | None = None) -> RunRecord:
+    """Give the record of a run that came to `outcome` at that time, now if none is given."""
+    at = at or datetime.now(UTC)
     return msgspec.structs.replace(
         record,
         status=status_of(outcome.stop_reason),
         stop_reason=outcome.stop_reason,
         error=None if outcome.error is None else msgspec.to_builtins(outcome.error),
-        completed_at=completion_timestamp(),
-        total_duration_ns=_nanoseconds_since(record.created_at),
+        completed_at=completion_timestamp(at),
+        total_duration_ns=int((at - datetime.fromisoformat(record.created_at)).total_seconds() * 1e9),
     )
 
 
@@ -182,8 +183,3 @@ async def finish_run(publisher: Publisher, index: Index, record: RunRecord, last
         await ending.seal()
     await ending.forget()
     return True
-
-
-def _nanoseconds_since(created_at: str) -> int:
-    elapsed = datetime.now(UTC) - datetime.fromisoformat(created_at)
-    return int(elapsed.total_seconds() * 1e9)

@@ -53,7 +53,7 @@ from runstream.schemas import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from runstream.broker.jetstream import JetStream
 
@@ -397,6 +397,20 @@ class Index:
         """Return the revision of what was written last."""
         info = await self._jetstream.api(f"STREAM.INFO.{INDEX_STREAM}", None)
         return int(info["state"]["last_seq"])
+
+    # -- keys, for who repairs them -----------------------------------------------------------------------------
+
+    async def stored(self, key: str) -> Stored[bytes | None]:
+        """Return a key's value (None: absent or deleted) with the revision that a write must expect."""
+        return await self._get_any(key)
+
+    async def write(self, changes: Mapping[str, Stored[bytes]]) -> None:
+        """Write keys together, each if its revision is the one given. Raises `WrongLastSequence` if one's is not."""
+        await self._write([_Put(key, change.value, change.revision) for key, change in changes.items()])
+
+    async def persist(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Repeat what reads keys and then writes them, until nobody else's write and no outage comes in between."""
+        return await _persist(attempt, UPDATE_PATIENCE_SECONDS)
 
     # -- the bucket ---------------------------------------------------------------------------------------------
 

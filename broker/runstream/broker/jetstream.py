@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import secrets
 from base64 import b64decode
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -41,6 +42,9 @@ LONG_REPLY_TOKENS = 11
 CONSUMER_IDLE_SECONDS = 10.0
 """A consumer whose deletion was lost is removed by the server after this long without a pull."""
 
+LAST_MESSAGES_PAGE = 1000
+"""Headers that wait in memory for their reader, a few hundred bytes each."""
+
 FULL = frozenset({10023, 10028, 10047, 10077})
 """Insufficient resources, memory or storage exceeded, maximum messages or bytes of the stream or the subject."""
 WRONG_LAST = frozenset({10071})
@@ -68,6 +72,7 @@ class _Ack(msgspec.Struct):
 class _Got(msgspec.Struct):
     subject: str
     seq: int
+    time: datetime
     hdrs: str = ""
     data: str = ""
 
@@ -86,6 +91,8 @@ class StoredMessage(msgspec.Struct, frozen=True):
     headers: dict[str, str]
     pending: int = 0
     """Messages of the same filter that follow it, where the answer says so."""
+    stored_at_ns: int = 0
+    """When the server stored it, in nanoseconds since 1970 on its clock, where the answer says so."""
 
 
 class BatchWrite(msgspec.Struct, frozen=True):
@@ -160,7 +167,13 @@ class JetStream:
         if got.message is None:
             return None
         found = got.message
-        return StoredMessage(found.subject, found.seq, b64decode(found.data), _parse_headers(b64decode(found.hdrs)))
+        return StoredMessage(
+            found.subject,
+            found.seq,
+            b64decode(found.data),
+            _parse_headers(b64decode(found.hdrs)),
+            stored_at_ns=int(found.time.timestamp() * 1e6) * 1000,
+        )
 
     # -- reading from any replica -------------------------------------------------------------------------------
 
@@ -178,6 +191,14 @@ class JetStream:
             "max_bytes": DIRECT_GET_BYTES,
             "next_by_subj": subject,
         }
+        return await self._direct(stream, query)
+
+    async def message_before(self, stream: str, subject: str, seq: int) -> StoredMessage | None:
+        """Return the newest message of `subject` before sequence `seq`, None if that replica has none."""
+        found = await self._direct(stream, {"multi_last": [subject], "up_to_seq": seq - 1})
+        return found[0] if found else None
+
+    async def _direct(self, stream: str, query: Mapping[str, object]) -> list[StoredMessage]:
         async with self._inbox.answers() as (reply, queue):
             request = f"$JS.API.DIRECT.GET.{stream}"
             await self.connection.publish(request, msgspec.json.encode(query), reply=reply)
@@ -187,7 +208,7 @@ class JetStream:
         found: list[StoredMessage] = []
         previous = 0
         while True:
-            message = await self._next(queue, request)
+            message = await self.next_answer(queue, request)
             headers = message.headers or {}
             status = headers.get("Status")
             if status == "404":
@@ -206,7 +227,8 @@ class JetStream:
             pending = int(headers.get("Nats-Num-Pending", 0))
             found.append(StoredMessage(headers["Nats-Subject"], previous, message.data, headers, pending))
 
-    async def _next(self, queue: asyncio.Queue[Message], what: str) -> Message:
+    async def next_answer(self, queue: asyncio.Queue[Message], what: str) -> Message:
+        """Take the next of several answers to one request; `what` names the request in the error."""
         if not queue.empty():
             return queue.get_nowait()  # Most of a batch is there at once; waiting for what is costs as much as it.
         try:
@@ -227,12 +249,29 @@ class JetStream:
         a slow reader. Its own sequence must be contiguous, else `Unavailable`. May be empty when the next message
         alone is larger than `max_bytes`.
         """
+        start = {"deliver_policy": "by_start_sequence", "opt_start_seq": after + 1}
+        async with self._consumer(stream, subject, start) as consumer:
+            return await consumer.pull(limit, max_bytes=max_bytes)
+
+    async def last_messages(self, stream: str, pattern: str) -> list[StoredMessage]:
+        """Return the newest message of every subject that `pattern` matches, without bodies, in order of sequence.
+
+        As one replica has them, which may lag behind the leader.
+        """
+        start = {"deliver_policy": "last_per_subject", "headers_only": True}
+        found: list[StoredMessage] = []
+        async with self._consumer(stream, pattern, start) as consumer:
+            while page := await consumer.pull(LAST_MESSAGES_PAGE):
+                found += page
+        return found
+
+    @contextlib.asynccontextmanager
+    async def _consumer(self, stream: str, subject: str, start: Mapping[str, object]) -> AsyncIterator[_Consumer]:
         # Named here: a consumer that the server names could not be deleted by whoever is cancelled before it hears.
         name = secrets.token_hex(8)
         config = {
+            **start,
             "name": name,
-            "deliver_policy": "by_start_sequence",
-            "opt_start_seq": after + 1,
             "ack_policy": "none",
             "filter_subject": subject,
             "inactive_threshold": int(CONSUMER_IDLE_SECONDS * 1e9),
@@ -246,32 +285,20 @@ class JetStream:
         try:
             create = f"CONSUMER.CREATE.{stream}.{name}.{subject}"
             created = await self.api(create, {"stream_name": stream, "config": config})
-            expected = min(limit, int(created["num_pending"]))
             request = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"
-            query = {"batch": expected, "max_bytes": max_bytes, "no_wait": True}
-            if expected:
-                await self.connection.publish(request, msgspec.json.encode(query), reply=inbox)
-            return await self._pulled(queue, expected, request)
+            yield _Consumer(self, request, inbox, queue, int(created["num_pending"]))
         finally:
             await subscription.close()
             with contextlib.suppress(Unavailable):
                 # Nobody waits for the answer: lost, the consumer's idle threshold removes it.
                 await self.connection.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{name}", b"")
 
-    async def _pulled(self, queue: asyncio.Queue[Message], expected: int, request: str) -> list[StoredMessage]:
-        found: list[StoredMessage] = []
-        while len(found) < expected:
-            message = await self._next(queue, request)
-            headers = message.headers or {}
-            if "Status" in headers:
-                if headers["Status"] in {"404", "409"}:  # nothing more; or as many bytes as were asked for
-                    break
-                raise Unavailable(f"{request}: status {headers['Status']}")
-            stream_seq, consumer_seq, pending = _delivery(message.reply)
-            if consumer_seq != len(found) + 1:
-                raise Unavailable(f"{request}: a message was lost on the way")
-            found.append(StoredMessage(message.subject, stream_seq, message.data, headers, pending))
-        return found
+    # -- removing -----------------------------------------------------------------------------------------------
+
+    async def purge(self, stream: str, subject: str, *, through: int) -> int:
+        """Remove the messages of `subject` up to sequence `through`; what was stored later stays. Returns how many."""
+        answer = await self.api(f"STREAM.PURGE.{stream}", {"filter": subject, "seq": through + 1})
+        return int(answer["purged"])
 
     # -- administration -----------------------------------------------------------------------------------------
 
@@ -287,6 +314,50 @@ class JetStream:
     async def close(self) -> None:
         """Give the reply inbox up."""
         await self._inbox.close()
+
+
+class _Consumer:
+    """An ephemeral consumer on the server, pulled page by page; none of its messages may be missing."""
+
+    def __init__(
+        self, jetstream: JetStream, request: str, inbox: str, queue: asyncio.Queue[Message], pending: int
+    ) -> None:
+        self._jetstream = jetstream
+        self._request = request
+        self._inbox = inbox
+        self._queue = queue
+        self._pending = pending
+        self._pulled = 0
+
+    async def pull(self, limit: int, *, max_bytes: int | None = None) -> list[StoredMessage]:
+        """Return the next messages of those that were there when the consumer was made; none when it had all."""
+        expected = min(limit, self._pending)
+        query = {"batch": expected, "no_wait": True} | ({} if max_bytes is None else {"max_bytes": max_bytes})
+        if expected:
+            await self._jetstream.connection.publish(self._request, msgspec.json.encode(query), reply=self._inbox)
+        found: list[StoredMessage] = []
+        while len(found) < expected:
+            message = await self._jetstream.next_answer(self._queue, self._request)
+            headers = message.headers or {}
+            status = headers.get("Status")
+            if status == "404":  # Nothing more: some of them have been removed.
+                self._pending = len(found)
+                break
+            if status == "409" and max_bytes is not None:  # As many bytes as were asked for.
+                break
+            if status is not None:
+                raise Unavailable(f"{self._request}: status {status} {headers.get('Description', '')}")
+            delivery = _delivery(message.reply)
+            self._pulled += 1
+            if delivery.consumer_seq != self._pulled:
+                raise Unavailable(f"{self._request}: a message was lost on the way")
+            found.append(
+                StoredMessage(
+                    message.subject, delivery.stream_seq, message.data, headers, delivery.pending, delivery.stored_at_ns
+                )
+            )
+        self._pending -= len(found)
+        return found
 
 
 class _Inbox:
@@ -367,11 +438,18 @@ def deliveries(reply: str) -> int:
     return int(tokens[_metadata_at(tokens)])
 
 
-def _delivery(reply: str) -> tuple[int, int, int]:
-    """Read stream sequence, consumer sequence and pending count from a delivery's reply subject."""
+class _Delivery(msgspec.Struct, frozen=True):
+    stream_seq: int
+    consumer_seq: int
+    stored_at_ns: int
+    pending: int
+
+
+def _delivery(reply: str) -> _Delivery:
+    """Read what a delivery's reply subject says of its message."""
     tokens = reply.split(".")
     at = _metadata_at(tokens)
-    return int(tokens[at + 1]), int(tokens[at + 2]), int(tokens[at + 4])
+    return _Delivery(*map(int, tokens[at + 1 : at + 5]))
 
 
 def _metadata_at(tokens: list[str]) -> int:

@@ -52,6 +52,17 @@ class BrokerMetrics:
             ["kind"],
             registry=self.registry,
         )
+        self._swept = Counter(
+            "runstream_index_keys_swept",
+            "Keys removed from the index because their run's log is gone, by what they say.",
+            ["kind"],
+            registry=self.registry,
+        )
+        self._abandoned = Counter(
+            "runstream_runs_abandoned",
+            "Runs removed from the index that nobody had ended before their log was gone.",
+            registry=self.registry,
+        )
         self._live = Gauge("runstream_runs_live", "Runs being executed here.", registry=self.registry)
 
     def published(self, seconds: float) -> None:
@@ -69,6 +80,14 @@ class BrokerMetrics:
     def repaired(self, kind: str) -> None:
         """Something in the index or the queue did not agree with a log, and was mended."""
         self._repaired.labels(kind).inc()
+
+    def key_swept(self, kind: str) -> None:
+        """A key was removed from the index: `run`, `lease`, and so on."""
+        self._swept.labels(kind).inc()
+
+    def run_abandoned(self) -> None:
+        """A run that has no end was removed from the index."""
+        self._abandoned.inc()
 
     def watch_live_runs(self, count: Callable[[], float]) -> None:
         """Read the number of runs being executed whenever the metrics are."""

@@ -17,6 +17,7 @@ from runstream.broker.jetstream import JetStream
 from runstream.broker.metrics import BrokerMetrics
 from runstream.broker.presence import Presence, announce
 from runstream.broker.queue import WorkQueue
+from runstream.broker.sweep import Sweeper
 from runstream.broker.topology import INDEX_STREAM, WORK_STREAM, check_server, provision
 from runstream.broker.watchdog import Watchdog
 from runstream.broker.worker import Worker
@@ -121,6 +122,7 @@ class Broker:
             await self._reached(lambda: provision(jetstream, self._settings, apply=self._owns_nats))
             watchdog = self._watchdog(jetstream)
             await self._reached(lambda: stack.enter_async_context(watchdog))
+            await stack.enter_async_context(Sweeper(jetstream, self._settings, self.metrics))
             if self._agent is not None:
                 worker = self._worker(jetstream, self._agent, watchdog)
                 self.worker = await self._reached(lambda: stack.enter_async_context(worker))

@@ -130,6 +130,10 @@ class BrokerSettings(BaseSettings):
     silence_seconds: Annotated[Duration, Field(gt=0)] = 2.0
     """Seconds a live run may be silent before its tip is compared with the leader's."""
 
+    sweep_seconds: Annotated[Duration, Field(gt=0)] = 600.0
+    """Seconds between two sweeps of the index by one broker: a hundredth of a day's retention, so that what is left of
+    old runs stays little, and a sweep has little to remove."""
+
     worker_concurrency: int = Field(default=1000, ge=1)
     """Runs one broker executes at one time."""
 

@@ -10,6 +10,7 @@ changes or deletes a stream on its own, because two brokers with different setti
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -32,7 +33,9 @@ __all__ = [
     "WORKERS",
     "WORK_STREAM",
     "LogAddress",
+    "Provisioned",
     "check_server",
+    "log_streams",
     "provision",
     "shard_of",
     "shard_of_cursor",
@@ -83,6 +86,13 @@ class LogAddress(msgspec.Struct, frozen=True):
         return f"live.{self.shard}.{self.run_id}"
 
 
+class Provisioned(msgspec.Struct):
+    """What provisioning came to: the streams it made, and in words what it found to differ."""
+
+    made: list[str] = msgspec.field(default_factory=list)
+    differing: list[str] = msgspec.field(default_factory=list)
+
+
 def shard_of(run_id: str, shards: int) -> int:
     """Choose a run's shard. Asked once, when the run is made: the record keeps the answer, so `shards` may change."""
     return crc32(run_id.encode()) % shards
@@ -100,26 +110,33 @@ def check_server(version: tuple[int, int, int]) -> None:
         raise ServerTooOld(f"This is nats-server {found}; runstream needs {needed} or newer.")
 
 
-async def provision(jetstream: JetStream, settings: BrokerSettings, *, apply: bool = False) -> list[str]:
-    """Create the streams and the work queue's consumer where they are absent; returns what differs, in words.
+async def log_streams(jetstream: JetStream) -> list[int]:
+    """Return the shards whose streams are there, those that an earlier configuration made included."""
+    names = (await jetstream.api("STREAM.NAMES", {"subject": "runs.>"}))["streams"] or []
+    found = (re.fullmatch(r"RUNS_(\d+)", name) for name in names)
+    return sorted(int(match[1]) for match in found if match is not None)
+
+
+async def provision(jetstream: JetStream, settings: BrokerSettings, *, apply: bool = False) -> Provisioned:
+    """Create the streams and the work queue's consumer where they are absent; returns what it made and what differs.
 
     `apply` also changes what differs, for who owns the server. Safe in any number of processes at once. Raises
     `TopologyError` when a stream is there but cannot serve (its subjects, republishing or atomic batches differ),
     `Unavailable`.
     """
-    drift: list[str] = []
+    done = Provisioned()
     for wanted in _streams(settings):
-        found = await _ensure_stream(jetstream, wanted)
+        found = await _ensure_stream(jetstream, wanted, done.made)
         differing = _difference(wanted, found)
         if differing and apply:
             # The first sequence belongs to the stream's making; an update must repeat the one it has.
             config = {**found, **wanted, "first_seq": found.get("first_seq", 0)}
             await jetstream.api(f"STREAM.UPDATE.{wanted['name']}", config)
-        drift += differing
-    drift += await _ensure_workers(jetstream, settings, apply=apply)
-    for line in drift:
+        done.differing += differing
+    done.differing += await _ensure_workers(jetstream, settings, apply=apply)
+    for line in done.differing:
         log.warning("topology_changed" if apply else "topology_drift", difference=line)
-    return drift
+    return done
 
 
 def _streams(settings: BrokerSettings) -> Iterator[dict[str, Any]]:
@@ -170,7 +187,7 @@ def _streams(settings: BrokerSettings) -> Iterator[dict[str, Any]]:
     }
 
 
-async def _ensure_stream(jetstream: JetStream, wanted: Mapping[str, Any]) -> dict[str, Any]:
+async def _ensure_stream(jetstream: JetStream, wanted: Mapping[str, Any], made: list[str]) -> dict[str, Any]:
     name = wanted["name"]
     try:
         info = await jetstream.api(f"STREAM.INFO.{name}", None)
@@ -178,6 +195,7 @@ async def _ensure_stream(jetstream: JetStream, wanted: Mapping[str, Any]) -> dic
         try:
             info = await jetstream.api(f"STREAM.CREATE.{name}", wanted)
             log.info("stream_created", stream=name, replicas=wanted["num_replicas"])
+            made.append(name)
         except StoreRefused as refused:
             # Another process made it a moment ago, with another first sequence. Anything else fails here again.
             try:

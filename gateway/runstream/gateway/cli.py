@@ -1,4 +1,4 @@
-"""The command line: `runstream up`, `runstream gateway`, `runstream broker`, and what they tell people."""
+"""The command line: `runstream up`, `gateway`, `broker` and `provision`, and what they tell people."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from runstream.broker.errors import BrokerError
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.gateway.logs import configure_logs
 from runstream.gateway.process import CannotStart, until_stopped
+from runstream.gateway.provisioning import provision_once
 from runstream.gateway.serving import serve_broker, serve_gateway
 from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings, UpSettings
 from runstream.gateway.up import up
@@ -147,6 +148,39 @@ def broker_command(  # noqa: PLR0917  # typer reads options off the parameters
             ready=_ready,
         )
         uvloop.run(until_stopped(service))
+
+
+@app.command("provision")
+def provision_command(  # noqa: PLR0917  # typer reads options off the parameters
+    nats_url: NatsUrl = None,
+    rebuild_index: Annotated[  # noqa: FBT002  # typer's way
+        bool, typer.Option("--rebuild-index", help="Then write what the index lacks of the runs that are stored.")
+    ] = False,
+    shards: Annotated[int | None, typer.Option(help="Streams that runs are spread over, at most 8. [1]")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Copies of every stream. [1]")] = None,
+    retention: Annotated[str | None, typer.Option(help="How long a chunk is kept. [24h]")] = None,
+    max_log_bytes: Annotated[int | None, typer.Option(help="Bytes one shard may hold. [no limit]")] = None,
+    max_run_messages: Annotated[int | None, typer.Option(help="Messages one run may have. [200000]")] = None,
+    lease_seconds: Annotated[
+        str | None, typer.Option(help="How long a worker may be silent before its run goes to another. [10s]")
+    ] = None,
+    log_level: LogLevel = "info",
+    log_json: LogJson = None,
+) -> None:
+    """Make the streams in NATS that are absent, say what differs, and end."""
+    given = {
+        "nats_url": nats_url,
+        "shards": shards,
+        "replicas": replicas,
+        "retention": retention,
+        "max_log_bytes": max_log_bytes,
+        "max_run_messages": max_run_messages,
+        "lease_seconds": lease_seconds,
+    }
+    with _told(log_level, log_json):
+        settings = resolved(BrokerSettings, given)
+        # Not `until_stopped`: whoever breaks it off must not be told that all was done.
+        uvloop.run(provision_once(settings, rebuild_index=rebuild_index, tell=typer.echo))
 
 
 @contextmanager

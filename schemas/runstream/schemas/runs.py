@@ -36,14 +36,14 @@ REQUIRES_APPROVAL: Final = "requires_approval"
 ACTIVE_STATUSES: Final = frozenset({"created", "running"})
 
 
-def timestamp() -> str:
-    """The time as records carry it: UTC, microseconds, `Z` (`2026-11-21T04:28:06.668009Z`)."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+def timestamp(at: datetime | None = None) -> str:
+    """A time (None: now) as records carry it: UTC, microseconds, `Z` (`2026-11-21T04:28:06.668009Z`)."""
+    return (at or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def completion_timestamp() -> str:
+def completion_timestamp(at: datetime | None = None) -> str:
     """The same without `Z`: the reference's `completed_at` names no zone, alone among its times."""
-    return timestamp().removesuffix("Z")
+    return timestamp(at).removesuffix("Z")
 
 
 class RequestConfig(msgspec.Struct, kw_only=True):
