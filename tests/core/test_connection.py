@@ -360,6 +360,22 @@ async def test_leaving_while_connecting_hangs_up(patient: bool) -> None:
     await wait_until(lambda: asyncio.all_tasks() <= before, 5, "a task is left")
 
 
+async def test_leaving_a_server_that_hangs_is_leaving(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits to be written to a server that takes nothing any more does not keep anybody waiting."""
+    monkeypatch.setattr("runstream.broker.connection.CLOSE_SECONDS", 0.2)
+    before = asyncio.all_tasks()
+    connection = Connection(nats_server.url, name="test")
+    await connection.__aenter__()
+    await connection.subscribe(SUBJECT, Ear().on_message)
+    client = connection._client
+    client._flush_timeout = 0.05  # How long each message that does not fit would wait.
+    async with paused(nats_server):
+        while client._pending_data_size < 2**22:
+            await connection.publish("tests.large", b"x" * 900_000)
+        await asyncio.wait_for(connection.__aexit__(), 5)
+        await wait_until(lambda: asyncio.all_tasks() <= before, 5, "a task is left")
+
+
 # -- a server that is not there -----------------------------------------------------------------------------------
 
 

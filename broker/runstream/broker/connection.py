@@ -36,6 +36,8 @@ PING_INTERVAL_SECONDS = 5
 RECONNECT_WAIT_SECONDS = 0.2
 """Short enough that a restarted server is found before a client's keep-alive, long enough not to hammer it."""
 CONNECT_TIMEOUT_SECONDS = 2
+CLOSE_SECONDS = 2.0
+"""How long a server that hangs may keep a process from leaving; one that is there takes a millisecond."""
 PENDING_BYTES = 4 * 2**20
 """What may be buffered while disconnected; a publish that does not fit fails at once and is retried by its writer."""
 
@@ -47,16 +49,26 @@ TRANSLATED = (nats.errors.Error, asyncio.TimeoutError, OSError, EOFError)
 
 
 class _Client(Client):
-    """nats-py's client with a faster reading of headers: its own takes a third of all that a message costs.
+    """nats-py's client, which closes whatever the server does, and reads headers faster.
 
-    It decodes each name and value apart, and looks for white space in every character of a name.
+    Its own reading takes a third of all that a message costs: it decodes each name and value apart, and looks for white
+    space in every character of a name.
     """
 
     async def close(self) -> None:
-        """Close it, and what is reconnecting it, for good."""
+        """Close it, and what is reconnecting it; what a server does not take within `CLOSE_SECONDS` is dropped."""
         if self._reconnection_task is not None:
             await _ended(self._reconnection_task)
-        await super().close()
+        aborting = asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._abort)
+        try:
+            await super().close()
+        finally:
+            aborting.cancel()
+
+    def _abort(self) -> None:
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
 
     @staticmethod
     def _parse_header_lines(raw: bytes) -> dict[str, str]:
