@@ -16,6 +16,19 @@ from runstream.broker.agents.settings import UpstreamSettings
 from runstream.broker.errors import AgentFailed, InvalidAgent
 from runstream.schemas import Chunk, RunRequest, StopReason, new_agent_id, new_run_id
 
+
+async def nothing() -> AsyncGenerator[Chunk, None]:
+    yield StopReason(stop_reason="end_turn")
+
+
+async def two(request: RunRequest, other: str) -> AsyncGenerator[Chunk, None]:
+    yield StopReason(stop_reason=f"{request.body['input']} {other}")
+
+
+async def by_name(*, request: RunRequest) -> AsyncGenerator[Chunk, None]:
+    yield StopReason(stop_reason=str(request.body["input"]))
+
+
 REQUEST = RunRequest(run_id=new_run_id(), agent_id=new_agent_id(), body={"input": "hello"})
 
 
@@ -30,6 +43,14 @@ async def with_options(request: RunRequest, *, said: str) -> AsyncGenerator[Chun
 def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(*args: Any) -> Any:
+        return function(*args)
+
+    return wrapper
+
+
+def awaits(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    async def wrapper(*args: Any) -> Any:
         return function(*args)
 
     return wrapper
@@ -91,6 +112,11 @@ def generator(request: RunRequest) -> Iterator[Chunk]:
         (repr, "is no generator function"),
         (Platform, "is a class"),
         ({"an": "agent"}, "is dict, and cannot be called"),
+        (awaits(answer), "is a coroutine function"),
+        (nothing, r"answers\(\).* cannot be called with a run request alone"),
+        (two, "missing a required argument: 'other'.*exactly one argument"),
+        (by_name, "too many positional arguments"),
+        (Platform.method, "missing a required argument: 'request'"),
     ],
 )
 def test_what_is_no_agent_is_refused_in_words(module: ModuleType, found: Any, complaint: str) -> None:
@@ -105,7 +131,13 @@ def test_what_is_no_agent_is_refused_in_words(module: ModuleType, found: Any, co
     [
         ("", "the_module:answer", "'the_module' has no 'answer'"),
         ("import no_such_library", "the_module:answer", "importing 'the_module' failed: No module named 'no_such_l"),
-        ("1 / 0", "the_module:answer", "importing 'the_module' failed: ZeroDivisionError: division by zero"),
+        ("1 / 0", "the_module:answer", r"importing 'the_module' failed: ZeroDivisionError\('division by zero'\)"),
+        ("raise SystemExit(7)", "the_module:answer", r"importing 'the_module' failed: SystemExit\(7\)"),
+        (
+            "def __getattr__(_): raise RuntimeError",
+            "the_module:answer",
+            r"looking for 'answer' failed: RuntimeError\(\)",
+        ),
         ("", "another_module:answer", "there is no module 'another_module' on PYTHONPATH"),
         ("", "the_module.part:answer", "importing 'the_module.part' failed|there is no module 'the_module.part'"),
     ],
@@ -127,6 +159,12 @@ def test_what_names_no_agent_is_told_what_would(spec: str) -> None:
     """Somebody who mistypes it learns what there is."""
     with pytest.raises(InvalidAgent, match=r"There is no agent .*: give demo"):
         agent_source(spec, UpstreamSettings())
+
+
+def test_an_address_is_told_how_to_be_a_platform() -> None:
+    """Host and port are no module and callable."""
+    with pytest.raises(InvalidAgent, match="Then write http://localhost:8000"):
+        agent_source("localhost:8000", UpstreamSettings())
 
 
 class ProviderError(Exception):

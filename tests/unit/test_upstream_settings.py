@@ -32,7 +32,7 @@ def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch)
         ("SILENCE_SECONDS", "0", "upstream_silence_seconds: "),
         ("PATIENCE_SECONDS", "-1", "upstream_patience_seconds: "),
         ("EVENT_BYTES", "10", "upstream_event_bytes: "),
-        ("HEADERS", SECRET, '"headers"'),
+        ("HEADERS", SECRET, "RUNSTREAM_UPSTREAM_HEADERS: this setting is JSON"),
         ("HEADERS", f'["{SECRET}"]', "upstream_headers: "),
         ("HEADERS", json.dumps({"X": {"a": SECRET}}), "upstream_headers.X: "),
         ("HEADERS", json.dumps({"a b": SECRET}), "'a b' is no name of a header"),

@@ -146,7 +146,10 @@ def resolved(kind: type[Settings], given: Mapping[str, object] | None = None) ->
     except ValidationError as error:
         raise InvalidSettings("; ".join(_complaint(kind, found) for found in error.errors())) from error
     except SettingsError as error:
-        raise InvalidSettings(f"{error}: this setting is JSON") from error
+        # Its text names the field and not the variable, and nothing of the value.
+        name = next((name for name in kind.model_fields if f'"{name}"' in str(error)), "a setting")
+        variable = f"{kind.model_config['env_prefix']}{name}".upper()
+        raise InvalidSettings(f"{variable}: this setting is JSON, and what it is set to is not") from error
 
 
 def _complaint(kind: type[BaseSettings], found: ErrorDetails) -> str:

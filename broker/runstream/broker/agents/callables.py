@@ -28,25 +28,42 @@ def callable_agent(spec: str) -> Agent:
         raise InvalidAgent(
             f"{spec}: there is no module {error.name!r} on PYTHONPATH, nor installed beside runstream."
         ) from error
-    except Exception as error:
-        raise InvalidAgent(f"{spec}: importing {module_name!r} failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise InvalidAgent(f"{spec}: importing {module_name!r} failed: {error!r}.") from error
     for name in path.split("."):
         try:
             found = getattr(found, name)
         except AttributeError as error:
             raise InvalidAgent(f"{spec}: {module_name!r} has no {path!r}.") from error
+        except Exception as error:
+            raise InvalidAgent(f"{spec}: looking for {path!r} failed: {error!r}.") from error
     if not _is_agent(found):
         raise InvalidAgent(f"{spec} {_complaint(found)}; an agent is an async generator function: async def … yield.")
+    _check_signature(spec, found)
     agent: Agent = found
     return agent
 
 
 def _is_agent(found: Any) -> bool:
     """Whether calling `found` gives an async generator: a function, a partial, a method, or an object's `__call__`."""
-    if not callable(found) or inspect.isclass(found):
+    if not callable(found) or inspect.isclass(found) or inspect.iscoroutinefunction(found):
         return False
     called = inspect.unwrap(found)
     return inspect.isasyncgenfunction(called) or inspect.isasyncgenfunction(type(called).__call__)
+
+
+def _check_signature(spec: str, found: Any) -> None:
+    """Raise `InvalidAgent` if it cannot be called with a run request alone."""
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):
+        return  # It has none that could be looked at.
+    try:
+        signature.bind(object())
+    except TypeError as error:
+        raise InvalidAgent(
+            f"{spec}{signature} cannot be called with a run request alone ({error}): it takes exactly one argument."
+        ) from error
 
 
 def _complaint(found: Any) -> str:

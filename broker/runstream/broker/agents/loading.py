@@ -29,6 +29,7 @@ __all__ = ["AgentSource", "agent_source"]
 log = structlog.get_logger(__name__)
 
 CALLABLE = re.compile(r"[\w.]+:[\w.]+")
+ADDRESS = re.compile(r"[\w.-]+:\d+")
 
 
 class AgentSource(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +50,8 @@ def agent_source(spec: str, settings: UpstreamSettings) -> AgentSource:
     if re.match(r"https?:", spec, re.IGNORECASE):
         platform = Platform(spec)
         return msgspec.structs.replace(_platform(platform, settings), judges_approvals=platform.is_letta)
+    if ADDRESS.fullmatch(spec):
+        raise InvalidAgent(f"There is no agent {spec!r}: is it a platform? Then write http://{spec}.")
     if CALLABLE.fullmatch(spec):
         agent = callable_agent(spec)
         return AgentSource(open=lambda _: _ready(agent))
