@@ -29,10 +29,11 @@ MOST_ATTEMPTS = 5
 """Workers that may die over one run before its first chunk: what kills five of them kills the sixth, too."""
 
 
-def is_executable(last: StoredMessage | None) -> bool:
+def is_executable(record: RunRecord, last: StoredMessage | None) -> bool:
     """Tell by its log's last message whether a run may be executed by another worker: its agent has said nothing."""
     if last is None:
-        return True
+        # Begun, it had a log, and retention has removed what was said in it.
+        return record.first_seq is None
     entry = entry_of(last)
     # The first message aside, there is nothing before an attempt but attempts.
     return entry.kind is Kind.PING or (entry.kind is Kind.ATTEMPT and entry.index < MOST_ATTEMPTS)

@@ -273,7 +273,7 @@ class Watchdog:
         stored = await self._index.run(tenant, run_id)
         if stored is None or stored.value.is_terminal:
             return False
-        if not is_executable(await self._take_over.last_of(stored.value)):
+        if not is_executable(stored.value, await self._take_over.last_of(stored.value)):
             return False
         if await self._index.request(tenant, run_id) is None:
             return False
