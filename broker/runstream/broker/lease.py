@@ -130,10 +130,15 @@ class Lease:
             return await self._index.renew_lease(self._tenant, self._run_id, self._revision)
         except WrongLastSequence:
             # Renewed by a try whose answer was lost, or by a writer that had the run before; or the lease is gone.
-            if await self._index.lease(self._run_id) is None and not await self._owns_log():
-                raise Fenced("Its lease is gone.", run_id=self._run_id) from None
-            revision = await self._index.restore_lease(self._tenant, self._run_id)
-            return await self._index.renew_lease(self._tenant, self._run_id, revision)
+            lease = await self._index.lease(self._run_id)
+            if lease is None:
+                if not await self._owns_log():
+                    raise Fenced("Its lease is gone.", run_id=self._run_id) from None
+                return await self._index.restore_lease(self._tenant, self._run_id)
+            # Kept whatever comes of this try: one that NATS is too slow for would else be followed by one that begins
+            # with a write that is refused, and so on until the lease has lapsed.
+            self._revision = lease.revision
+            return await self._index.renew_lease(self._tenant, self._run_id, self._revision)
 
     async def _owns_log(self) -> bool:
         """Tell whether the log's last message is this writer's own, and not the end."""

@@ -23,19 +23,30 @@ if TYPE_CHECKING:
     from runstream.broker.settings import BrokerSettings
     from runstream.schemas import RunRecord
 
-__all__ = ["MOST_ATTEMPTS", "TakeOver", "is_executable"]
+__all__ = ["MOST_ATTEMPTS", "Ended", "TakeOver", "is_executable"]
 
 MOST_ATTEMPTS = 5
 """Workers that may die over one run before its first chunk: what kills five of them kills the sixth, too."""
 
 
-def is_executable(last: StoredMessage | None) -> bool:
+def is_executable(record: RunRecord, last: StoredMessage | None) -> bool:
     """Tell by its log's last message whether a run may be executed by another worker: its agent has said nothing."""
     if last is None:
-        return True
+        # Begun, it had a log, and retention has removed what was said in it.
+        return record.first_seq is None
     entry = entry_of(last)
     # The first message aside, there is nothing before an attempt but attempts.
     return entry.kind is Kind.PING or (entry.kind is Kind.ATTEMPT and entry.index < MOST_ATTEMPTS)
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """What a run that was taken over came to."""
+
+    stop_reason: str
+    was_told: bool
+    """Whether somebody else had told its end before, and only did not finish it."""
+    is_last: bool
+    """Whether what was stored last, its log's end, was stored here: of all who end a run one counts it."""
 
 
 class TakeOver:
@@ -51,18 +62,17 @@ class TakeOver:
         address = LogAddress(record.id, record.shard)
         return await self._jetstream.last_message(address.stream, address.subject)
 
-    async def end(self, record: RunRecord, last: StoredMessage | None, outcome: Outcome) -> Outcome | None:
+    async def end(self, record: RunRecord, last: StoredMessage | None, outcome: Outcome) -> Ended:
         """Bring a run to its end from `last`, its log's last message: with `outcome`, or as its writer had begun to.
 
-        Returns `outcome`, None when the log says otherwise. Raises `Fenced` when the log has moved on since `last`,
-        and what `Publisher` and `Index` raise.
+        Raises `Fenced` when the log has moved on since `last`, and what `Publisher` and `Index` raise.
         """
         address = LogAddress(record.id, record.shard)
         if last is None and record.first_seq is not None:
             # Retention, or an operator, has removed the log: nothing is left to be told, and nobody to tell it to.
             await self._index.release(ended(record, outcome))
             await self._index.forget(record.id)
-            return outcome
+            return Ended(outcome.stop_reason, was_told=False, is_last=True)
         async with Publisher.after(last, self._jetstream, address, self._settings) as publisher:
             if last is None:
                 last_seq = await publisher.publish_marked(first_message(record))
@@ -72,6 +82,6 @@ class TakeOver:
                 record = msgspec.structs.replace(record, first_seq=first.seq if first is not None else None)
             if last is not None and ENDING in last.headers:
                 await finish_run(publisher, self._index, record, last)
-                return None
+                return Ended(last.headers[ENDING], was_told=True, is_last=entry_of(last).kind is not Kind.END)
             await end_run(publisher, self._index, record, outcome)
-            return outcome
+            return Ended(outcome.stop_reason, was_told=False, is_last=True)

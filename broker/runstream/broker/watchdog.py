@@ -273,7 +273,7 @@ class Watchdog:
         stored = await self._index.run(tenant, run_id)
         if stored is None or stored.value.is_terminal:
             return False
-        if not is_executable(await self._take_over.last_of(stored.value)):
+        if not is_executable(stored.value, await self._take_over.last_of(stored.value)):
             return False
         if await self._index.request(tenant, run_id) is None:
             return False
@@ -291,12 +291,13 @@ class Watchdog:
             return
         record = stored.value
         ended = await self._take_over.end(record, await self._take_over.last_of(record), outcome)
-        if ended is None:
+        if ended.is_last:
+            self._metrics.run_ended(status_of(ended.stop_reason))
+        if ended.was_told:
             self._metrics.repaired("half_ended")
-            log.warning("run_ending_finished", run_id=run_id)
+            log.warning("run_ending_finished", run_id=run_id, stop_reason=ended.stop_reason)
         else:
-            self._metrics.run_ended(status_of(outcome.stop_reason))
-            log.warning("run_ended_by_watchdog", run_id=run_id, why=why, stop_reason=outcome.stop_reason)
+            log.warning("run_ended_by_watchdog", run_id=run_id, why=why, stop_reason=ended.stop_reason)
 
 
 def _heard(message: Message) -> tuple[str, int, bool]:

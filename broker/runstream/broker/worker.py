@@ -158,7 +158,7 @@ class Worker:
         record = stored.value
         address = LogAddress(record.id, record.shard)
         last = await self._jetstream.last_message(address.stream, address.subject)
-        if not is_executable(last):
+        if not is_executable(record, last):
             await task.done()
             return
         if last is not None and entry_of(last).kind is Kind.ATTEMPT and not await self._watchdog.has_lapsed(record.id):
