@@ -144,6 +144,25 @@ async def test_a_stream_that_cannot_serve_is_refused(
     assert f"{stream}.{next(iter(changes))} is " in str(refused.value)
 
 
+@pytest.mark.parametrize("changes", [{"republish": None}, {"allow_atomic": False}, {"subjects": ["$KV.RUNSTREAM.a"]}])
+async def test_who_owns_the_server_brings_a_stream_of_before_up_to_date(
+    jetstream: JetStream, changes: Mapping[str, Any]
+) -> None:
+    """A stream that an earlier release made is changed so that it can serve."""
+    await provision(jetstream, BrokerSettings())
+    await remade(jetstream, "KV_RUNSTREAM", changes)
+    assert (await provision(jetstream, BrokerSettings(), apply=True)).differing
+    assert not (await provision(jetstream, BrokerSettings())).differing
+
+
+async def test_what_cannot_be_changed_is_said_to_who_owns_the_server(jetstream: JetStream) -> None:
+    """A stream that is stored in another way stays as it is, and the error names it and says what to do."""
+    await provision(jetstream, BrokerSettings())
+    await remade(jetstream, "RUNS_0", {"storage": "memory"})
+    with pytest.raises(TopologyError, match=r"Stream RUNS_0 cannot be changed: .*Repair or remove the stream"):
+        await provision(jetstream, BrokerSettings(), apply=True)
+
+
 async def test_a_stream_that_cannot_be_made_is_named(jetstream: JetStream) -> None:
     """Three replicas on a single server are refused by it, and the error says which stream and why."""
     with pytest.raises(TopologyError, match=r"Stream RUNS_0 cannot be created: replicas > 1 not supported"):

@@ -22,7 +22,7 @@ from runstream.broker.errors import NotStored, ServerTooOld, StoreRefused, Topol
 from runstream.broker.keys import BUCKET, live_subject, subject_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from runstream.broker.jetstream import JetStream
     from runstream.broker.settings import BrokerSettings
@@ -61,6 +61,7 @@ NANOSECONDS = 1_000_000_000
 DUPLICATE_WINDOW_SECONDS = 10
 """Nothing here needs a duplicate window: what is written is written on a condition. It may not exceed `max_age`."""
 
+REMEDY = "Repair or remove the stream, then start again."
 ESSENTIAL = frozenset({"subjects", "storage", "retention", "republish", "allow_atomic", "discard_new_per_subject"})
 
 
@@ -129,9 +130,9 @@ async def provision(jetstream: JetStream, settings: BrokerSettings, *, apply: bo
         found = await _ensure_stream(jetstream, wanted, done.made)
         differing = _difference(wanted, found)
         if differing and apply:
-            # The first sequence belongs to the stream's making; an update must repeat the one it has.
-            config = {**found, **wanted, "first_seq": found.get("first_seq", 0)}
-            await jetstream.api(f"STREAM.UPDATE.{wanted['name']}", config)
+            await _update_stream(jetstream, wanted, found)
+        else:
+            _check_essential(differing)
         done.differing += differing
     done.differing += await _ensure_workers(jetstream, settings, apply=apply)
     for line in done.differing:
@@ -206,17 +207,29 @@ async def _ensure_stream(jetstream: JetStream, wanted: Mapping[str, Any], made: 
     return config
 
 
+async def _update_stream(jetstream: JetStream, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    # The first sequence belongs to the stream's making; an update must repeat the one it has.
+    config = {**found, **wanted, "first_seq": found.get("first_seq", 0)}
+    try:
+        await jetstream.api(f"STREAM.UPDATE.{wanted['name']}", config)
+    except StoreRefused as refused:
+        raise TopologyError(f"Stream {wanted['name']} cannot be changed: {refused.detail}. {REMEDY}") from refused
+
+
 def _difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Say what differs; raise `TopologyError` where the stream could not serve."""
-    differing = [
+    """Say what differs."""
+    return [
         f"{wanted['name']}.{field} is {found.get(field)!r}, this configuration says {value!r}"
         for field, value in wanted.items()
         if field not in {"first_seq", "max_consumers"} and found.get(field, _absent(value)) != value
     ]
+
+
+def _check_essential(differing: Sequence[str]) -> None:
+    """Raise `TopologyError` for a difference with which the stream could not serve."""
     fatal = [line for line in differing if line.split(" ")[0].rpartition(".")[2] in ESSENTIAL]
     if fatal:
-        raise TopologyError(f"{'; '.join(fatal)}. Repair or remove the stream, then start again.")
-    return differing
+        raise TopologyError(f"{'; '.join(fatal)}. {REMEDY}")
 
 
 def _absent(value: object) -> object:

@@ -101,9 +101,7 @@ class Worker:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._dismissed:
-            _, still = await asyncio.wait(self._dismissed, timeout=FAREWELL_SECONDS)
-            for agent in still:
-                log.error("agent_does_not_stop", agent=agent.get_name())
+            await asyncio.wait(self._dismissed, timeout=FAREWELL_SECONDS)
 
     def count(self) -> int:
         """Return how many runs are being executed."""
@@ -273,8 +271,15 @@ class Worker:
             speaking.cancel()
             self._dismissed.add(speaking)
             speaking.add_done_callback(self._left)
+            asyncio.get_running_loop().call_later(FAREWELL_SECONDS, _complain, speaking)
 
     def _left(self, speaking: asyncio.Task[Outcome]) -> None:
         self._dismissed.discard(speaking)
         if not speaking.cancelled() and (error := speaking.exception()) is not None:
             log.info("agent_left_with_error", agent=speaking.get_name(), error=repr(error))
+
+
+def _complain(dismissed: asyncio.Task[Outcome]) -> None:
+    """Say that an agent is still there, which holds what it holds until the process ends."""
+    if not dismissed.done():
+        log.error("agent_does_not_stop", agent=dismissed.get_name())
