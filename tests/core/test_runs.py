@@ -642,7 +642,10 @@ async def test_an_outage_loses_nothing(core: Core, nats_server: NatsServer, outa
 
 
 async def test_an_end_that_cannot_be_stored_is_told(core: Core, nats_server: NatsServer) -> None:
-    """The block is left in bounded time, with StoreUnavailable or what it raised itself, and a broker ends the runs."""
+    """The block is left in bounded time, with StoreUnavailable or what it raised itself, and a broker ends the runs.
+
+    What was sent when NATS went away may be stored when it returns: then the run ends as told, else as lost.
+    """
     async with runs_with(core, write_patience_seconds=0.5) as runs:
         first, second = runs.open(agent_id=AGENT), runs.open(agent_id=AGENT)
         await first.__aenter__()
@@ -654,6 +657,6 @@ async def test_an_end_that_cannot_be_stored_is_told(core: Core, nats_server: Nat
             await second.__aexit__(ZeroDivisionError, error, None)
     await wait_until(lambda: core.connection.is_connected)
     async with Broker(core.settings, agent=None):
-        for run in (first, second):
+        for run, told in ((first, ("completed", "end_turn", None)), (second, ("failed", "error", "internal_error"))):
             await over(core, await record_of(core, run.run_id))
-            assert await ended_with(core, run.run_id) == ("failed", "error", "run_lost")
+            assert await ended_with(core, run.run_id) in (told, ("failed", "error", "run_lost"))

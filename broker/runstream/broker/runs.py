@@ -323,7 +323,8 @@ class Run:
             raise
         except (Unavailable, TimeoutError) as away:
             raise StoreUnavailable(
-                "Its end is not stored: a broker will end it as run_lost.", run_id=self.run_id
+                "It is not known that its end is stored: a broker will end it, as run_lost if it is not.",
+                run_id=self.run_id,
             ) from away
 
     async def _end(self, error: BaseException | None) -> None:
