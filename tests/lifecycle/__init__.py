@@ -1,1 +1,1 @@
-"""The life of a run: its beginning, its writers, its end."""
+"""The life of a run, with everything in it killed, stopped and raced, in processes of their own."""

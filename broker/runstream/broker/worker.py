@@ -46,7 +46,7 @@ log = structlog.get_logger(__name__)
 
 RETRY_SECONDS = 1.0
 FAREWELL_SECONDS = 5.0
-"""How long agents may take to clean up when their broker stops. Those that take longer are left as they are."""
+"""How long an agent may take to stop before it is named in the log; the broker, when it stops, waits no longer."""
 WAITING_FOR_APPROVAL = (
     "CONFLICT: Cannot send a new message: The agent is waiting for approval on a tool call. "
     "Please approve or deny the pending request before continuing."
