@@ -16,6 +16,7 @@ import msgspec
 
 from runstream.broker.agents import Agent
 from runstream.broker.agents.http import http_agent
+from runstream.broker.agents.http_platform import Platform
 from runstream.broker.agents.settings import UpstreamSettings
 from runstream.broker.service import Broker
 from runstream.broker.settings import BrokerSettings
@@ -215,7 +216,7 @@ async def broker(options: Options) -> None:
     async with contextlib.AsyncExitStack() as stack:
         agent: Agent | None = journalling(options.journal()) if options.has_agent else None
         if options.upstream:
-            agent = await stack.enter_async_context(http_agent(options.upstream, UpstreamSettings()))
+            agent = await stack.enter_async_context(http_agent(Platform(options.upstream), UpstreamSettings()))
         bound = stack.enter_context(listener())
         await stack.enter_async_context(Broker(options.settings(), agent=agent, listener=bound))
         print("ready", url_of(bound))
