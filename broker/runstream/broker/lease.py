@@ -15,6 +15,7 @@ import structlog
 
 from runstream.broker.errors import BrokerError, Fenced, RunCancelled, WrongLastSequence
 from runstream.broker.keys import KV_OPERATION, cancel_key, live_subject
+from runstream.broker.tasks import end_task
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -78,7 +79,7 @@ class Lease:
                 self._stop(RunCancelled(run_id=self._run_id))
             for work in (self._renew(), self._look_for_wishes()):
                 task = asyncio.create_task(work, name=f"lease-{self._run_id}")
-                stack.push_async_callback(_ended, task)
+                stack.push_async_callback(end_task, task)
             self._stack = stack.pop_all()
         return self
 
@@ -145,10 +146,3 @@ class Lease:
         address = self._publisher.address
         last = await self._jetstream.last_message(address.stream, address.subject)
         return last is not None and self._publisher.may_follow(last)
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
-    if not task.cancelled() and (defect := task.exception()) is not None:
-        log.error("lease_crashed", error=repr(defect))

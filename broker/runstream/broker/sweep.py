@@ -12,7 +12,6 @@ later one, which stays; and whoever was about to write it, expecting that sequen
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import time
 from datetime import datetime
@@ -23,6 +22,7 @@ import structlog
 
 from runstream.broker.errors import BrokerError, NotStored
 from runstream.broker.keys import KV_OPERATION, key_of, lease_key, request_key, run_key, subject_of
+from runstream.broker.tasks import end_task
 from runstream.broker.topology import INDEX_STREAM, LogAddress, log_streams
 from runstream.schemas import InvalidRecord, decode_run
 
@@ -75,9 +75,7 @@ class Sweeper:
 
     async def __aexit__(self, *_: object) -> None:
         if self._sweeping is not None:
-            self._sweeping.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sweeping
+            await end_task(self._sweeping)
 
     async def _keep_sweeping(self) -> None:
         # Brokers that were started together must not all sweep at the same moment.

@@ -24,10 +24,11 @@ from runstream.broker.errors import BrokerError, Fenced
 from runstream.broker.keys import KV_OPERATION, cancel_key, key_of, lease_key, live_subject, pulse_key
 from runstream.broker.lease import RENEWALS_PER_LEASE
 from runstream.broker.takeover import TakeOver, is_executable
+from runstream.broker.tasks import end_task
 from runstream.schemas import status_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from runstream.broker.connection import Message
     from runstream.broker.index import Index
@@ -114,7 +115,7 @@ class Watchdog:
             stack.callback(connection.on_reconnect(self._relist.set))
             stack.push_async_callback(self._stop_looking)
             for work in (self._keep_time(), self._keep_list()):
-                stack.push_async_callback(_ended, asyncio.create_task(work, name="watchdog"))
+                stack.push_async_callback(end_task, asyncio.create_task(work, name="watchdog"))
             self._stack = stack.pop_all()
         return self
 
@@ -224,13 +225,13 @@ class Watchdog:
             if now - lease.heard_at >= self._seconds and now >= lease.look_at:
                 self._see_to(run_id, self._look_after)
 
-    def _see_to(self, run_id: str, action: Callable[[str], _Action]) -> None:
+    def _see_to(self, run_id: str, action: Callable[[str], Awaitable[None]]) -> None:
         if run_id not in self._busy:
             task = asyncio.create_task(self._carefully(run_id, action), name=f"watchdog-{run_id}")
             self._busy[run_id] = task
             task.add_done_callback(lambda _: self._busy.pop(run_id, None))
 
-    async def _carefully(self, run_id: str, action: Callable[[str], _Action]) -> None:
+    async def _carefully(self, run_id: str, action: Callable[[str], Awaitable[None]]) -> None:
         await asyncio.sleep(SPREAD_SECONDS * secrets.randbelow(100) / 100)
         async with self._room:
             try:
@@ -305,15 +306,3 @@ def _heard(message: Message) -> tuple[str, int, bool]:
     headers = message.headers or {}
     name = key_of(message.subject).partition(".")[2]
     return name, int(headers["Nats-Sequence"]), KV_OPERATION in headers
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
-
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
-    from typing import Any, TypeAlias
-
-    _Action: TypeAlias = Coroutine[Any, Any, None]
