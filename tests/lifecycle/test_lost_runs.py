@@ -22,6 +22,8 @@ from tests.lifecycle.scene import (
     said_by,
 )
 from tests.support.http import Event, EventStream, open_stream
+from tests.support.nats import NatsServer
+from tests.support.outages import stopped
 from tests.support.runs import over, queue_empty, submit
 from tests.support.waiting import wait_until
 
@@ -127,6 +129,27 @@ async def test_the_last_broker_of_all(scene: Scene) -> None:
 async def outlasted(seconds: float) -> None:
     """Let time pass in which something must not happen."""
     await asyncio.sleep(seconds)
+
+
+async def test_everything_dies_at_once(scene: Scene, nats_server: NatsServer) -> None:
+    """After a power cut a run that had spoken is lost, one that had not is executed, and clients find both again."""
+    gateway, writer = await scene.gateway(), await scene.broker()
+    spoke, silent = await scene.say(gateway, chunks=2, waits=True), await scene.say(gateway, chunks=2)
+    async with opened(gateway, spoke) as stream:
+        run_id = await run_of(stream)
+        await stream.take(2)
+        await writer.pause()
+        async with opened(gateway, silent) as other:
+            other_id = await run_of(other)
+            async with stopped(nats_server):
+                await asyncio.gather(gateway.kill(), writer.kill())
+    gateway, _ = await scene.gateway(), await scene.broker()
+    await wait_until(lambda: scene.core.connection.is_connected)
+    lost, executed = await asyncio.gather(answered(gateway, spoke), answered(gateway, silent))
+    assert (ending_of(lost), len(said_by(lost)), lost[0].json["run_id"]) == ("run_lost", 2, run_id)
+    assert (ending_of(executed), len(said_by(executed)), executed[0].json["run_id"]) == ("end_turn", 2, other_id)
+    await check_life(scene, run_id, lost)
+    await check_life(scene, other_id, executed)
 
 
 async def test_what_kills_every_broker_is_given_up(scene: Scene) -> None:

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from tests.lifecycle.scene import (
 )
 from tests.support.http import EventStream
 from tests.support.nats import NatsCluster, NatsServer
-from tests.support.outages import stopped
+from tests.support.outages import paused, stopped
 from tests.support.waiting import wait_until
 
 LIVE = 100
@@ -43,13 +45,13 @@ async def live_runs(
     return await asyncio.gather(*(start() for _ in range(LIVE)))
 
 
-async def outage_of(scene: Scene, server: NatsServer, seconds: float) -> None:
+async def outlive(scene: Scene, outage: AbstractAsyncContextManager[None], seconds: float) -> None:
     """Let NATS be away that long while a hundred runs talk; every one of them comes to its own end."""
     gateway = await scene.gateway(lease_seconds=scene.core.settings.lease_seconds)
     brokers = [await scene.broker(lease_seconds=scene.core.settings.lease_seconds) for _ in range(2)]
     async with contextlib.AsyncExitStack() as streams:
         following = await live_runs(scene, gateway, streams, chunks=CHUNKS, interval=seconds / 4)
-        async with stopped(server):
+        async with outage:
             await asyncio.sleep(seconds)  # how long the outage is
         since = time.monotonic()
         await asyncio.gather(*(stream.rest(deadline=60) for stream in following))
@@ -62,16 +64,19 @@ async def outage_of(scene: Scene, server: NatsServer, seconds: float) -> None:
     await scene.counted(brokers, "runstream_runs_ended_total", LIVE)
 
 
-async def test_an_outage_of_three_leases(scene: Scene, nats_server: NatsServer) -> None:
+@pytest.mark.parametrize("outage", [stopped, pytest.param(paused, marks=pytest.mark.long)])
+async def test_an_outage_of_three_leases(
+    scene: Scene, nats_server: NatsServer, outage: Callable[[NatsServer], AbstractAsyncContextManager[None]]
+) -> None:
     """A hundred live runs outlive an outage of three leases: nothing is missing, nothing there twice."""
-    await outage_of(scene, nats_server, 3 * LEASE_SECONDS)
+    await outlive(scene, outage(nats_server), 3 * LEASE_SECONDS)
 
 
 @pytest.mark.long
 async def test_an_outage_of_half_a_minute(nats_server: NatsServer, tmp_path: Path) -> None:
     """The same with every setting at its default, and NATS away for 30 s."""
     async with scene_running(nats_server.url, tmp_path, lease_seconds=10) as scene:
-        await outage_of(scene, nats_server, 30)
+        await outlive(scene, stopped(nats_server), 30)
 
 
 async def test_the_indexs_leader_dies(nats_cluster: NatsCluster, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from tests.lifecycle.scene import (
     check_repeated,
     ending_of,
     opened,
+    post,
     run_of,
     said_by,
 )
@@ -58,6 +59,31 @@ async def check_silent(scene: Scene, ended: RunRecord) -> None:
     assert last.headers["Rs-Kind"] == "end"
     assert await scene.record(ended.id) == ended
     assert not await scene.core.holds(f"lease.{ended.id}")
+
+
+async def test_a_writer_whose_run_another_has_begun(scene: Scene) -> None:
+    """A silent writer that was paused stops, too, when its run was not ended, but given to another."""
+    gateway, writer = await scene.gateway(), await scene.broker()
+    say = await scene.say(gateway, chunks=0, waits=True)
+    async with opened(gateway, say) as stream:
+        run_id = await run_of(stream)
+        await begun(scene, run_id)
+        await writer.pause()
+        await scene.broker()
+        await wait_until(lambda: len(scene.journal("begun", run_id)) == 2)
+        resumed_at = writer.resume()
+        await wait_until(lambda: scene.journal("closed", run_id), 5, "its agent is not closed")
+        (closed,) = scene.journal("closed", run_id)
+        print(f"the agent was closed {closed.at - resumed_at:.2f} s after SIGCONT")
+        assert (closed.pid, closed.at - resumed_at < LEASE_SECONDS / RENEWALS_PER_LEASE + SLACK_SECONDS) == (
+            writer.pid,
+            True,
+        )
+        assert (await post(gateway, f"conversations/{say.conversation_id}/cancel")).json == {run_id: "cancelled"}
+        await stream.rest()
+    assert ending_of(stream.seen) == "cancelled"
+    await check_life(scene, run_id, stream.seen)
+    assert len(scene.journal("begun", run_id)) == 2
 
 
 async def test_a_writer_that_was_paused_for_less_than_its_lease(scene: Scene) -> None:

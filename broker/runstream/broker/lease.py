@@ -130,19 +130,23 @@ class Lease:
         try:
             return await self._index.renew_lease(self._tenant, self._run_id, self._revision)
         except WrongLastSequence:
-            # Renewed by a try whose answer was lost, or by a writer that had the run before; or the lease is gone.
+            # Renewed by a try whose answer was lost, or by another writer; or the lease is gone.
             lease = await self._index.lease(self._run_id)
+            if lease is not None:
+                # Kept whatever comes of this try: one that NATS is too slow for would else be followed by one that
+                # begins with a write that is refused, and so on until the lease has lapsed.
+                self._revision = lease.revision
+            if not await self._owns_log():
+                raise Fenced("Its lease is gone, or another's.", run_id=self._run_id) from None
             if lease is None:
-                if not await self._owns_log():
-                    raise Fenced("Its lease is gone.", run_id=self._run_id) from None
                 return await self._index.restore_lease(self._tenant, self._run_id)
-            # Kept whatever comes of this try: one that NATS is too slow for would else be followed by one that begins
-            # with a write that is refused, and so on until the lease has lapsed.
-            self._revision = lease.revision
             return await self._index.renew_lease(self._tenant, self._run_id, self._revision)
 
     async def _owns_log(self) -> bool:
-        """Tell whether the log's last message is this writer's own, and not the end."""
+        """Tell whether nobody has written to the log after this writer, nor ended it."""
         address = self._publisher.address
         last = await self._jetstream.last_message(address.stream, address.subject)
-        return last is not None and self._publisher.may_follow(last)
+        if last is None:
+            return False
+        # Older than what this writer has stored: the log's leader is new and lags.
+        return last.seq < self._publisher.last_seq or self._publisher.may_follow(last)
