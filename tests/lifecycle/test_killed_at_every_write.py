@@ -31,7 +31,7 @@ from tests.support.nats import NatsServer, nats_server_running
 from tests.support.runs import queue_empty
 from tests.support.waiting import wait_until
 
-LANES = 6
+LANES = 8
 """Points that are tried at the same time, each on a NATS of its own: what takes time is a lease, not the machine."""
 MOST_WRITES = 60
 
