@@ -124,8 +124,9 @@ class Peer:
         return self._process.pid
 
     def lines(self) -> list[str]:
-        """What it has said."""
-        return self._output.read_text(errors="replace").splitlines() if self._output.exists() else []
+        """What it has said, line by line; one that it is still at is not among them."""
+        said = self._output.read_text(errors="replace") if self._output.exists() else ""
+        return said.rpartition("\n")[0].splitlines()
 
     def writes(self) -> list[str]:
         """The subjects it has written to, or was about to when it died."""

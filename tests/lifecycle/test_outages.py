@@ -29,6 +29,8 @@ from tests.support.waiting import wait_until
 
 LIVE = 100
 CHUNKS = 8
+LEADERLESS = 28
+"""Chunks of a run that lives through an election: seven seconds of them."""
 
 
 async def live_runs(
@@ -86,7 +88,7 @@ async def test_the_indexs_leader_dies(nats_cluster: NatsCluster, tmp_path: Path)
         gateway, watchdog = await scene.gateway(), await scene.broker(has_agent=False)
         writer = await scene.broker()
         async with contextlib.AsyncExitStack() as streams:
-            says = [await scene.say(gateway, chunks=40, interval=0.25) for _ in range(10)]
+            says = [await scene.say(gateway, chunks=LEADERLESS, interval=0.25) for _ in range(10)]
             following = [await streams.enter_async_context(opened(gateway, say)) for say in says]
             ids = [await run_of(stream) for stream in following]
             await asyncio.gather(*(stream.take(1) for stream in following))
@@ -94,9 +96,11 @@ async def test_the_indexs_leader_dies(nats_cluster: NatsCluster, tmp_path: Path)
             number = nats_cluster.names.index(name)
             await nats_cluster.kill(number)
             await asyncio.gather(*(stream.rest(deadline=40) for stream in following))
-        assert {(ending_of(stream.seen), len(said_by(stream.seen))) for stream in following} == {("end_turn", 40)}
+        await nats_cluster.heal()  # other streams may still be without a leader, and could not be asked
+        assert {(ending_of(stream.seen), len(said_by(stream.seen))) for stream in following} == {
+            ("end_turn", LEADERLESS)
+        }
         for run_id, stream in zip(ids, following, strict=True):
             await check_life(scene, run_id, stream.seen)
         await scene.counted([writer, watchdog], "runstream_runs_ended_total", len(ids))
         assert sorted(line.run_id for line in scene.journal("begun")) == sorted(ids)
-    await nats_cluster.heal()

@@ -1,6 +1,7 @@
 """Index and queue that disagree with the logs: whoever notices mends it, and counts it."""
 
 import msgspec
+import pytest
 
 from runstream.broker.keys import cancel_key, conversation_key, lease_key, request_key, run_key, subject_of
 from runstream.schemas import DEFAULT_TENANT, RunRecord, encode_conversation, encode_run, new_run_id
@@ -144,6 +145,27 @@ async def test_a_dead_run_without_a_lease(scene: Scene) -> None:
     await scene.broker()
     await check_life(scene, run_id, stream.seen)
     await check_free(scene, gateway, say.conversation_id)
+
+
+@pytest.mark.parametrize("chunks", [0, 2])
+async def test_a_dead_run_without_a_lease_on_the_queue(scene: Scene, chunks: int) -> None:
+    """A worker that must leave a run to others sees to it that there is somebody who looks at it."""
+    gateway, writer = await scene.gateway(), await scene.broker()
+    say = await scene.say(gateway, chunks=chunks, waits=True)
+    async with opened(gateway, say) as stream:
+        run_id = await run_of(stream)
+        await stream.take(chunks)
+        await begun(scene, run_id)
+        await writer.kill()
+        await delete(scene, lease_key(run_id))
+        other = await scene.broker()
+        await repaired(scene, other, "lease_missing")
+        if chunks:
+            await stream.rest()
+            assert ending_of(stream.seen) == "run_lost"
+            await check_life(scene, run_id, stream.seen)
+        else:
+            await wait_until(lambda: len(scene.journal("begun", run_id)) == 2)
 
 
 async def test_a_live_run_that_lost_its_lease(scene: Scene) -> None:

@@ -20,9 +20,17 @@ if TYPE_CHECKING:
     from runstream.broker.settings import BrokerSettings
     from runstream.schemas import RunRecord
 
-__all__ = ["Repair"]
+__all__ = ["Repair", "watch_over"]
 
 log = structlog.get_logger(__name__)
+
+
+async def watch_over(index: Index, record: RunRecord, observe: Callable[[str], None]) -> None:
+    """Give a run that has not ended a lease if it has none: without one no watchdog ever looks at it."""
+    if not record.is_terminal and await index.lease(record.id) is None:
+        await index.restore_lease(record.tenant, record.id)
+        observe("lease_missing")
+        log.warning("lease_restored", run_id=record.id)
 
 
 class Repair:
@@ -47,10 +55,7 @@ class Repair:
         last = await self._take_over.last_of(record)
         if last is not None and entry_of(last).kind is Kind.END:
             return await self._finished(record)
-        if await self._index.lease(run_id) is None:
-            await self._index.restore_lease(tenant, run_id)
-            self._observe("lease_missing")
-            log.warning("lease_restored", run_id=run_id)
+        await watch_over(self._index, record, self._observe)
         return False
 
     async def _finished(self, record: RunRecord) -> bool:

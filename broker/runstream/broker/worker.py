@@ -24,6 +24,7 @@ from runstream.broker.lease import RENEWALS_PER_LEASE, Lease
 from runstream.broker.log import entry_of
 from runstream.broker.publisher import Publisher, Write
 from runstream.broker.recording import Recording
+from runstream.broker.repair import watch_over
 from runstream.broker.takeover import is_executable
 from runstream.broker.topology import LogAddress
 from runstream.schemas import INTERNAL_ERROR, Kind, SchemaError, carries_approval, status_of
@@ -157,10 +158,12 @@ class Worker:
         address = LogAddress(record.id, record.shard)
         last = await self._jetstream.last_message(address.stream, address.subject)
         if not is_executable(record, last):
+            await watch_over(self._index, record, self._metrics.repaired)
             await task.done()
             return
         if last is not None and entry_of(last).kind is Kind.ATTEMPT and not await self._watchdog.has_lapsed(record.id):
             # Its worker thinks, or has just died: the message waits for either to show.
+            await watch_over(self._index, record, self._metrics.repaired)
             await task.give_back(min(1.0, self.hold_seconds / RENEWALS_PER_LEASE))
             return
         request = await self._index.request(record.tenant, record.id)

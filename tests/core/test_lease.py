@@ -1,0 +1,49 @@
+"""A writer's lease where NATS is slow: it is renewed all the same."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+from runstream.broker.index import Index
+from runstream.broker.jetstream import JetStream, StoredMessage
+from runstream.broker.lease import Lease
+from runstream.schemas import DEFAULT_TENANT
+from tests.support.core import Core, chunk
+from tests.support.waiting import wait_until
+
+LEASE_SECONDS = 1.0
+ANSWER_SECONDS = 0.12
+"""What each answer takes: a renewal that begins with a wrong revision needs four of them, and has time for two."""
+
+
+class SlowJetStream(JetStream):
+    """JetStream whose writes and reads each take their time."""
+
+    async def publish(self, subject: str, body: bytes, headers: Mapping[str, str]) -> int:
+        await asyncio.sleep(ANSWER_SECONDS)
+        return await super().publish(subject, body, headers)
+
+    async def last_message(self, stream: str, subject: str) -> StoredMessage | None:
+        await asyncio.sleep(ANSWER_SECONDS)
+        return await super().last_message(stream, subject)
+
+
+async def test_a_renewal_that_takes_too_long_is_of_use_to_the_next(core: Core) -> None:
+    """A lease of which an answer was lost is renewed within its time, though no try is fast enough to do it all."""
+    slow = SlowJetStream(core.connection, timeout_seconds=2)
+    async with core.publisher(core.address()) as publisher:
+        run_id = publisher.address.run_id
+        await publisher.publish(chunk(0))
+        async with Lease(slow, Index(slow), publisher, tenant=DEFAULT_TENANT, seconds=LEASE_SECONDS) as lease:
+            renewed = await core.index.restore_lease(DEFAULT_TENANT, run_id)
+            lost = await core.index.renew_lease(DEFAULT_TENANT, run_id, renewed)
+            since = time.monotonic()
+
+            async def is_renewed() -> bool:
+                found = await core.index.lease(run_id)
+                return found is not None and found.revision > lost
+
+            await wait_until(is_renewed, 4 * LEASE_SECONDS, "the lease is not renewed any more")
+            assert time.monotonic() - since < LEASE_SECONDS
+            assert not lease.over.done()
+    await slow.close()
