@@ -102,6 +102,27 @@ async def test_a_writer_that_was_paused_for_less_than_its_lease(scene: Scene) ->
     await check_life(scene, run_id, stream.seen)
 
 
+@pytest.mark.parametrize("chunks", [0, 2])
+async def test_the_only_broker_was_paused(scene: Scene, chunks: int) -> None:
+    """Nobody else was there to end or to take its run: it goes on with it, once, though its message came back."""
+    gateway, writer = await scene.gateway(), await scene.broker()
+    say = await scene.say(gateway, chunks=chunks, waits=True)
+    async with opened(gateway, say) as stream:
+        run_id = await run_of(stream)
+        await stream.take(chunks)
+        await begun(scene, run_id)
+        await writer.pause()
+        await asyncio.sleep(2 * LEASE_SECONDS)  # how long the pause is
+        writer.resume()
+        await asyncio.sleep(LEASE_SECONDS)  # time in which nothing must happen
+        assert (await scene.record(run_id)).status == "running"
+        assert (len(scene.journal("begun")), scene.journal("closed")) == (1, [])
+        assert (await post(gateway, f"conversations/{say.conversation_id}/cancel")).json == {run_id: "cancelled"}
+        await stream.rest()
+    assert (ending_of(stream.seen), len(said_by(stream.seen))) == ("cancelled", chunks)
+    await check_life(scene, run_id, stream.seen)
+
+
 async def test_a_watchdog_that_was_paused(scene: Scene) -> None:
     """A broker that saw nothing for two leases ends no run of another when it goes on."""
     gateway, writer = await scene.gateway(), await scene.broker()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import structlog
@@ -81,7 +82,7 @@ class Worker:
         self._agent = agent
         self._judges_approvals = judges_approvals
         self._metrics = metrics
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[str, asyncio.Task[None]] = {}
         self._dismissed: set[asyncio.Task[Outcome]] = set()
         self._slot_freed = asyncio.Event()
         self.hold_seconds = settings.lease_seconds
@@ -97,7 +98,7 @@ class Worker:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        tasks = [*self._running, *([self._taker] if self._taker is not None else [])]
+        tasks = [*self._running.values(), *([self._taker] if self._taker is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -116,9 +117,12 @@ class Worker:
             try:
                 async with aclosing(self._queue.tasks(self._free_slots, self._slot_freed)) as tasks:
                     async for task in tasks:
+                        if task.run_id in self._running:
+                            # Executed here, and so slow that its message came back: it must not fence itself.
+                            continue
                         running = asyncio.create_task(self._execute(task), name=f"run-{task.run_id}")
-                        self._running.add(running)
-                        running.add_done_callback(self._finished)
+                        self._running[task.run_id] = running
+                        running.add_done_callback(partial(self._finished, task.run_id))
             except Unavailable as error:
                 log.warning("work_queue_unreachable", error=str(error))
                 await asyncio.sleep(RETRY_SECONDS)
@@ -127,8 +131,8 @@ class Worker:
                 log.exception("worker_crashed")
                 await asyncio.sleep(RETRY_SECONDS)
 
-    def _finished(self, running: asyncio.Task[None]) -> None:
-        self._running.discard(running)
+    def _finished(self, run_id: str, _: asyncio.Task[None]) -> None:
+        del self._running[run_id]
         self._slot_freed.set()
 
     async def _execute(self, task: Task) -> None:
