@@ -66,7 +66,7 @@ async def test_an_ending_that_is_too_large(core: Core, kind: str, status: str, s
     assert b"x" * 256 in told
     assert len(told) < 2**16
     assert record.status == status
-    assert record.error == (None if kind in {"stop_reason", "usage"} else msgspec.json.decode(told))
+    assert record.error == (None if kind == "usage" else msgspec.json.decode(told))
 
 
 @pytest.mark.parametrize(
@@ -75,15 +75,17 @@ async def test_an_ending_that_is_too_large(core: Core, kind: str, status: str, s
     ids=repr,
 )
 async def test_a_stop_reason_in_odd_words(core: Core, stop_reason: str) -> None:
-    """A stop reason nobody knows is told to the client as it is, and fails the run."""
+    """A stop reason nobody knows is told to the client as it is, and fails the run with an error that names it."""
     async with Broker(core.settings, agent=scripted(said(0), StopReason(stop_reason=stop_reason))):
         run = await submit(core)
         record = await over(core, run)
         await queue_empty(core)
     stored = await core.stored(LogAddress(run.id, run.shard))
-    assert kinds(stored) == ["ping", "attempt", "data", "plain", "end"]
+    assert kinds(stored) == ["ping", "attempt", "data", "plain", "error", "end"]
     assert msgspec.json.decode(stored[3].body)["stop_reason"] == stop_reason
-    assert (record.status, record.stop_reason) == ("failed", stop_reason)
+    error = msgspec.json.decode(stored[4].body)
+    assert f"'{stop_reason}'" in error["message"]
+    assert (record.status, record.stop_reason, record.error) == ("failed", stop_reason, error)
 
 
 async def test_a_long_answer_of_large_chunks(core: Core) -> None:

@@ -223,12 +223,10 @@ class Index:
         puts += [await self._take_otid(record, otid, found) for otid, found in held.items()]
         if conversation_id is not None:
             puts.append(await self._take_conversation(record, conversation_id, conversation))
+        puts.append(_Put(run_key(tenant, record.id), encode_run(record), 0))
         if request is not None:
             puts.append(_Put(request_key(tenant, record.id), encode_run_request(request), 0))
-        puts += [
-            _Put(run_key(tenant, record.id), encode_run(record), 0),
-            _Put(lease_key(record.id), tenant.encode(), 0),
-        ]
+        puts.append(_Put(lease_key(record.id), tenant.encode(), 0))
         if not self._jetstream.connection.is_connected:
             # What is sent now would wait for the next connection, and nobody could say any more that it was not stored.
             raise Unavailable("NATS is not connected.")
