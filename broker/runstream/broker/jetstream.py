@@ -302,10 +302,15 @@ class JetStream:
 
     # -- administration -----------------------------------------------------------------------------------------
 
-    async def api(self, call: str, body: Mapping[str, object] | None) -> dict[str, Any]:
-        """Call `$JS.API.<call>`; returns the answer as it is, or raises what its error means."""
+    async def api(
+        self, call: str, body: Mapping[str, object] | None, *, seconds: float | None = None
+    ) -> dict[str, Any]:
+        """Call `$JS.API.<call>`; returns the answer as it is, or raises what its error means.
+
+        `seconds` stands in for the time-out where the server is known to take longer.
+        """
         data = b"" if body is None else msgspec.json.encode(body)
-        answer = await self.connection.request(f"$JS.API.{call}", data, seconds=self._seconds)
+        answer = await self.connection.request(f"$JS.API.{call}", data, seconds=seconds or self._seconds)
         decoded: dict[str, Any] = msgspec.json.decode(answer.data)
         if "error" in decoded:
             raise _translated(msgspec.convert(decoded["error"], _Error), call=call)

@@ -61,6 +61,8 @@ NANOSECONDS = 1_000_000_000
 DUPLICATE_WINDOW_SECONDS = 10
 """Nothing here needs a duplicate window: what is written is written on a condition. It may not exceed `max_age`."""
 
+MAKING_SECONDS = 20.0
+"""How long making or changing a stream may take: on a busy disk it is seconds."""
 REMEDY = "Repair or remove the stream, then start again."
 ESSENTIAL = frozenset({"subjects", "storage", "retention", "republish", "allow_atomic", "discard_new_per_subject"})
 
@@ -194,7 +196,7 @@ async def _ensure_stream(jetstream: JetStream, wanted: Mapping[str, Any], made: 
         info = await jetstream.api(f"STREAM.INFO.{name}", None)
     except NotStored:
         try:
-            info = await jetstream.api(f"STREAM.CREATE.{name}", wanted)
+            info = await jetstream.api(f"STREAM.CREATE.{name}", wanted, seconds=MAKING_SECONDS)
             log.info("stream_created", stream=name, replicas=wanted["num_replicas"])
             made.append(name)
         except StoreRefused as refused:
@@ -211,7 +213,7 @@ async def _update_stream(jetstream: JetStream, wanted: Mapping[str, Any], found:
     # The first sequence belongs to the stream's making; an update must repeat the one it has.
     config = {**found, **wanted, "first_seq": found.get("first_seq", 0)}
     try:
-        await jetstream.api(f"STREAM.UPDATE.{wanted['name']}", config)
+        await jetstream.api(f"STREAM.UPDATE.{wanted['name']}", config, seconds=MAKING_SECONDS)
     except StoreRefused as refused:
         raise TopologyError(f"Stream {wanted['name']} cannot be changed: {refused.detail}. {REMEDY}") from refused
 
@@ -254,7 +256,7 @@ async def _ensure_workers(jetstream: JetStream, settings: BrokerSettings, *, app
     try:
         found = (await jetstream.api(f"CONSUMER.INFO.{WORK_STREAM}.{WORKERS}", None))["config"]
     except NotStored:
-        found = (await jetstream.api(call, body))["config"]
+        found = (await jetstream.api(call, body, seconds=MAKING_SECONDS))["config"]
     if apply:
         await jetstream.api(call, body)
     return [
