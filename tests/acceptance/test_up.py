@@ -144,13 +144,13 @@ async def test_interrupt_from_the_terminal_ends_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 async def test_runs_survive_a_restart(tmp_path: Path, number: signal.Signals) -> None:
-    """After an end in order, and after a kill, a finished run is read on from its cursor, and a live one is ended."""
+    """A finished run is read on from its cursor, and a live one has ended: as interrupted, or after a kill as lost."""
     lease = {"RUNSTREAM_LEASE_SECONDS": "1"}
     async with up(tmp_path / "data", env=lease) as served:
         async with served.create(chunks=10, interval_ms=0) as stream:
             finished = await stream.rest()
         async with served.create(chunks=1000, interval_ms=20) as stream:
-            lost = await stream.take(10)
+            interrupted = await stream.take(10)
         family = descendants(served.process.pid)
         served.process.send_signal(number)
         assert await served.process.wait(soon()) == (0 if number is signal.SIGTERM else -number)
@@ -158,11 +158,12 @@ async def test_runs_survive_a_restart(tmp_path: Path, number: signal.Signals) ->
     async with up(tmp_path / "data", env=lease) as served:
         async with served.resume(finished[0].json["run_id"], finished[4].seq_id or 0) as stream:
             assert await stream.rest() == finished[5:]
-        async with served.resume(lost[0].json["run_id"]) as stream:
+        async with served.resume(interrupted[0].json["run_id"]) as stream:
             events = await stream.rest(deadline=30)
-    assert events[: len(lost)] == lost
+    assert events[: len(interrupted)] == interrupted
     assert events[-1] == DONE
-    assert (events[-2].event, events[-2].json["error_type"]) == ("error", "run_lost")
+    error_type = "stream_task_cancelled" if number is signal.SIGTERM else "run_lost"
+    assert (events[-2].event, events[-2].json["error_type"]) == ("error", error_type)
     assert {event.message_type for event in events[1:-3]} == {"assistant_message"}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from runstream.gateway.cancelling import Canceller
 from runstream.schemas import Chunk, RunRequest, StopReason, approvals_in, new_agent_id, new_otid
 from tests.support.http import Event, open_stream
 from tests.support.stack import Stack, message, stack_running
@@ -138,6 +139,18 @@ async def test_an_answer_that_was_cancelled_has_been_given(nats_url: str) -> Non
             await stack.fetch("POST", f"/v1/conversations/{conversation}/cancel")
             assert stop_of(await stream.rest()) == "cancelled"
         assert stop_of(await post(stack, place, HELLO)) == "requires_approval"
+
+
+async def test_a_cancel_that_meets_the_request_ends_the_waiting(nats_url: str) -> None:
+    """Cancelled while it ends with a request for approval, a run leaves nothing waiting, as the answer says."""
+    async with stack_running(nats_url) as stack, stack.live(1) as (run_id, stream):
+        record = await stack.record(run_id)
+        stack.puppet.finish(run_id, "requires_approval")
+        await stream.rest()
+        assert await stack.index.waiting_for_approval("default", record.agent_id) == run_id
+        # What the gateway had read a moment before.
+        await Canceller(stack.jetstream.connection, stack.index).cancel(record)
+        assert await stack.index.waiting_for_approval("default", record.agent_id) is None
 
 
 async def is_running(stack: Stack, run_id: str) -> bool:

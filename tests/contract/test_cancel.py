@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 
 from runstream.broker.agents import Agent
+from runstream.gateway.cancelling import Canceller
 from runstream.schemas import AssistantMessage, Chunk, RunRequest, StopReason, new_agent_id, new_run_id
 from tests.support.http import Event, EventStream, Reply, open_stream
 from tests.support.nats import NatsServer
@@ -267,31 +268,49 @@ async def test_a_cancel_that_nobody_heard_is_found_after_the_reconnect(
 
 
 async def test_a_late_cancel_never_hits_the_next_run(nats_url: str) -> None:
-    """A hundred messages, each posted the moment the last has ended, and cancels at random: each meets one run."""
+    """Cancelled as it was a moment ago, a run that has ended stays as it is, and so does the one that came after it."""
     async with stack_running(nats_url) as stack:
         conversation = await stack.conversation()
-        hit: list[str] = []
+        canceller = Canceller(stack.jetstream.connection, stack.index)
+        for _ in range(30):
+            async with stack.say_in(conversation) as first:
+                run_id = str((await first.take(1))[0].json["run_id"])
+                await wait_until(lambda run_id=run_id: started(stack, run_id))  # type: ignore[misc]
+                read_before = await stack.record(run_id)
+                stack.puppet.finish(run_id)
+                await first.rest()
+            async with stack.say_in(conversation) as second:
+                next_id = str((await second.take(1))[0].json["run_id"])
+                await canceller.cancel(read_before)
+                stack.puppet.say(next_id)
+                stack.puppet.finish(next_id)
+                events = await second.rest()
+            assert [event.message_type for event in events[:-1]] == [
+                *("assistant_message", "stop_reason", "usage_statistics")
+            ]
+            assert [(await stack.record(each)).status for each in (run_id, next_id)] == ["completed", "completed"]
+
+
+async def test_cancels_at_any_moment_meet_one_run_or_none(nats_url: str) -> None:
+    """A hundred messages, each posted the moment the last has ended, and cancels without end: no post is refused."""
+    async with stack_running(nats_url) as stack:
+        conversation = await stack.conversation()
         done = asyncio.Event()
 
         async def keep_cancelling() -> None:
             while not done.is_set():
-                reply = await cancel(stack, f"conversations/{conversation}/cancel")
-                if reply.status == 200:
-                    hit.extend(reply.json)
+                assert (await cancel(stack, f"conversations/{conversation}/cancel")).status in {200, 409}
 
+        stops: list[list[str]] = []
         async with beside(keep_cancelling(), done):
-            statuses = {}
             for _ in range(100):
                 async with stack.say_in(conversation, {"chunks": 1, "interval_ms": 0}) as stream:
                     assert stream.status == 200, "the conversation was still busy after the end"
                     await stream.rest()
                 assert stream.seen[-1].is_done
-                run_id = str(stream.seen[0].json["run_id"])
-                stops = [event.json["stop_reason"] for event in stream.seen if event.message_type == "stop_reason"]
-                statuses[run_id] = stops
-        assert all(stops in (["cancelled"], ["end_turn"]) for stops in statuses.values())
-        assert {run_id for run_id, stops in statuses.items() if stops == ["cancelled"]} <= set(hit)
-        assert {"cancelled"} <= {stop for stops in statuses.values() for stop in stops}, "no cancel met a run"
+                stops.append([each.json["stop_reason"] for each in stream.seen if each.message_type == "stop_reason"])
+        assert {tuple(each) for each in stops} <= {("cancelled",), ("end_turn",)}
+        assert ["cancelled"] in stops, "no cancel met a run"
 
 
 @contextlib.asynccontextmanager

@@ -610,7 +610,8 @@ async def test_leases_and_wishes_are_listed(core: Core, monkeypatch: pytest.Monk
     leases, wishes = await core.index.leases(), await core.index.cancel_wishes()
     for at, run in enumerate(runs):
         lease = await core.index.lease(run.id)
-        assert leases.get(run.id) == (None if lease is None else lease.revision)
+        listed = leases.get(run.id)
+        assert (None if listed is None else listed.seq) == (None if lease is None else lease.revision)
         assert (run.id in leases) == (at >= 4)
         assert (run.id in wishes) == (at >= 4 and at % 2 == 0)
 

@@ -291,6 +291,16 @@ async def test_logs_that_cannot_tell_are_passed_over(core: Core) -> None:
     assert await keys(core) == {}
 
 
+async def test_a_record_that_cannot_be_read_stops_nobody(core: Core) -> None:
+    """It is counted and stays as it is, and the other runs are restored."""
+    run, strange = await ended_run(core), await ended_run(core)
+    await lose_index(core)
+    await core.jetstream.publish(subject_of(f"run.default.{strange.id}"), b"junk", {})
+    done = await rebuilt(core)
+    assert (done.records, done.unreadable) == (1, 1)
+    assert comparable(await core.record(run)) == comparable(run)
+
+
 async def test_shards_of_an_earlier_configuration_are_read_too(nats_server: NatsServer) -> None:
     """Runs are found in every stream of logs that is there, whatever the number of shards is now."""
     async with core_running(nats_server.url, shards=3) as core:

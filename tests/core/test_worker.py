@@ -14,7 +14,7 @@ import pytest_asyncio
 from runstream.broker.agents import Agent
 from runstream.broker.agents.demo import demo
 from runstream.broker.connection import Message
-from runstream.broker.errors import AgentFailed
+from runstream.broker.errors import AgentFailed, Fenced, StoreRefused, Unavailable
 from runstream.broker.log import KIND, entry_of
 from runstream.broker.queue import WorkQueue
 from runstream.broker.service import Broker
@@ -326,8 +326,8 @@ async def test_a_failure_is_no_failure_of_others(core: Core) -> None:
 # -- stopping, sharing, repeating ---------------------------------------------------------------------------------
 
 
-async def test_the_agent_is_closed_when_the_broker_stops(core: Core) -> None:
-    """A broker that stops closes its agents, so that they can clean up; the run stays for another."""
+async def test_a_broker_that_stops_ends_what_its_agents_have_begun_to_say(core: Core) -> None:
+    """It closes them, so that they can clean up, and their runs end at once, as interrupted, for good."""
     closed: list[str] = []
 
     async def agent(request: RunRequest) -> AsyncGenerator[Chunk, None]:
@@ -345,10 +345,68 @@ async def test_the_agent_is_closed_when_the_broker_stops(core: Core) -> None:
         assert closed == []
     assert closed == [run.id]
     assert not [task for task in asyncio.all_tasks() if run.id in task.get_name()]
+    assert await core.is_over(run)
+    told = await ending(core, run)
+    assert (told[0]["stop_reason"], told[1]["error_type"]) == ("error", "stream_task_cancelled")
     async with broker(core, agent):
         record = await over(core, run)
-    assert (record.error or {})["error_type"] == "run_lost"
+        await queue_empty(core)
+    assert record.error == told[1]
     assert closed == [run.id]
+
+
+async def test_a_run_whose_broker_stopped_before_its_agent_spoke_is_another_brokers(core: Core) -> None:
+    """It has said nothing, so nothing is said twice: another broker executes it from its beginning."""
+    asked = asyncio.Event()
+
+    async def silent(_: RunRequest) -> AsyncGenerator[Chunk, None]:
+        asked.set()
+        await asyncio.Event().wait()
+        yield said(0)
+
+    async with broker(core, silent):
+        run = await submit(core)
+        await asked.wait()
+    async with broker(core, scripted(*answer(2))):
+        record = await over(core, run)
+    assert record.status == "completed"
+    assert kinds(await core.stored(LogAddress(run.id, run.shard)))[:4] == ["ping", "attempt", "attempt", "data"]
+
+
+async def test_a_run_that_was_cancelled_before_it_was_taken(core: Core) -> None:
+    """Its agent never hears of it, and it counts as none that was handed to it."""
+    executed: list[str] = []
+
+    async def agent(request: RunRequest) -> AsyncGenerator[Chunk, None]:
+        executed.append(request.run_id)
+        yield said(0)
+
+    run = await submit(core)
+    await core.index.wish_cancelled(run.tenant, run.id)
+    serving = broker(core, agent)
+    async with serving:
+        record = await over(core, run)
+    assert record.status == "cancelled"
+    assert executed == []
+    assert serving.metrics.registry.get_sample_value("runstream_runs_started_total") == 0
+
+
+@pytest.mark.parametrize("error", [Unavailable("elsewhere"), Fenced("elsewhere"), StoreRefused("elsewhere")], ids=repr)
+async def test_an_agent_that_uses_a_store_of_its_own(core: Core, error: Exception) -> None:
+    """What goes wrong there is the agent's failure: it is executed once, and its run fails at once."""
+    executed: list[str] = []
+
+    async def agent(request: RunRequest) -> AsyncGenerator[Chunk, None]:
+        executed.append(request.run_id)
+        if executed:
+            raise error
+        yield said(0)
+
+    async with broker(core, agent):
+        run = await submit(core)
+        record = await over(core, run)
+    assert executed == [run.id]
+    assert (record.error or {})["error_type"] == "internal_error"
 
 
 async def test_two_brokers_share_the_queue(core: Core) -> None:

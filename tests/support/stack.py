@@ -68,9 +68,9 @@ class Puppet:
         """Let a run fail once it has said what it was told to."""
         self._lines[run_id].put_nowait(AgentFailed(error_type))
 
-    def finish(self, run_id: str) -> None:
-        """Let a run end well once it has said what it was told to."""
-        self._lines[run_id].put_nowait(StopReason(stop_reason="end_turn"))
+    def finish(self, run_id: str, stop_reason: str = "end_turn") -> None:
+        """Let a run end once it has said what it was told to."""
+        self._lines[run_id].put_nowait(StopReason(stop_reason=stop_reason))
 
 
 class CountingPuppet(Puppet):

@@ -170,16 +170,12 @@ async def end_run(publisher: Publisher, index: Index, record: RunRecord, outcome
         await step(ending)
 
 
-async def finish_run(publisher: Publisher, index: Index, record: RunRecord, last: StoredMessage) -> bool:
-    """Do what is left of an ending whose log's last message is `last`; False if it holds no part of one."""
-    stop_reason = last.headers.get(ENDING)
-    if stop_reason is None:
-        return False
-    kind = entry_of(last).kind
+async def finish_run(publisher: Publisher, index: Index, record: RunRecord, last: StoredMessage) -> None:
+    """Do what is left of an ending that `last`, the log's last message, is a part of."""
+    stop_reason, kind = last.headers[ENDING], entry_of(last).kind
     error = msgspec.json.decode(last.body, type=ErrorMessage) if kind is Kind.ERROR else None
     ending = Ending(publisher, index, record, Outcome(stop_reason, error=error))
     await ending.release()
     if kind is not Kind.END:
         await ending.seal()
     await ending.forget()
-    return True

@@ -24,6 +24,7 @@ from runstream.broker.errors import Conflict, Unavailable, Unsettled, WrongLastS
 from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, BatchWrite
 from runstream.broker.keys import (
     KV_OPERATION,
+    LEASE_SECONDS,
     agent_key,
     approval_key,
     cancel_key,
@@ -55,7 +56,7 @@ from runstream.schemas import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from runstream.broker.jetstream import JetStream
+    from runstream.broker.jetstream import JetStream, StoredMessage
 
 __all__ = ["Claimed", "Index", "Stored"]
 
@@ -92,6 +93,7 @@ class _Put(msgspec.Struct, frozen=True):
     key: str
     value: bytes | None
     revision: int | None = None
+    headers: Mapping[str, str] = {}
 
 
 def _decode_id(value: bytes) -> str:
@@ -347,9 +349,13 @@ class Index:
         """Return a run's lease: its tenant, and a revision that is another after each sign of life."""
         return await self._get(lease_key(run_id), bytes.decode)
 
-    async def renew_lease(self, tenant: str, run_id: str, revision: int) -> int:
-        """Give a sign of life; returns the lease's new revision. Raises `WrongLastSequence` if it is not `revision`."""
-        return await self._write([_Put(lease_key(run_id), tenant.encode(), revision)])
+    async def renew_lease(self, tenant: str, run_id: str, revision: int, *, seconds: float | None = None) -> int:
+        """Give a sign of life; returns the lease's new revision. Raises `WrongLastSequence` if it is not `revision`.
+
+        `seconds`: how long the writer's lease is, where it may differ from the watchdogs' own.
+        """
+        headers = {} if seconds is None else {LEASE_SECONDS: f"{seconds:g}"}
+        return await self._write([_Put(lease_key(run_id), tenant.encode(), revision, headers)])
 
     async def restore_lease(self, tenant: str, run_id: str) -> int:
         """Give a run a lease that has none; returns the revision of the one it has then."""
@@ -383,13 +389,13 @@ class Index:
         """Write a broker's own key, to see that the index can be written; returns its revision."""
         return await self._write([_Put(pulse_key(broker_id), b"")])
 
-    async def leases(self) -> dict[str, int]:
-        """List the runs that have a lease, with its revision."""
+    async def leases(self) -> dict[str, StoredMessage]:
+        """List the runs that have a lease, with the message that renewed it last."""
         return await self._list(lease_key("*"))
 
-    async def cancel_wishes(self) -> dict[str, int]:
+    async def cancel_wishes(self) -> list[str]:
         """List the runs that somebody wishes to end."""
-        return await self._list(cancel_key("*"))
+        return [*await self._list(cancel_key("*"))]
 
     async def newest_revision(self) -> int:
         """Return the revision of what was written last."""
@@ -424,16 +430,16 @@ class Index:
         deleted = KV_OPERATION in message.headers
         return Stored(None if deleted else message.body, message.seq)
 
-    async def _list(self, pattern: str) -> dict[str, int]:
-        """List what a pattern's wildcard stands for, where there is a value, with the key's revision."""
-        found: dict[str, int] = {}
+    async def _list(self, pattern: str) -> dict[str, StoredMessage]:
+        """List what a pattern's wildcard stands for, where there is a value, with the key's message."""
+        found: dict[str, StoredMessage] = {}
         after = 0
         while page := await self._jetstream.consume(
             INDEX_STREAM, subject_of(pattern), after=after, limit=LIST_PAGE_KEYS, max_bytes=LIST_PAGE_BYTES
         ):
             for message in page:
                 if KV_OPERATION not in message.headers:
-                    found[key_of(message.subject).rpartition(".")[2]] = message.seq
+                    found[key_of(message.subject).rpartition(".")[2]] = message
             after = page[-1].seq
         return found
 
@@ -441,7 +447,7 @@ class Index:
         """Write all of `puts` or none; returns the last one's revision."""
         messages = []
         for put in puts:
-            headers = {} if put.value is not None else {KV_OPERATION: "DEL"}
+            headers = {**put.headers} if put.value is not None else {KV_OPERATION: "DEL"}
             if put.revision is not None:
                 headers[EXPECTED_LAST_SEQUENCE] = str(put.revision)
             messages.append(BatchWrite(subject_of(put.key), put.value or b"", headers))

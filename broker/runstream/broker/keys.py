@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BUCKET",
     "KV_OPERATION",
+    "LEASE_SECONDS",
     "LIVE_INDEX",
     "agent_key",
     "approval_key",
@@ -47,6 +48,8 @@ BUCKET = "RUNSTREAM"
 SUBJECTS = f"$KV.{BUCKET}."
 KV_OPERATION = "KV-Operation"
 """The header of a key that is deleted."""
+LEASE_SECONDS = "Rs-Lease"
+"""The header of a lease that says how long its writer's lease is."""
 LIVE_INDEX = "index"
 """What stands before a key in the subject it is republished on."""
 

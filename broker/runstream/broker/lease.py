@@ -59,6 +59,7 @@ class Lease:
         self._publisher = publisher
         self._tenant = tenant
         self._run_id = publisher.address.run_id
+        self._seconds = seconds
         self._interval = seconds / RENEWALS_PER_LEASE
         self._alongside = alongside
         self._revision = 0
@@ -75,8 +76,7 @@ class Lease:
             stack.callback(connection.on_reconnect(self._look.set))
             self._revision = await self._index.restore_lease(self._tenant, self._run_id)
             self._revision = await self._renewed()
-            if await self._index.cancel_wish(self._run_id) is not None:
-                self._stop(RunCancelled(run_id=self._run_id))
+            await self._look_for_wish()
             for work in (self._renew(), self._look_for_wishes()):
                 task = asyncio.create_task(work, name=f"lease-{self._run_id}")
                 stack.push_async_callback(end_task, task)
@@ -94,16 +94,20 @@ class Lease:
         if KV_OPERATION not in (message.headers or {}):
             self._stop(RunCancelled(run_id=self._run_id))
 
+    async def _look_for_wish(self) -> None:
+        if await self._index.cancel_wish(self._run_id) is not None:
+            self._stop(RunCancelled(run_id=self._run_id))
+
     async def _look_for_wishes(self) -> None:
         """Look after each reconnect: what was wished meanwhile nobody has said."""
         while True:
             await self._look.wait()
             self._look.clear()
             try:
-                if await self._index.cancel_wish(self._run_id) is not None:
-                    self._stop(RunCancelled(run_id=self._run_id))
-            except BrokerError as error:
-                log.debug("cancel_unknown", run_id=self._run_id, error=str(error))
+                await self._look_for_wish()
+            except Exception as error:
+                if not isinstance(error, BrokerError):
+                    log.exception("lease_crashed", run_id=self._run_id)
                 await asyncio.sleep(RETRY_SECONDS)
                 self._look.set()
 
@@ -119,16 +123,21 @@ class Lease:
                     if self._alongside is not None:
                         await self._alongside()
                     self._revision = await self._renewed()
+                    # News of a wish may be lost on its way: this finds it, late.
+                    await self._look_for_wish()
             except Fenced as fenced:
                 self._stop(fenced)
                 return
             except (BrokerError, TimeoutError) as error:
                 log.warning("lease_not_renewed", run_id=self._run_id, error=str(error) or "It took too long.")
+            except Exception:
+                # A defect: trying goes on all the same, as a lease that is not renewed ends a living run.
+                log.exception("lease_crashed", run_id=self._run_id)
 
     async def _renewed(self) -> int:
         """Write the lease; returns its revision. Raises `Fenced` when the run is no longer this writer's."""
         try:
-            return await self._index.renew_lease(self._tenant, self._run_id, self._revision)
+            return await self._renew_at(self._revision)
         except WrongLastSequence:
             # Renewed by a try whose answer was lost, or by another writer; or the lease is gone.
             lease = await self._index.lease(self._run_id)
@@ -139,8 +148,12 @@ class Lease:
             if not await self._owns_log():
                 raise Fenced("Its lease is gone, or another's.", run_id=self._run_id) from None
             if lease is None:
-                return await self._index.restore_lease(self._tenant, self._run_id)
-            return await self._index.renew_lease(self._tenant, self._run_id, self._revision)
+                self._revision = await self._index.restore_lease(self._tenant, self._run_id)
+                log.warning("lease_restored", run_id=self._run_id)
+            return await self._renew_at(self._revision)
+
+    async def _renew_at(self, revision: int) -> int:
+        return await self._index.renew_lease(self._tenant, self._run_id, revision, seconds=self._seconds)
 
     async def _owns_log(self) -> bool:
         """Tell whether nobody has written to the log after this writer, nor ended it."""

@@ -16,7 +16,14 @@ from runstream.broker.ending import ended
 from runstream.broker.index import Stored
 from runstream.broker.keys import agent_key, approval_key, claim_key, conversation_key, lease_key, otid_key, run_key
 from runstream.broker.survey import each, is_sealed, outcome_of, stored_at, survey
-from runstream.schemas import ConversationRecord, decode_conversation, decode_run, encode_conversation, encode_run
+from runstream.schemas import (
+    ConversationRecord,
+    InvalidRecord,
+    decode_conversation,
+    decode_run,
+    encode_conversation,
+    encode_run,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,7 +56,7 @@ class Rebuilt(msgspec.Struct):
     expired: int = 0
     """Logs that tell nothing, because retention has removed their beginning."""
     unreadable: int = 0
-    """Logs that tell nothing, because they do not begin as a run's does."""
+    """Logs that do not begin as a run's does, and runs whose record, or whose conversation's, cannot be read."""
 
 
 async def rebuild(jetstream: JetStream, index: Index) -> Rebuilt:
@@ -82,10 +89,15 @@ class _Rebuilding:
         await each(self._lookups.items(), self._restore_lookup)
 
     async def _restore_run(self, run: LoggedRun) -> None:
-        if not is_sealed(run.last):
-            await self._index.persist(lambda: self._restore_live(run))
-        else:
-            await self._index.persist(lambda: self._restore_ended(run, run.last))
+        try:
+            if not is_sealed(run.last):
+                await self._index.persist(lambda: self._restore_live(run))
+            else:
+                await self._index.persist(lambda: self._restore_ended(run, run.last))
+        except InvalidRecord as error:
+            # One that nobody can read is for people to look at; the others must not wait for that.
+            self.done.unreadable += 1
+            log.warning("record_unreadable", run_id=run.id, error=str(error))
 
     async def _restore_ended(self, run: LoggedRun, end: StoredMessage) -> None:
         key = run_key(run.known.tenant, run.id)

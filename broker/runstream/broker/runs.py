@@ -76,7 +76,8 @@ class Runs:
     the brokers' own if that is shorter. Entering raises `Unavailable` when NATS cannot be reached, `ServerTooOld`,
     `TopologyError` when no broker has made the streams yet, and `InvalidSettings`.
 
-    Leaving it ends the runs that are still open, as `stream_task_cancelled`, and cancels the tasks in their blocks.
+    Leaving it ends the runs that are still open, as `stream_task_cancelled`, and cancels the tasks in their blocks; one
+    that is only being opened is ended by a broker, a lease later.
     """
 
     def __init__(self, nats_url: str, *, settings: BrokerSettings | None = None) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import secrets
 import time
 from typing import TYPE_CHECKING, Self
@@ -21,14 +22,14 @@ import structlog
 
 from runstream.broker.ending import Outcome, failed
 from runstream.broker.errors import BrokerError, Fenced
-from runstream.broker.keys import KV_OPERATION, cancel_key, key_of, lease_key, live_subject, pulse_key
+from runstream.broker.keys import KV_OPERATION, LEASE_SECONDS, cancel_key, key_of, lease_key, live_subject, pulse_key
 from runstream.broker.lease import RENEWALS_PER_LEASE
 from runstream.broker.takeover import TakeOver, is_executable
 from runstream.broker.tasks import end_task
 from runstream.schemas import status_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from runstream.broker.connection import Message
     from runstream.broker.index import Index
@@ -46,6 +47,9 @@ PULSE_SECONDS = 0.25
 PULSES_PER_LEASE = 10
 OBEDIENCE_SECONDS = 0.5
 """How long a writer may take to end the run it is to end, before a broker does."""
+RACES = 50
+"""How often the end of a run is tried against a writer that goes on talking."""
+RETRY_SECONDS = 0.25
 RELIST_SECONDS = 30.0
 """How often leases and wishes are listed, in case that one was not heard of."""
 RUNS_AT_A_TIME = 32
@@ -57,17 +61,20 @@ LONGEST_LOOK_FACTOR = 8
 
 
 class _Watched:
-    """A lease as last heard of: the revision it had, and when."""
+    """A lease as last heard of: the revision it had, how long it is, and when that was."""
 
-    def __init__(self, revision: int) -> None:
-        self.revision = revision
-        self.heard_at = time.monotonic()
+    def __init__(self, revision: int, seconds: float) -> None:
         self.looks = 0
         self.look_at = 0.0
+        self.hear(revision, seconds)
 
-    def hear(self, revision: int) -> None:
+    def hear(self, revision: int, seconds: float) -> None:
         self.revision = revision
+        self.seconds = seconds
         self.start_anew(time.monotonic())
+
+    def has_lapsed(self, now: float) -> bool:
+        return now - self.heard_at >= self.seconds
 
     def start_anew(self, now: float) -> None:
         self.heard_at, self.looks, self.look_at = now, 0, 0.0
@@ -130,7 +137,7 @@ class Watchdog:
     async def has_lapsed(self, run_id: str) -> bool:
         """Tell whether a run's lease has lapsed, and is still as it was then. Raises `Unavailable`."""
         lease = self._leases.get(run_id)
-        if lease is None or time.monotonic() - lease.heard_at < self._seconds:
+        if lease is None or not lease.has_lapsed(time.monotonic()):
             return False
         found = await self._index.lease(run_id)
         return found is not None and found.revision == lease.revision
@@ -143,7 +150,7 @@ class Watchdog:
             self._leases.pop(run_id, None)
             self._cancels.pop(run_id, None)
         else:
-            self._hear(run_id, revision)
+            self._hear(run_id, revision, message.headers or {})
 
     async def _on_cancel(self, message: Message) -> None:
         run_id, _, is_deleted = _heard(message)
@@ -156,12 +163,14 @@ class Watchdog:
         self._pulse = _heard(message)[1]
         self._pulsed.set()
 
-    def _hear(self, run_id: str, revision: int) -> None:
+    def _hear(self, run_id: str, revision: int, headers: Mapping[str, str]) -> None:
+        # Of two that differ the longer one: a writer that renews as often as its own lease demands is alive.
+        seconds = max(self._seconds, float(headers.get(LEASE_SECONDS, 0)))
         lease = self._leases.get(run_id)
         if lease is None:
-            self._leases[run_id] = _Watched(revision)
+            self._leases[run_id] = _Watched(revision, seconds)
         elif revision > lease.revision:
-            lease.hear(revision)
+            lease.hear(revision, seconds)
 
     async def _keep_list(self) -> None:
         """List what there is, at first, after each reconnect, and now and then."""
@@ -172,17 +181,20 @@ class Watchdog:
             self._relist.clear()
             try:
                 await self._list()
-            except BrokerError as error:
-                log.warning("leases_not_listed", error=str(error))
-                await asyncio.sleep(PULSE_SECONDS)
+            except Exception as error:
+                if isinstance(error, BrokerError):
+                    log.warning("leases_not_listed", error=str(error))
+                else:
+                    log.exception("watchdog_crashed")
+                await asyncio.sleep(RETRY_SECONDS)
                 self._relist.set()
 
     async def _list(self) -> None:
         listed_from = await self._index.newest_revision()
         wished = await self._index.cancel_wishes()
         leases = await self._index.leases()
-        for run_id, revision in leases.items():
-            self._hear(run_id, revision)
+        for run_id, found in leases.items():
+            self._hear(run_id, found.seq, found.headers)
         # What is newer than the listing was heard of since; what is older and not in it is gone.
         for run_id in [run_id for run_id, lease in self._leases.items() if lease.revision <= listed_from]:
             if run_id not in leases:
@@ -203,6 +215,9 @@ class Watchdog:
                     await self._feel_pulse()
             except (BrokerError, TimeoutError) as error:
                 log.warning("watchdog_blind", error=str(error) or "A pulse was not heard in time.")
+            except Exception:
+                # A defect: the watch goes on all the same, as nobody else would notice that there is none.
+                log.exception("watchdog_crashed")
             else:
                 previous, seen_at = seen_at, time.monotonic()
                 if seen_at - previous > patience + interval:
@@ -220,10 +235,13 @@ class Watchdog:
     def _judge(self, now: float) -> None:
         for run_id, due in list(self._cancels.items()):
             if now >= due:
+                self._cancels[run_id] = now + OBEDIENCE_SECONDS  # Again, should this come to nothing.
                 self._see_to(run_id, self._enforce_cancel)
-        for run_id, lease in list(self._leases.items()):
-            if now - lease.heard_at >= self._seconds and now >= lease.look_at:
-                self._see_to(run_id, self._look_after)
+        lapsed = [run_id for run_id, lease in self._leases.items() if lease.has_lapsed(now) and now >= lease.look_at]
+        # Each broker in an order of its own: what one has done when another comes to it costs that one nothing.
+        random.shuffle(lapsed)
+        for run_id in lapsed:
+            self._see_to(run_id, self._look_after)
 
     def _see_to(self, run_id: str, action: Callable[[str], Awaitable[None]]) -> None:
         if run_id not in self._busy:
@@ -252,7 +270,11 @@ class Watchdog:
         if tenant is None:
             self._cancels.pop(run_id, None)
             return
-        await self._end(tenant, run_id, Outcome("cancelled"), "writer_did_not_obey")
+        for _ in range(RACES):
+            # A writer that goes on talking may be faster, and be so again: it is to lose within the second.
+            with contextlib.suppress(Fenced):
+                await self._end(tenant, run_id, Outcome("cancelled"), "writer_did_not_obey")
+                return
 
     async def _look_after(self, run_id: str) -> None:
         """Do for a run whose lease has lapsed what its writer cannot: have it executed again, or end it."""
@@ -261,13 +283,17 @@ class Watchdog:
             self._leases.pop(run_id, None)
             return
         if found.revision != lease.revision:
-            lease.hear(found.revision)
+            lease.hear(found.revision, lease.seconds)
             return
         lease.looks += 1
+        # Also for an end that cannot be stored: whoever has a thousand of them must not try all of them all the time.
         lease.look_at = time.monotonic() + self._seconds * min(2 ** (lease.looks - 1), LONGEST_LOOK_FACTOR)
         if not await self._enqueued(found.value, run_id):
-            lease.look_at = 0.0
-            await self._end(found.value, run_id, failed(run_id, "run_lost"), "writer_lost")
+            try:
+                await self._end(found.value, run_id, failed(run_id, "run_lost"), "writer_lost")
+            except Fenced:
+                lease.look_at = 0.0
+                raise
 
     async def _enqueued(self, tenant: str, run_id: str) -> bool:
         """See that a run which nobody has begun is on the work queue; False when none of it can be executed."""
@@ -294,11 +320,17 @@ class Watchdog:
         ended = await self._take_over.end(record, await self._take_over.last_of(record), outcome)
         if ended.is_last:
             self._metrics.run_ended(status_of(ended.stop_reason))
-        if ended.was_told:
+        if not ended.was_told:
+            log.warning("run_ended_by_watchdog", run_id=run_id, why=why, stop_reason=ended.stop_reason)
+        elif ended.is_last:
             self._metrics.repaired("half_ended")
             log.warning("run_ending_finished", run_id=run_id, stop_reason=ended.stop_reason)
+        elif not record.is_terminal:
+            self._metrics.repaired("record_not_terminal")
+            log.warning("record_made_terminal", run_id=run_id, stop_reason=ended.stop_reason)
         else:
-            log.warning("run_ended_by_watchdog", run_id=run_id, why=why, stop_reason=ended.stop_reason)
+            # A wish that came late, or a lease whose deletion was lost.
+            log.info("run_had_ended", run_id=run_id)
 
 
 def _heard(message: Message) -> tuple[str, int, bool]:

@@ -27,6 +27,7 @@ from runstream.broker.publisher import Publisher, Write
 from runstream.broker.recording import Recording
 from runstream.broker.repair import watch_over
 from runstream.broker.takeover import is_executable
+from runstream.broker.tasks import end_task
 from runstream.broker.topology import LogAddress
 from runstream.schemas import INTERNAL_ERROR, Kind, SchemaError, carries_approval, status_of
 
@@ -57,9 +58,9 @@ WAITING_FOR_APPROVAL = (
 
 
 class Worker:
-    """Executes runs with one agent, many at a time. Use as an async context manager; leaving it abandons them.
+    """Executes runs with one agent, many at a time. Use as an async context manager.
 
-    What it abandons another worker finds on the queue a lease later.
+    Leaving it ends the runs that have said something, as interrupted; the others another worker begins a lease later.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Worker:
         self.hold_seconds = settings.lease_seconds
         """How long a run may go without a sign of life from here before another worker gets it."""
         self._taker: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def __aenter__(self) -> Self:
         # A queue made under another lease keeps the one it was made with.
@@ -98,10 +100,14 @@ class Worker:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        tasks = [*self._running.values(), *([self._taker] if self._taker is not None else [])]
-        for task in tasks:
+        if self._taker is not None:
+            await end_task(self._taker)
+        self._leaving.set_result(None)
+        if running := [*self._running.values()]:
+            await asyncio.wait(running, timeout=FAREWELL_SECONDS)
+        for task in running:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
         if self._dismissed:
             await asyncio.wait(self._dismissed, timeout=FAREWELL_SECONDS)
 
@@ -201,6 +207,9 @@ class Worker:
             record = await self._index.begin(record, first_seq=first_seq, answers=answers)
             if waiting != answers:
                 outcome = failed(record.id, INTERNAL_ERROR, message=WAITING_FOR_APPROVAL)
+            elif lease.over.done():
+                # Cancelled before it was begun: its agent never hears of it.
+                outcome = self._stopped(lease, publisher)
             else:
                 self._metrics.run_started()
                 outcome = await self._run_agent(request, publisher, lease)
@@ -228,17 +237,27 @@ class Worker:
         """
         speaking = asyncio.create_task(self._listen(request, publisher), name=f"agent-{request.run_id}")
         try:
-            either: set[asyncio.Future[Any]] = {speaking, lease.over}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            begun_at = publisher.next_index
+            ends: set[asyncio.Future[Any]] = {speaking, lease.over, self._leaving}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if speaking.done():
-                return self._heard(speaking, request)
-            reason = lease.over.result()
-            if not isinstance(reason, RunCancelled):
-                raise reason
-            publisher.cancel(reason)
-            return Outcome("cancelled")
+                return self._heard(speaking, request, publisher)
+            if lease.over.done():
+                return self._stopped(lease, publisher)
+            if publisher.next_index == begun_at:
+                raise BrokerError("This broker stops, and the agent has not said anything yet.")
+            publisher.cancel(RunCancelled("This broker stops.", run_id=request.run_id))
+            return failed(request.run_id, "stream_task_cancelled")
         finally:
             self._dismiss(speaking)
+
+    def _stopped(self, lease: Lease, publisher: Publisher) -> Outcome:
+        """Return what a run that is to stop comes to; raises `Fenced` when it is another's."""
+        reason = lease.over.result()
+        if not isinstance(reason, RunCancelled):
+            raise reason
+        publisher.cancel(reason)
+        return Outcome("cancelled")
 
     async def _listen(self, request: RunRequest, publisher: Publisher) -> Outcome:
         recording = Recording(publisher, request.run_id, wanted=request.include_return_message_types)
@@ -254,8 +273,11 @@ class Worker:
             raise AgentFailed(INTERNAL_ERROR, message=AGENT_CRASHED, detail=repr(error)) from error
         return await recording.outcome()
 
-    def _heard(self, speaking: asyncio.Task[Outcome], request: RunRequest) -> Outcome:
-        """Return what an agent that has stopped came to; raises what kept its chunks from being stored."""
+    def _heard(self, speaking: asyncio.Task[Outcome], request: RunRequest, publisher: Publisher) -> Outcome:
+        """Return what an agent that has stopped came to; raises what kept its chunks from being stored.
+
+        That is the publisher's own failure. One of the same kind that an agent raises is the agent's.
+        """
         if speaking.cancelled():
             # Nobody stops this worker: something that the agent waited for was cancelled.
             return outcome_of(asyncio.CancelledError(), request.run_id)
@@ -265,7 +287,7 @@ class Worker:
                 return speaking.result()
             case StoreFull():
                 return outcome_of(error, request.run_id)
-            case Unavailable() | StoreRefused() | Fenced():
+            case Unavailable() | StoreRefused() | Fenced() if error is publisher.failure:
                 raise error
             case _:
                 if not isinstance(error, (BrokerError, SchemaError)):
@@ -283,7 +305,8 @@ class Worker:
     def _left(self, speaking: asyncio.Task[Outcome]) -> None:
         self._dismissed.discard(speaking)
         if not speaking.cancelled() and (error := speaking.exception()) is not None:
-            log.info("agent_left_with_error", agent=speaking.get_name(), error=repr(error))
+            # Not its text: what a platform said may be private.
+            log.info("agent_left_with_error", agent=speaking.get_name(), error=type(error).__name__)
 
 
 def _complain(dismissed: asyncio.Task[Outcome]) -> None:

@@ -13,7 +13,7 @@ from runstream.schemas import REQUIRES_APPROVAL, decode_run
 
 if TYPE_CHECKING:
     from runstream.broker.connection import Connection, Message
-    from runstream.broker.index import Index
+    from runstream.broker.index import Index, Stored
     from runstream.schemas import RunRecord
 
 __all__ = ["Canceller"]
@@ -57,5 +57,11 @@ class Canceller:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(CANCEL_SECONDS):
                         await over.wait()
+            # The run may have asked for approval in the same moment.
+            await self._withdraw(await self._index.run(record.tenant, record.id))
         finally:
             await subscription.close()
+
+    async def _withdraw(self, stored: Stored[RunRecord] | None) -> None:
+        if stored is not None and stored.value.stop_reason == REQUIRES_APPROVAL:
+            await self._index.withdraw_approval(stored.value)

@@ -71,6 +71,7 @@ class Credentials:
         await asyncio.shield(self._listening)
 
     async def _subscribe(self) -> None:
+        # Until the connection is closed: the gateway's last breath.
         await self._connection.subscribe(self._subject, self._asked)
 
     async def _asked(self, message: Message) -> None:

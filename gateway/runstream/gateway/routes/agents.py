@@ -51,7 +51,10 @@ async def cancel(request: web.Request) -> web.Response:
         found: dict[str, RunRecord | None] = {latest.id: latest}
     else:
         found = {run_id: await services.lookup.of_agent(agent_id, run_id) for run_id in wanted.run_ids}
-    await asyncio.gather(*(services.canceller.cancel(run) for run in found.values() if run is not None))
+    cancels = [services.canceller.cancel(run) for run in found.values() if run is not None]
+    for failure in await asyncio.gather(*cancels, return_exceptions=True):
+        if isinstance(failure, BaseException):
+            raise failure
     return json_response({run_id: "failed" if run is None else "cancelled" for run_id, run in found.items()})
 
 

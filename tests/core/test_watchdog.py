@@ -1,0 +1,142 @@
+"""The watchdog where a defect, a full store or another lease could make it end too much, or nothing."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from structlog.testing import capture_logs
+
+from runstream.broker.index import Index
+from runstream.broker.lease import Lease
+from runstream.broker.metrics import BrokerMetrics
+from runstream.broker.publisher import Publisher
+from runstream.broker.queue import WorkQueue
+from runstream.broker.topology import LogAddress
+from runstream.broker.watchdog import Watchdog
+from runstream.schemas import RunRecord
+from tests.support.core import Core, chunk
+from tests.support.runs import empty_queue, over, submit
+from tests.support.waiting import wait_until
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def _queue(core: Core) -> AsyncIterator[None]:
+    await empty_queue(core)
+    yield
+
+
+def watchdog(core: Core, index: Index | None = None, **settings: Any) -> Watchdog:
+    chosen = core.settings.model_copy(update=settings)
+    queue = WorkQueue(core.jetstream)
+    return Watchdog(core.jetstream, chosen, index=index or Index(core.jetstream), queue=queue, metrics=BrokerMetrics())
+
+
+@contextlib.asynccontextmanager
+async def speaking(core: Core) -> AsyncIterator[tuple[RunRecord, Publisher]]:
+    """A run that has said something, and its writer, which does nothing more."""
+    run = await submit(core)
+    address = LogAddress(run.id, run.shard)
+    last = await core.jetstream.last_message(address.stream, address.subject)
+    assert last is not None
+    async with Publisher.after(last, core.jetstream, address, core.settings) as publisher:
+        await publisher.publish(chunk(0))
+        yield await core.index.begin(run, first_seq=last.seq), publisher
+
+
+class Defective(Index):
+    """An index whose pulse, once, or every look at a lease, fails with what nobody expects."""
+
+    pulses = 0
+
+    async def pulse(self, broker_id: str) -> int:
+        self.pulses += 1
+        if self.pulses == 3:
+            raise ValueError("a defect, once")
+        return await super().pulse(broker_id)
+
+
+async def test_a_defect_does_not_end_the_watch(core: Core) -> None:
+    """An error that nobody expects is logged, and runs whose writers die later are ended all the same."""
+    index = Defective(core.jetstream)
+    with capture_logs() as logs:
+        async with watchdog(core, index):
+            await wait_until(lambda: index.pulses > 4)
+            async with speaking(core) as (run, _):
+                record = await over(core, run, core.settings.lease_seconds + 5)
+    assert (record.error or {})["error_type"] == "run_lost"
+    assert "watchdog_crashed" in [line["event"] for line in logs]
+
+
+async def test_a_writer_whose_lease_is_longer_lives(core: Core) -> None:
+    """A writer that renews as its own lease demands is not taken for dead by a broker whose lease is shorter."""
+    long = 4 * core.settings.lease_seconds
+    async with speaking(core) as (run, publisher), watchdog(core):
+        async with Lease(core.jetstream, core.index, publisher, tenant=run.tenant, seconds=long) as lease:
+            await asyncio.sleep(2 * core.settings.lease_seconds)  # longer than the broker's lease, and not a wait
+            assert not lease.over.done()
+            await publisher.publish(chunk(1))
+            renewed = await core.index.lease(run.id)
+            await asyncio.sleep(core.settings.lease_seconds)  # as above
+            assert await core.index.lease(run.id) != renewed, "it does not renew its lease"
+        record = await over(core, run, long + 5)
+    assert (record.error or {})["error_type"] == "run_lost"
+
+
+async def test_ends_that_cannot_be_stored_are_not_tried_all_the_time(core: Core) -> None:
+    """Where the log is full each lapsed run is tried once, then ever more rarely, and ends when there is room."""
+    async with contextlib.AsyncExitStack() as stack:
+        runs = [(await stack.enter_async_context(speaking(core)))[0] for _ in range(20)]
+        info = await core.jetstream.api("STREAM.INFO.RUNS_0", None)
+        full = {**info["config"], "max_bytes": info["state"]["bytes"] + 10}
+        await core.jetstream.api("STREAM.UPDATE.RUNS_0", full)
+        try:
+            with capture_logs() as logs:
+                async with watchdog(core):
+                    await asyncio.sleep(3.5 * core.settings.lease_seconds)  # two looks at each run
+        finally:
+            await core.jetstream.api("STREAM.UPDATE.RUNS_0", info["config"])
+        failed = [line for line in logs if line["event"] == "run_not_looked_after"]
+        assert len(runs) <= len(failed) <= 3 * len(runs)
+        async with watchdog(core):
+            records = [await over(core, run) for run in runs]
+    assert {(record.error or {})["error_type"] for record in records} == {"run_lost"}
+
+
+async def test_a_defect_does_not_end_a_lease(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A renewal that fails with what nobody expects is followed by one that does not, and the run lives."""
+    renew, tries = Index.renew_lease, 0
+
+    async def defective(self: Index, *args: Any, **options: Any) -> int:
+        nonlocal tries
+        tries += 1
+        if tries == 2:
+            raise ValueError("a defect, once")
+        return await renew(self, *args, **options)
+
+    async with speaking(core) as (run, publisher), watchdog(core):
+        monkeypatch.setattr(Index, "renew_lease", defective)
+        seconds = core.settings.lease_seconds
+        async with Lease(core.jetstream, core.index, publisher, tenant=run.tenant, seconds=seconds) as lease:
+            await wait_until(lambda: tries > 8)
+            assert not lease.over.done()
+            assert not await core.is_over(run)
+        await over(core, run)
+
+
+async def test_a_wish_that_nobody_heard_is_found_with_the_next_renewal(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer to which no news came reads the wish when it renews its lease."""
+
+    async def hear_nothing(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(Lease, "_wished", hear_nothing)
+    async with speaking(core) as (run, publisher):
+        seconds = core.settings.lease_seconds
+        async with Lease(core.jetstream, core.index, publisher, tenant=run.tenant, seconds=seconds) as lease:
+            await core.index.wish_cancelled(run.tenant, run.id)
+            await wait_until(lease.over.done, seconds)
