@@ -69,6 +69,21 @@ def texts(events: Sequence[Event]) -> int:
 
 
 @pytest.mark.parametrize("kind", ["gateway", "broker"])
+async def test_a_service_stops_in_good_order_without_nats(tmp_path: Path, kind: str) -> None:
+    """Asked to stop while NATS is away, it ends as if it were there."""
+    (port,) = free_ports(1)
+    url = f"nats://127.0.0.1:{port}"
+    async with service(kind, url) as served:
+        async with EmbeddedServer(tmp_path / "nats", port=port), service("broker", url) as other:
+            await other.is_ready()
+            await served.is_ready()
+        await wait_until(lambda: served.answers("/readyz", 503))
+        served.process.send_signal(signal.SIGTERM)
+        assert await served.process.wait() == 0, served.process.report()
+        assert "Traceback" not in "\n".join(served.process.errors)
+
+
+@pytest.mark.parametrize("kind", ["gateway", "broker"])
 async def test_a_service_waits_for_nats(tmp_path: Path, kind: str) -> None:
     """Started without NATS it lives and is not ready, says why, and is ready by itself once NATS is there."""
     (port,) = free_ports(1)

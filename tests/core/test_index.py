@@ -15,6 +15,7 @@ from runstream.broker.connection import Connection
 from runstream.broker.errors import Conflict, StoreRefused, Unavailable, Unsettled, WrongLastSequence
 from runstream.broker.index import BATCHES_IN_FLIGHT, Claimed, Index, Stored
 from runstream.broker.jetstream import BatchWrite, JetStream, StoredMessage
+from runstream.broker.keys import run_key, subject_of
 from runstream.broker.topology import INDEX_STREAM
 from runstream.schemas import (
     ConversationRecord,
@@ -473,6 +474,20 @@ async def test_begin_and_release_can_be_repeated(core: Core) -> None:
     assert await core.index.request("default", run.id) is None
     assert await core.holds(f"lease.{run.id}")
     assert await active_run(core, str(run.conversation_id)) is None
+
+
+async def test_a_record_that_somebody_deleted_is_written_again(core: Core) -> None:
+    """However it was deleted, the run's writer begins and ends it as if it were there."""
+    for mark in ({"KV-Operation": "DEL"}, {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}):
+        run = await claimed(core, conversation_id=new_conversation_id())
+        key = subject_of(run_key(run.tenant, run.id))
+        await core.jetstream.publish(key, b"", mark)
+        begun = await core.index.begin(run, first_seq=7)
+        assert await core.record(run) == begun
+        await core.jetstream.publish(key, b"", mark)
+        await core.index.release(ended(begun))
+        assert (await core.record(run)).status == "completed"
+        assert await active_run(core, str(run.conversation_id)) is None
 
 
 async def test_an_ended_record_stays_as_it_is(core: Core) -> None:

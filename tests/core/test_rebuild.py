@@ -153,6 +153,15 @@ async def test_what_waits_for_approval_waits_again(core: Core) -> None:
     assert await core.index.waiting_for_approval("default", facts["conversation_id"]) is None
 
 
+async def test_a_request_for_approval_that_was_withdrawn_stays_so(core: Core) -> None:
+    """Where the index is there, and only that key was deleted, nothing waits after a rebuild either."""
+    run = await ended_run(core, Outcome("requires_approval"))
+    await core.index.withdraw_approval(run)
+    before = await keys(core)
+    assert (await rebuilt(core)).lookups == 0
+    assert await keys(core) == before
+
+
 async def test_an_agents_default_conversation_is_busy_again(core: Core) -> None:
     """A run that goes on in an agent's default conversation holds it after the rebuild, too."""
     run = await live_run(core, conversation_id=None, in_default=True)

@@ -9,11 +9,14 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
+from runstream.broker.ending import Outcome, end_run
 from runstream.broker.index import Index
+from runstream.broker.keys import run_key, subject_of
 from runstream.broker.lease import Lease
 from runstream.broker.metrics import BrokerMetrics
 from runstream.broker.publisher import Publisher
 from runstream.broker.queue import WorkQueue
+from runstream.broker.repair import Repair
 from runstream.broker.topology import LogAddress
 from runstream.broker.watchdog import Watchdog
 from runstream.schemas import RunRecord
@@ -140,3 +143,31 @@ async def test_a_wish_that_nobody_heard_is_found_with_the_next_renewal(
         async with Lease(core.jetstream, core.index, publisher, tenant=run.tenant, seconds=seconds) as lease:
             await core.index.wish_cancelled(run.tenant, run.id)
             await wait_until(lease.over.done, seconds)
+
+
+async def test_a_run_without_a_record_is_ended_by_what_its_log_says(core: Core) -> None:
+    """A run whose record was deleted, and whose writer is dead, ends as lost and has a record again."""
+    async with speaking(core) as (run, _):
+        await core.jetstream.publish(subject_of(run_key(run.tenant, run.id)), b"", {"KV-Operation": "DEL"})
+        async with watchdog(core):
+            await wait_until(lambda: core.is_over(run), core.settings.lease_seconds + 5)
+            record = await over(core, run)
+    assert ((record.error or {})["error_type"], record.agent_id) == ("run_lost", run.agent_id)
+    assert record.first_seq == run.first_seq
+
+
+async def test_a_run_that_is_met_is_looked_after(core: Core) -> None:
+    """One that goes on without a lease gets one; one that has ended since it was read does not."""
+    kinds: list[str] = []
+    repair = Repair(core.jetstream, core.settings, core.index, observe=kinds.append)
+    async with speaking(core) as (run, publisher):
+        await repair.watch_over(run)
+        assert kinds == []
+        await core.index.forget(run.id)
+        await repair.watch_over(run)
+        assert kinds == ["lease_missing"]
+        assert await core.index.lease(run.id) is not None
+        await end_run(publisher, core.index, run, Outcome("end_turn"))
+        await repair.watch_over(run)
+    assert kinds == ["lease_missing"]
+    assert await core.index.lease(run.id) is None

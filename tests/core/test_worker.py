@@ -231,6 +231,7 @@ OWN_ERROR = ErrorMessage(error_type="quota", message="No more today.", detail="A
         ([{}, *GOOD_END], "error", ("internal_error", "", "at least one key")),
         ([{"content": {1: 2}}, *GOOD_END], "error", ("internal_error", "", "keys of a chunk")),
         ([OWN_ERROR], "error", ("quota", "No more today.", "Ask again tomorrow.")),
+        ([ErrorMessage(error_type="llm_timeout", message="Late.")], "llm_api_error", ("llm_timeout", "Late.", None)),
         (
             [StopReason(stop_reason="llm_api_error"), OWN_ERROR],
             "llm_api_error",
@@ -259,6 +260,7 @@ OWN_ERROR = ErrorMessage(error_type="quota", message="No more today.", detail="A
         "an empty chunk",
         "an invalid chunk",
         "an error chunk",
+        "an error chunk of the catalogue",
         "an error chunk with a stop reason",
         "usage without a stop reason",
         "a failure after the stop reason",

@@ -354,7 +354,8 @@ class Connection:
         self._established.set()
 
     async def _discard(self, client: Client) -> None:
-        with contextlib.suppress(*TRANSLATED):
+        # RuntimeError: nats-py writes its farewell to a transport that is closed already.
+        with contextlib.suppress(*TRANSLATED, RuntimeError):
             await client.close()
 
 

@@ -301,12 +301,13 @@ class Index:
         key = run_key(run.tenant, run.id)
 
         async def attempt() -> RunRecord:
-            stored = await self.run(run.tenant, run.id)
-            current, revision = (run, 0) if stored is None else (stored.value, stored.revision)
+            stored = await self._get_any(key)
+            # Who deleted it had no reason that the run's writer knows of: it is written again.
+            current = run if stored.value is None else decode_run(stored.value)
             changed = current if current.is_terminal else change(current)
             puts: list[_Put] = []
-            if stored is None or changed != current:
-                puts.append(_Put(key, encode_run(changed), revision))
+            if stored.value is None or changed != current:
+                puts.append(_Put(key, encode_run(changed), stored.revision))
                 if changed.is_terminal:
                     puts.append(_Put(request_key(run.tenant, run.id), None))
                     puts += await self._settle_approval(changed)

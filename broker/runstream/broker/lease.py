@@ -113,6 +113,7 @@ class Lease:
 
     async def _renew(self) -> None:
         due = time.monotonic() + self._interval
+        is_late = False
         while True:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             due = time.monotonic() + self._interval
@@ -125,11 +126,15 @@ class Lease:
                     self._revision = await self._renewed()
                     # News of a wish may be lost on its way: this finds it, late.
                     await self._look_for_wish()
+                is_late = False
             except Fenced as fenced:
                 self._stop(fenced)
                 return
             except (BrokerError, TimeoutError) as error:
-                log.warning("lease_not_renewed", run_id=self._run_id, error=str(error) or "It took too long.")
+                # An outage is the same for every run and every try: said once is enough.
+                say = log.debug if is_late else log.warning
+                say("lease_not_renewed", run_id=self._run_id, error=str(error) or "It took too long.")
+                is_late = True
             except Exception:
                 # A defect: trying goes on all the same, as a lease that is not renewed ends a living run.
                 log.exception("lease_crashed", run_id=self._run_id)

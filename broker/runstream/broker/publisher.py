@@ -113,6 +113,9 @@ class Publisher:
         self._taken = asyncio.Event()
         self._turn = asyncio.Lock()
         self._failure: BrokerError | None = None
+        self.failed: asyncio.Future[BrokerError]
+        """Resolved when a message cannot be stored: who has queued it, and says nothing more, hears of it in no other
+        way."""
         self._sender: asyncio.Task[None] | None = None
 
     @classmethod
@@ -130,6 +133,7 @@ class Publisher:
         return cls(jetstream, address, settings, last_seq=last_seq, next_index=next_index, observe=observe)
 
     async def __aenter__(self) -> Self:
+        self.failed = asyncio.get_running_loop().create_future()
         self._sender = asyncio.create_task(self._send(), name=f"publisher-{self.address.run_id}")
         self._sender.add_done_callback(self._stopped)
         return self
@@ -246,8 +250,7 @@ class Publisher:
                 seq = await self._store(queued.writes)
             except BrokerError as error:
                 # What is queued behind a chunk that was refused would leave a hole where that chunk belongs.
-                self._failure = error
-                self._fail_queued(error)
+                self._fail(error)
                 continue
             self._queue.popleft()
             self._account(queued)
@@ -257,8 +260,13 @@ class Publisher:
     def _stopped(self, sender: asyncio.Task[None]) -> None:
         """Make a defect in sending the callers' failure: nobody would ever store what they wait for."""
         if not sender.cancelled() and (defect := sender.exception()) is not None:
-            self._failure = BrokerError(f"Its writer failed: {defect!r}", run_id=self.address.run_id)
-            self._fail_queued(self._failure)
+            self._fail(BrokerError(f"Its writer failed: {defect!r}", run_id=self.address.run_id))
+
+    def _fail(self, error: BrokerError) -> None:
+        self._failure = error
+        self._fail_queued(error)
+        if not self.failed.done():
+            self.failed.set_result(error)
 
     def _account(self, queued: _Queued) -> None:
         self._queued_chunks -= len(queued.writes)
@@ -325,5 +333,7 @@ class Publisher:
         if (last.seq if last is not None else 0) == self.last_seq:
             # A new leader that had not yet applied our last message when it refused.
             return None
-        found = "nothing" if last is None else last.headers.get(WRITER, "?")
+        if last is None:
+            raise Fenced("Its log is gone.", run_id=self.address.run_id) from refused
+        found = last.headers.get(WRITER, "?")
         raise Fenced(run_id=self.address.run_id, expected=self.last_seq, found=found) from refused

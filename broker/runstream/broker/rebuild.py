@@ -37,6 +37,8 @@ __all__ = ["Rebuilt", "rebuild"]
 
 log = structlog.get_logger(__name__)
 
+APPROVALS = "approval."
+
 
 class Rebuilt(msgspec.Struct):
     """What a rebuild found and did."""
@@ -171,13 +173,15 @@ class _Rebuilding:
 
     async def _restore_lookup(self, lookup: tuple[str, str]) -> None:
         key, run_id = lookup
-        if await self._put_if_absent(key, run_id.encode()):
+        # What was deleted was answered, or withdrawn: only where there never was anything has the index been lost.
+        may_be_deleted = not key.startswith(APPROVALS)
+        if await self._put_if_absent(key, run_id.encode(), may_be_deleted=may_be_deleted):
             self.done.lookups += 1
 
-    async def _put_if_absent(self, key: str, value: bytes) -> bool:
+    async def _put_if_absent(self, key: str, value: bytes, *, may_be_deleted: bool = True) -> bool:
         async def attempt() -> bool:
             stored = await self._index.stored(key)
-            if stored.value is not None:
+            if stored.value is not None or (stored.revision and not may_be_deleted):
                 return False
             await self._index.write({key: Stored(value, stored.revision)})
             return True

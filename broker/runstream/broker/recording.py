@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from runstream.broker.ending import Outcome, failed
 from runstream.schemas import (
+    ERROR_TYPES,
     MESSAGE_TYPES,
     ErrorMessage,
     Kind,
@@ -77,8 +78,10 @@ class Recording:
         await self._publisher.flush()
         stop, error = self._stop, self._error
         if error is not None:
-            is_honest = stop is not None and status_of(stop.stop_reason) == "failed"
-            return Outcome(stop.stop_reason if stop is not None and is_honest else "error", error=error)
+            if stop is not None and status_of(stop.stop_reason) == "failed":
+                return Outcome(stop.stop_reason, error=error)
+            known = ERROR_TYPES.get(error.error_type)
+            return Outcome("error" if known is None else known.stop_reason, error=error)
         if stop is None:
             return failed(self._run_id, "stream_incomplete")
         if (status := status_of(stop.stop_reason)) == "failed":

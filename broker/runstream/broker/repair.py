@@ -27,7 +27,11 @@ log = structlog.get_logger(__name__)
 
 async def watch_over(index: Index, record: RunRecord, observe: Callable[[str], None]) -> None:
     """Give a run that has not ended a lease if it has none: without one no watchdog ever looks at it."""
-    if not record.is_terminal and await index.lease(record.id) is None:
+    if record.is_terminal or await index.lease(record.id) is not None:
+        return
+    # Read again: a record is made terminal before its lease is deleted, so one that is not yet will never be.
+    stored = await index.run(record.tenant, record.id)
+    if stored is not None and not stored.value.is_terminal:
         await index.restore_lease(record.tenant, record.id)
         observe("lease_missing")
         log.warning("lease_restored", run_id=record.id)
@@ -57,6 +61,10 @@ class Repair:
             return await self._finished(record)
         await watch_over(self._index, record, self._observe)
         return False
+
+    async def watch_over(self, record: RunRecord) -> None:
+        """See that a run which a client comes back to is looked after: one that goes on has a lease."""
+        await watch_over(self._index, record, self._observe)
 
     async def _finished(self, record: RunRecord) -> bool:
         """Make the record of a run agree with its log, which has its end."""

@@ -7,6 +7,7 @@ index cannot be told: the text of otids (a log has their digests), the request, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from runstream.broker.jetstream import JetStream, StoredMessage
 
-__all__ = ["LoggedRun", "Survey", "each", "is_sealed", "outcome_of", "survey"]
+__all__ = ["LoggedRun", "Survey", "each", "is_sealed", "logged_run", "outcome_of", "survey"]
 
 T = TypeVar("T")
 
@@ -134,6 +135,20 @@ async def survey(jetstream: JetStream) -> Survey:
         messages = await jetstream.last_messages(f"RUNS_{shard}", f"runs.{shard}.*")
         await each({message.subject: message for message in messages}.values(), look)
     return found
+
+
+async def logged_run(jetstream: JetStream, run_id: str) -> LoggedRun | None:
+    """Find one run by its log, whatever the index says; None if there is no log, or it does not tell its run.
+
+    Raises `Unavailable`.
+    """
+    for shard in await log_streams(jetstream):
+        address = LogAddress(run_id, shard)
+        last = await jetstream.last_message(address.stream, address.subject)
+        if last is not None:
+            with contextlib.suppress(KeyError, ValueError, msgspec.MsgspecError):
+                return await _logged_run(jetstream, address, last)
+    return None
 
 
 async def _logged_run(jetstream: JetStream, address: LogAddress, last: StoredMessage) -> LoggedRun | None:

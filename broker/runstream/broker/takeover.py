@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from runstream.broker.ending import end_run, ended, finish_run, first_message
+from runstream.broker.ending import end_run, finish_run, first_message
 from runstream.broker.log import ENDING, entry_of
 from runstream.broker.publisher import Publisher
 from runstream.broker.topology import LogAddress
@@ -69,9 +69,10 @@ class TakeOver:
         """
         address = LogAddress(record.id, record.shard)
         if last is None and record.first_seq is not None:
-            # Retention, or an operator, has removed the log: nothing is left to be told, and nobody to tell it to.
-            await self._index.release(ended(record, outcome))
-            await self._index.forget(record.id)
+            # Retention, or an operator, has removed the log. An end of what is gone is stored all the same: whoever
+            # follows the run is told by it that there is a hole. It is not the log's first message, and never was.
+            async with Publisher(self._jetstream, address, self._settings, next_index=1) as publisher:
+                await end_run(publisher, self._index, record, outcome)
             return Ended(outcome.stop_reason, was_told=False, is_last=True)
         async with Publisher.after(last, self._jetstream, address, self._settings) as publisher:
             if last is None:

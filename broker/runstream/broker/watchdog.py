@@ -24,6 +24,7 @@ from runstream.broker.ending import Outcome, failed
 from runstream.broker.errors import BrokerError, Fenced
 from runstream.broker.keys import KV_OPERATION, LEASE_SECONDS, cancel_key, key_of, lease_key, live_subject, pulse_key
 from runstream.broker.lease import RENEWALS_PER_LEASE
+from runstream.broker.survey import logged_run
 from runstream.broker.takeover import TakeOver, is_executable
 from runstream.broker.tasks import end_task
 from runstream.schemas import status_of
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from runstream.broker.metrics import BrokerMetrics
     from runstream.broker.queue import WorkQueue
     from runstream.broker.settings import BrokerSettings
+    from runstream.schemas import RunRecord
 
 __all__ = ["Watchdog"]
 
@@ -208,13 +210,15 @@ class Watchdog:
         """Judge leases after each pulse that came back in time; start every count anew after one that did not."""
         interval = min(PULSE_SECONDS, self._seconds / PULSES_PER_LEASE)
         patience = self._seconds / RENEWALS_PER_LEASE
-        seen_at = time.monotonic()
+        seen_at, is_blind = time.monotonic(), False
         while True:
             try:
                 async with asyncio.timeout(patience):
                     await self._feel_pulse()
             except (BrokerError, TimeoutError) as error:
-                log.warning("watchdog_blind", error=str(error) or "A pulse was not heard in time.")
+                say = log.debug if is_blind else log.warning
+                say("watchdog_blind", error=str(error) or "A pulse was not heard in time.")
+                is_blind = True
             except Exception:
                 # A defect: the watch goes on all the same, as nobody else would notice that there is none.
                 log.exception("watchdog_crashed")
@@ -223,6 +227,7 @@ class Watchdog:
                 if seen_at - previous > patience + interval:
                     for lease in self._leases.values():
                         lease.start_anew(seen_at)
+                is_blind = False
                 self._judge(seen_at)
             await asyncio.sleep(interval)
 
@@ -311,12 +316,12 @@ class Watchdog:
 
     async def _end(self, tenant: str, run_id: str, outcome: Outcome, why: str) -> None:
         stored = await self._index.run(tenant, run_id)
-        if stored is None:
+        record = stored.value if stored is not None else await self._recovered(run_id)
+        if record is None:
             await self._index.forget(run_id)
             self._metrics.repaired("lease_without_run")
             log.warning("lease_without_run", run_id=run_id)
             return
-        record = stored.value
         ended = await self._take_over.end(record, await self._take_over.last_of(record), outcome)
         if ended.is_last:
             self._metrics.run_ended(status_of(ended.stop_reason))
@@ -331,6 +336,15 @@ class Watchdog:
         else:
             # A wish that came late, or a lease whose deletion was lost.
             log.info("run_had_ended", run_id=run_id)
+
+    async def _recovered(self, run_id: str) -> RunRecord | None:
+        """Make the record of a run that has none from its log, which is right; None if there is no log either."""
+        found = await logged_run(self._jetstream, run_id)
+        if found is None:
+            return None
+        self._metrics.repaired("record_missing")
+        log.warning("record_recovered", run_id=run_id)
+        return found.record(found.last)
 
 
 def _heard(message: Message) -> tuple[str, int, bool]:

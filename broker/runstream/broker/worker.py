@@ -20,7 +20,7 @@ import structlog
 
 from runstream.broker.agents.failures import AGENT_CRASHED, outcome_of
 from runstream.broker.ending import Outcome, end_run, failed, first_message
-from runstream.broker.errors import AgentFailed, BrokerError, Fenced, RunCancelled, StoreFull, StoreRefused, Unavailable
+from runstream.broker.errors import AgentFailed, BrokerError, Fenced, RunCancelled, StoreFull, Unavailable
 from runstream.broker.lease import RENEWALS_PER_LEASE, Lease
 from runstream.broker.log import entry_of
 from runstream.broker.publisher import Publisher, Write
@@ -238,12 +238,14 @@ class Worker:
         speaking = asyncio.create_task(self._listen(request, publisher), name=f"agent-{request.run_id}")
         try:
             begun_at = publisher.next_index
-            ends: set[asyncio.Future[Any]] = {speaking, lease.over, self._leaving}
+            ends: set[asyncio.Future[Any]] = {speaking, lease.over, publisher.failed, self._leaving}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if speaking.done():
                 return self._heard(speaking, request, publisher)
             if lease.over.done():
                 return self._stopped(lease, publisher)
+            if publisher.failed.done():
+                return _unstored(publisher.failed.result(), request)
             if publisher.next_index == begun_at:
                 raise BrokerError("This broker stops, and the agent has not said anything yet.")
             publisher.cancel(RunCancelled("This broker stops.", run_id=request.run_id))
@@ -265,7 +267,13 @@ class Worker:
             async with aclosing(self._agent(request)) as chunks:
                 async for chunk in chunks:
                     await recording.take(chunk)
-        except (Exception, asyncio.CancelledError):
+        except Exception as error:
+            if asyncio.current_task() in self._dismissed:
+                # Not its text: what a platform said may be private.
+                log.info("agent_left_with_error", error=type(error).__name__)
+                return Outcome("cancelled")
+            raise
+        except asyncio.CancelledError:
             raise
         except BaseException as error:
             # An agent that exits has ended itself; let through, it would end the event loop with all other runs.
@@ -285,10 +293,8 @@ class Worker:
         match error:
             case None:
                 return speaking.result()
-            case StoreFull():
-                return outcome_of(error, request.run_id)
-            case Unavailable() | StoreRefused() | Fenced() if error is publisher.failure:
-                raise error
+            case BrokerError() if error is publisher.failure:
+                return _unstored(error, request)
             case _:
                 if not isinstance(error, (BrokerError, SchemaError)):
                     log.error("agent_crashed", exc_info=error)
@@ -299,14 +305,15 @@ class Worker:
         if not speaking.done():
             speaking.cancel()
             self._dismissed.add(speaking)
-            speaking.add_done_callback(self._left)
+            speaking.add_done_callback(self._dismissed.discard)
             asyncio.get_running_loop().call_later(FAREWELL_SECONDS, _complain, speaking)
 
-    def _left(self, speaking: asyncio.Task[Outcome]) -> None:
-        self._dismissed.discard(speaking)
-        if not speaking.cancelled() and (error := speaking.exception()) is not None:
-            # Not its text: what a platform said may be private.
-            log.info("agent_left_with_error", agent=speaking.get_name(), error=type(error).__name__)
+
+def _unstored(error: BrokerError, request: RunRequest) -> Outcome:
+    """Return what a run comes to of which something cannot be stored; raises what keeps even its end from being so."""
+    if isinstance(error, StoreFull):
+        return outcome_of(error, request.run_id)
+    raise error
 
 
 def _complain(dismissed: asyncio.Task[Outcome]) -> None:

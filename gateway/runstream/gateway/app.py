@@ -114,6 +114,8 @@ class Gateway:
         readiness = Readiness(jetstream, self._broker_settings)
         presence = AgentPresence(jetstream.connection, grace_seconds=self._settings.agent_grace_seconds)
 
+        repair = Repair(jetstream, self._broker_settings, index, observe=self.metrics.repaired)
+
         async def unready() -> str | None:
             if self.hub.is_full:
                 return "As many streams are open as may be."
@@ -129,8 +131,9 @@ class Gateway:
                 index=index,
                 queue=WorkQueue(jetstream),
                 presence=presence,
-                repair=Repair(jetstream, self._broker_settings, index, observe=self.metrics.repaired),
+                repair=repair,
             ),
+            repair=repair,
             canceller=Canceller(jetstream.connection, index),
             body_limit=lambda: jetstream.connection.max_payload - BODY_RESERVE_BYTES,
             body_seconds=self._settings.body_seconds,

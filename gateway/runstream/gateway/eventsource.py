@@ -46,6 +46,7 @@ async def follow(request: web.Request, run_id: str) -> web.StreamResponse:
     try:
         with seat(services.hub):
             record = await services.lookup.to_resume(run_id)
+            await services.repair.watch_over(record)
             return await stream_run(
                 request,
                 services.hub,

@@ -28,6 +28,7 @@ async def resume_and_stream(
     wanted = model_of(RetrieveStreamRequest, body, required=False)
     with seat(services.hub):
         record = await find(wanted)
+        await services.repair.watch_over(record)
         return await stream_run(
             request,
             services.hub,

@@ -1,0 +1,20 @@
+"""What retention removes from under those who use it."""
+
+import pytest
+
+from tests.support.http import Cut
+from tests.support.stack import stack_running
+
+
+async def test_a_log_that_is_gone_under_a_live_run(nats_url: str) -> None:
+    """Whoever follows a run whose log retention has removed while it was silent is told, and not left waiting."""
+    async with stack_running(nats_url, broker={"lease_seconds": 1}) as stack, stack.live(2) as (run_id, stream):
+        record = await stack.record(run_id)
+        await stack.purge_up_to(record, await stack.tip(record))
+        stack.puppet.say(run_id)  # Its writer finds that the log is gone, and stops.
+        with pytest.raises(Cut):
+            await stream.rest(deadline=10)
+        assert (stream.seen[-1].event, stream.seen[-1].json["error_type"]) == ("error", "expired")
+        reply = await stack.fetch("POST", f"/v1/runs/{run_id}/stream", json={})
+        assert reply.status == 410
+        assert (await stack.record(run_id)).status == "failed"
