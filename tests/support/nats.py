@@ -5,6 +5,7 @@ import contextlib
 import functools
 import json
 import os
+import random
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -22,6 +23,7 @@ IMAGE = "nats:2.12-alpine"
 READY_SECONDS = 20.0
 # An election takes 4 to 9 s, and a machine of two cores runs three servers and the tests.
 CLUSTER_SECONDS = 60.0
+PORTS = (10_000, 32_000)
 
 
 class NatsServer(Protocol):
@@ -226,12 +228,20 @@ def _cluster_config(routes: list[int], number: int) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that were free a moment ago, all different."""
+    """Loopback ports that were free a moment ago, all different.
+
+    From below those that systems give to whoever asks for any: another process, or a connection of this one, would
+    have taken one of these again before its server is there.
+    """
+    found: list[int] = []
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        while len(found) < count:
+            bound = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                port = random.SystemRandom().randrange(*PORTS)
+                bound.bind(("127.0.0.1", port))
+                found.append(port)
+    return found
 
 
 async def answers(url: str) -> bool:
