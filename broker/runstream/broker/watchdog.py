@@ -24,10 +24,11 @@ from runstream.broker.ending import Outcome, failed
 from runstream.broker.errors import BrokerError, Fenced
 from runstream.broker.keys import KV_OPERATION, LEASE_SECONDS, cancel_key, key_of, lease_key, live_subject, pulse_key
 from runstream.broker.lease import RENEWALS_PER_LEASE
+from runstream.broker.log import entry_of
 from runstream.broker.survey import logged_run
 from runstream.broker.takeover import TakeOver, is_executable
 from runstream.broker.tasks import end_task
-from runstream.schemas import status_of
+from runstream.schemas import Kind, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -105,6 +106,9 @@ class Watchdog:
         self._cancels: dict[str, float] = {}
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._room = asyncio.Semaphore(RUNS_AT_A_TIME)
+        self._urgent = asyncio.Semaphore(RUNS_AT_A_TIME)
+        """For cancels: they must not wait behind a thousand runs of a broker that has died."""
+        self._is_left = False
         self._pulse = 0
         self._pulsed = asyncio.Event()
         self._relist = asyncio.Event()
@@ -132,6 +136,7 @@ class Watchdog:
         await self._stack.aclose()
 
     async def _stop_looking(self) -> None:
+        self._is_left = True
         for task in self._busy.values():
             task.cancel()
         await asyncio.gather(*self._busy.values(), return_exceptions=True)
@@ -159,7 +164,14 @@ class Watchdog:
         if is_deleted:
             self._cancels.pop(run_id, None)
         else:
-            self._cancels.setdefault(run_id, time.monotonic() + OBEDIENCE_SECONDS)
+            self._hear_wish(run_id)
+
+    def _hear_wish(self, run_id: str) -> None:
+        if run_id not in self._cancels:
+            self._cancels[run_id] = time.monotonic() + OBEDIENCE_SECONDS
+            self._see_to(run_id, self._cancel_unbegun, self._urgent)
+            # Not left to the next pulse: a client waits.
+            asyncio.get_running_loop().call_later(OBEDIENCE_SECONDS, self._judge_cancels)
 
     async def _on_pulse(self, message: Message) -> None:
         self._pulse = _heard(message)[1]
@@ -202,7 +214,7 @@ class Watchdog:
             if run_id not in leases:
                 del self._leases[run_id]
         for run_id in wished:
-            self._cancels.setdefault(run_id, time.monotonic() + OBEDIENCE_SECONDS)
+            self._hear_wish(run_id)
 
     # -- time ---------------------------------------------------------------------------------------------------
 
@@ -237,26 +249,32 @@ class Watchdog:
             self._pulsed.clear()
             await self._pulsed.wait()
 
-    def _judge(self, now: float) -> None:
+    def _judge_cancels(self) -> None:
+        now = time.monotonic()
         for run_id, due in list(self._cancels.items()):
-            if now >= due:
+            if now >= due and self._see_to(run_id, self._enforce_cancel, self._urgent):
                 self._cancels[run_id] = now + OBEDIENCE_SECONDS  # Again, should this come to nothing.
-                self._see_to(run_id, self._enforce_cancel)
+
+    def _judge(self, now: float) -> None:
+        self._judge_cancels()
         lapsed = [run_id for run_id, lease in self._leases.items() if lease.has_lapsed(now) and now >= lease.look_at]
         # Each broker in an order of its own: what one has done when another comes to it costs that one nothing.
         random.shuffle(lapsed)
         for run_id in lapsed:
-            self._see_to(run_id, self._look_after)
+            self._see_to(run_id, self._look_after, self._room)
 
-    def _see_to(self, run_id: str, action: Callable[[str], Awaitable[None]]) -> None:
-        if run_id not in self._busy:
-            task = asyncio.create_task(self._carefully(run_id, action), name=f"watchdog-{run_id}")
-            self._busy[run_id] = task
-            task.add_done_callback(lambda _: self._busy.pop(run_id, None))
+    def _see_to(self, run_id: str, action: Callable[[str], Awaitable[None]], room: asyncio.Semaphore) -> bool:
+        """Act on a run; False if that is done to it already, or the watchdog is being left."""
+        if run_id in self._busy or self._is_left:
+            return False
+        task = asyncio.create_task(self._carefully(run_id, action, room), name=f"watchdog-{run_id}")
+        self._busy[run_id] = task
+        task.add_done_callback(lambda _: self._busy.pop(run_id, None))
+        return True
 
-    async def _carefully(self, run_id: str, action: Callable[[str], Awaitable[None]]) -> None:
+    async def _carefully(self, run_id: str, action: Callable[[str], Awaitable[None]], room: asyncio.Semaphore) -> None:
         await asyncio.sleep(SPREAD_SECONDS * secrets.randbelow(100) / 100)
-        async with self._room:
+        async with room:
             try:
                 await action(run_id)
             except Fenced as error:
@@ -268,6 +286,16 @@ class Watchdog:
                 log.exception("watchdog_crashed", run_id=run_id)
 
     # -- acting -------------------------------------------------------------------------------------------------
+
+    async def _cancel_unbegun(self, run_id: str) -> None:
+        """End a run at once that is to end and that nobody has begun: there is no writer who could do it."""
+        tenant = await self._index.cancel_wish(run_id)
+        stored = None if tenant is None else await self._index.run(tenant, run_id)
+        if tenant is None or stored is None or stored.value.status != "created":
+            return
+        last = await self._take_over.last_of(stored.value)
+        if last is None or entry_of(last).kind is Kind.PING:
+            await self._end(tenant, run_id, Outcome("cancelled"), "nobody_had_begun")
 
     async def _enforce_cancel(self, run_id: str) -> None:
         """End a run that is to end, and has not."""
