@@ -179,10 +179,10 @@ async def test_a_run_is_running_while_its_block_lasts(core: Core, runs: Runs) ->
 
 
 async def test_an_error_that_is_published_fails_the_run(core: Core, runs: Runs) -> None:
-    """The error is the run's, though the block is left as if all were well."""
+    """The error is the run's, with its type's stop reason, though the block is left as if all were well."""
     async with runs.open(agent_id=AGENT) as run:
         await run.publish(ErrorMessage(run_id=run.run_id, error_type="llm_timeout", message="too slow"))
-    assert await ended_with(core, run.run_id) == ("failed", "error", "llm_timeout")
+    assert await ended_with(core, run.run_id) == ("failed", "llm_api_error", "llm_timeout")
 
 
 async def test_concurrent_calls_are_stored_in_their_order(core: Core, runs: Runs) -> None:
