@@ -50,7 +50,7 @@ async def speaking(core: Core) -> AsyncIterator[tuple[RunRecord, Publisher]]:
 
 
 class Defective(Index):
-    """An index whose pulse, once, or every look at a lease, fails with what nobody expects."""
+    """An index whose pulse fails, once, with what nobody expects."""
 
     pulses = 0
 

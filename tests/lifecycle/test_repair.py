@@ -205,7 +205,7 @@ async def test_a_request_that_is_gone(scene: Scene) -> None:
 
 
 async def test_a_log_that_is_gone(scene: Scene) -> None:
-    """A run whose log retention has removed is only made terminal: there is nobody left to tell."""
+    """A run whose log retention has removed is ended all the same, so that whoever follows it finds the hole."""
     gateway, writer = await scene.gateway(), await scene.broker()
     say = await scene.say(gateway, chunks=2, waits=True)
     async with opened(gateway, say) as stream:

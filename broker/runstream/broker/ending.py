@@ -123,7 +123,7 @@ def ended(record: RunRecord, outcome: Outcome, *, at: datetime | None = None) ->
 
 
 class Ending:
-    """One run's end, step by step. `missing_from` says which steps a log that was found still lacks."""
+    """One run's end, step by step; `STEPS` has them in their order."""
 
     def __init__(self, publisher: Publisher, index: Index, record: RunRecord, outcome: Outcome) -> None:
         self.publisher = publisher

@@ -150,7 +150,10 @@ class Worker:
                 # Whoever fenced this worker has the run; when it has ended, the message comes back to be taken off.
                 log.warning("run_fenced", error=str(error))
             except BrokerError as error:
-                log.warning("run_put_back", error=str(error))
+                if self._leaving.done():
+                    log.info("run_left_to_others")
+                else:
+                    log.warning("run_put_back", error=str(error))
                 with contextlib.suppress(Unavailable):
                     await task.give_back()
             except Exception:
