@@ -20,7 +20,7 @@ OWNERS = {
     "aiohttp": ["broker/http.py", "gateway/*"],
     "httpx": ["broker/agents/http*.py"],
     "httpx_sse": ["broker/agents/http*.py"],
-    "pydantic": ["*/settings*.py", "schemas/requests.py", "gateway/validation.py"],
+    "pydantic": ["*/settings*.py", "broker/openapi.py", "schemas/requests.py", "gateway/validation.py"],
     "pydantic_settings": ["*/settings*.py"],
 }
 READERS_OF_THE_ENVIRONMENT = ["*/settings*.py", "gateway/cli.py"]

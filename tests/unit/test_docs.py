@@ -1,26 +1,25 @@
 """The documents say what the source does: paths, settings, refusals, knobs and links."""
 
 import ast
-import importlib
 import json
-import pkgutil
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import typer
-from aiohttp import web
 from prometheus_client import CollectorRegistry
 from pydantic_settings import BaseSettings
 
 from runstream.broker.agents import demo
 from runstream.broker.agents.settings import UpstreamSettings
-from runstream.broker.http import health_routes, metrics_route
+from runstream.broker.http import description_operation, health_operations, metrics_operation
+from runstream.broker.operations import Operation
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.broker.topology import WORK_STREAM
-from runstream.gateway import cli, routes
+from runstream.gateway import cli
+from runstream.gateway.app import OPERATIONS
 from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings, UpSettings
 from runstream.schemas import ERROR_TYPES, Kind
 
@@ -52,22 +51,20 @@ def code(cell: str) -> list[str]:
 # -- paths ------------------------------------------------------------------------------------------------------------
 
 
-def endpoints(table_of_routes: list[web.RouteDef]) -> set[str]:
-    return {f"{route.method} {route.path}" for route in table_of_routes}
+def endpoints(operations: Sequence[Operation]) -> set[str]:
+    return {f"{operation.method} {operation.path}" for operation in operations}
 
 
 def gateway_endpoints() -> set[str]:
-    rooms = [
-        importlib.import_module(f"{routes.__name__}.{room.name}") for room in pkgutil.iter_modules(routes.__path__)
-    ]
-    return endpoints([route for room in rooms for route in room.routes])
+    return endpoints(OPERATIONS)
 
 
 def health_endpoints() -> set[str]:
     async def unready() -> str | None:
         return None
 
-    return endpoints([*health_routes(unready), metrics_route(CollectorRegistry())])
+    operations = [*health_operations(unready), metrics_operation(CollectorRegistry())]
+    return endpoints([*operations, description_operation(operations, title="", says="")])
 
 
 def test_protocol_has_every_path() -> None:

@@ -1,53 +1,108 @@
-"""The broker's own port: whether it lives, whether it is ready, what it counts."""
+"""What every port answers: whether its process lives, whether it is ready, what it counts, what it can be asked."""
 
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from runstream.broker.openapi import described
+from runstream.broker.operations import JSON, TEXT, Answer, Body, Operation
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-__all__ = ["health_routes", "metrics_route", "serving"]
+__all__ = ["description_operation", "health_operations", "metrics_operation", "routes", "serving"]
 
 
-def health_routes(unready: Callable[[], Awaitable[str | None]]) -> list[web.RouteDef]:
-    """Routes of `/livez` and `/readyz`. `unready` says in words why not, None when ready.
+class Health(msgspec.Struct):
+    """That all is well."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Unready(msgspec.Struct):
+    """Why it is not ready."""
+
+    detail: str
+    status: Literal["unavailable"] = "unavailable"
+
+
+def health_operations(unready: Callable[[], Awaitable[str | None]]) -> list[Operation]:
+    """Make `/livez` and `/readyz`. `unready` says in words why not, None when ready.
 
     `/livez` never looks at NATS: restarting a process does not bring NATS back.
     """
 
     async def livez(_: web.Request) -> web.Response:
-        return web.json_response({"status": "ok"})
+        """`GET /livez`: whether the process answers; it never looks at NATS."""
+        return _answer(Health())
 
     async def readyz(_: web.Request) -> web.Response:
+        """`GET /readyz`: whether requests can be served."""
         reason = await unready()
-        if reason is None:
-            return web.json_response({"status": "ok"})
-        return web.json_response({"status": "unavailable", "detail": reason}, status=503)
+        return _answer(Health()) if reason is None else _answer(Unready(reason), status=503)
 
-    return [web.get("/livez", livez), web.get("/readyz", readyz)]
+    well = Answer("All is well.", [Body([Health])])
+    return [
+        Operation(method="GET", path="/livez", handler=livez, answers={200: well}),
+        Operation(
+            method="GET",
+            path="/readyz",
+            handler=readyz,
+            answers={200: well, 503: Answer("Why not.", [Body([Unready])])},
+        ),
+    ]
 
 
-def metrics_route(registry: CollectorRegistry) -> web.RouteDef:
-    """Route of `/metrics`: what `registry` counts, in Prometheus's text."""
+def metrics_operation(registry: CollectorRegistry) -> Operation:
+    """Make `/metrics`: what `registry` counts, in Prometheus's text."""
 
     async def metrics(_: web.Request) -> web.Response:
+        """`GET /metrics`: what is counted here, in Prometheus's text."""
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    return web.get("/metrics", metrics)
+    return Operation(
+        method="GET", path="/metrics", handler=metrics, answers={200: Answer("The metrics.", [Body([], TEXT)])}
+    )
+
+
+def description_operation(operations: Sequence[Operation], *, title: str, says: str) -> Operation:
+    """Make `/openapi.json`, which describes `operations` and itself."""
+
+    async def openapi(_: web.Request) -> web.Response:
+        """`GET /openapi.json`: what can be asked here, as OpenAPI describes it."""
+        return web.Response(body=document, content_type=JSON)
+
+    itself = Operation(
+        method="GET",
+        path="/openapi.json",
+        handler=openapi,
+        answers={200: Answer("The document.", [Body([dict[str, object]])])},
+    )
+    document = msgspec.json.encode(described([*operations, itself], title=title, says=says))
+    return itself
+
+
+def routes(operations: Sequence[Operation]) -> list[web.RouteDef]:
+    """Make the routes on which operations are served."""
+    return [web.route(each.method, each.path, each.handler) for each in operations]
+
+
+def _answer(found: Health | Unready, *, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(found), status=status, content_type=JSON)
 
 
 @asynccontextmanager
-async def serving(routes: Sequence[web.RouteDef], listener: socket.socket) -> AsyncIterator[None]:
-    """Serve `routes` on a bound socket while the block lasts."""
+async def serving(operations: Sequence[Operation], listener: socket.socket) -> AsyncIterator[None]:
+    """Serve `operations` on a bound socket while the block lasts."""
     app = web.Application()
-    app.add_routes(routes)
+    app.add_routes(routes(operations))
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:

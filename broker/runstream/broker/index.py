@@ -176,6 +176,22 @@ class Index:
 
         await _persist(attempt, CLAIM_PATIENCE_SECONDS)
 
+    async def update_conversation(
+        self, tenant: str, conversation_id: str, change: Callable[[ConversationRecord], ConversationRecord]
+    ) -> ConversationRecord | None:
+        """Change a conversation on the condition that it is as read; None if it is not there, or deleted."""
+
+        async def attempt() -> ConversationRecord | None:
+            stored = await self.conversation(tenant, conversation_id)
+            if stored is None or stored.value.deleted:
+                return None
+            changed = change(stored.value)
+            key = conversation_key(tenant, conversation_id)
+            await self._write([_Put(key, encode_conversation(changed), stored.revision)])
+            return changed
+
+        return await _persist(attempt, CLAIM_PATIENCE_SECONDS)
+
     # -- the life of a run --------------------------------------------------------------------------------------
 
     async def claim(self, record: RunRecord, request: RunRequest | None) -> Claimed:
@@ -343,6 +359,22 @@ class Index:
                 stored.revision,
             )
         ]
+
+    async def remove_run(self, run: RunRecord) -> None:
+        """Delete what is known of an ended run, in one batch: from then on nobody finds it, nor what it answered."""
+        claims = [_claim_key_of(run), *(otid_key(run.tenant, digest(otid)) for otid in run.otids)] if run.otids else []
+        names_it = [*claims, agent_key(run.tenant, run.agent_id), _approval_key_of(run)]
+
+        async def attempt() -> None:
+            held = {key: await self._get_any(key) for key in names_it}
+            puts = [_Put(key, None, found.revision) for key, found in held.items() if found.value == run.id.encode()]
+            stored = await self._get_any(run_key(run.tenant, run.id))
+            if stored.value is not None:
+                puts.append(_Put(run_key(run.tenant, run.id), None, stored.revision))
+            if puts:
+                await self._write(puts)
+
+        await _persist(attempt, CLAIM_PATIENCE_SECONDS)
 
     # -- leases and wishes to cancel ------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import structlog
 
 from runstream.broker.connection import Connection
 from runstream.broker.errors import BrokerError, Unavailable
-from runstream.broker.http import health_routes, metrics_route, serving
+from runstream.broker.http import description_operation, health_operations, metrics_operation, serving
 from runstream.broker.index import Index
 from runstream.broker.jetstream import JetStream
 from runstream.broker.metrics import BrokerMetrics
@@ -35,6 +35,7 @@ T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
+SAYS = "The broker's own port."
 RETRY_SECONDS = 1.0
 """How long a patient broker waits before it asks NATS again."""
 READINESS_SECONDS = 1.0
@@ -134,13 +135,15 @@ class Broker:
     async def _serve(self, stack: AsyncExitStack, jetstream: JetStream) -> None:
         """Answer on the broker's port, before NATS is there: who asks is told what is being waited for."""
         readiness = Readiness(jetstream, self._settings)
-        routes = health_routes(readiness.unready)
-        metrics = [metrics_route(self.metrics.registry)]
-        if self._metrics_listener is not None:
-            await stack.enter_async_context(serving(metrics, self._metrics_listener))
+        operations = health_operations(readiness.unready)
+        metrics = metrics_operation(self.metrics.registry)
+        if self._metrics_listener is None:
+            operations.append(metrics)
+        else:
+            await stack.enter_async_context(serving([metrics], self._metrics_listener))
         if self._listener is not None:
-            shown = routes if self._metrics_listener is not None else [*routes, *metrics]
-            await stack.enter_async_context(serving(shown, self._listener))
+            description = description_operation(operations, title="runstream broker", says=SAYS)
+            await stack.enter_async_context(serving([*operations, description], self._listener))
 
     async def _reached(self, action: Callable[[], Awaitable[T]]) -> T:
         """Do what needs NATS; a patient broker does it again until NATS is there for it."""

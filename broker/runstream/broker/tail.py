@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from runstream.broker.errors import BrokerError, Unavailable
+from runstream.broker.errors import BrokerError, CursorExpired, Unavailable
 from runstream.broker.log import Entry, entry_of, live_entry
 from runstream.schemas import Kind
 
@@ -240,4 +240,7 @@ class LiveTail:
             self._heard_at = time.monotonic()
             if tip is not None:
                 self._newest = max(self._newest, tip.seq)
+            elif self._last:
+                # The run was removed, its end with it: of an empty log nothing will ever come.
+                raise CursorExpired
             return

@@ -9,11 +9,13 @@ import structlog
 from aiohttp import web
 
 from runstream.broker.connection import Connection
-from runstream.broker.http import health_routes, metrics_route, serving
+from runstream.broker.http import description_operation, health_operations, metrics_operation, serving
+from runstream.broker.http import routes as routes_of
 from runstream.broker.index import Index
 from runstream.broker.jetstream import JetStream
 from runstream.broker.queue import WorkQueue
 from runstream.broker.reader import LogReader
+from runstream.broker.removal import Remover
 from runstream.broker.repair import Repair
 from runstream.broker.service import Readiness
 from runstream.broker.topology import check_server
@@ -37,6 +39,15 @@ if TYPE_CHECKING:
 __all__ = ["Gateway"]
 
 log = structlog.get_logger(__name__)
+
+OPERATIONS = [*conversations.operations, *agents.operations, *runs.operations]
+SAYS = """
+Resumable streams of agent runs, compatible with Letta's API. `PROTOCOL.md` says more than fits here: the order of a
+stream's events, what a cursor means, and when a response is cut.
+
+Beside what each operation answers: 307 to the path with, or without, its last slash, if that is there; 404 and 405 for
+paths and methods that are not.
+"""
 
 BODY_RESERVE_BYTES = 16 * 2**10
 """What a request may carry beside its body, in the one message of the index that holds both."""
@@ -135,6 +146,7 @@ class Gateway:
             ),
             repair=repair,
             canceller=Canceller(jetstream.connection, index),
+            remover=Remover(jetstream, index),
             body_limit=lambda: jetstream.connection.max_payload - BODY_RESERVE_BYTES,
             body_seconds=self._settings.body_seconds,
             unready=unready,
@@ -157,13 +169,14 @@ class Gateway:
     async def _serve(self, stack: AsyncExitStack, services: Services) -> None:
         app = web.Application(middlewares=[answer_errors])
         app[SERVICES] = services
-        metrics = [metrics_route(self.metrics.registry)]
-        app.add_routes(health_routes(services.unready))
+        metrics = metrics_operation(self.metrics.registry)
+        operations = [*OPERATIONS, *health_operations(services.unready)]
         if self._metrics_listener is None:
-            app.add_routes(metrics)
+            operations.append(metrics)
         else:
-            await stack.enter_async_context(serving(metrics, self._metrics_listener))
-        app.add_routes([*conversations.routes, *agents.routes, *runs.routes])
+            await stack.enter_async_context(serving([metrics], self._metrics_listener))
+        operations.append(description_operation(operations, title="runstream", says=SAYS))
+        app.add_routes(routes_of(operations))
         app.router.add_route("*", "/{path:.*}", fallback)
         app.on_response_prepare.append(_name_server)
         if self._settings.cors_origins is not None:

@@ -18,6 +18,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+from msgspec import UNSET, UnsetType
+
 from runstream.broker.errors import (
     BrokerError,
     Conflict,
@@ -27,6 +30,7 @@ from runstream.broker.errors import (
     Unavailable,
     Unsettled,
 )
+from runstream.broker.operations import Answer, Body, Header
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,6 +47,7 @@ __all__ = [
     "TooLarge",
     "TooSlow",
     "TryLater",
+    "refusals",
     "translated",
 ]
 
@@ -53,11 +58,49 @@ RETRY_SECONDS = 2.0
 NOT_AGAIN = {"x-should-retry": "false"}
 """letta-client repeats a 409 twice unless it is told not to, each time in vain."""
 
+SHOULD_RETRY = Header("x-should-retry", "`false`: a client library need not repeat the request.")
+RETRY_AFTER = Header("Retry-After", "Seconds to wait before the request is repeated.", {"type": "integer"})
+
+
+class Refusal(msgspec.Struct):
+    """Why a request cannot be served."""
+
+    detail: str
+
+
+class FailureRefusal(Refusal):
+    """A defect; `reference` names the line of the log."""
+
+    reference: str | UnsetType = UNSET
+
+
+class InvalidRefusal(msgspec.Struct):
+    """What has the wrong form: a list of errors as Python prints it, in one string."""
+
+    trace_id: str
+    detail: str
+    examples: list[str] | UnsetType = UNSET
+
+
+class ConflictRefusal(Refusal):
+    """What is in the way: a run, and its first otid, or the otid that both requests have."""
+
+    run_id: str | UnsetType = UNSET
+    otid: str | UnsetType | None = UNSET
+
+
+class UnavailableRefusal(Refusal):
+    """With `run_id` a run was started, and the request must not be repeated."""
+
+    run_id: str | UnsetType = UNSET
+
 
 class ApiError(Exception):
-    """The request cannot be served."""
+    """A defect of this server's."""
 
     status = 500
+    shapes: Sequence[type[msgspec.Struct]] = (FailureRefusal,)
+    sends: Sequence[Header] = ()
 
     def __init__(
         self, detail: str, *, extra: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
@@ -77,6 +120,7 @@ class Invalid(ApiError):
     """A value has the wrong form. `errors` are pydantic's; a client gets their Python form in one string."""
 
     status = 422
+    shapes = (InvalidRefusal, Refusal)
 
     def __init__(self, errors: Sequence[Mapping[str, Any]], *, examples: Sequence[str] | None = None) -> None:
         self._examples = examples
@@ -93,6 +137,7 @@ class BadRequest(ApiError):
     """The request makes no sense as it is."""
 
     status = 400
+    shapes = (Refusal,)
 
     def __init__(self, detail: str) -> None:
         super().__init__(f"INVALID_ARGUMENT: {detail}")
@@ -102,18 +147,22 @@ class NotFound(ApiError):
     """There is no such thing."""
 
     status = 404
+    shapes = (Refusal,)
 
 
 class Busy(ApiError):
     """The state of a conversation or an agent does not allow it."""
 
     status = 409
+    shapes = (ConflictRefusal,)
+    sends = (SHOULD_RETRY,)
 
 
 class Gone(ApiError):
     """Retention has removed it."""
 
     status = 410
+    shapes = (Refusal,)
 
     def __init__(self) -> None:
         super().__init__("EXPIRED: Part of this run was removed by retention.")
@@ -123,12 +172,14 @@ class TooSlow(ApiError):
     """The request did not arrive in time."""
 
     status = 408
+    shapes = (Refusal,)
 
 
 class TooLarge(ApiError):
     """The request is larger than may be stored."""
 
     status = 413
+    shapes = (Refusal,)
 
 
 class TryLater(ApiError):
@@ -138,11 +189,23 @@ class TryLater(ApiError):
     """
 
     status = 503
+    shapes = (UnavailableRefusal,)
+    sends = (RETRY_AFTER, SHOULD_RETRY)
 
     def __init__(self, detail: str, *, should_retry: bool = True, run_id: str | None = None) -> None:
         repeatable = should_retry and run_id is None
         headers = {"Retry-After": str(math.ceil(RETRY_SECONDS))} if repeatable else NOT_AGAIN
         super().__init__(detail, headers=headers, extra={} if run_id is None else {"run_id": run_id})
+
+
+def refusals(*kinds: type[ApiError]) -> dict[int, Answer]:
+    """Describe the refusals of an operation, by status; every one may be refused for its `user_id`, or a defect."""
+    all_kinds: tuple[type[ApiError], ...] = (BadRequest, *kinds, ApiError)
+    return {kind.status: Answer(_first_paragraph(kind), [Body(kind.shapes)], kind.sends) for kind in all_kinds}
+
+
+def _first_paragraph(kind: type[ApiError]) -> str:
+    return " ".join((kind.__doc__ or "").split("\n\n")[0].split())
 
 
 def translated(error: BrokerError) -> ApiError:  # noqa: PLR0911  # a table

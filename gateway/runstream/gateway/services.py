@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from runstream.broker.index import Index
+    from runstream.broker.removal import Remover
     from runstream.broker.repair import Repair
     from runstream.gateway.cancelling import Canceller
     from runstream.gateway.fanout import Hub
@@ -30,6 +31,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     starter: Starter
     repair: Repair
     canceller: Canceller
+    remover: Remover
     body_limit: Callable[[], int]
     """Bytes a request body may have: what fits into one message of the index, as NATS says."""
     body_seconds: float

@@ -10,7 +10,31 @@ from runstream.schemas.errors import InvalidRecord
 from runstream.schemas.ids import DEFAULT_TENANT, DEFAULT_USER_ID
 from runstream.schemas.runs import timestamp
 
-__all__ = ["ConversationRecord", "decode_conversation", "encode_conversation"]
+__all__ = ["Conversation", "ConversationRecord", "decode_conversation", "encode_conversation"]
+
+
+class Conversation(msgspec.Struct, kw_only=True):
+    """One conversation, as clients get it: the open-source server's keys in its order, then the hosted service's.
+
+    What a client put into it beyond these stands behind them.
+    """
+
+    created_by_id: str | None
+    last_updated_by_id: str | None
+    created_at: str
+    updated_at: str
+    id: str
+    agent_id: str
+    summary: str | None
+    in_context_message_ids: list[str] | None
+    isolated_block_ids: list[str]
+    model: str | None
+    model_settings: dict[str, Any] | None
+    last_message_at: str | None
+    archived: bool | None
+    archived_at: str | None
+    context_window_limit: int | None
+    description: str | None
 
 
 class ConversationRecord(msgspec.Struct, kw_only=True):
@@ -44,30 +68,9 @@ class ConversationRecord(msgspec.Struct, kw_only=True):
     """The run that held it last, for clients that come back just after its end."""
 
     def to_wire(self) -> dict[str, Any]:
-        """The Conversation object clients get, ready to be encoded as JSON.
-
-        The open-source server's keys in its order, then the ones the hosted service added, then what the
-        client sent beyond both; an extra key never hides a known one.
-        """
-        wire = {
-            "created_by_id": self.created_by_id,
-            "last_updated_by_id": self.last_updated_by_id,
-            "created_at": self.created_at,
-            "updated_at": self.updated_at,
-            "id": self.id,
-            "agent_id": self.agent_id,
-            "summary": self.summary,
-            "in_context_message_ids": self.in_context_message_ids,
-            "isolated_block_ids": self.isolated_block_ids,
-            "model": self.model,
-            "model_settings": self.model_settings,
-            "last_message_at": self.last_message_at,
-            "archived": self.archived,
-            "archived_at": self.archived_at,
-            "context_window_limit": self.context_window_limit,
-            "description": self.description,
-        }
-        return wire | {key: value for key, value in self.extra.items() if key not in wire}
+        """The `Conversation` that clients get, ready to be encoded; an extra key never hides a known one."""
+        known = {name: getattr(self, name) for name in Conversation.__struct_fields__}
+        return known | {key: value for key, value in self.extra.items() if key not in known}
 
 
 _encoder: Final = msgspec.json.Encoder()

@@ -16,6 +16,7 @@ __all__ = [
     "DEFAULT_CONVERSATION",
     "DEFAULT_TENANT",
     "DEFAULT_USER_ID",
+    "RUN_PATH",
     "STRICT_CONVERSATION_PATH",
     "PathPattern",
     "is_agent_id",
@@ -71,6 +72,9 @@ def _strict(prefix: str) -> PathPattern:
 
 AGENT_PATH: Final = _strict(AGENT_PREFIX)
 """`agent-<uuid4>`: where an agent is asked for."""
+
+RUN_PATH: Final = _strict(RUN_PREFIX)
+"""`run-<uuid4>`: where a run is asked for."""
 
 STRICT_CONVERSATION_PATH: Final = _strict(CONVERSATION_PREFIX)
 """`conv-<uuid4>` only: where one conversation is read, changed or deleted."""

@@ -49,6 +49,7 @@ __all__ = [
     "CreateConversationRequest",
     "CreateMessagesRequest",
     "MessageCreate",
+    "OfAgent",
     "RetrieveStreamRequest",
     "ToolResult",
     "ToolReturnCreate",
@@ -89,7 +90,7 @@ def check_otids(otids: Sequence[str]) -> None:
 class _Body(BaseModel):
     """A body or a part of one. `from_attributes` gives the reference's words for a body that is an array."""
 
-    model_config = ConfigDict(extra="ignore", from_attributes=True)
+    model_config = ConfigDict(extra="ignore", from_attributes=True, use_attribute_docstrings=True)
 
 
 def _absent_if_empty(value: str | None) -> str | None:
@@ -347,6 +348,12 @@ class CancelRequest(_Body):
     run_ids: Annotated[list[str] | None, Field(max_length=MAX_CANCELLED)] = None
 
 
+class OfAgent(BaseModel):
+    """In a query: which agent is meant."""
+
+    agent_id: str | None = None
+
+
 class _ConversationBody(BaseModel):
     """What a conversation is made or changed with."""
 
@@ -355,7 +362,8 @@ class _ConversationBody(BaseModel):
     summary: str | None = None
     description: str | None = None
     model: str | None = None
-    model_settings: Any = None
+    model_settings: dict[str, Any] | None = None
+    """Any provider's, told apart by `provider_type`; kept as it is sent."""
     context_window_limit: int | None = None
 
     @property

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal, get_args
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from runstream.schemas.errors import InvalidRecord
 from runstream.schemas.ids import DEFAULT_TENANT
@@ -18,6 +19,8 @@ __all__ = [
     "REQUIRES_APPROVAL",
     "RUN_STATUSES",
     "RequestConfig",
+    "Run",
+    "RunMetadata",
     "RunRecord",
     "RunRequest",
     "RunStatus",
@@ -53,6 +56,35 @@ class RequestConfig(msgspec.Struct, kw_only=True):
     assistant_message_tool_name: str = "send_message"
     assistant_message_tool_kwarg: str = "message"
     include_return_message_types: list[str] | None = None
+
+
+class RunMetadata(msgspec.Struct, kw_only=True):
+    """Where a run came from, and the error_message that it ended with, if it failed."""
+
+    run_type: str
+    error: dict[str, Any] | UnsetType = UNSET
+
+
+class Run(msgspec.Struct, kw_only=True):
+    """One run, as clients get it: every key, in the reference's order."""
+
+    id: str
+    status: RunStatus
+    created_at: str
+    completed_at: str | None
+    agent_id: str
+    conversation_id: str | None
+    base_template_id: None = None
+    background: bool
+    metadata: RunMetadata
+    request_config: RequestConfig
+    stop_reason: str | None
+    callback_url: None = None
+    callback_sent_at: None = None
+    callback_status_code: None = None
+    callback_error: None = None
+    ttft_ns: int | None
+    total_duration_ns: int | None
 
 
 class RunRecord(msgspec.Struct, kw_only=True):
@@ -105,30 +137,23 @@ class RunRecord(msgspec.Struct, kw_only=True):
         """Whether the run is over: completed, failed or cancelled."""
         return self.status not in ACTIVE_STATUSES
 
-    def to_wire(self) -> dict[str, Any]:
-        """The Run object clients get, ready to be encoded as JSON: every key, in the reference's order."""
-        metadata: dict[str, Any] = {"run_type": self.run_type}
-        if self.error is not None:
-            metadata["error"] = {**self.error, "seq_id": None}
-        return {
-            "id": self.id,
-            "status": self.status,
-            "created_at": self.created_at,
-            "completed_at": self.completed_at,
-            "agent_id": self.agent_id,
-            "conversation_id": self.conversation_id,
-            "base_template_id": None,
-            "background": self.background,
-            "metadata": metadata,
-            "request_config": msgspec.structs.asdict(self.request_config),
-            "stop_reason": self.stop_reason,
-            "callback_url": None,
-            "callback_sent_at": None,
-            "callback_status_code": None,
-            "callback_error": None,
-            "ttft_ns": self.ttft_ns,
-            "total_duration_ns": self.total_duration_ns,
-        }
+    def to_wire(self) -> Run:
+        """The run as clients get it."""
+        error = UNSET if self.error is None else {**self.error, "seq_id": None}
+        return Run(
+            id=self.id,
+            status=self.status,
+            created_at=self.created_at,
+            completed_at=self.completed_at,
+            agent_id=self.agent_id,
+            conversation_id=self.conversation_id,
+            background=self.background,
+            metadata=RunMetadata(run_type=self.run_type, error=error),
+            request_config=self.request_config,
+            stop_reason=self.stop_reason,
+            ttft_ns=self.ttft_ns,
+            total_duration_ns=self.total_duration_ns,
+        )
 
 
 class RunRequest(msgspec.Struct, kw_only=True):

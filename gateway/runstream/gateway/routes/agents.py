@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from aiohttp import web
-
+from runstream.broker.operations import Body, Operation
+from runstream.gateway.answers import CANCELLED, EVENTS
 from runstream.gateway.creating import create_and_stream
-from runstream.gateway.errors import NOT_AGAIN, Busy
+from runstream.gateway.errors import NOT_AGAIN, Busy, Gone, Invalid, TooLarge, TooSlow, TryLater, refusals
 from runstream.gateway.services import SERVICES, json_response
 from runstream.gateway.validation import agent_path, body_of, model_of
 from runstream.schemas import AgentStreamRequest, CancelRequest
 
 if TYPE_CHECKING:
+    from aiohttp import web
+
     from runstream.schemas import RunRecord
 
-__all__ = ["routes"]
+__all__ = ["operations"]
 
 
 async def create_message_stream(request: web.Request) -> web.StreamResponse:
@@ -58,7 +60,21 @@ async def cancel(request: web.Request) -> web.Response:
     return json_response({run_id: "failed" if run is None else "cancelled" for run_id, run in found.items()})
 
 
-routes = [
-    web.post("/v1/agents/{agent_id}/messages/stream", create_message_stream),
-    web.post("/v1/agents/{agent_id}/messages/cancel", cancel),
+operations = [
+    Operation(
+        method="POST",
+        path="/v1/agents/{agent_id}/messages/stream",
+        handler=create_message_stream,
+        bodies=[Body([AgentStreamRequest])],
+        is_body_required=True,
+        answers={200: EVENTS, **refusals(Invalid, Busy, Gone, TooSlow, TooLarge, TryLater)},
+        is_deprecated=True,
+    ),
+    Operation(
+        method="POST",
+        path="/v1/agents/{agent_id}/messages/cancel",
+        handler=cancel,
+        bodies=[Body([CancelRequest])],
+        answers={200: CANCELLED, **refusals(Invalid, Busy, TooSlow, TooLarge, TryLater)},
+    ),
 ]

@@ -4,28 +4,50 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
+import msgspec
 
+from runstream.broker.operations import Body, Operation
+from runstream.gateway.answers import CANCELLED, CONVERSATION, EVENTS, NULL
 from runstream.gateway.creating import create_and_stream
-from runstream.gateway.errors import NOT_AGAIN, BadRequest, Busy, Invalid, NotFound
+from runstream.gateway.errors import (
+    NOT_AGAIN,
+    BadRequest,
+    Busy,
+    Gone,
+    Invalid,
+    NotFound,
+    TooLarge,
+    TooSlow,
+    TryLater,
+    refusals,
+)
 from runstream.gateway.resuming import resume_and_stream
 from runstream.gateway.services import SERVICES, json_response
 from runstream.gateway.validation import body_of, conversation_path, model_of, strict_conversation_path
 from runstream.schemas import (
     AGENT_PATH,
+    CONVERSATION_PATH,
     DEFAULT_CONVERSATION,
     DEFAULT_TENANT,
     ConversationMessagesRequest,
     ConversationRecord,
     CreateConversationRequest,
+    OfAgent,
+    RetrieveStreamRequest,
+    UpdateConversationRequest,
     is_agent_id,
     new_conversation_id,
+    timestamp,
 )
 
 if TYPE_CHECKING:
+    from aiohttp import web
+
     from runstream.gateway.services import Services
 
-__all__ = ["routes"]
+__all__ = ["operations"]
+
+UPDATABLE = frozenset(UpdateConversationRequest.model_fields)
 
 
 async def create(request: web.Request) -> web.Response:
@@ -57,6 +79,33 @@ async def retrieve(request: web.Request) -> web.Response:
     """`GET /v1/conversations/{conversation_id}`."""
     record = await _existing(request.app[SERVICES], strict_conversation_path(request))
     return json_response(record.to_wire())
+
+
+async def update(request: web.Request) -> web.Response:
+    """`PATCH /v1/conversations/{conversation_id}`: change the fields that are sent, and no others."""
+    services = request.app[SERVICES]
+    conversation_id = strict_conversation_path(request)
+    body = await body_of(request, limit=services.body_limit(), seconds=services.body_seconds)
+    wanted = model_of(UpdateConversationRequest, body, required=True)
+    record = await services.index.update_conversation(
+        DEFAULT_TENANT, conversation_id, lambda found: _changed(found, wanted)
+    )
+    if record is None:
+        raise _no_conversation(conversation_id)
+    return json_response(record.to_wire())
+
+
+async def delete(request: web.Request) -> web.Response:
+    """`DELETE /v1/conversations/{conversation_id}`: it is found no more; its runs are, and one that goes on goes on."""
+    conversation_id = strict_conversation_path(request)
+    record = await request.app[SERVICES].index.update_conversation(
+        DEFAULT_TENANT,
+        conversation_id,
+        lambda found: msgspec.structs.replace(found, deleted=True, updated_at=timestamp()),
+    )
+    if record is None:
+        raise _no_conversation(conversation_id)
+    return json_response(None)
 
 
 async def stream(request: web.Request) -> web.StreamResponse:
@@ -112,8 +161,23 @@ async def _addressee(
 async def _existing(services: Services, conversation_id: str) -> ConversationRecord:
     stored = await services.index.conversation(DEFAULT_TENANT, conversation_id)
     if stored is None or stored.value.deleted:
-        raise NotFound(f"Conversation not found with id='{conversation_id}'")
+        raise _no_conversation(conversation_id)
     return stored.value
+
+
+def _no_conversation(conversation_id: str) -> NotFound:
+    return NotFound(f"Conversation not found with id='{conversation_id}'")
+
+
+def _changed(found: ConversationRecord, wanted: UpdateConversationRequest) -> ConversationRecord:
+    """Change what the client sent, known fields and others; what it did not send stays."""
+    now = timestamp()
+    sent: dict[str, Any] = {name: getattr(wanted, name) for name in wanted.model_fields_set & UPDATABLE}
+    if "last_message_at" in sent and wanted.last_message_at is not None:
+        sent["last_message_at"] = timestamp(wanted.last_message_at)
+    if "archived" in sent:
+        sent["archived_at"] = (found.archived_at or now) if wanted.archived else None
+    return msgspec.structs.replace(found, **sent, extra={**found.extra, **wanted.unknown}, updated_at=now)
 
 
 def _object(body: Any) -> dict[str, Any]:
@@ -122,10 +186,60 @@ def _object(body: Any) -> dict[str, Any]:
     return parsed
 
 
-routes = [
-    web.post("/v1/conversations/", create),
-    web.get("/v1/conversations/{conversation_id}", retrieve, allow_head=False),
-    web.post("/v1/conversations/{conversation_id}/stream", stream),
-    web.post("/v1/conversations/{conversation_id}/messages", create_message),
-    web.post("/v1/conversations/{conversation_id}/cancel", cancel),
+ANY_CONVERSATION = {"conversation_id": CONVERSATION_PATH}
+
+operations = [
+    Operation(
+        method="POST",
+        path="/v1/conversations/",
+        handler=create,
+        query=OfAgent,
+        bodies=[Body([CreateConversationRequest])],
+        answers={200: CONVERSATION, **refusals(Invalid, TooSlow, TooLarge, TryLater)},
+    ),
+    Operation(
+        method="GET",
+        path="/v1/conversations/{conversation_id}",
+        handler=retrieve,
+        answers={200: CONVERSATION, **refusals(Invalid, NotFound, TryLater)},
+    ),
+    Operation(
+        method="PATCH",
+        path="/v1/conversations/{conversation_id}",
+        handler=update,
+        bodies=[Body([UpdateConversationRequest])],
+        is_body_required=True,
+        answers={200: CONVERSATION, **refusals(Invalid, NotFound, TooSlow, TooLarge, TryLater)},
+    ),
+    Operation(
+        method="DELETE",
+        path="/v1/conversations/{conversation_id}",
+        handler=delete,
+        answers={200: NULL, **refusals(Invalid, NotFound, TryLater)},
+    ),
+    Operation(
+        method="POST",
+        path="/v1/conversations/{conversation_id}/stream",
+        handler=stream,
+        path_patterns=ANY_CONVERSATION,
+        bodies=[Body([RetrieveStreamRequest])],
+        answers={200: EVENTS, **refusals(Invalid, NotFound, Gone, TooSlow, TooLarge, TryLater)},
+    ),
+    Operation(
+        method="POST",
+        path="/v1/conversations/{conversation_id}/messages",
+        handler=create_message,
+        path_patterns=ANY_CONVERSATION,
+        bodies=[Body([ConversationMessagesRequest])],
+        is_body_required=True,
+        answers={200: EVENTS, **refusals(Invalid, NotFound, Busy, Gone, TooSlow, TooLarge, TryLater)},
+    ),
+    Operation(
+        method="POST",
+        path="/v1/conversations/{conversation_id}/cancel",
+        handler=cancel,
+        path_patterns=ANY_CONVERSATION,
+        query=OfAgent,
+        answers={200: CANCELLED, **refusals(Invalid, NotFound, Busy, TryLater)},
+    ),
 ]

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from aiohttp import web
+from typing import TYPE_CHECKING
 
+from runstream.broker.operations import Body, Operation
+from runstream.gateway.answers import EVENTS, LAST_EVENT_ID, NOTHING_FOLLOWS, RUN
+from runstream.gateway.errors import NOT_AGAIN, Busy, Gone, Invalid, NotFound, TooLarge, TooSlow, TryLater, refusals
 from runstream.gateway.eventsource import follow
 from runstream.gateway.resuming import resume_and_stream
 from runstream.gateway.services import SERVICES, json_response
 from runstream.gateway.validation import run_path
+from runstream.schemas import RetrieveStreamRequest
 
-__all__ = ["routes"]
+if TYPE_CHECKING:
+    from aiohttp import web
+
+__all__ = ["operations"]
 
 
 async def retrieve(request: web.Request) -> web.Response:
@@ -30,8 +37,42 @@ async def event_source(request: web.Request) -> web.StreamResponse:
     return await follow(request, run_path(request))
 
 
-routes = [
-    web.get("/v1/runs/{run_id}", retrieve, allow_head=False),
-    web.post("/v1/runs/{run_id}/stream", stream),
-    web.get("/v1/runs/{run_id}/stream", event_source, allow_head=False),
+async def delete(request: web.Request) -> web.Response:
+    """`DELETE /v1/runs/{run_id}`: remove an ended run, its log and what the index knows of it. Answers with the run."""
+    services = request.app[SERVICES]
+    record = await services.lookup.by_id(run_path(request))
+    if not await services.remover.remove(record):
+        raise Busy(f"CONFLICT: Run {record.id} is going on: cancel it, or wait for its end.", headers=NOT_AGAIN)
+    return json_response(record.to_wire())
+
+
+operations = [
+    Operation(
+        method="GET",
+        path="/v1/runs/{run_id}",
+        handler=retrieve,
+        answers={200: RUN, **refusals(NotFound, TryLater)},
+    ),
+    Operation(
+        method="POST",
+        path="/v1/runs/{run_id}/stream",
+        handler=stream,
+        bodies=[Body([RetrieveStreamRequest])],
+        answers={200: EVENTS, **refusals(Invalid, NotFound, Gone, TooSlow, TooLarge, TryLater)},
+    ),
+    Operation(
+        method="GET",
+        path="/v1/runs/{run_id}/stream",
+        handler=event_source,
+        query=RetrieveStreamRequest,
+        query_names=("starting_after", "include_pings"),
+        headers=[LAST_EVENT_ID],
+        answers={200: EVENTS, 204: NOTHING_FOLLOWS, **refusals(Invalid, NotFound, Gone)},
+    ),
+    Operation(
+        method="DELETE",
+        path="/v1/runs/{run_id}",
+        handler=delete,
+        answers={200: RUN, **refusals(NotFound, Busy, TryLater)},
+    ),
 ]

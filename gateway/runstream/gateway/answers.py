@@ -1,0 +1,38 @@
+"""What operations answer when all is well, described once for all that answer alike."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, get_args
+
+from runstream.broker.operations import SERVER_SENT_EVENTS, Answer, Body, Header
+from runstream.schemas import Chunk, Conversation, Run
+
+__all__ = ["CANCELLED", "CONVERSATION", "EVENTS", "LAST_EVENT_ID", "NOTHING_FOLLOWS", "NULL", "RUN"]
+
+SEQ_ID: Final[dict[str, Any]] = {
+    "type": ["integer", "null"],
+    "description": "The cursor to resume after. Not of `stop_reason` and `usage_statistics`; null in foreground runs.",
+}
+
+
+EVENTS: Final = Answer(
+    "Server-Sent Events: one JSON object each, then `[DONE]`, which means that the run has ended.",
+    [Body(get_args(Chunk), SERVER_SENT_EVENTS, adds={"seq_id": SEQ_ID})],
+    [
+        Header("Cache-Control", "`no-cache`"),
+        Header("X-Accel-Buffering", "`no`: a proxy is to hand on each event as it comes."),
+    ],
+)
+NOTHING_FOLLOWS: Final = Answer("Nothing follows: the run has ended, and the browser has seen all of it.")
+RUN: Final = Answer("The run.", [Body([Run])])
+CONVERSATION: Final = Answer("The conversation.", [Body([Conversation])])
+CANCELLED: Final = Answer(
+    "By run: `cancelled`, or `failed` if it is no run of the agent's.",
+    [Body([dict[str, Literal["cancelled", "failed"]]])],
+)
+NULL: Final = Answer("Done.", [Body([type(None)])])
+
+LAST_EVENT_ID: Final = Header(
+    "Last-Event-ID",
+    "The id of the last event that was seen. Wins over `starting_after`; what was never issued is absent.",
+)
