@@ -4,6 +4,7 @@ import pytest
 
 from tests.support.http import Cut
 from tests.support.stack import stack_running
+from tests.support.waiting import wait_until
 
 
 async def test_a_log_that_is_gone_under_a_live_run(nats_url: str) -> None:
@@ -17,4 +18,9 @@ async def test_a_log_that_is_gone_under_a_live_run(nats_url: str) -> None:
         assert (stream.seen[-1].event, stream.seen[-1].json["error_type"]) == ("error", "expired")
         reply = await stack.fetch("POST", f"/v1/runs/{run_id}/stream", json={})
         assert reply.status == 410
-        assert (await stack.record(run_id)).status == "failed"
+
+        async def has_failed() -> bool:
+            return (await stack.record(run_id)).status == "failed"
+
+        # What is told is shown before the record says so.
+        await wait_until(has_failed, 10)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from runstream.broker.errors import Unavailable
 from runstream.schemas import RunRecord
 from tests.lifecycle.processes import Peer
 from tests.lifecycle.scene import (
@@ -49,16 +48,10 @@ async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[lis
         running = [nats_server_running(tmp_path_factory.mktemp("lane")) for _ in range(LANES)]
         servers = [await stack.enter_async_context(server) for server in running]
         for server in servers:
-            await wait_until(lambda server=server: provisioned(server), 20)  # type: ignore[misc]
+            # One after the other makes its streams, as each waits for the disk.
+            async with core_running(server.url):
+                pass
         yield servers
-
-
-async def provisioned(server: NatsServer) -> bool:
-    """Whether the streams are there: one server after the other makes them, as each waits for the disk."""
-    with contextlib.suppress(Unavailable):
-        async with core_running(server.url):
-            return True
-    return False
 
 
 async def at_every_write(servers: Sequence[NatsServer], directory: Path, attempt: Try) -> list[str]:
@@ -68,6 +61,8 @@ async def at_every_write(servers: Sequence[NatsServer], directory: Path, attempt
         async with scene_running(server.url, directory / str(number)) as scene:
             writes = await attempt(scene, number)
             await queue_empty(scene.core)
+            # What is left of a run would be seen to by the next process that is to die, which counts its writes.
+            await wait_until(lambda: nothing_left(scene), 20, "a run is never done with")
             return writes
 
     for first in itertools.count(1, len(servers)):
@@ -78,6 +73,11 @@ async def at_every_write(servers: Sequence[NatsServer], directory: Path, attempt
             if (writes := task.result()) is not None:
                 return writes
     raise AssertionError
+
+
+async def nothing_left(scene: Scene) -> bool:
+    """Whether no broker has anything to do any more."""
+    return not await scene.core.index.leases() and not await scene.core.index.cancel_wishes()
 
 
 async def survived(peer: Peer, number: int) -> list[str] | None:

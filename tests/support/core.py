@@ -145,10 +145,18 @@ async def core_running(url: str, *, name: str = "test", **settings: Any) -> Asyn
     chosen = BrokerSettings(nats_url=url, **{**SETTINGS, **settings})
     async with Connection(url, name=name) as connection:
         jetstream = JetStream(connection, timeout_seconds=chosen.request_timeout_seconds)
-        await provision(jetstream, chosen)
+        await wait_until(lambda: _provisioned(jetstream, chosen), 20, "the streams are not made")
         yield Core(connection, jetstream, chosen, LogReader(jetstream, chosen), Index(jetstream))
         with contextlib.suppress(Unavailable):
             await jetstream.close()
+
+
+async def _provisioned(jetstream: JetStream, settings: BrokerSettings) -> bool:
+    """Make the streams; False if the server takes too long, as several that wait for one disk do."""
+    with contextlib.suppress(Unavailable):
+        await provision(jetstream, settings)
+        return True
+    return False
 
 
 def record_of(run_id: str | None = None, **facts: Any) -> RunRecord:
