@@ -566,3 +566,14 @@ async def test_any_schedule(core: Core, seed: int) -> None:
         log = logs[address]
         assert screen.shown == log[: len(screen.shown)]
         assert not screen.tail.ended or screen.shown == log
+
+
+async def test_a_log_that_is_removed(core: Core) -> None:
+    """Whoever follows a run that is removed is told, and does not wait for what will never come."""
+    address = core.address()
+    async with core.publisher(address) as publisher:
+        await publisher.publish(chunk(0))
+        async with opened(Screen(core, address)) as screen:
+            await core.jetstream.api(f"STREAM.PURGE.{address.stream}", {"filter": address.subject})
+            await wait_until(lambda: screen.failures, 10, "nobody is told")
+    assert isinstance(screen.failures[0], CursorExpired)

@@ -15,6 +15,8 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
+from tests.support.description import check_body, check_status
+
 DEADLINE_SECONDS = 10.0
 """No single read of a test takes this long unless something hangs, which is a failure."""
 
@@ -87,6 +89,7 @@ class Connection:
         self.writer = writer
         self.raw = bytearray()
         """Every byte of the current response's body, chunk framing included."""
+        self._asked: tuple[str, str] | None = None
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -121,6 +124,7 @@ class Connection:
         version: str = "1.1",
     ) -> None:
         """Send one request; `json` is encoded and declared as JSON, `body` goes as it is."""
+        self._asked = (method, path)
         lines = {"Host": "test"}
         if json is not NO_BODY:
             body = encoded(json)
@@ -151,7 +155,10 @@ class Connection:
             name, _, value = line.partition(": ")
             assert name.lower() not in headers, f"{name} is there twice"
             headers[name.lower()] = value
-        return int(status_line.split(" ")[1]), headers
+        status = int(status_line.split(" ")[1])
+        if self._asked is not None and headers.get("server") == "runstream":
+            check_status(*self._asked, status)
+        return status, headers
 
     async def reply(self) -> Reply:
         """Read a whole response."""
@@ -169,6 +176,8 @@ class Connection:
         else:
             async with asyncio.timeout(DEADLINE_SECONDS):
                 body = await self.reader.read()
+        if self._asked is not None and body and headers.get("content-type") == "application/json":
+            check_body(*self._asked, status, json.loads(body))
         return Reply(status, headers, body)
 
     async def chunk(self, deadline: float = DEADLINE_SECONDS) -> bytes | None:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from runstream.schemas import (
@@ -74,7 +75,7 @@ def test_a_run_looks_as_the_references(wire: dict[str, Any]) -> None:
         stop_reason=wire["stop_reason"],
         total_duration_ns=wire["total_duration_ns"],
     )
-    assert same_json(decode_run(encode_run(record)).to_wire(), wire)
+    assert same_json(msgspec.to_builtins(decode_run(encode_run(record)).to_wire()), wire)
 
 
 def test_a_failed_run_shows_its_error() -> None:
@@ -82,7 +83,7 @@ def test_a_failed_run_shows_its_error() -> None:
     record = run()
     _, error = error_ending("llm_error", run_id=record.id, detail="boom")
     record.error = json.loads(encode_chunk(error, run_id=record.id))
-    metadata = record.to_wire()["metadata"]
+    metadata = msgspec.to_builtins(record.to_wire().metadata)
     assert list(metadata) == ["run_type", "error"]
     assert metadata["error"] == {
         "message_type": "error_message",

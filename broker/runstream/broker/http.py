@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from aiohttp import web
@@ -83,7 +83,7 @@ def description_operation(operations: Sequence[Operation], *, title: str, says: 
         method="GET",
         path="/openapi.json",
         handler=openapi,
-        answers={200: Answer("The document.", [Body([dict[str, object]])])},
+        answers={200: Answer("The document.", [Body([dict[str, Any]])])},
     )
     document = msgspec.json.encode(described([*operations, itself], title=title, says=says))
     return itself

@@ -33,7 +33,7 @@ def described(operations: Sequence[Operation], *, title: str, says: str) -> dict
         "openapi": OPENAPI,
         "info": {"title": title, "version": version("runstream"), "description": inspect.cleandoc(says)},
         "paths": paths,
-        "components": {"schemas": dict(sorted(schemas.components.items()))},
+        "components": {"schemas": schemas.of_bodies(operations)},
     }
 
 
@@ -62,6 +62,12 @@ class _Schemas:
         found = _any_of(shapes) if shapes else {"type": "string"}
         return {**found, "properties": dict(body.adds)} if body.adds else found
 
+    def of_bodies(self, operations: Sequence[Operation]) -> dict[str, Any]:
+        """Give every schema by its name, but for those of queries, whose fields are parameters."""
+        shown = {shape for operation in operations for shape in _bodies_of(operation)}
+        queries = {each.query.__name__ for each in operations if each.query is not None and each.query not in shown}
+        return {name: schema for name, schema in sorted(self.components.items()) if name not in queries}
+
     def properties(self, model: type[BaseModel]) -> tuple[dict[str, Any], list[str]]:
         """Give the schemas of a model's fields, and the names of those that are required."""
         schema = self.components[model.__name__]
@@ -72,10 +78,13 @@ def _is_model(shape: Any) -> bool:
     return isinstance(shape, type) and issubclass(shape, BaseModel)
 
 
-def _shapes_of(operation: Operation) -> list[Any]:
+def _bodies_of(operation: Operation) -> list[Any]:
     bodies = [*operation.bodies, *(body for answer in operation.answers.values() for body in answer.bodies)]
-    named = [shape for body in bodies for shape in body.shapes]
-    return named if operation.query is None else [*named, operation.query]
+    return [shape for body in bodies for shape in body.shapes]
+
+
+def _shapes_of(operation: Operation) -> list[Any]:
+    return [*_bodies_of(operation), *([] if operation.query is None else [operation.query])]
 
 
 def _operation(operation: Operation, schemas: _Schemas) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -50,7 +51,7 @@ class Header(msgspec.Struct, frozen=True):
 
     name: str
     says: str
-    shape: Mapping[str, Any] = {"type": "string"}
+    shape: Mapping[str, Any] = MappingProxyType({"type": "string"})
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -40,8 +40,13 @@ ACTIVE_STATUSES: Final = frozenset({"created", "running"})
 
 
 def timestamp(at: datetime | None = None) -> str:
-    """A time (None: now) as records carry it: UTC, microseconds, `Z` (`2026-11-21T04:28:06.668009Z`)."""
-    return (at or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    """A time (None: now) as records carry it: UTC, microseconds, `Z` (`2026-11-21T04:28:06.668009Z`).
+
+    One that names no zone is taken for UTC.
+    """
+    at = at or datetime.now(UTC)
+    in_utc = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    return in_utc.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def completion_timestamp(at: datetime | None = None) -> str:

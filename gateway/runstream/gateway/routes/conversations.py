@@ -76,7 +76,7 @@ async def create(request: web.Request) -> web.Response:
 
 
 async def retrieve(request: web.Request) -> web.Response:
-    """`GET /v1/conversations/{conversation_id}`."""
+    """`GET /v1/conversations/{conversation_id}`: read a conversation."""
     record = await _existing(request.app[SERVICES], strict_conversation_path(request))
     return json_response(record.to_wire())
 

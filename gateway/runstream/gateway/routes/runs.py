@@ -20,7 +20,7 @@ __all__ = ["operations"]
 
 
 async def retrieve(request: web.Request) -> web.Response:
-    """`GET /v1/runs/{run_id}`."""
+    """`GET /v1/runs/{run_id}`: read a run."""
     record = await request.app[SERVICES].lookup.by_id(run_path(request))
     return json_response(record.to_wire())
 
