@@ -133,7 +133,7 @@ async def test_temporary_refusal_is_signed(nats_url: str) -> None:
 @pytest.mark.parametrize(
     ("path", "methods"),
     [
-        (f"/v1/runs/run-{UNKNOWN}", "GET"),
+        (f"/v1/runs/run-{UNKNOWN}", "DELETE, GET"),
         (source_path(f"run-{UNKNOWN}"), "GET, POST"),
         (f"/v1/agents/agent-{UNKNOWN}/messages/stream", "POST"),
         ("/v1/conversations/", "POST"),

@@ -168,7 +168,7 @@ async def test_opened_at_every_moment(core: Core) -> None:
     async def follow(delay: float) -> Screen:
         await asyncio.sleep(delay)
         async with opened(Screen(core, address)) as screen:
-            await screen.ends()
+            await screen.ends(timeout=60)
         return screen
 
     async with core.publisher(address) as publisher:

@@ -90,8 +90,16 @@ def description_operation(operations: Sequence[Operation], *, title: str, says: 
 
 
 def routes(operations: Sequence[Operation]) -> list[web.RouteDef]:
-    """Make the routes on which operations are served."""
-    return [web.route(each.method, each.path, each.handler) for each in operations]
+    """Make the routes on which operations are served. HEAD is only for what probes ask: a stream has no head alone."""
+    return [
+        web.route(
+            each.method,
+            each.path,
+            each.handler,
+            **({"allow_head": "/v1/" not in each.path} if each.method == "GET" else {}),
+        )
+        for each in operations
+    ]
 
 
 def _answer(found: Health | Unready, *, status: int = 200) -> web.Response:
