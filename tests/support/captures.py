@@ -22,6 +22,7 @@ class Capture:
 
     status: int
     body: str
+    content_type: str = ""
 
     @property
     def events(self) -> list[Event]:
@@ -38,13 +39,17 @@ def capture(number: int) -> Capture:
     """The capture whose file name begins with that number."""
     (path,) = CAPTURES.glob(f"{number:02}_*.http")
     head, _, body = path.read_text().partition("\n\n")
-    return Capture(int(head.split()[1]), body)
+    status_line, *headers = head.splitlines()
+    (content_type,) = (line.partition(": ")[2] for line in headers if line.startswith("content-type: "))
+    return Capture(int(status_line.split()[1]), body, content_type)
 
 
 def matrix() -> dict[str, Capture]:
     """The cases of the error matrix, by name."""
     text = (CAPTURES / "errors_matrix.txt").read_text()
-    found = {case["name"]: Capture(int(case["status"]), case["body"]) for case in _MATRIX_CASE.finditer(text)}
+    found = {
+        case["name"]: Capture(int(case["status"]), case["body"], case["type"]) for case in _MATRIX_CASE.finditer(text)
+    }
     assert len(found) == text.count("### "), "a case of the matrix was not understood"
     return found
 
