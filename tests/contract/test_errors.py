@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from runstream.schemas import new_agent_id
-from tests.support.captures import matrix, normalised_object
+from tests.support.captures import AWAITED, matrix, normalised_object
 from tests.support.http import NO_BODY, Reply, open_stream
 from tests.support.stack import Stack
 
@@ -133,14 +133,6 @@ OTHERWISE = {
     "create missing agent": "agents",
     "create empty messages": "`messages: []` to an agent",
     "user_id header unknown": "conversations",
-}
-# What has no endpoint yet: a case that is answered like the reference fails here until its name is removed.
-AWAITED = {
-    "runs list": "runs are not listed yet",
-    "runs list no slash": "runs are not listed yet",
-    "runs list status bad": "runs are not listed yet",
-    "runs list limit 0": "runs are not listed yet",
-    "runs list stop_reason bad": "runs are not listed yet",
 }
 
 
