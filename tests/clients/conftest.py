@@ -6,6 +6,7 @@ import pytest
 import pytest_asyncio
 from letta_client import AsyncLetta, Letta
 
+from tests.support.letta import Caller
 from tests.support.stack import Stack, stack_running
 
 
@@ -28,3 +29,9 @@ def blocking_letta(stack: Stack) -> Iterator[Letta]:
     """Letta's client for threads."""
     with Letta(base_url=stack.base, api_key="dummy") as client:
         yield client
+
+
+@pytest.fixture(params=["asyncio", "threads"])
+def call(request: pytest.FixtureRequest, letta: AsyncLetta, blocking_letta: Letta) -> Caller:
+    """Either of them, called in the same way: what is said of one is said of both."""
+    return Caller(letta if request.param == "asyncio" else blocking_letta)

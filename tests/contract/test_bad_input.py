@@ -24,6 +24,7 @@ async def endpoints(stack: Stack) -> list[str]:
         f"/v1/agents/{new_agent_id()}/messages/stream",
         f"/v1/conversations/{conversation_id}/messages",
         f"/v1/conversations/?agent_id={new_agent_id()}",
+        f"/v1/agents/{new_agent_id()}/messages/cancel",
     ]
 
 
@@ -329,33 +330,78 @@ async def test_absent_body(stack: Stack) -> None:
             assert "'Field required'" in reply.detail
 
 
+def said(*otids: object) -> dict[str, Any]:
+    """A body whose messages have these otids."""
+    return {"messages": [{"role": "user", "content": "x", "otid": otid} for otid in otids]}
+
+
+APPROVAL = {"type": "approval", "approvals": [{"tool_call_id": "call", "approve": True}]}
+TOOL_RETURN = {
+    "type": "tool_return",
+    "tool_returns": [{"type": "tool", "tool_call_id": "call", "tool_return": "x", "status": "success"}],
+}
+
+
 @pytest.mark.parametrize(
-    "body",
+    ("body", "words"),
     [
-        {},
-        {"input": None},
-        {"input": None, "messages": None},
-        {"input": "x", "messages": []},
-        {"input": "x", "messages": [{"role": "user", "content": "x"}]},
-        {"input": 5},
-        {"messages": "x"},
-        {"messages": [5]},
-        {"messages": [{"role": "user"}]},
-        {"messages": [{"role": "user", "content": "x", "otid": 5}]},
-        {"messages": [{"role": "user", "content": "x", "otid": "o" * 513}]},
-        {"messages": [{"role": "user", "content": "x", "otid": "same"}] * 2},
-        {"messages": [{"role": "user", "content": "x", "otid": str(number)} for number in range(MAX_OTIDS + 1)]},
-        {"input": "x", "background": "perhaps"},
-        {"input": "x", "max_steps": "many"},
+        ({}, "Must specify either 'input' or 'messages'."),
+        ({"input": None}, "Must specify either 'input' or 'messages'."),
+        ({"input": None, "messages": None}, "Must specify either 'input' or 'messages'."),
+        ({"background": True}, "Must specify either 'input' or 'messages'."),
+        ({"input": "x", "messages": []}, "Cannot specify both 'input' and 'messages'."),
+        ({"input": "x", **said("one")}, "Cannot specify both 'input' and 'messages'."),
+        ({"input": [{"type": "text", "text": "x"}], **said("one")}, "Cannot specify both 'input' and 'messages'."),
+        ({"input": 5}, "Input should be a valid string"),
+        ({"messages": "x"}, "Input should be a valid list"),
+        ({"messages": [5]}, "'messages', 0"),
+        ({"messages": [{"role": "user"}]}, "'content'"),
+        (said(5), "Input should be a valid string"),
+        (said("o" * 513), "An otid may have at most 512 characters."),
+        (said("o" * 10_000), "An otid may have at most 512 characters."),
+        (said("first", "\U0001f600" * 513), "An otid may have at most 512 characters."),
+        (said("same", "same"), "Each message must have an otid of its own, and 'same' is there twice."),
+        (said("same", "between", "same"), "'same' is there twice."),
+        ({"messages": [{**APPROVAL, "otid": "same"}, *said("same")["messages"]]}, "'same' is there twice."),
+        ({"messages": [{**TOOL_RETURN, "otid": "same"}, *said("same")["messages"]]}, "'same' is there twice."),
+        (said(*map(str, range(MAX_OTIDS + 1))), "A request may have at most 64 otids, and this one has 65."),
+        (said(*map(str, range(1000))), "A request may have at most 64 otids, and this one has 1000."),
+        ({"input": "x", "background": "perhaps"}, "'background'"),
+        ({"input": "x", "max_steps": "many"}, "'max_steps'"),
     ],
-    ids=lambda body: repr(body)[:40],
+    ids=lambda value: repr(value)[:40] if isinstance(value, dict) else None,
 )
-async def test_message_that_is_none(stack: Stack, body: dict[str, Any]) -> None:
-    """A message must be one of input and messages, well formed, with otids of its own, not too many."""
-    for path in (await endpoints(stack))[2:4]:
-        reply = await stack.fetch("POST", path, json=body)
-        assert reply.status == 422
-        assert set(reply.json) == {"trace_id", "detail"}
+async def test_message_that_is_none(stack: Stack, body: dict[str, Any], words: str) -> None:
+    """A message is one of input and messages, with few, short otids of its own; of anything else nothing is left."""
+    agent_id, conversation_id = new_agent_id(), await stack.conversation()
+    for path in (
+        f"agents/{agent_id}/messages/stream",
+        f"conversations/{conversation_id}/messages",
+        f"conversations/{agent_id}/messages",
+    ):
+        reply = await stack.fetch("POST", f"/v1/{path}", json=body)
+        assert (reply.status, set(reply.json)) == (422, {"trace_id", "detail"}), path
+        assert words in reply.detail
+    assert (await stack.fetch("GET", f"/v1/conversations/{conversation_id}")).json["last_message_at"] is None
+    has_had_no_run = await stack.fetch("POST", f"/v1/agents/{agent_id}/messages/cancel")
+    assert has_had_no_run.status == 409
+
+
+async def test_empty_otids(stack: Stack) -> None:
+    """An empty otid is none: it may be there many times, and does not make two requests the same."""
+    agent_id = new_agent_id()
+    body = {"messages": [{"role": "user", "content": json.dumps(KNOBS), "otid": ""}] * 2, "background": True}
+    answers = [await stack.fetch("POST", f"/v1/agents/{agent_id}/messages/stream", json=body) for _ in range(2)]
+    assert [answer.status for answer in answers] == [200, 200]
+    assert answers[0].body != answers[1].body
+
+
+async def test_otid_that_no_request_can_have_had(stack: Stack) -> None:
+    """To resume by an otid that is far too long is to ask for what is not there: 404, at once."""
+    otid = "o" * 10_000
+    reply = await stack.fetch("POST", "/v1/conversations/default/stream", json={"otid": otid})
+    assert reply.status == 404
+    assert reply.detail.startswith("No run found for otid=ooo")
 
 
 async def test_as_many_otids_as_may_be(stack: Stack) -> None:

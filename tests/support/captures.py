@@ -10,6 +10,15 @@ from tests.support.http import Event, parse_events
 
 CAPTURES = Path(__file__).parents[1] / "contract" / "captures"
 
+# Cases of the error matrix that have no endpoint yet. Their tests have to fail until the name is removed here.
+AWAITED = {
+    "runs list": "runs are not listed yet",
+    "runs list no slash": "runs are not listed yet",
+    "runs list status bad": "runs are not listed yet",
+    "runs list limit 0": "runs are not listed yet",
+    "runs list stop_reason bad": "runs are not listed yet",
+}
+
 _UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _ID = re.compile(f"(?:(?P<kind>[a-z]+)-)?{_UUID}")
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?P<fraction>\.\d{6})?(?P<zone>Z|\+00:00)?")
@@ -22,6 +31,7 @@ class Capture:
 
     status: int
     body: str
+    content_type: str = ""
 
     @property
     def events(self) -> list[Event]:
@@ -38,13 +48,17 @@ def capture(number: int) -> Capture:
     """The capture whose file name begins with that number."""
     (path,) = CAPTURES.glob(f"{number:02}_*.http")
     head, _, body = path.read_text().partition("\n\n")
-    return Capture(int(head.split()[1]), body)
+    status_line, *headers = head.splitlines()
+    (content_type,) = (line.partition(": ")[2] for line in headers if line.startswith("content-type: "))
+    return Capture(int(status_line.split()[1]), body, content_type)
 
 
 def matrix() -> dict[str, Capture]:
     """The cases of the error matrix, by name."""
     text = (CAPTURES / "errors_matrix.txt").read_text()
-    found = {case["name"]: Capture(int(case["status"]), case["body"]) for case in _MATRIX_CASE.finditer(text)}
+    found = {
+        case["name"]: Capture(int(case["status"]), case["body"], case["type"]) for case in _MATRIX_CASE.finditer(text)
+    }
     assert len(found) == text.count("### "), "a case of the matrix was not understood"
     return found
 

@@ -1,10 +1,13 @@
-"""What a careful program does with Letta's client: it keeps its cursor, and comes back with it."""
+"""What a program does with Letta's clients: it calls them, keeps its cursor, and comes back with it."""
 
+import asyncio
+import inspect
 from collections.abc import AsyncGenerator, Generator, Sequence
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 import httpx
-from letta_client import APIConnectionError, AsyncLetta, AsyncStream, InternalServerError, Stream
+from letta_client import APIConnectionError, AsyncLetta, AsyncStream, InternalServerError, Letta, Stream
 
 from runstream.schemas import new_agent_id
 
@@ -84,6 +87,28 @@ def without_repeated_pings(chunks: Sequence[Chunk]) -> list[Chunk]:
         seen = max(seen, seq_id or 0)
         result.append(chunk)
     return result
+
+
+class Caller:
+    """Calls one of the two clients, for asyncio or for threads, by a method's name: `runs.messages.stream`."""
+
+    def __init__(self, letta: AsyncLetta | Letta) -> None:
+        self._letta = letta
+
+    async def __call__(self, method: str, *args: Any, **options: Any) -> Any:
+        """What the method returns; of a list, its first page."""
+        bound = attrgetter(method)(self._letta)
+        if isinstance(self._letta, Letta):
+            return await asyncio.to_thread(bound, *args, **options)
+        answer = bound(*args, **options)
+        return await answer if inspect.isawaitable(answer) else answer
+
+    async def all_of(self, method: str, *args: Any, **options: Any) -> list[Any]:
+        """Everything that the loop over what it returns gives: a stream's messages, the items of all pages."""
+        answer = await self(method, *args, **options)
+        if isinstance(self._letta, Letta):
+            return await asyncio.to_thread(list, answer)
+        return [item async for item in answer]
 
 
 class Reader:
