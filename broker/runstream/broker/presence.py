@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["Presence", "announce", "anybody_there"]
 
 SUBJECT = "brokers.with-agent"
+ANSWER_SECONDS = 5.0
+"""How long this broker's own question may take."""
 
 
 class Presence(msgspec.Struct, frozen=True):
@@ -27,14 +29,22 @@ class Presence(msgspec.Struct, frozen=True):
 
 
 async def announce(connection: Connection, presence: Presence) -> Subscription:
-    """Answer whoever asks until the subscription is closed. Raises `Unavailable`."""
+    """Answer whoever asks, from the return on and until the subscription is closed. Raises `Unavailable`."""
     answer = msgspec.json.encode(presence)
 
     async def asked(message: Message) -> None:
         await connection.publish(message.reply, answer)
 
     # All answer, not one chosen by the server: a broker that hangs must not stand for those that live.
-    return await connection.subscribe(SUBJECT, asked)
+    subscription = await connection.subscribe(SUBJECT, asked)
+    try:
+        # The subscription is sent a moment later. A server that answers this has it: what is asked from now on reaches
+        # this broker, which somebody who waited for it to be ready may ask at once.
+        await anybody_there(connection, seconds=ANSWER_SECONDS)
+    except BaseException:
+        await subscription.close()
+        raise
+    return subscription
 
 
 async def anybody_there(connection: Connection, *, seconds: float) -> Presence | None:
