@@ -45,6 +45,7 @@ from runstream.schemas.conversations import (
 from runstream.schemas.errors import (
     ERROR_TYPES,
     INTERNAL_ERROR,
+    WAITING_FOR_APPROVAL,
     ErrorType,
     InvalidChunk,
     InvalidRecord,
@@ -70,6 +71,7 @@ from runstream.schemas.ids import (
     new_run_id,
     new_step_id,
 )
+from runstream.schemas.merging import Merged, Merging
 from runstream.schemas.requests import (
     DEFAULT_BATCH_SIZE,
     MAX_OTID_CHARACTERS,
@@ -89,6 +91,7 @@ from runstream.schemas.requests import (
     CreateMessagesRequest,
     MessageCreate,
     RetrieveStreamRequest,
+    RunMessagesQuery,
     ToolResult,
     ToolReturnCreate,
     UpdateConversationRequest,
@@ -131,6 +134,7 @@ __all__ = [
     "RUN_STATUSES",
     "STOP_REASONS",
     "STRICT_CONVERSATION_PATH",
+    "WAITING_FOR_APPROVAL",
     "AgentMessagesRequest",
     "AgentStreamRequest",
     "Approval",
@@ -158,6 +162,8 @@ __all__ = [
     "InvalidChunk",
     "InvalidRecord",
     "Kind",
+    "Merged",
+    "Merging",
     "MessageCreate",
     "MessageType",
     "PathPattern",
@@ -165,6 +171,7 @@ __all__ = [
     "ReasoningMessage",
     "RequestConfig",
     "RetrieveStreamRequest",
+    "RunMessagesQuery",
     "RunRecord",
     "RunRequest",
     "RunStatus",

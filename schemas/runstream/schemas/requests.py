@@ -50,6 +50,7 @@ __all__ = [
     "CreateMessagesRequest",
     "MessageCreate",
     "RetrieveStreamRequest",
+    "RunMessagesQuery",
     "ToolResult",
     "ToolReturnCreate",
     "UpdateConversationRequest",
@@ -73,6 +74,9 @@ MAX_OTID_CHARACTERS: Final = 512
 
 MAX_CANCELLED: Final = 100
 """Runs in one request to cancel: the reference's bound, where it cancels all that it finds."""
+
+MAX_LISTED: Final = 1000
+"""Messages on one page: the reference's bound for lists."""
 
 
 def check_otids(otids: Sequence[str]) -> None:
@@ -345,6 +349,16 @@ class CancelRequest(_Body):
     """To `agents/{agent_id}/messages/cancel`: which of its runs to cancel; None: the latest."""
 
     run_ids: Annotated[list[str] | None, Field(max_length=MAX_CANCELLED)] = None
+
+
+class RunMessagesQuery(BaseModel):
+    """Of `runs/{run_id}/messages`: which of a run's messages. The cursors are messages' ids."""
+
+    after: Annotated[str | None, AfterValidator(_absent_if_empty)] = None
+    before: Annotated[str | None, AfterValidator(_absent_if_empty)] = None
+    limit: Annotated[int, Field(ge=1, le=MAX_LISTED)] = 100
+    order: Literal["asc", "desc"] = "asc"
+    order_by: Literal["created_at"] = "created_at"
 
 
 class _ConversationBody(BaseModel):

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, get_args
 
 import msgspec
 
+from runstream.schemas.chunks import UsageStatistics
 from runstream.schemas.errors import InvalidRecord
 from runstream.schemas.ids import DEFAULT_TENANT
 
@@ -78,6 +79,8 @@ class RunRecord(msgspec.Struct, kw_only=True):
     stop_reason: str | None = None
     error: dict[str, Any] | None = None
     """The error_message a failed run ended with."""
+    usage: UsageStatistics | None = None
+    """What the run used, once it has ended; None if it did not say."""
     shard: int
     """Which stream the log is in; chosen once."""
     first_seq: int | None = None
@@ -88,7 +91,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
     """The run whose request for approval this one answers."""
     total_duration_ns: int | None = None
     ttft_ns: int | None = None
-    """From the claim to the first chunk of the agent's."""
+    """From the claim until the agent's first chunk was stored; None if it said nothing, or who ended it cannot tell."""
 
     @property
     def holds(self) -> str | None:
@@ -128,6 +131,19 @@ class RunRecord(msgspec.Struct, kw_only=True):
             "callback_error": None,
             "ttft_ns": self.ttft_ns,
             "total_duration_ns": self.total_duration_ns,
+        }
+
+    def usage_to_wire(self) -> dict[str, Any]:
+        """What the run used, in the form of OpenAI's, as clients get it of a run; zeros while that is not known."""
+        usage = self.usage or UsageStatistics()
+        cached, written, reasoning = usage.cached_input_tokens, usage.cache_write_tokens, usage.reasoning_tokens
+        prompt = {"cached_tokens": cached, "cache_read_tokens": None, "cache_creation_tokens": written}
+        return {
+            "completion_tokens": usage.completion_tokens,
+            "prompt_tokens": usage.prompt_tokens,
+            "total_tokens": usage.total_tokens,
+            "prompt_tokens_details": None if cached is None and written is None else prompt,
+            "completion_tokens_details": None if reasoning is None else {"reasoning_tokens": reasoning},
         }
 
 

@@ -1,4 +1,4 @@
-"""Agents addressed directly: a message to one, its answer streamed, its runs cancelled."""
+"""Agents addressed directly: a message to one, its answer whole or streamed, its runs cancelled."""
 
 from __future__ import annotations
 
@@ -7,16 +7,32 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from runstream.gateway.creating import create_and_stream
+from runstream.gateway.creating import create_and_answer
 from runstream.gateway.errors import NOT_AGAIN, Busy
 from runstream.gateway.services import SERVICES, json_response
 from runstream.gateway.validation import agent_path, body_of, model_of
-from runstream.schemas import AgentStreamRequest, CancelRequest
+from runstream.schemas import AgentMessagesRequest, AgentStreamRequest, CancelRequest
 
 if TYPE_CHECKING:
     from runstream.schemas import RunRecord
 
 __all__ = ["routes"]
+
+
+async def create_message(request: web.Request) -> web.StreamResponse:
+    """`POST /v1/agents/{agent_id}/messages`: the whole answer, or a stream of it if the body asks for that."""
+    services = request.app[SERVICES]
+    agent_id = agent_path(request)
+    body = await body_of(request, limit=services.body_limit(), seconds=services.body_seconds)
+    wanted = model_of(AgentMessagesRequest, body, required=True)
+    return await create_and_answer(
+        request,
+        services,
+        wanted,
+        body,
+        agent_id=agent_id,
+        run_type="send_message_streaming" if wanted.streaming else "send_message",
+    )
 
 
 async def create_message_stream(request: web.Request) -> web.StreamResponse:
@@ -25,7 +41,7 @@ async def create_message_stream(request: web.Request) -> web.StreamResponse:
     agent_id = agent_path(request)
     body = await body_of(request, limit=services.body_limit(), seconds=services.body_seconds)
     wanted = model_of(AgentStreamRequest, body, required=True)
-    return await create_and_stream(
+    return await create_and_answer(
         request,
         services,
         wanted,
@@ -59,6 +75,7 @@ async def cancel(request: web.Request) -> web.Response:
 
 
 routes = [
+    web.post("/v1/agents/{agent_id}/messages", create_message),
     web.post("/v1/agents/{agent_id}/messages/stream", create_message_stream),
     web.post("/v1/agents/{agent_id}/messages/cancel", cancel),
 ]

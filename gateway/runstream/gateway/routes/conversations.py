@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from runstream.gateway.creating import create_and_stream
+from runstream.gateway.creating import create_and_answer
 from runstream.gateway.errors import NOT_AGAIN, BadRequest, Busy, Invalid, NotFound
 from runstream.gateway.resuming import resume_and_stream
 from runstream.gateway.services import SERVICES, json_response
@@ -67,13 +67,13 @@ async def stream(request: web.Request) -> web.StreamResponse:
 
 
 async def create_message(request: web.Request) -> web.StreamResponse:
-    """`POST /v1/conversations/{conversation_id}/messages`: say something, stream the answer."""
+    """`POST /v1/conversations/{conversation_id}/messages`: say something, stream the answer or have it whole."""
     services = request.app[SERVICES]
     conversation_id = conversation_path(request)
     body = await body_of(request, limit=services.body_limit(), seconds=services.body_seconds)
     wanted = model_of(ConversationMessagesRequest, body, required=True)
     agent_id, conversation = await _addressee(services, conversation_id, wanted)
-    return await create_and_stream(
+    return await create_and_answer(
         request,
         services,
         wanted,
