@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from runstream.schemas import (
     ApprovalRequestMessage,
     AssistantMessage,
+    Chunk,
     CompactionStats,
     EventMessage,
     HiddenReasoningMessage,
@@ -266,7 +267,7 @@ def test_a_message_that_is_repeated_empty_is_itself(chunk: Any) -> None:
 def test_thoughts_and_answer_of_one_step_are_two_messages() -> None:
     """Messages that share an id differ in their type or their otid, and stand together."""
     message_id = new_message_id()
-    said = [
+    said: list[Chunk] = [
         ReasoningMessage(id=message_id, otid="0", reasoning="hm"),
         AssistantMessage(id=message_id, otid="1", content="a"),
         AssistantMessage(content="another"),
