@@ -15,6 +15,7 @@ from aiohttp import ClientConnectionResetError, web
 
 from runstream.broker.errors import BrokerError, Unavailable
 from runstream.gateway.errors import NOT_AGAIN, ApiError, TryLater
+from runstream.gateway.transcripts import in_turns
 from runstream.schemas import (
     ERROR_TYPES,
     INTERNAL_ERROR,
@@ -104,7 +105,7 @@ class Answers:
                 )
             if ended.status == "failed":
                 raise await self._failure(ended)
-            return await self.send(request, _letta_response(ended, await self._transcripts.of(ended)))
+            return await self.send(request, await _letta_response(ended, await self._transcripts.of(ended)))
         except Unavailable as error:
             detail = (
                 f"Run {record.id} needs nobody to wait for it, but the store is not reachable at the moment. Do not "
@@ -114,7 +115,7 @@ class Answers:
 
     async def messages(self, request: web.Request, messages: Sequence[Merged]) -> web.StreamResponse:
         """Answer with a list of messages."""
-        return await self.send(request, _list_of(messages))
+        return await self.send(request, await _list_of(messages))
 
     async def _failure(self, ended: RunRecord) -> ApiError:
         """Make the refusal of a run that failed."""
@@ -156,15 +157,15 @@ class Answers:
         return response
 
 
-def _list_of(messages: Sequence[Merged]) -> bytes:
-    return b"[%b]" % b",".join([splice_seq_id(message.body, None) for message in messages])
+async def _list_of(messages: Sequence[Merged]) -> bytes:
+    return b"[%b]" % b",".join([splice_seq_id(message.body, None) async for message in in_turns(messages)])
 
 
-def _letta_response(ended: RunRecord, messages: Sequence[Merged]) -> bytes:
+async def _letta_response(ended: RunRecord, messages: Sequence[Merged]) -> bytes:
     """Make the reference's `LettaResponse`. A message of many events has no `seq_id` of its own: it is null."""
     stop = _encode(StopReason(stop_reason=ended.stop_reason or ""))
     usage = _encode(ended.usage or UsageStatistics())
-    return b'{"messages":%b,"stop_reason":%b,"usage":%b}' % (_list_of(messages), stop, usage)
+    return b'{"messages":%b,"stop_reason":%b,"usage":%b}' % (await _list_of(messages), stop, usage)
 
 
 class _Seen(msgspec.Struct):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from runstream.broker.errors import CursorExpired, Unavailable
 from runstream.broker.log import ENDING
@@ -14,18 +14,30 @@ from runstream.gateway.errors import NOT_AGAIN, ApiError
 from runstream.schemas import Kind, Merging
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable
+
     from runstream.broker.jetstream import StoredMessage
     from runstream.broker.reader import LogReader
     from runstream.broker.settings import BrokerSettings
     from runstream.gateway.settings import GatewaySettings
     from runstream.schemas import Merged, RunRecord
 
-__all__ = ["TooLong", "Transcripts"]
+__all__ = ["TooLong", "Transcripts", "in_turns"]
 
 RETRY_SECONDS = 0.1
 """How long to wait before a leader that lags is asked again."""
-EVENTS_PER_TURN = 500
-"""Events that are merged before others on the event loop get their turn: some milliseconds."""
+ITEMS_PER_TURN = 500
+"""Events or messages that are worked on before others on the event loop get their turn: some milliseconds."""
+
+T = TypeVar("T")
+
+
+async def in_turns(items: Iterable[T]) -> AsyncGenerator[T]:
+    """Give what there is, and others on the event loop their turn again and again."""
+    for at, item in enumerate(items, start=1):
+        yield item
+        if at % ITEMS_PER_TURN == 0:
+            await asyncio.sleep(0)
 
 
 class TooLong(ApiError):
@@ -56,17 +68,14 @@ class Transcripts:
         tip = await self._tip(record, address)
         if tip is None:
             return []
-        merging, taken = Merging(), 0
+        merging = Merging()
         async with aclosing(self._reader.read(address, 0, tip.seq, after_index=-1)) as batches:
             async for entries in batches:
-                for entry in entries:
+                async for entry in in_turns(entries):
                     if entry.kind is Kind.DATA:
                         merging.add(entry.body)
-                        taken += 1
-                        if taken % EVENTS_PER_TURN == 0:
-                            await asyncio.sleep(0)
                 self._check_size(record, merging)
-        return list(merging.messages())
+        return [message async for message in in_turns(merging.messages())]
 
     async def _tip(self, record: RunRecord, address: LogAddress) -> StoredMessage | None:
         """Return the log's last message, None if the run has just been claimed; of one that has ended, its ending's."""

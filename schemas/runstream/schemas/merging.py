@@ -30,9 +30,6 @@ _TEXT_OF: Final[Mapping[str, str]] = {
     "hidden_reasoning_message": "hidden_reasoning",
     "summary_message": "summary",
 }
-_CALLING: Final = frozenset({"tool_call_message", "approval_request_message"})
-_RETURNING: Final = "tool_return_message"
-
 _CALL_ID: Final = "tool_call_id"
 _OLDER_RETURN: Final[tuple[str, ...]] = ("tool_return", "status", _CALL_ID, "stdout", "stderr")
 """The fields of a tool return message that are the older form of the first of its `tool_returns`."""
@@ -65,16 +62,16 @@ class Merging:
     def __init__(self) -> None:
         self.size = 0
         """About how many bytes the messages have so far."""
-        self._groups: dict[object, _Group] = {}
+        self._groups: dict[object, list[_Message]] = {}
+        self._latest: dict[tuple[str, str], _Message] = {}
+        self._by_otid: dict[tuple[str, str, str], _Message] = {}
 
     def add(self, body: bytes) -> None:
         """Take the next event, as the log stores it. Raises `InvalidChunk` for what is not a JSON object."""
         seen = _look_at(body)
-        name: object = seen.id if isinstance(seen.id, str) and seen.id else len(self._groups)
-        group = self._groups.setdefault(name, _Group())
-        message = group.continued_by(seen) if isinstance(name, str) else None
+        message = self._continued_by(seen)
         if message is None:
-            group.begin(seen, body)
+            self._begin(seen, body)
             self.size += len(body)
         else:
             self.size += message.add(body)
@@ -82,8 +79,34 @@ class Merging:
     def messages(self) -> Iterator[Merged]:
         """Give the messages so far."""
         for name, group in self._groups.items():
-            for message in group.messages:
+            for message in group:
                 yield Merged(name if isinstance(name, str) else None, message.body())
+
+    def _continued_by(self, seen: _Seen) -> _Message | None:
+        """Return the message that an event goes on with, None if it begins another."""
+        if not (isinstance(seen.id, str) and isinstance(seen.message_type, str)):
+            return None
+        latest = self._latest.get((seen.id, seen.message_type))
+        if latest is None or not isinstance(seen.otid, str):
+            return latest
+        key = (seen.id, seen.message_type, seen.otid)
+        named = self._by_otid.get(key)
+        if named is None and latest.otid is None:
+            named, latest.otid = latest, seen.otid
+            self._by_otid[key] = latest
+        return named
+
+    def _begin(self, seen: _Seen, body: bytes) -> None:
+        """Add a message whose first event this is."""
+        is_named = isinstance(seen.id, str) and bool(seen.id)
+        making = _MAKING.get(seen.message_type) if is_named and isinstance(seen.message_type, str) else None
+        otid = seen.otid if isinstance(seen.otid, str) else None
+        message = _Message(otid, body, making)
+        self._groups.setdefault(seen.id if is_named else len(self._groups), []).append(message)
+        if making is not None:
+            self._latest[seen.id, seen.message_type] = message
+            if otid is not None:
+                self._by_otid[seen.id, seen.message_type, otid] = message
 
 
 class _Seen(msgspec.Struct):
@@ -104,42 +127,10 @@ def _look_at(body: bytes) -> _Seen:
         raise InvalidChunk(f"This is not a JSON object: {error}") from error
 
 
-class _Group:
-    """The messages of one `id`."""
-
-    def __init__(self) -> None:
-        self.messages: list[_Message] = []
-        self._by_otid: dict[tuple[str, str], _Message] = {}
-        self._latest: dict[str, _Message] = {}
-
-    def continued_by(self, seen: _Seen) -> _Message | None:
-        """Return the message that an event goes on with, None if it begins another."""
-        if not isinstance(seen.message_type, str):
-            return None
-        latest = self._latest.get(seen.message_type)
-        if latest is None or not isinstance(seen.otid, str):
-            return latest
-        named = self._by_otid.get((seen.message_type, seen.otid))
-        if named is None and latest.otid is None:
-            named, latest.otid = latest, seen.otid
-            self._by_otid[seen.message_type, seen.otid] = latest
-        return named
-
-    def begin(self, seen: _Seen, body: bytes) -> None:
-        """Add a message whose first event this is."""
-        making = _making(seen.message_type)
-        otid = seen.otid if isinstance(seen.otid, str) else None
-        message = _Message(otid, body, making)
-        self.messages.append(message)
-        if making is None:
-            return
-        self._latest[seen.message_type] = message
-        if otid is not None:
-            self._by_otid[seen.message_type, otid] = message
-
-
 class _Message:
     """One message. Looked into only when a second event goes on with it."""
+
+    __slots__ = ("_first", "_making", "_whole", "otid")
 
     def __init__(self, otid: str | None, body: bytes, making: Callable[[], _Object] | None) -> None:
         self.otid = otid
@@ -369,12 +360,10 @@ def _list_of(
     return {key: [*newer.values(), *(item for call_id, item in older.items() if call_id not in newer)]}
 
 
-def _making(message_type: object) -> Callable[[], _Object] | None:
-    """Return what a message of this type is put together with; None if it comes in one event."""
-    if not isinstance(message_type, str):
-        return None
-    if message_type in _CALLING:
-        return _Calling
-    if message_type == _RETURNING:
-        return _Returning
-    return partial(_Said, _TEXT_OF[message_type]) if message_type in _TEXT_OF else None
+_MAKING: Final[Mapping[str, Callable[[], _Object]]] = {
+    **{message_type: partial(_Said, key) for message_type, key in _TEXT_OF.items()},
+    "tool_call_message": _Calling,
+    "approval_request_message": _Calling,
+    "tool_return_message": _Returning,
+}
+"""What a message of each type is put together with; one of any other comes in one event."""
