@@ -72,7 +72,6 @@ class _Wait:
     def __init__(self, waiter: EndWaiter, record: RunRecord) -> None:
         self._waiter = waiter
         self._record = record
-        self._ended: RunRecord | None = None
         self._woken = asyncio.Event()
         self._subscription: Subscription | None = None
         self._unlisten = waiter.connection.on_reconnect(self.wake)
@@ -116,8 +115,6 @@ class _Wait:
             # Before the index is asked: a record that changes in between is heard of twice, and never not at all.
             subject = live_subject(run_key(run.tenant, run.id))
             self._subscription = await self._waiter.connection.subscribe(subject, self._hear)
-        if self._ended is not None:
-            return self._ended
         stored = await self._waiter.index.run(run.tenant, run.id)
         if stored is not None:
             return stored.value if stored.value.is_terminal else None
@@ -126,6 +123,5 @@ class _Wait:
         return None  # Its writer writes the record anew when it ends the run.
 
     async def _hear(self, message: Message) -> None:
-        if message.data and (record := decode_run(message.data)).is_terminal:
-            self._ended = record
+        if message.data and decode_run(message.data).is_terminal:
             self.wake()
