@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 import pytest_asyncio
 
-from runstream.schemas import new_agent_id
+from runstream.schemas import new_agent_id, new_otid
 from tests.support.http import DONE, Cut, EventStream, Reply, fetch, open_stream
 from tests.support.nats import NatsServer
-from tests.support.stack import Stack, message, stack_running
+from tests.support.stack import PUPPET, Stack, message, stack_running
 from tests.support.waiting import wait_until
 
 READ_PATIENCE_SECONDS = 2.0
@@ -85,6 +85,45 @@ async def test_requests_are_told_to_try_again(
         assert await stream.rest() == events
     async with stack.create({"chunks": 1}) as stream:
         assert (await stream.rest())[-1] == DONE
+
+
+async def said_something(stack: Stack, run_id: str) -> bool:
+    """Whether anything that a run has said is stored."""
+    return bool((await stack.fetch("GET", f"/v1/runs/{run_id}/messages")).json)
+
+
+async def test_who_waits_for_a_whole_answer_is_told_of_the_run(
+    stack: Stack, nats_server: NatsServer, outage: Outage
+) -> None:
+    """A request whose NATS stays away is answered, in time, with the run, which goes on, and where it will be."""
+    otid = new_otid()
+    body = {"messages": [{"role": "user", "content": PUPPET, "otid": otid}]}
+    path = f"/v1/agents/{new_agent_id()}/messages"
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(fetch(stack.base, "POST", path, json=body))
+        run_id = str(await wait_until(lambda: stack.run_of(otid), 10, "no run is started"))
+        stack.puppet.say(run_id)
+        await wait_until(lambda: said_something(stack, run_id))
+        leave, come_back = outage
+        await leave()
+        try:
+            reply = await waiting
+            assert (reply.status, reply.json["run_id"], reply.headers["x-should-retry"]) == (503, run_id, "false")
+            assert reply.detail.endswith(f"Do not send the message again: ask for /v1/runs/{run_id}/messages.")
+        finally:
+            await come_back()
+    await back(stack, nats_server)
+    # Sent again all the same it waits for the same run, and an outage that passes is not noticed by who waits.
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(fetch(stack.base, "POST", path, json=body))
+        await wait_until(lambda: stack.hub.followers == 1)
+        await leave()
+        await come_back()
+        await back(stack, nats_server)
+        stack.puppet.finish(run_id)
+    answer = waiting.result()
+    assert [found["content"] for found in answer.json["messages"]] == ["0 "]
+    assert (await stack.fetch("GET", f"/v1/runs/{run_id}/messages")).json == answer.json["messages"]
 
 
 async def cut_of(stream: EventStream) -> str:

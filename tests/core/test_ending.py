@@ -88,11 +88,14 @@ async def test_killed_in_the_ending_of_a_good_run(core: Core, point: str) -> Non
         assert [message["message_type"] for message in told] == ["stop_reason", "error_message"]
         assert (record.status, record.stop_reason) == ("failed", "error")
         assert told[1]["error_type"] == "run_lost"
-        assert record.error == told[1]
+        assert (record.error, record.usage) == (told[1], None)
     else:
         assert [message["message_type"] for message in told] == ["stop_reason", "usage_statistics"]
         assert (told[0]["stop_reason"], told[1]["total_tokens"]) == ("end_turn", 7)
         assert (record.status, record.stop_reason, record.error) == ("completed", "end_turn", None)
+        assert msgspec.to_builtins(record.usage) == told[1]
+        # Whoever finishes what another had told does not know when that one began to speak.
+        assert (record.ttft_ns is None) == (point in {"tell:after", "release:before"})
 
 
 @pytest.mark.parametrize("point", POINTS)

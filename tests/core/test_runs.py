@@ -143,6 +143,11 @@ async def test_what_is_published_is_what_followers_see(core: Core, runs: Runs) -
     stop, counted = await ending_of(core, run.run_id)
     assert (stop["stop_reason"], counted["total_tokens"]) == ("max_steps", 7)
     assert await ended_with(core, run.run_id) == ("completed", "max_steps", None)
+    record = await record_of(core, run.run_id)
+    assert record.usage == usage
+    assert record.ttft_ns is not None
+    assert record.total_duration_ns is not None
+    assert 0 < record.ttft_ns <= record.total_duration_ns
 
 
 async def test_a_block_that_gives_no_stop_reason_ends_its_turn(core: Core, runs: Runs) -> None:
@@ -161,7 +166,8 @@ async def test_a_run_may_say_nothing(core: Core, runs: Runs) -> None:
     async with runs.open(agent_id=AGENT, background=False) as run:
         pass
     assert await log_of(core, run.run_id) == ["ping", "plain", "plain", "end"]
-    assert not (await record_of(core, run.run_id)).background
+    record = await record_of(core, run.run_id)
+    assert (record.background, record.ttft_ns, record.usage) == (False, None, UsageStatistics())
 
 
 async def test_a_run_is_running_while_its_block_lasts(core: Core, runs: Runs) -> None:

@@ -145,6 +145,11 @@ class Stack:
         assert stored is not None, f"{run_id} is not in the index"
         return stored.value
 
+    async def run_of(self, otid: str) -> str | None:
+        """The run that a request with this otid started, None if there is none yet."""
+        stored = await self.index.run_with_otid(DEFAULT_TENANT, otid)
+        return None if stored is None else stored.value.id
+
     async def finished(self, said: Mapping[str, Any], **body: Any) -> tuple[str, list[Event]]:
         """Run the demo agent to its end; returns the run's id and all its events."""
         async with self.create(said, **body) as stream:

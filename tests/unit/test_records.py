@@ -19,6 +19,7 @@ from runstream.schemas import (
     RunRecord,
     RunRequest,
     SchemaError,
+    UsageStatistics,
     completion_timestamp,
     decode_conversation,
     decode_run,
@@ -191,3 +192,26 @@ def test_defaults_are_not_shared() -> None:
     first.otids.append("a")
     first.request_config.use_assistant_message = False
     assert (second.otids, second.request_config) == ([], RequestConfig())
+
+
+def test_usage_is_in_the_form_of_openais() -> None:
+    """What the provider did not say is null, and there are zeros as long as nothing is known."""
+    assert msgspec.to_builtins(run().usage_to_wire()) == {
+        "completion_tokens": 0,
+        "prompt_tokens": 0,
+        "total_tokens": 0,
+        "prompt_tokens_details": None,
+        "completion_tokens_details": None,
+    }
+    usage = UsageStatistics(
+        completion_tokens=1, prompt_tokens=2, total_tokens=3, cached_input_tokens=4, reasoning_tokens=0
+    )
+    record = decode_run(encode_run(run(usage=usage)))
+    assert record.usage == usage
+    assert msgspec.to_builtins(record.usage_to_wire()) == {
+        "completion_tokens": 1,
+        "prompt_tokens": 2,
+        "total_tokens": 3,
+        "prompt_tokens_details": {"cached_tokens": 4, "cache_read_tokens": None, "cache_creation_tokens": None},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }

@@ -30,6 +30,7 @@ from runstream.schemas import (
     StopReason,
     UsageStatistics,
     completion_timestamp,
+    decode_chunk,
     encode_chunk,
     error_ending,
     status_of,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from runstream.broker.publisher import Publisher
     from runstream.schemas import RunRecord
 
-__all__ = ["STEPS", "Ending", "Outcome", "end_run", "ended", "failed", "finish_run", "first_message"]
+__all__ = ["STEPS", "Ending", "Outcome", "end_run", "ended", "failed", "finish_run", "first_message", "told"]
 
 log = structlog.get_logger(__name__)
 
@@ -109,17 +110,26 @@ def first_message(record: RunRecord) -> Write:
     return Write(Kind.PING, body, {RUN: msgspec.json.encode(known).decode()})
 
 
-def ended(record: RunRecord, outcome: Outcome, *, at: datetime | None = None) -> RunRecord:
+def ended(
+    record: RunRecord, outcome: Outcome, *, at: datetime | None = None, first_chunk_at: datetime | None = None
+) -> RunRecord:
     """Give the record of a run that came to `outcome` at that time, now if none is given."""
     at = at or datetime.now(UTC)
+    created_at = datetime.fromisoformat(record.created_at)
     return msgspec.structs.replace(
         record,
         status=status_of(outcome.stop_reason),
         stop_reason=outcome.stop_reason,
         error=None if outcome.error is None else msgspec.to_builtins(outcome.error),
+        usage=outcome.usage,
         completed_at=completion_timestamp(at),
-        total_duration_ns=int((at - datetime.fromisoformat(record.created_at)).total_seconds() * 1e9),
+        total_duration_ns=_nanoseconds(created_at, at),
+        ttft_ns=None if first_chunk_at is None else max(_nanoseconds(created_at, first_chunk_at), 0),
     )
+
+
+def _nanoseconds(since: datetime, until: datetime) -> int:
+    return int((until - since).total_seconds() * 1e9)
 
 
 class Ending:
@@ -144,7 +154,8 @@ class Ending:
 
     async def release(self) -> None:
         """Make the record terminal and the conversation free."""
-        await self.index.release(ended(self.record, self.outcome))
+        first_chunk_at = self.publisher.first_chunk_at
+        await self.index.release(ended(self.record, self.outcome, first_chunk_at=first_chunk_at))
 
     async def seal(self) -> None:
         """Store the end: nothing after it is ever shown."""
@@ -170,11 +181,19 @@ async def end_run(publisher: Publisher, index: Index, record: RunRecord, outcome
         await step(ending)
 
 
+def told(stop_reason: str, last: StoredMessage) -> Outcome:
+    """Give the outcome that an ending tells, of which `last` is the last message; a log's end says no more of it."""
+    kind = entry_of(last).kind
+    if kind is Kind.ERROR:
+        return Outcome(stop_reason, error=msgspec.json.decode(last.body, type=ErrorMessage))
+    held = decode_chunk(last.body) if kind is Kind.PLAIN else None
+    return Outcome(stop_reason, usage=held if isinstance(held, UsageStatistics) else None)
+
+
 async def finish_run(publisher: Publisher, index: Index, record: RunRecord, last: StoredMessage) -> None:
     """Do what is left of an ending that `last`, the log's last message, is a part of."""
     stop_reason, kind = last.headers[ENDING], entry_of(last).kind
-    error = msgspec.json.decode(last.body, type=ErrorMessage) if kind is Kind.ERROR else None
-    ending = Ending(publisher, index, record, Outcome(stop_reason, error=error))
+    ending = Ending(publisher, index, record, told(stop_reason, last))
     await ending.release()
     if kind is not Kind.END:
         await ending.seal()

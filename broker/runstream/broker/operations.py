@@ -61,6 +61,11 @@ class Answer(msgspec.Struct, frozen=True):
     bodies: Sequence[Body] = ()
     headers: Sequence[Header] = ()
 
+    def joined(self, other: Answer) -> Answer:
+        """Give the answer that is either of two with the same status."""
+        headers = {header.name: header for header in (*self.headers, *other.headers)}
+        return Answer(f"{self.says} Or: {other.says}", [*self.bodies, *other.bodies], [*headers.values()])
+
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """One method of one path. What it does is the first paragraph of its handler's docstring."""

@@ -16,6 +16,7 @@ import contextlib
 import secrets
 import time
 from collections import deque
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Self
 
 import msgspec
@@ -101,6 +102,8 @@ class Publisher:
         self.last_seq = last_seq
         self.next_index = next_index
         self.writer = secrets.token_urlsafe(9)
+        self.first_chunk_at: datetime | None = None
+        """When the first chunk of all that it writes was stored."""
         self._jetstream = jetstream
         self._settings = settings
         self._patience_seconds = patience_seconds or settings.write_patience_seconds
@@ -305,6 +308,8 @@ class Publisher:
             await asyncio.sleep(delay)
             delay = min(2 * delay, LONGEST_DELAY_SECONDS)
         self.last_seq, self.next_index = seq, last_index + 1
+        if self.first_chunk_at is None and writes[0].kind is Kind.DATA:
+            self.first_chunk_at = datetime.now(UTC)
         self._observe(time.monotonic() - started)
         return seq
 

@@ -46,6 +46,10 @@ class LogReader:
         message = await self._jetstream.first_message(address.stream, address.subject)
         return None if message is None else entry_of(message)
 
+    async def last(self, address: LogAddress) -> StoredMessage | None:
+        """Return the newest message of a run's log, as its leader has it; None for a log without messages."""
+        return await self._jetstream.last_message(address.stream, address.subject)
+
     async def is_kept(self, address: LogAddress, seq: int) -> bool:
         """Tell whether the stream still holds message `seq`, and so everything after it.
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 import structlog
 
-from runstream.broker.ending import Outcome, ended
+from runstream.broker.ending import Outcome, ended, told
 from runstream.broker.errors import Unavailable
 from runstream.broker.log import ENDING, RUN, entry_of
 from runstream.broker.topology import LogAddress, log_streams
-from runstream.schemas import REQUIRES_APPROVAL, ErrorMessage, Kind, RunRecord, status_of
+from runstream.schemas import REQUIRES_APPROVAL, Kind, RunRecord, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -169,13 +169,12 @@ def is_sealed(last: StoredMessage) -> bool:
 async def outcome_of(jetstream: JetStream, address: LogAddress, end: StoredMessage) -> Outcome:
     """Read what a run came to whose log's last message is `end`. Raises `Unavailable`."""
     stop_reason = end.headers[ENDING]
-    if status_of(stop_reason) != "failed":
+    if status_of(stop_reason) == "cancelled":
         return Outcome(stop_reason)
     before = await jetstream.message_before(address.stream, address.subject, end.seq)
     if before is None or entry_of(before).index != entry_of(end).index - 1:
         raise Unavailable("A replica lags behind.", run_id=address.run_id)
-    is_error = entry_of(before).kind is Kind.ERROR
-    return Outcome(stop_reason, error=msgspec.json.decode(before.body, type=ErrorMessage) if is_error else None)
+    return told(stop_reason, before)
 
 
 def stored_at(message: StoredMessage) -> datetime:

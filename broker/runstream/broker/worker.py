@@ -29,7 +29,7 @@ from runstream.broker.repair import watch_over
 from runstream.broker.takeover import is_executable
 from runstream.broker.tasks import end_task
 from runstream.broker.topology import LogAddress
-from runstream.schemas import INTERNAL_ERROR, Kind, SchemaError, carries_approval, status_of
+from runstream.schemas import INTERNAL_ERROR, WAITING_FOR_APPROVAL, Kind, SchemaError, carries_approval, status_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -50,11 +50,6 @@ log = structlog.get_logger(__name__)
 RETRY_SECONDS = 1.0
 FAREWELL_SECONDS = 5.0
 """How long an agent may take to stop before it is named in the log; the broker, when it stops, waits no longer."""
-WAITING_FOR_APPROVAL = (
-    "CONFLICT: Cannot send a new message: The agent is waiting for approval on a tool call. "
-    "Please approve or deny the pending request before continuing."
-)
-"""The reference's words."""
 
 
 class Worker:

@@ -19,6 +19,8 @@ from runstream.broker.removal import Remover
 from runstream.broker.repair import Repair
 from runstream.broker.service import Readiness
 from runstream.broker.topology import check_server
+from runstream.gateway.answering import Answers
+from runstream.gateway.awaiting import EndWaiter
 from runstream.gateway.cancelling import Canceller
 from runstream.gateway.cors import Cors
 from runstream.gateway.fanout import Hub
@@ -29,6 +31,7 @@ from runstream.gateway.presence import AgentPresence
 from runstream.gateway.routes import agents, conversations, runs
 from runstream.gateway.services import SERVICES, Services
 from runstream.gateway.start import Starter
+from runstream.gateway.transcripts import Transcripts
 
 if TYPE_CHECKING:
     import socket
@@ -126,6 +129,8 @@ class Gateway:
         presence = AgentPresence(jetstream.connection, grace_seconds=self._settings.agent_grace_seconds)
 
         repair = Repair(jetstream, self._broker_settings, index, observe=self.metrics.repaired)
+        waiter = EndWaiter(jetstream.connection, index, self.hub.reader, self._broker_settings)
+        transcripts = Transcripts(self.hub.reader, self._settings, self._broker_settings)
 
         async def unready() -> str | None:
             if self.hub.is_full:
@@ -147,6 +152,8 @@ class Gateway:
             repair=repair,
             canceller=Canceller(jetstream.connection, index),
             remover=Remover(jetstream, index),
+            answers=Answers(index, waiter, transcripts, write_seconds=self._settings.write_deadline_seconds),
+            transcripts=transcripts,
             body_limit=lambda: jetstream.connection.max_payload - BODY_RESERVE_BYTES,
             body_seconds=self._settings.body_seconds,
             unready=unready,
@@ -179,6 +186,7 @@ class Gateway:
         app.add_routes(routes_of(operations))
         app.router.add_route("*", "/{path:.*}", fallback)
         app.on_response_prepare.append(_name_server)
+        app.on_shutdown.append(services.answers.leave)
         if self._settings.cors_origins is not None:
             Cors(self._settings.cors_origins).add_to(app)
         # Without handler_cancellation a handler outlives its client, and a follower of a silent run never ends.

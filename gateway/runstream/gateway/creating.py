@@ -1,11 +1,11 @@
-"""The one way a client's message becomes a streamed answer, whichever path it came by."""
+"""The one way a client's message becomes an answer, streamed or whole, whichever path it came by."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from runstream.broker.errors import Unavailable
-from runstream.gateway.errors import ApiError, BadRequest, TryLater
+from runstream.gateway.errors import ApiError, TryLater
 from runstream.gateway.streaming import seat, stream_run
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from runstream.gateway.services import Services
     from runstream.schemas import CreateMessagesRequest
 
-__all__ = ["create_and_stream"]
+__all__ = ["create_and_answer"]
 
 
 class EmptyMessages(ApiError):
@@ -23,7 +23,7 @@ class EmptyMessages(ApiError):
     status = 422
 
 
-async def create_and_stream(
+async def create_and_answer(
     request: web.Request,
     services: Services,
     wanted: CreateMessagesRequest,
@@ -34,11 +34,12 @@ async def create_and_stream(
     in_default: bool = False,
     run_type: str,
 ) -> web.StreamResponse:
-    """Start a run and stream it from its beginning. A client that leaves does not end the run."""
+    """Start a run, and stream it from its beginning, or answer when it has ended.
+
+    A client that leaves does not end the run.
+    """
     if wanted.messages_are_empty:
         raise EmptyMessages("Messages must not be empty")
-    if not wanted.streaming:
-        raise BadRequest('This endpoint answers with a stream: send "streaming": true.')
     with seat(services.hub):
         claimed = await services.starter.start(
             wanted,
@@ -49,6 +50,8 @@ async def create_and_stream(
             in_default=in_default,
             run_type=run_type,
         )
+        if not wanted.streaming:
+            return await services.answers.answer(request, claimed.record)
         try:
             return await stream_run(
                 request,

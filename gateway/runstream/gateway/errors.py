@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NOT_AGAIN",
     "RETRY_SECONDS",
+    "SHOULD_RETRY",
     "ApiError",
     "BadRequest",
     "Busy",
@@ -47,6 +48,7 @@ __all__ = [
     "TooLarge",
     "TooSlow",
     "TryLater",
+    "UnavailableRefusal",
     "refusals",
     "translated",
 ]
@@ -99,6 +101,8 @@ class ApiError(Exception):
     """A defect of this server's."""
 
     status = 500
+    statuses: Sequence[int] = ()
+    """All that it may have, where an error has its status of what it is about."""
     shapes: Sequence[type[msgspec.Struct]] = (FailureRefusal,)
     sends: Sequence[Header] = ()
 
@@ -200,8 +204,13 @@ class TryLater(ApiError):
 
 def refusals(*kinds: type[ApiError]) -> dict[int, Answer]:
     """Describe the refusals of an operation, by status; every one may be refused for its `user_id`, or a defect."""
+    found: dict[int, Answer] = {}
     all_kinds: tuple[type[ApiError], ...] = (BadRequest, *kinds, ApiError)
-    return {kind.status: Answer(_first_paragraph(kind), [Body(kind.shapes)], kind.sends) for kind in all_kinds}
+    for kind in all_kinds:
+        for status in kind.statuses or (kind.status,):
+            answer = Answer(_first_paragraph(kind), [Body(kind.shapes)], kind.sends)
+            found[status] = found[status].joined(answer) if status in found else answer
+    return found
 
 
 def _first_paragraph(kind: type[ApiError]) -> str:

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from runstream.broker.index import Index
     from runstream.broker.removal import Remover
     from runstream.broker.repair import Repair
+    from runstream.gateway.answering import Answers
     from runstream.gateway.cancelling import Canceller
     from runstream.gateway.fanout import Hub
     from runstream.gateway.lookup import Lookup
     from runstream.gateway.start import Starter
+    from runstream.gateway.transcripts import Transcripts
 
 __all__ = ["SERVICES", "Services", "json_response"]
 
@@ -32,6 +34,8 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     repair: Repair
     canceller: Canceller
     remover: Remover
+    answers: Answers
+    transcripts: Transcripts
     body_limit: Callable[[], int]
     """Bytes a request body may have: what fits into one message of the index, as NATS says."""
     body_seconds: float

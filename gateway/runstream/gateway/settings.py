@@ -65,6 +65,13 @@ class GatewaySettings(BaseSettings):
     write_deadline_seconds: Annotated[Duration, Field(gt=0)] = 30.0
     """Seconds a write to one reader may stay blocked before its response is cut; it can come back with its cursor."""
 
+    max_answer_bytes: int = Field(default=32 * 2**20, ge=2**10)
+    """Bytes, give or take those of one read of the log, that the messages of a run may have to be one body, which is
+    made in memory: ten thousand pages of text. A stream has no such bound."""
+
+    concurrent_answers: int = Field(default=4, ge=1)
+    """Runs that are made into bodies at one time: each takes the event loop's time, and memory."""
+
     body_seconds: Annotated[Duration, Field(gt=0)] = 30.0
     """Seconds a request's body may take to arrive: a megabyte over a slow line. Half a request is none."""
 

@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-__all__ = ["ERROR_TYPES", "INTERNAL_ERROR", "ErrorType", "InvalidChunk", "InvalidRecord", "SchemaError"]
+__all__ = [
+    "ERROR_TYPES",
+    "INTERNAL_ERROR",
+    "WAITING_FOR_APPROVAL",
+    "ErrorType",
+    "InvalidChunk",
+    "InvalidRecord",
+    "SchemaError",
+]
 
 
 class SchemaError(ValueError):
@@ -34,6 +42,12 @@ class ErrorType(NamedTuple):
 
 
 INTERNAL_ERROR: Final = "internal_error"
+
+WAITING_FOR_APPROVAL: Final = (
+    "CONFLICT: Cannot send a new message: The agent is waiting for approval on a tool call. "
+    "Please approve or deny the pending request before continuing."
+)
+"""The message of the `internal_error` of a run whose request does not answer what waits: the reference's words."""
 
 ERROR_TYPES: Final[Mapping[str, ErrorType]] = MappingProxyType(
     {

@@ -51,6 +51,7 @@ __all__ = [
     "MessageCreate",
     "OfAgent",
     "RetrieveStreamRequest",
+    "RunMessagesQuery",
     "ToolResult",
     "ToolReturnCreate",
     "UpdateConversationRequest",
@@ -74,6 +75,9 @@ MAX_OTID_CHARACTERS: Final = 512
 
 MAX_CANCELLED: Final = 100
 """Runs in one request to cancel: the reference's bound, where it cancels all that it finds."""
+
+MAX_LISTED: Final = 1000
+"""Messages on one page: the reference's bound for lists."""
 
 
 def check_otids(otids: Sequence[str]) -> None:
@@ -352,6 +356,16 @@ class OfAgent(BaseModel):
     """In a query: which agent is meant."""
 
     agent_id: str | None = None
+
+
+class RunMessagesQuery(BaseModel):
+    """Of `runs/{run_id}/messages`: which of a run's messages. The cursors are messages' ids."""
+
+    after: Annotated[str | None, AfterValidator(_absent_if_empty)] = None
+    before: Annotated[str | None, AfterValidator(_absent_if_empty)] = None
+    limit: Annotated[int, Field(ge=1, le=MAX_LISTED)] = 100
+    order: Literal["asc", "desc"] = "asc"
+    order_by: Literal["created_at"] = "created_at"
 
 
 class _ConversationBody(BaseModel):

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, get_args
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from runstream.schemas.chunks import UsageStatistics
 from runstream.schemas.errors import InvalidRecord
 from runstream.schemas.ids import DEFAULT_TENANT
 
@@ -24,6 +25,7 @@ __all__ = [
     "RunRecord",
     "RunRequest",
     "RunStatus",
+    "RunUsage",
     "completion_timestamp",
     "decode_run",
     "decode_run_request",
@@ -92,6 +94,30 @@ class Run(msgspec.Struct, kw_only=True):
     total_duration_ns: int | None
 
 
+class PromptTokensDetails(msgspec.Struct, kw_only=True):
+    """Of the tokens of a prompt, those that were read from a cache or written to it."""
+
+    cached_tokens: int | None
+    cache_read_tokens: None = None
+    cache_creation_tokens: int | None
+
+
+class CompletionTokensDetails(msgspec.Struct, kw_only=True):
+    """Of the tokens of an answer, those that were thoughts."""
+
+    reasoning_tokens: int
+
+
+class RunUsage(msgspec.Struct, kw_only=True):
+    """What a run used, in the form of OpenAI's."""
+
+    completion_tokens: int
+    prompt_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None
+    completion_tokens_details: CompletionTokensDetails | None
+
+
 class RunRecord(msgspec.Struct, kw_only=True):
     """One run, as the index keeps it."""
 
@@ -115,6 +141,8 @@ class RunRecord(msgspec.Struct, kw_only=True):
     stop_reason: str | None = None
     error: dict[str, Any] | None = None
     """The error_message a failed run ended with."""
+    usage: UsageStatistics | None = None
+    """What the run used, once it has ended; None if it did not say."""
     shard: int
     """Which stream the log is in; chosen once."""
     first_seq: int | None = None
@@ -125,7 +153,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
     """The run whose request for approval this one answers."""
     total_duration_ns: int | None = None
     ttft_ns: int | None = None
-    """From the claim to the first chunk of the agent's."""
+    """From the claim until the agent's first chunk was stored; None if it said nothing, or who ended it cannot tell."""
 
     @property
     def holds(self) -> str | None:
@@ -158,6 +186,21 @@ class RunRecord(msgspec.Struct, kw_only=True):
             stop_reason=self.stop_reason,
             ttft_ns=self.ttft_ns,
             total_duration_ns=self.total_duration_ns,
+        )
+
+    def usage_to_wire(self) -> RunUsage:
+        """What the run used, as clients get it of a run; zeros while that is not known."""
+        usage = self.usage or UsageStatistics()
+        cached, written, reasoning = usage.cached_input_tokens, usage.cache_write_tokens, usage.reasoning_tokens
+        prompt = PromptTokensDetails(cached_tokens=cached, cache_creation_tokens=written)
+        return RunUsage(
+            completion_tokens=usage.completion_tokens,
+            prompt_tokens=usage.prompt_tokens,
+            total_tokens=usage.total_tokens,
+            prompt_tokens_details=None if cached is None and written is None else prompt,
+            completion_tokens_details=None
+            if reasoning is None
+            else CompletionTokensDetails(reasoning_tokens=reasoning),
         )
 
 

@@ -1,4 +1,4 @@
-"""Agents addressed directly: a message to one, its answer streamed, its runs cancelled."""
+"""Agents addressed directly: a message to one, its answer whole or streamed, its runs cancelled."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from runstream.broker.operations import Body, Operation
-from runstream.gateway.answers import CANCELLED, EVENTS
-from runstream.gateway.creating import create_and_stream
+from runstream.gateway.answering import PendingApproval, RunFailed
+from runstream.gateway.creating import create_and_answer
+from runstream.gateway.described import CANCELLED, EVENTS, WHOLE_OR_EVENTS
 from runstream.gateway.errors import NOT_AGAIN, Busy, Gone, Invalid, TooLarge, TooSlow, TryLater, refusals
 from runstream.gateway.services import SERVICES, json_response
+from runstream.gateway.transcripts import TooLong
 from runstream.gateway.validation import agent_path, body_of, model_of
-from runstream.schemas import AgentStreamRequest, CancelRequest
+from runstream.schemas import AgentMessagesRequest, AgentStreamRequest, CancelRequest
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -21,13 +23,29 @@ if TYPE_CHECKING:
 __all__ = ["operations"]
 
 
+async def create_message(request: web.Request) -> web.StreamResponse:
+    """`POST /v1/agents/{agent_id}/messages`: the whole answer, or a stream of it if the body asks for that."""
+    services = request.app[SERVICES]
+    agent_id = agent_path(request)
+    body = await body_of(request, limit=services.body_limit(), seconds=services.body_seconds)
+    wanted = model_of(AgentMessagesRequest, body, required=True)
+    return await create_and_answer(
+        request,
+        services,
+        wanted,
+        body,
+        agent_id=agent_id,
+        run_type="send_message_streaming" if wanted.streaming else "send_message",
+    )
+
+
 async def create_message_stream(request: web.Request) -> web.StreamResponse:
     """`POST /v1/agents/{agent_id}/messages/stream`. Never 409 for being busy: the reference does not lock here."""
     services = request.app[SERVICES]
     agent_id = agent_path(request)
     body = await body_of(request, limit=services.body_limit(), seconds=services.body_seconds)
     wanted = model_of(AgentStreamRequest, body, required=True)
-    return await create_and_stream(
+    return await create_and_answer(
         request,
         services,
         wanted,
@@ -61,6 +79,17 @@ async def cancel(request: web.Request) -> web.Response:
 
 
 operations = [
+    Operation(
+        method="POST",
+        path="/v1/agents/{agent_id}/messages",
+        handler=create_message,
+        bodies=[Body([AgentMessagesRequest])],
+        is_body_required=True,
+        answers={
+            200: WHOLE_OR_EVENTS,
+            **refusals(Invalid, Busy, PendingApproval, Gone, TooSlow, TooLarge, TooLong, TryLater, RunFailed),
+        },
+    ),
     Operation(
         method="POST",
         path="/v1/agents/{agent_id}/messages/stream",

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from runstream.broker.operations import Body, Operation
-from runstream.gateway.answers import CANCELLED, CONVERSATION, EVENTS, NULL
-from runstream.gateway.creating import create_and_stream
+from runstream.gateway.answering import PendingApproval, RunFailed
+from runstream.gateway.creating import create_and_answer
+from runstream.gateway.described import CANCELLED, CONVERSATION, EVENTS, NULL, WHOLE_OR_EVENTS
 from runstream.gateway.errors import (
     NOT_AGAIN,
     BadRequest,
@@ -23,6 +24,7 @@ from runstream.gateway.errors import (
 )
 from runstream.gateway.resuming import resume_and_stream
 from runstream.gateway.services import SERVICES, json_response
+from runstream.gateway.transcripts import TooLong
 from runstream.gateway.validation import body_of, conversation_path, model_of, strict_conversation_path
 from runstream.schemas import (
     AGENT_PATH,
@@ -116,13 +118,13 @@ async def stream(request: web.Request) -> web.StreamResponse:
 
 
 async def create_message(request: web.Request) -> web.StreamResponse:
-    """`POST /v1/conversations/{conversation_id}/messages`: say something, stream the answer."""
+    """`POST /v1/conversations/{conversation_id}/messages`: say something, stream the answer or have it whole."""
     services = request.app[SERVICES]
     conversation_id = conversation_path(request)
     body = await body_of(request, limit=services.body_limit(), seconds=services.body_seconds)
     wanted = model_of(ConversationMessagesRequest, body, required=True)
     agent_id, conversation = await _addressee(services, conversation_id, wanted)
-    return await create_and_stream(
+    return await create_and_answer(
         request,
         services,
         wanted,
@@ -232,7 +234,10 @@ operations = [
         path_patterns=ANY_CONVERSATION,
         bodies=[Body([ConversationMessagesRequest])],
         is_body_required=True,
-        answers={200: EVENTS, **refusals(Invalid, NotFound, Busy, Gone, TooSlow, TooLarge, TryLater)},
+        answers={
+            200: WHOLE_OR_EVENTS,
+            **refusals(Invalid, NotFound, Busy, PendingApproval, Gone, TooSlow, TooLarge, TooLong, TryLater, RunFailed),
+        },
     ),
     Operation(
         method="POST",

@@ -1,17 +1,19 @@
-"""Runs: read, and streamed again."""
+"""Runs: read, what they said and used, and streamed again."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from runstream.broker.operations import Body, Operation
-from runstream.gateway.answers import EVENTS, LAST_EVENT_ID, NOTHING_FOLLOWS, RUN
+from runstream.gateway.described import EVENTS, LAST_EVENT_ID, MESSAGES, NOTHING_FOLLOWS, RUN, USAGE
 from runstream.gateway.errors import NOT_AGAIN, Busy, Gone, Invalid, NotFound, TooLarge, TooSlow, TryLater, refusals
 from runstream.gateway.eventsource import follow
+from runstream.gateway.paging import page_of
 from runstream.gateway.resuming import resume_and_stream
 from runstream.gateway.services import SERVICES, json_response
-from runstream.gateway.validation import run_path
-from runstream.schemas import RetrieveStreamRequest
+from runstream.gateway.transcripts import TooLong
+from runstream.gateway.validation import query_of, run_path
+from runstream.schemas import RetrieveStreamRequest, RunMessagesQuery
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -46,7 +48,36 @@ async def delete(request: web.Request) -> web.Response:
     return json_response(record.to_wire())
 
 
+async def messages(request: web.Request) -> web.StreamResponse:
+    """`GET /v1/runs/{run_id}/messages`: what a run has said so far, whether or not it has ended."""
+    services = request.app[SERVICES]
+    run_id = run_path(request)
+    wanted = query_of(RunMessagesQuery, request, *RunMessagesQuery.model_fields)
+    record = await services.lookup.by_id(run_id)
+    said = await services.transcripts.of(record)
+    return await services.answers.messages(request, page_of(said, wanted))
+
+
+async def usage(request: web.Request) -> web.Response:
+    """`GET /v1/runs/{run_id}/usage`: what a run has used; zeros until it has ended."""
+    record = await request.app[SERVICES].lookup.by_id(run_path(request))
+    return json_response(record.usage_to_wire())
+
+
 operations = [
+    Operation(
+        method="GET",
+        path="/v1/runs/{run_id}/messages",
+        handler=messages,
+        query=RunMessagesQuery,
+        answers={200: MESSAGES, **refusals(Invalid, NotFound, Gone, TooLong, TryLater)},
+    ),
+    Operation(
+        method="GET",
+        path="/v1/runs/{run_id}/usage",
+        handler=usage,
+        answers={200: USAGE, **refusals(NotFound, TryLater)},
+    ),
     Operation(
         method="GET",
         path="/v1/runs/{run_id}",

@@ -4,15 +4,36 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal, get_args
 
-from runstream.broker.operations import SERVER_SENT_EVENTS, Answer, Body, Header
-from runstream.schemas import Chunk, Conversation, Run
+import msgspec
 
-__all__ = ["CANCELLED", "CONVERSATION", "EVENTS", "LAST_EVENT_ID", "NOTHING_FOLLOWS", "NULL", "RUN"]
+from runstream.broker.operations import SERVER_SENT_EVENTS, Answer, Body, Header
+from runstream.schemas import Chunk, Conversation, Run, RunUsage, StopReason, UsageStatistics
+
+__all__ = [
+    "CANCELLED",
+    "CONVERSATION",
+    "EVENTS",
+    "LAST_EVENT_ID",
+    "MESSAGES",
+    "NOTHING_FOLLOWS",
+    "NULL",
+    "RUN",
+    "USAGE",
+    "WHOLE_OR_EVENTS",
+]
 
 SEQ_ID: Final[dict[str, Any]] = {
     "type": ["integer", "null"],
     "description": "The cursor to resume after. Not of `stop_reason` and `usage_statistics`; null in foreground runs.",
 }
+
+
+class LettaResponse(msgspec.Struct):
+    """All that a run said, put together, when it has ended."""
+
+    messages: list[dict[str, Any]]
+    stop_reason: StopReason
+    usage: UsageStatistics
 
 
 EVENTS: Final = Answer(
@@ -23,6 +44,12 @@ EVENTS: Final = Answer(
         Header("X-Accel-Buffering", "`no`: a proxy is to hand on each event as it comes."),
     ],
 )
+WHOLE_OR_EVENTS: Final = Answer(
+    "With `streaming` false all that the run said, when it has ended; else Server-Sent Events.",
+    [Body([LettaResponse]), *EVENTS.bodies],
+)
+MESSAGES: Final = Answer("The messages, put together.", [Body([list[dict[str, Any]]])])
+USAGE: Final = Answer("What the run has used.", [Body([RunUsage])])
 NOTHING_FOLLOWS: Final = Answer("Nothing follows: the run has ended, and the browser has seen all of it.")
 RUN: Final = Answer("The run.", [Body([Run])])
 CONVERSATION: Final = Answer("The conversation.", [Body([Conversation])])

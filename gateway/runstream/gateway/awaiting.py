@@ -1,0 +1,127 @@
+"""Waits for the end of a run without following it: its record says so, a moment before its log has its end.
+
+The server republishes the record when it changes, twice in a run's life; to follow the run costs something for each of
+its chunks. A republished record comes once at most, so the index is asked, too: at first, after each reconnect, and in
+a silence as often as a tail asks its leader. When the record is terminal, everything that the run has said is stored,
+and its conversation is free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from runstream.broker.errors import CursorExpired, Unavailable
+from runstream.broker.keys import live_subject, run_key
+from runstream.broker.tail import LONGEST_SILENCE_FACTOR
+from runstream.broker.topology import LogAddress
+from runstream.schemas import decode_run
+
+if TYPE_CHECKING:
+    from runstream.broker.connection import Connection, Message, Subscription
+    from runstream.broker.index import Index
+    from runstream.broker.reader import LogReader
+    from runstream.broker.settings import BrokerSettings
+    from runstream.schemas import RunRecord
+
+__all__ = ["EndWaiter"]
+
+RETRY_SECONDS = 0.5
+"""How long to wait before NATS is asked again while it is away."""
+
+
+class EndWaiter:
+    """Waits for the ends of any number of runs."""
+
+    def __init__(self, connection: Connection, index: Index, reader: LogReader, settings: BrokerSettings) -> None:
+        self.connection = connection
+        self.index = index
+        self.reader = reader
+        self.settings = settings
+        self.is_leaving = False
+        self._waits: set[_Wait] = set()
+
+    def leave(self) -> None:
+        """Wait no longer: whoever does is told so."""
+        self.is_leaving = True
+        for wait in self._waits:
+            wait.wake()
+
+    async def end_of(self, record: RunRecord) -> RunRecord | None:
+        """Return the record of a run once it has ended; None if this gateway stops before that.
+
+        Raises `Unavailable` when NATS stays away for longer than a reader waits, `CursorExpired` when nothing is left
+        of the run, neither its record nor its log.
+        """
+        if record.is_terminal:
+            return record
+        wait = _Wait(self, record)
+        self._waits.add(wait)
+        try:
+            return await wait.through()
+        finally:
+            self._waits.discard(wait)
+            await wait.close()
+
+
+class _Wait:
+    """One request that waits for one run."""
+
+    def __init__(self, waiter: EndWaiter, record: RunRecord) -> None:
+        self._waiter = waiter
+        self._record = record
+        self._woken = asyncio.Event()
+        self._subscription: Subscription | None = None
+        self._unlisten = waiter.connection.on_reconnect(self.wake)
+
+    def wake(self) -> None:
+        """Have it look again."""
+        self._woken.set()
+
+    async def close(self) -> None:
+        """Leave no subscription and no listener behind."""
+        self._unlisten()
+        if self._subscription is not None:
+            await self._subscription.close()
+
+    async def through(self) -> RunRecord | None:
+        """Wait. Returns and raises as `EndWaiter.end_of`."""
+        settings = self._waiter.settings
+        silences, away_since = 0, None
+        while not self._waiter.is_leaving:
+            try:
+                if (ended := await self._look()) is not None:
+                    return ended
+                away_since = None
+                pause = settings.silence_seconds * min(2**silences, LONGEST_SILENCE_FACTOR)
+                silences += 1
+            except Unavailable:
+                away_since = away_since or time.monotonic()
+                if time.monotonic() - away_since > settings.read_patience_seconds:
+                    raise
+                pause = RETRY_SECONDS
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._woken.wait()
+            self._woken.clear()
+        return None
+
+    async def _look(self) -> RunRecord | None:
+        """Return the record if the run has ended, None if it goes on."""
+        run = self._record
+        if self._subscription is None:
+            # Before the index is asked: a record that changes in between is heard of twice, and never not at all.
+            subject = live_subject(run_key(run.tenant, run.id))
+            self._subscription = await self._waiter.connection.subscribe(subject, self._hear)
+        stored = await self._waiter.index.run(run.tenant, run.id)
+        if stored is not None:
+            return stored.value if stored.value.is_terminal else None
+        if await self._waiter.reader.last(LogAddress(run.id, run.shard)) is None:
+            raise CursorExpired(run_id=run.id)
+        return None  # Its writer writes the record anew when it ends the run.
+
+    async def _hear(self, message: Message) -> None:
+        if message.data and decode_run(message.data).is_terminal:
+            self.wake()
