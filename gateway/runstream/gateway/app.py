@@ -17,14 +17,17 @@ from runstream.broker.reader import LogReader
 from runstream.broker.repair import Repair
 from runstream.broker.service import Readiness
 from runstream.broker.topology import check_server
+from runstream.gateway import deprecation
 from runstream.gateway.cancelling import Canceller
+from runstream.gateway.conversations import Conversations
 from runstream.gateway.cors import Cors
 from runstream.gateway.fanout import Hub
 from runstream.gateway.lookup import Lookup
 from runstream.gateway.metrics import GatewayMetrics
 from runstream.gateway.middleware import answer_errors, fallback
+from runstream.gateway.mounting import mounted
+from runstream.gateway.passthrough import PassThrough
 from runstream.gateway.presence import AgentPresence
-from runstream.gateway.routes import agents, conversations, runs
 from runstream.gateway.services import SERVICES, Services
 from runstream.gateway.start import Starter
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
     from runstream.broker.settings import BrokerSettings
     from runstream.gateway.settings import GatewaySettings
+    from runstream.gateway.upstream import Upstream
 
 __all__ = ["Gateway"]
 
@@ -53,7 +57,8 @@ class Gateway:
     """One gateway. Use as an async context manager: entered, it serves; left, it has given everything back.
 
     `listener` is its socket, already bound; with `metrics_listener` its metrics are there, and not on its own port. A
-    broker makes what is needed in NATS; until it has, requests are answered 503.
+    broker makes what is needed in NATS; until it has, requests are answered 503. What `upstream` is given to answer is
+    passed on to it.
 
     Raises `Unavailable`, `ServerTooOld` on entry. One that is `patient` serves at once, 503 to whoever needs NATS, and
     goes on trying; `reached` waits until it got there.
@@ -67,6 +72,7 @@ class Gateway:
         listener: socket.socket,
         metrics_listener: socket.socket | None = None,
         patient: bool = False,
+        upstream: Upstream | None = None,
     ) -> None:
         self.metrics = GatewayMetrics()
         self._settings = settings
@@ -74,6 +80,7 @@ class Gateway:
         self._listener = listener
         self._metrics_listener = metrics_listener
         self._patient = patient
+        self._upstream = upstream
         self._connections: list[Connection] = []
         self._stack = AsyncExitStack()
 
@@ -87,6 +94,8 @@ class Gateway:
             reader = LogReader(catchup, self._broker_settings)
             self.hub = Hub(jetstream, reader, self._settings, self._broker_settings, self.metrics)
             self._watch(jetstream.connection)
+            if self._upstream is not None:
+                await stack.enter_async_context(self._upstream)
             services = self._services(jetstream)
             stack.push_async_callback(services.starter.close)
             await self._serve(stack, services)
@@ -132,13 +141,21 @@ class Gateway:
                 queue=WorkQueue(jetstream),
                 presence=presence,
                 repair=repair,
+                always_background=self._settings.background == "always",
             ),
             repair=repair,
             canceller=Canceller(jetstream.connection, index),
+            conversations=Conversations(index, self._upstream),
+            passthrough=self._passthrough(),
             body_limit=lambda: jetstream.connection.max_payload - BODY_RESERVE_BYTES,
             body_seconds=self._settings.body_seconds,
             unready=unready,
         )
+
+    def _passthrough(self) -> PassThrough | None:
+        if self._upstream is None:
+            return None
+        return PassThrough(self._upstream, self._settings, self.metrics)
 
     def _watch(self, connection: Connection) -> None:
         hub, metrics = self.hub, self.metrics
@@ -163,13 +180,20 @@ class Gateway:
             app.add_routes(metrics)
         else:
             await stack.enter_async_context(serving(metrics, self._metrics_listener))
-        app.add_routes([*conversations.routes, *agents.routes, *runs.routes])
+        app.add_routes(mounted(before_platform=services.passthrough is not None))
         app.router.add_route("*", "/{path:.*}", fallback)
         app.on_response_prepare.append(_name_server)
+        deprecation.add_to(app)
         if self._settings.cors_origins is not None:
             Cors(self._settings.cors_origins).add_to(app)
         # Without handler_cancellation a handler outlives its client, and a follower of a silent run never ends.
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS)
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            handler_cancellation=True,
+            shutdown_timeout=SHUTDOWN_SECONDS,
+            auto_decompress=False,  # What is passed on stays as it was sent.
+        )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.SockSite(runner, self._listener, backlog=1024).start()

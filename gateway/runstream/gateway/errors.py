@@ -8,7 +8,12 @@ ApiError
 ├── Gone                410, retention has removed it
 ├── TooSlow             408
 ├── TooLarge            413
-└── TryLater            503, with Retry-After unless the request must not be repeated
+├── TryLater            503, with Retry-After unless the request must not be repeated
+├── PlatformRefused     what the platform said, 4xx
+├── PlatformFailed      502, the platform gave no answer that can be used
+│   └── PlatformSilent  504
+├── NotPassedOn         501, the platform has to be asked for it at its own address
+└── Loop                508, the platform's address is this gateway's
 
 A detail's text is the reference's wherever clients or its own tests match on it.
 """
@@ -39,7 +44,12 @@ __all__ = [
     "Busy",
     "Gone",
     "Invalid",
+    "Loop",
     "NotFound",
+    "NotPassedOn",
+    "PlatformFailed",
+    "PlatformRefused",
+    "PlatformSilent",
     "TooLarge",
     "TooSlow",
     "TryLater",
@@ -52,6 +62,11 @@ RETRY_SECONDS = 2.0
 
 NOT_AGAIN = {"x-should-retry": "false"}
 """letta-client repeats a 409 twice unless it is told not to, each time in vain."""
+
+
+def again(*, may_be: bool) -> dict[str, str]:
+    """Say when a request may be repeated, or that it must not be."""
+    return {"Retry-After": str(math.ceil(RETRY_SECONDS))} if may_be else NOT_AGAIN
 
 
 class ApiError(Exception):
@@ -140,9 +155,52 @@ class TryLater(ApiError):
     status = 503
 
     def __init__(self, detail: str, *, should_retry: bool = True, run_id: str | None = None) -> None:
-        repeatable = should_retry and run_id is None
-        headers = {"Retry-After": str(math.ceil(RETRY_SECONDS))} if repeatable else NOT_AGAIN
+        headers = again(may_be=should_retry and run_id is None)
         super().__init__(detail, headers=headers, extra={} if run_id is None else {"run_id": run_id})
+
+
+class PlatformRefused(ApiError):
+    """The platform has refused what it had to be asked first, and its refusal is handed on."""
+
+    def __init__(self, status: int, body: Mapping[str, Any]) -> None:
+        self._said = dict(body)
+        super().__init__(f"The platform has answered {status}.")
+        self.status = status
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What the platform said."""
+        return self._said
+
+
+class PlatformFailed(ApiError):
+    """The platform gave no answer that can be used.
+
+    Not to be repeated (`x-should-retry: false`) if it may have done what was asked for.
+    """
+
+    status = 502
+
+    def __init__(self, detail: str, *, should_retry: bool) -> None:
+        super().__init__(detail, headers=again(may_be=should_retry))
+
+
+class PlatformSilent(PlatformFailed):
+    """The platform is connected, and does not answer."""
+
+    status = 504
+
+
+class NotPassedOn(ApiError):
+    """The platform might do this; through this gateway it cannot be asked to."""
+
+    status = 501
+
+
+class Loop(ApiError):
+    """The request came from this gateway."""
+
+    status = 508
 
 
 def translated(error: BrokerError) -> ApiError:  # noqa: PLR0911  # a table

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
+from runstream.gateway.cancelling import cancel_run
 from runstream.gateway.creating import create_and_stream
-from runstream.gateway.errors import NOT_AGAIN, BadRequest, Busy, Invalid, NotFound
+from runstream.gateway.errors import NOT_AGAIN, BadRequest, Busy, Invalid
 from runstream.gateway.resuming import resume_and_stream
 from runstream.gateway.services import SERVICES, json_response
 from runstream.gateway.validation import body_of, conversation_path, model_of, strict_conversation_path
@@ -19,11 +20,9 @@ from runstream.schemas import (
     ConversationRecord,
     CreateConversationRequest,
     is_agent_id,
+    is_conversation_id,
     new_conversation_id,
 )
-
-if TYPE_CHECKING:
-    from runstream.gateway.services import Services
 
 __all__ = ["routes"]
 
@@ -55,7 +54,8 @@ async def create(request: web.Request) -> web.Response:
 
 async def retrieve(request: web.Request) -> web.Response:
     """`GET /v1/conversations/{conversation_id}`."""
-    record = await _existing(request.app[SERVICES], strict_conversation_path(request))
+    conversation_id = strict_conversation_path(request)
+    record = await request.app[SERVICES].conversations.existing(conversation_id, request.headers)
     return json_response(record.to_wire())
 
 
@@ -72,7 +72,7 @@ async def create_message(request: web.Request) -> web.StreamResponse:
     conversation_id = conversation_path(request)
     body = await body_of(request, limit=services.body_limit(), seconds=services.body_seconds)
     wanted = model_of(ConversationMessagesRequest, body, required=True)
-    agent_id, conversation = await _addressee(services, conversation_id, wanted)
+    agent_id, conversation = await _addressee(request, conversation_id, wanted)
     return await create_and_stream(
         request,
         services,
@@ -89,15 +89,17 @@ async def cancel(request: web.Request) -> web.Response:
     """`POST /v1/conversations/{conversation_id}/cancel`: end what goes on in it. `?agent_id=` says whose default."""
     services = request.app[SERVICES]
     conversation_id = conversation_path(request)
+    if is_conversation_id(conversation_id):
+        await services.conversations.existing(conversation_id, request.headers)
     run = await services.lookup.to_cancel(conversation_id, request.query.get("agent_id"))
     if run is None:
         raise Busy(f"CONFLICT: No active runs to cancel for conversation {conversation_id}", headers=NOT_AGAIN)
-    await services.canceller.cancel(run)
+    await cancel_run(request, run)
     return json_response({run.id: "cancelled"})
 
 
 async def _addressee(
-    services: Services, conversation_id: str, wanted: ConversationMessagesRequest
+    request: web.Request, conversation_id: str, wanted: ConversationMessagesRequest
 ) -> tuple[str, str | None]:
     """Return the agent that is to answer, and the conversation, None for the agent's default one."""
     if is_agent_id(conversation_id):
@@ -106,14 +108,8 @@ async def _addressee(
         if wanted.agent_id is None or not is_agent_id(wanted.agent_id):
             raise BadRequest("The conversation 'default' needs an agent_id.")
         return wanted.agent_id, None
-    return (await _existing(services, conversation_id)).agent_id, conversation_id
-
-
-async def _existing(services: Services, conversation_id: str) -> ConversationRecord:
-    stored = await services.index.conversation(DEFAULT_TENANT, conversation_id)
-    if stored is None or stored.value.deleted:
-        raise NotFound(f"Conversation not found with id='{conversation_id}'")
-    return stored.value
+    found = await request.app[SERVICES].conversations.existing(conversation_id, request.headers)
+    return found.agent_id, conversation_id
 
 
 def _object(body: Any) -> dict[str, Any]:
