@@ -164,7 +164,7 @@ class PlatformRefused(ApiError):
 
     def __init__(self, status: int, body: Mapping[str, Any]) -> None:
         self._said = dict(body)
-        super().__init__(f"The platform has answered {status}.")
+        super().__init__(str(body.get("detail", "")))
         self.status = status
 
     @property
