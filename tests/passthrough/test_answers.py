@@ -1,6 +1,7 @@
 """An answer of the platform's as the client gets it: the same bytes at once, finished only if the platform finished."""
 
 import asyncio
+import contextlib
 import gzip
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -381,6 +382,28 @@ async def test_an_answer_without_a_length_ends_with_its_connection(front: Front,
     assert (body, was_reset) == (b"abc", False)
     assert not {"content-length", "transfer-encoding"} & set(headers)
     assert headers.get("connection") == (None if version == "1.0" else "close")
+
+
+async def test_a_gateway_that_stops_cuts(nats_url: str) -> None:
+    """What it is passing on is left unfinished, soon, and the platform hears of it."""
+
+    async def begun(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.say(b"abc")
+        await exchange.left.wait()
+
+    async with contextlib.AsyncExitStack() as stack:
+        async with scripted(nats_url, begun) as (upstream, front):
+            connection = await stack.enter_async_context(Connection.open(front.base))
+            await connection.send("GET", "/v1/agents/")
+            await connection.head()
+            assert await connection.chunk() == b"abc"
+            started = time.monotonic()
+            await front.gateway.__aexit__()
+            await wait_until(upstream.exchanges[0].left.is_set, 1)
+        assert time.monotonic() - started < 5
+        with pytest.raises(Cut):
+            await connection.chunk()
 
 
 async def test_what_ends_well_is_counted_so(front: Front) -> None:

@@ -103,4 +103,4 @@ async def test_a_wrong_url_keeps_it_from_starting(command: str, tmp_path: Path) 
     async with running(*runstream(command, "--upstream", "letta:8283"), cwd=tmp_path) as process:
         assert await process.wait() == 1
         said = "runstream: A setting is not valid. upstream: Its URL names no host: write it as http://platform:8283."
-        assert process.lines == [said]
+        assert (process.lines, process.errors) == ([], [said])

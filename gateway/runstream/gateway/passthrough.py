@@ -57,7 +57,7 @@ HOP_BY_HOP: Final = frozenset(
 """Headers of one connection, which mean nothing on the next one."""
 
 NOT_ASKED: Final = HOP_BY_HOP | {
-    # Of the request as it is made anew. A client's expectation is met here, when its body is read.
+    # Of the request as it is made anew; a client that waits to be asked for its body has been asked here.
     "expect",
     "host",
     # Who asks is for RUNSTREAM_UPSTREAM_AUTH to say; `_` and `-` are the same, as they are to many platforms.
