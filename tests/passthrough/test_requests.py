@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
 
 from runstream.gateway.passthrough import stays_below
 from tests.support.http import Connection
-from tests.support.platform import scripted
+from tests.support.platform import in_front_of, scripted, serving
 from tests.support.stack import Stack
 from tests.support.upstream import Asked, Exchange, Upstream, upstream_running
 from tests.support.waiting import wait_until
@@ -349,6 +350,29 @@ async def test_a_client_that_stops_sending(nats_url: str) -> None:
             assert (reply.status, reply.detail) == (408, "Nothing has come of the request body for 0.3 s.")
             assert reply.headers["connection"] == "close"
         assert upstream.asked == []
+
+
+async def test_a_client_that_leaves_in_mid_body(nats_url: str) -> None:
+    """The platform's request ends with it, and is not whole."""
+    begun, broken, whole = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def reads(request: web.Request) -> web.StreamResponse:
+        begun.set()
+        try:
+            await request.read()
+        except (asyncio.CancelledError, ConnectionError, web.RequestPayloadError):
+            broken.set()
+            raise
+        whole.set()
+        return web.Response()
+
+    async with serving([web.put("/v1/files/{name}", reads)]) as url, in_front_of(nats_url, url) as stack:
+        async with Connection.open(stack.base) as connection:
+            await connection.send("PUT", "/v1/files/half", headers={"Transfer-Encoding": "chunked"})
+            await connection.send_raw(b"4\r\nhalf\r\n")
+            await wait_until(begun.is_set)
+        await wait_until(broken.is_set, 1)
+    assert not whole.is_set()
 
 
 async def test_a_body_may_take_its_time(nats_url: str) -> None:
