@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from runstream.broker.agents.loading import agent_source
 from runstream.broker.agents.settings import UpstreamSettings
 from runstream.broker.embedded import EmbeddedServer
-from runstream.broker.errors import InvalidAgent
+from runstream.broker.errors import InvalidSettings
 from runstream.broker.service import Broker
 from runstream.broker.settings import BrokerSettings
 from runstream.gateway.app import Gateway
@@ -149,5 +149,5 @@ def test_a_file_without_a_token_is_refused_at_the_start(tmp_path: Path, content:
     secret = tmp_path / "token"
     if content is not None:
         secret.write_bytes(content)
-    with pytest.raises(InvalidAgent, match=complaint):
+    with pytest.raises(InvalidSettings, match=complaint):
         agent_source("http://platform:8283", UpstreamSettings(auth=str(secret)))

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import zlib
 
 from runstream.schemas import new_agent_id
 from tests.support.http import Connection, encoded
@@ -33,3 +34,19 @@ async def test_a_body_that_is_not_compressed_as_it_says(nats_url: str) -> None:
         said = gzip.compress(encoded(message({"chunks": 1, "interval_ms": 0})))
         async with asyncio.timeout(10):
             assert (await stack.fetch("POST", path, body=said, headers=packed)).status == 200
+
+
+async def test_compressed_bodies_are_bounded_as_others_are(nats_url: str) -> None:
+    """What unpacks to more than may be is 413, half of one is 400, and deflate is read as well."""
+    async with stack_running(nats_url) as stack:
+        path = f"/v1/agents/{new_agent_id()}/messages/stream"
+        said = encoded(message({"chunks": 1, "interval_ms": 0}))
+        for encoding, packed, status in (
+            ("gzip", gzip.compress(b" " * 50_000_000), 413),
+            ("gzip", gzip.compress(said)[:-8], 400),
+            ("GZip", gzip.compress(said), 200),
+            ("deflate", zlib.compress(said), 200),
+            ("br", b"whatever", 422),
+        ):
+            reply = await stack.fetch("POST", path, body=packed, headers={**JSON, "Content-Encoding": encoding})
+            assert reply.status == status, encoding

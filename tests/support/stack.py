@@ -22,6 +22,7 @@ from runstream.broker.settings import BrokerSettings
 from runstream.gateway.app import Gateway
 from runstream.gateway.fanout import Hub
 from runstream.gateway.settings import GatewaySettings
+from runstream.gateway.upstream import Upstream
 from runstream.schemas import (
     DEFAULT_TENANT,
     AssistantMessage,
@@ -241,6 +242,7 @@ async def stack_running(
     broker: Mapping[str, Any] | None = None,
     gateway: Mapping[str, Any] | None = None,
     judges_approvals: bool = False,
+    upstream: Upstream | None = None,
 ) -> AsyncIterator[Stack]:
     """A broker and a gateway with the given settings, serving; nothing is left of them when the block ends."""
     chosen = agent or Puppet()
@@ -251,7 +253,7 @@ async def stack_running(
         await stack.enter_async_context(
             Broker(settings, agent=chosen, judges_approvals=judges_approvals, listener=broker_socket)
         )
-        edge = Gateway(GatewaySettings(**(gateway or {})), settings, listener=gateway_socket)
+        edge = Gateway(GatewaySettings(**(gateway or {})), settings, listener=gateway_socket, upstream=upstream)
         await stack.enter_async_context(edge)
         connection = await stack.enter_async_context(Connection(nats_url, name="test"))
         jetstream = JetStream(connection, timeout_seconds=settings.request_timeout_seconds)

@@ -160,8 +160,19 @@ async def _request(reader: asyncio.StreamReader) -> Asked:
         request_line, *lines = head.removesuffix("\r\n\r\n").split("\r\n")
         method, target, _ = request_line.split(" ")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        if "chunked" in headers.get("transfer-encoding", ""):
+            body = await _chunked(reader)
+        else:
+            body = await reader.readexactly(int(headers.get("content-length", 0)))
     return Asked(method, target, headers, body)
+
+
+async def _chunked(reader: asyncio.StreamReader) -> bytes:
+    parts = []
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        parts.append((await reader.readexactly(size + 2))[:-2])
+    assert await reader.readuntil(b"\r\n") == b"\r\n"
+    return b"".join(parts)
 
 
 @contextlib.asynccontextmanager

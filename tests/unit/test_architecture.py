@@ -18,6 +18,8 @@ FUNCTION_LINES = 60
 OWNERS = {
     "nats": ["broker/connection.py", "broker/jetstream.py"],
     "aiohttp": ["broker/http.py", "gateway/*"],
+    "multidict": ["gateway/passthrough.py", "gateway/upstream.py"],
+    "yarl": ["gateway/upstream.py"],
     "httpx": ["broker/agents/http*.py"],
     "httpx_sse": ["broker/agents/http*.py"],
     "pydantic": ["*/settings*.py", "broker/openapi.py", "schemas/requests.py", "gateway/validation.py"],

@@ -7,7 +7,7 @@ import pytest
 from openapi_spec_validator import validate
 
 from runstream.broker.operations import Operation
-from runstream.gateway.app import OPERATIONS
+from runstream.gateway.mounting import OPERATIONS
 from tests.support.description import document
 
 

@@ -19,7 +19,7 @@ from runstream.broker.operations import Operation
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.broker.topology import WORK_STREAM
 from runstream.gateway import cli
-from runstream.gateway.app import OPERATIONS
+from runstream.gateway.mounting import OPERATIONS
 from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings, UpSettings
 from runstream.schemas import ERROR_TYPES, Kind
 

@@ -1,4 +1,7 @@
-"""How a worker learns what a run's client authenticated itself with: by asking the gateway that has it in memory."""
+"""What a platform is told of who asks: the client's own credential, or a token of an operator's.
+
+A worker learns what a run's client authenticated itself with by asking the gateway that has it in memory.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,16 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import structlog
 
-from runstream.broker.errors import AgentFailed, Unavailable
+from runstream.broker.errors import AgentFailed, InvalidSettings, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from runstream.broker.connection import Connection
     from runstream.schemas import RunRequest
 
-__all__ = ["CREDENTIALS", "CREDENTIAL_HEADERS", "NONE_SENT", "credentials_of", "encode_credentials"]
+__all__ = ["CREDENTIALS", "CREDENTIAL_HEADERS", "NONE_SENT", "bearer_in", "credentials_of", "encode_credentials"]
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +37,18 @@ ANSWER_SECONDS = 2.0
 PATIENCE_SECONDS = 10.0
 """How long a gateway is asked that does not answer: after an outage of NATS it may be back later than this worker."""
 RETRY_SECONDS = 0.2
+
+
+def bearer_in(secret: Path) -> dict[str, str]:
+    """Read the header that a file with a bearer token stands for. Raises `InvalidSettings`, which shows no token."""
+    try:
+        token = secret.read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not ASCII text"
+        raise InvalidSettings(f"RUNSTREAM_UPSTREAM_AUTH: the file {str(secret)!r} cannot be read: {reason}.") from error
+    if not token.isprintable() or not token or " " in token:
+        raise InvalidSettings(f"RUNSTREAM_UPSTREAM_AUTH: the file {str(secret)!r} must hold one bearer token.")
+    return {"Authorization": f"Bearer {token}"}
 
 
 def encode_credentials(found: Mapping[str, str]) -> bytes:

@@ -94,7 +94,9 @@ def _operation(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
         "summary": operation.says.partition(". ")[0].rstrip("."),
         "description": operation.says,
         "parameters": [*_path_parameters(operation), *_query_parameters(operation, schemas), *_headers(operation)],
-        "responses": {str(status): _answer(answer, schemas) for status, answer in sorted(operation.answers.items())},
+        "responses": dict(
+            sorted((str(status), _answer(answer, schemas)) for status, answer in operation.answers.items())
+        ),
     }
     if operation.bodies:
         found["requestBody"] = {

@@ -73,7 +73,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     method: str
     path: str
     handler: Handler
-    answers: Mapping[int, Answer]
+    answers: Mapping[int | str, Answer]
+    """By status; `4XX` for whatever a platform refuses with."""
     query: Any = None
     """A pydantic model of the parameters in the query."""
     query_names: Sequence[str] | None = None

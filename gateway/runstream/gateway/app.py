@@ -9,8 +9,7 @@ import structlog
 from aiohttp import web
 
 from runstream.broker.connection import Connection
-from runstream.broker.http import description_operation, health_operations, metrics_operation, serving
-from runstream.broker.http import routes as routes_of
+from runstream.broker.http import description_operation, health_operations, metrics_operation, routes, serving
 from runstream.broker.index import Index
 from runstream.broker.jetstream import JetStream
 from runstream.broker.queue import WorkQueue
@@ -19,16 +18,19 @@ from runstream.broker.removal import Remover
 from runstream.broker.repair import Repair
 from runstream.broker.service import Readiness
 from runstream.broker.topology import check_server
+from runstream.gateway import deprecation
 from runstream.gateway.answering import Answers
 from runstream.gateway.awaiting import EndWaiter
 from runstream.gateway.cancelling import Canceller
+from runstream.gateway.conversations import Conversations
 from runstream.gateway.cors import Cors
 from runstream.gateway.fanout import Hub
 from runstream.gateway.lookup import Lookup
 from runstream.gateway.metrics import GatewayMetrics
 from runstream.gateway.middleware import answer_errors, fallback
+from runstream.gateway.mounting import mounted, operations
+from runstream.gateway.passthrough import PassThrough
 from runstream.gateway.presence import AgentPresence
-from runstream.gateway.routes import agents, conversations, runs
 from runstream.gateway.services import SERVICES, Services
 from runstream.gateway.start import Starter
 from runstream.gateway.transcripts import Transcripts
@@ -38,12 +40,12 @@ if TYPE_CHECKING:
 
     from runstream.broker.settings import BrokerSettings
     from runstream.gateway.settings import GatewaySettings
+    from runstream.gateway.upstream import Upstream
 
 __all__ = ["Gateway"]
 
 log = structlog.get_logger(__name__)
 
-OPERATIONS = [*conversations.operations, *agents.operations, *runs.operations]
 SAYS = """
 Resumable streams of agent runs, compatible with Letta's API. `PROTOCOL.md` says more than fits here: the order of a
 stream's events, what a cursor means, and when a response is cut.
@@ -67,7 +69,8 @@ class Gateway:
     """One gateway. Use as an async context manager: entered, it serves; left, it has given everything back.
 
     `listener` is its socket, already bound; with `metrics_listener` its metrics are there, and not on its own port. A
-    broker makes what is needed in NATS; until it has, requests are answered 503.
+    broker makes what is needed in NATS; until it has, requests are answered 503. What `upstream` is given to answer is
+    passed on to it.
 
     Raises `Unavailable`, `ServerTooOld` on entry. One that is `patient` serves at once, 503 to whoever needs NATS, and
     goes on trying; `reached` waits until it got there.
@@ -81,6 +84,7 @@ class Gateway:
         listener: socket.socket,
         metrics_listener: socket.socket | None = None,
         patient: bool = False,
+        upstream: Upstream | None = None,
     ) -> None:
         self.metrics = GatewayMetrics()
         self._settings = settings
@@ -88,6 +92,7 @@ class Gateway:
         self._listener = listener
         self._metrics_listener = metrics_listener
         self._patient = patient
+        self._upstream = upstream
         self._connections: list[Connection] = []
         self._stack = AsyncExitStack()
 
@@ -101,6 +106,8 @@ class Gateway:
             reader = LogReader(catchup, self._broker_settings)
             self.hub = Hub(jetstream, reader, self._settings, self._broker_settings, self.metrics)
             self._watch(jetstream.connection)
+            if self._upstream is not None:
+                await stack.enter_async_context(self._upstream)
             services = self._services(jetstream)
             stack.push_async_callback(services.starter.close)
             await self._serve(stack, services)
@@ -148,16 +155,24 @@ class Gateway:
                 queue=WorkQueue(jetstream),
                 presence=presence,
                 repair=repair,
+                always_background=self._settings.background == "always",
             ),
             repair=repair,
             canceller=Canceller(jetstream.connection, index),
             remover=Remover(jetstream, index),
             answers=Answers(index, waiter, transcripts, write_seconds=self._settings.write_deadline_seconds),
             transcripts=transcripts,
+            conversations=Conversations(index, self._upstream),
+            passthrough=self._passthrough(),
             body_limit=lambda: jetstream.connection.max_payload - BODY_RESERVE_BYTES,
             body_seconds=self._settings.body_seconds,
             unready=unready,
         )
+
+    def _passthrough(self) -> PassThrough | None:
+        if self._upstream is None:
+            return None
+        return PassThrough(self._upstream, self._settings, self.metrics)
 
     def _watch(self, connection: Connection) -> None:
         hub, metrics = self.hub, self.metrics
@@ -177,20 +192,28 @@ class Gateway:
         app = web.Application(middlewares=[answer_errors])
         app[SERVICES] = services
         metrics = metrics_operation(self.metrics.registry)
-        operations = [*OPERATIONS, *health_operations(services.unready)]
+        served = operations(before_platform=services.passthrough is not None)
+        for_operators = health_operations(services.unready)
         if self._metrics_listener is None:
-            operations.append(metrics)
+            for_operators.append(metrics)
         else:
             await stack.enter_async_context(serving([metrics], self._metrics_listener))
-        operations.append(description_operation(operations, title="runstream", says=SAYS))
-        app.add_routes(routes_of(operations))
+        for_operators.append(description_operation([*served, *for_operators], title="runstream", says=SAYS))
+        app.add_routes([*mounted(served), *routes(for_operators)])
         app.router.add_route("*", "/{path:.*}", fallback)
         app.on_response_prepare.append(_name_server)
         app.on_shutdown.append(services.answers.leave)
+        deprecation.add_to(app)
         if self._settings.cors_origins is not None:
             Cors(self._settings.cors_origins).add_to(app)
         # Without handler_cancellation a handler outlives its client, and a follower of a silent run never ends.
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS)
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            handler_cancellation=True,
+            shutdown_timeout=SHUTDOWN_SECONDS,
+            auto_decompress=False,  # What is passed on stays as it was sent.
+        )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.SockSite(runner, self._listener, backlog=1024).start()

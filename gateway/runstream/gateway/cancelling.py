@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING
 import structlog
 
 from runstream.broker.keys import live_subject, run_key
+from runstream.gateway.services import SERVICES
 from runstream.schemas import REQUIRES_APPROVAL, decode_run
 
 if TYPE_CHECKING:
+    from aiohttp import web
+
     from runstream.broker.connection import Connection, Message
-    from runstream.broker.index import Index, Stored
+    from runstream.broker.index import Index
     from runstream.schemas import RunRecord
 
-__all__ = ["Canceller"]
+__all__ = ["Canceller", "cancel_run"]
 
 log = structlog.get_logger(__name__)
 
@@ -32,15 +35,13 @@ class Canceller:
         self._connection = connection
         self._index = index
 
-    async def cancel(self, record: RunRecord) -> None:
-        """End a run unless it has ended; one that waits for approval waits no longer.
+    async def cancel(self, record: RunRecord) -> bool:
+        """End a run unless it has ended; one that waits for approval waits no longer. Returns whether it did wait.
 
         Raises `Unavailable` if the wish could not be stored.
         """
         if record.is_terminal:
-            if record.stop_reason == REQUIRES_APPROVAL:
-                await self._index.withdraw_approval(record)
-            return
+            return await self._withdraw(record)
         over = asyncio.Event()
 
         async def heard(message: Message) -> None:
@@ -58,10 +59,20 @@ class Canceller:
                     async with asyncio.timeout(CANCEL_SECONDS):
                         await over.wait()
             # The run may have asked for approval in the same moment.
-            await self._withdraw(await self._index.run(record.tenant, record.id))
+            stored = await self._index.run(record.tenant, record.id)
+            return stored is not None and await self._withdraw(stored.value)
         finally:
             await subscription.close()
 
-    async def _withdraw(self, stored: Stored[RunRecord] | None) -> None:
-        if stored is not None and stored.value.stop_reason == REQUIRES_APPROVAL:
-            await self._index.withdraw_approval(stored.value)
+    async def _withdraw(self, record: RunRecord) -> bool:
+        if record.stop_reason != REQUIRES_APPROVAL:
+            return False
+        await self._index.withdraw_approval(record)
+        return True
+
+
+async def cancel_run(request: web.Request, run: RunRecord) -> None:
+    """End a run for a client; a platform whose conversation waits for approval is told that it need not."""
+    services = request.app[SERVICES]
+    if await services.canceller.cancel(run):
+        await services.conversations.stop_waiting(run, request.headers)

@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 import uvloop
 
+from runstream.broker.agents.http_platform import Platform
 from runstream.broker.agents.loading import agent_source
 from runstream.broker.agents.settings import UpstreamSettings
 from runstream.broker.errors import BrokerError
@@ -22,6 +23,7 @@ from runstream.gateway.provisioning import provision_once
 from runstream.gateway.serving import serve_broker, serve_gateway
 from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings, UpSettings
 from runstream.gateway.up import up
+from runstream.gateway.upstream import Upstream, platform_at
 
 __all__ = ["app", "main"]
 
@@ -50,6 +52,10 @@ NatsUrl = Annotated[
     str | None, typer.Option(help="Where NATS is; several servers with commas. [nats://127.0.0.1:4222]")
 ]
 AGENT_HELP = "What answers messages: demo, module:callable, or a platform's URL."
+UPSTREAM_HELP = "A Letta platform's root: it answers what runstream does not."
+Background = Annotated[
+    str | None, typer.Option(help="always: every run can be resumed, whether it was asked for or not. [as-asked]")
+]
 LogLevel = Annotated[str, typer.Option(envvar="RUNSTREAM_LOG_LEVEL")]
 LogJson = Annotated[bool | None, typer.Option("--log-json/--log-text", envvar="RUNSTREAM_LOG_JSON")]
 
@@ -80,6 +86,10 @@ def up_command(  # noqa: PLR0917  # typer reads options off the parameters
         Path | None, typer.Option(help="Where the embedded nats-server keeps its streams. [./.runstream]")
     ] = None,
     agent: Annotated[str | None, typer.Option(help=f"{AGENT_HELP} [demo]")] = None,
+    upstream: Annotated[
+        str | None, typer.Option(help=f"{UPSTREAM_HELP} none: nobody. [the agent's, if it is such a platform]")
+    ] = None,
+    background: Background = None,
     log_level: LogLevel = "info",
     log_json: LogJson = None,
 ) -> None:
@@ -96,12 +106,15 @@ def up_command(  # noqa: PLR0917  # typer reads options off the parameters
     with _told(log_level, log_json):
         settings = resolved(UpSettings, given)
         connection = {"nats_url": settings.nats_url}
+        edge = resolved(GatewaySettings, {"upstream": upstream, "background": background})
+        source = agent_source(settings.agent, resolved(UpstreamSettings))
         service = up(
             settings,
             resolved(BrokerSettings, connection),
-            resolved(GatewaySettings),
-            agent=agent_source(settings.agent, resolved(UpstreamSettings)),
+            edge,
+            agent=source,
             ready=lambda url: _welcome(url, settings),
+            upstream=_upstream(platform_at(edge.upstream, default=source.letta)),
         )
         uvloop.run(until_stopped(service))
 
@@ -112,17 +125,21 @@ def gateway_command(  # noqa: PLR0917  # typer reads options off the parameters
     port: Annotated[int | None, typer.Option(help="The port; 0: a free one. [8283]")] = None,
     metrics_port: MetricsPort = None,
     nats_url: NatsUrl = None,
+    upstream: Annotated[str | None, typer.Option(help=UPSTREAM_HELP)] = None,
+    background: Background = None,
     log_level: LogLevel = "info",
     log_json: LogJson = None,
 ) -> None:
     """Run a gateway: HTTP in, streams out. Any number of them serve the same runs."""
     given = {"host": host, "port": port, "metrics_port": metrics_port}
     with _told(log_level, log_json):
+        settings = resolved(GatewaySettings, {"upstream": upstream, "background": background})
         service = serve_gateway(
             resolved(GatewayServiceSettings, given),
-            resolved(GatewaySettings),
+            settings,
             resolved(BrokerSettings, {"nats_url": nats_url}),
             ready=_ready,
+            upstream=_upstream(platform_at(settings.upstream)),
         )
         uvloop.run(until_stopped(service))
 
@@ -181,6 +198,10 @@ def provision_command(  # noqa: PLR0917  # typer reads options off the parameter
         settings = resolved(BrokerSettings, given)
         # Not `until_stopped`: whoever breaks it off must not be told that all was done.
         uvloop.run(provision_once(settings, rebuild_index=rebuild_index, tell=typer.echo))
+
+
+def _upstream(platform: Platform | None) -> Upstream | None:
+    return None if platform is None else Upstream(platform, resolved(UpstreamSettings))
 
 
 @contextmanager

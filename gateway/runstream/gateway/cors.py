@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import hdrs, web
 
+from runstream.gateway.deprecation import DEPRECATION
 from runstream.gateway.middleware import allowed_methods, is_api
+from runstream.gateway.passthrough import PASSED_METHODS
+from runstream.gateway.services import SERVICES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,7 +31,7 @@ PREFLIGHT_SECONDS = 600
 REQUEST_HEADERS = "Authorization, Content-Type, Last-Event-ID, *"
 """What a page may send. The star is for what client libraries add of their own, and does not cover `Authorization`."""
 
-READABLE_HEADERS = "Retry-After, x-should-retry"
+READABLE_HEADERS = f"{DEPRECATION}, Retry-After, x-should-retry"
 """What a page may read beside the headers that it may read anyway."""
 
 
@@ -62,7 +65,7 @@ class Cors:
         granted = self._granted(request)
         if granted != ANY:
             # Said to everybody: a cache must not give one origin's answer to another, nor the answer to none.
-            response.headers[hdrs.VARY] = hdrs.ORIGIN
+            response.headers[hdrs.VARY] = _with_origin(response.headers.getall(hdrs.VARY, []))
         if granted is not None:
             response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = granted
             response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = READABLE_HEADERS
@@ -73,6 +76,8 @@ class Cors:
         if not is_preflight or not is_api(request) or self._granted(request) is None:
             return None
         methods = await allowed_methods(request)
+        if request.app[SERVICES].passthrough is not None:
+            methods |= PASSED_METHODS
         if not methods:
             return None
         headers = {
@@ -81,3 +86,9 @@ class Cors:
             hdrs.ACCESS_CONTROL_MAX_AGE: str(PREFLIGHT_SECONDS),
         }
         return web.Response(status=HTTPStatus.NO_CONTENT, headers=headers)
+
+
+def _with_origin(vary: list[str]) -> str:
+    """Add the origin to what an answer of the platform's varies with anyway."""
+    said = [name.strip() for value in vary for name in value.split(",")]
+    return ", ".join(said if hdrs.ORIGIN.lower() in map(str.lower, said) else [*said, hdrs.ORIGIN])

@@ -19,12 +19,21 @@ if TYPE_CHECKING:
 
     from runstream.broker.connection import Connection, Message
 
-__all__ = ["Credentials"]
+__all__ = ["Credentials", "credentials_in"]
 
 KEPT_SECONDS = 600.0
 """How long a worker may ask: a run may wait in the queue, and be tried again after its worker died."""
 MOST_KEPT = 100_000
 """Runs whose credentials are kept: some kilobytes each. Beyond, the oldest one's are dropped."""
+
+
+def credentials_in(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return what a client authenticated itself with. Raises `BadRequest` for what could not be sent on."""
+    found = {name: headers[name] for name in CREDENTIAL_HEADERS if name in headers}
+    for name, value in found.items():
+        if not (value.isascii() and value.isprintable()):
+            raise BadRequest(f"The header {name} has to be printable ASCII.")
+    return found
 
 
 class Credentials:
@@ -42,10 +51,7 @@ class Credentials:
 
         Raises `Unavailable`, and `BadRequest` for what could not be sent on.
         """
-        found = {name: headers[name] for name in CREDENTIAL_HEADERS if name in headers}
-        for name, value in found.items():
-            if not (value.isascii() and value.isprintable()):
-                raise BadRequest(f"The header {name} has to be printable ASCII.")
+        found = credentials_in(headers)
         if not found:
             return NONE_SENT
         await self._listen()

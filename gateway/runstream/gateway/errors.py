@@ -8,7 +8,12 @@ ApiError
 ├── Gone                410, retention has removed it
 ├── TooSlow             408
 ├── TooLarge            413
-└── TryLater            503, with Retry-After unless the request must not be repeated
+├── TryLater            503, with Retry-After unless the request must not be repeated
+├── PlatformRefused     what the platform said, 4xx
+├── PlatformFailed      502, the platform gave no answer that can be used
+│   └── PlatformSilent  504
+├── NotPassedOn         501, the platform has to be asked for it at its own address
+└── Loop                508, the platform's address is this gateway's
 
 A detail's text is the reference's wherever clients or its own tests match on it.
 """
@@ -44,7 +49,12 @@ __all__ = [
     "Busy",
     "Gone",
     "Invalid",
+    "Loop",
     "NotFound",
+    "NotPassedOn",
+    "PlatformFailed",
+    "PlatformRefused",
+    "PlatformSilent",
     "TooLarge",
     "TooSlow",
     "TryLater",
@@ -97,11 +107,16 @@ class UnavailableRefusal(Refusal):
     run_id: str | UnsetType = UNSET
 
 
+def again(*, may_be: bool) -> dict[str, str]:
+    """Say when a request may be repeated, or that it must not be."""
+    return {"Retry-After": str(math.ceil(RETRY_SECONDS))} if may_be else NOT_AGAIN
+
+
 class ApiError(Exception):
     """A defect of this server's."""
 
     status = 500
-    statuses: Sequence[int] = ()
+    statuses: Sequence[int | str] = ()
     """All that it may have, where an error has its status of what it is about."""
     shapes: Sequence[type[msgspec.Struct]] = (FailureRefusal,)
     sends: Sequence[Header] = ()
@@ -197,14 +212,65 @@ class TryLater(ApiError):
     sends = (RETRY_AFTER, SHOULD_RETRY)
 
     def __init__(self, detail: str, *, should_retry: bool = True, run_id: str | None = None) -> None:
-        repeatable = should_retry and run_id is None
-        headers = {"Retry-After": str(math.ceil(RETRY_SECONDS))} if repeatable else NOT_AGAIN
+        headers = again(may_be=should_retry and run_id is None)
         super().__init__(detail, headers=headers, extra={} if run_id is None else {"run_id": run_id})
 
 
-def refusals(*kinds: type[ApiError]) -> dict[int, Answer]:
+class PlatformRefused(ApiError):
+    """The platform has refused what it had to be asked first, and its refusal is handed on."""
+
+    statuses = ("4XX", 401, 403, 429)
+    shapes = (Refusal,)
+
+    def __init__(self, status: int, body: Mapping[str, Any]) -> None:
+        self._said = dict(body)
+        super().__init__(str(body.get("detail", "")))
+        self.status = status
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What the platform said."""
+        return self._said
+
+
+class PlatformFailed(ApiError):
+    """The platform gave no answer that can be used.
+
+    Not to be repeated (`x-should-retry: false`) if it may have done what was asked for.
+    """
+
+    status = 502
+    shapes = (Refusal,)
+    sends = (RETRY_AFTER, SHOULD_RETRY)
+
+    def __init__(self, detail: str, *, should_retry: bool) -> None:
+        super().__init__(detail, headers=again(may_be=should_retry))
+
+
+class PlatformSilent(PlatformFailed):
+    """The platform is connected, and does not answer."""
+
+    status = 504
+    shapes = (Refusal,)
+
+
+class NotPassedOn(ApiError):
+    """The platform might do this; through this gateway it cannot be asked to."""
+
+    status = 501
+    shapes = (Refusal,)
+
+
+class Loop(ApiError):
+    """The request came from this gateway."""
+
+    status = 508
+    shapes = (Refusal,)
+
+
+def refusals(*kinds: type[ApiError]) -> dict[int | str, Answer]:
     """Describe the refusals of an operation, by status; every one may be refused for its `user_id`, or a defect."""
-    found: dict[int, Answer] = {}
+    found: dict[int | str, Answer] = {}
     all_kinds: tuple[type[ApiError], ...] = (BadRequest, *kinds, ApiError)
     for kind in all_kinds:
         for status in kind.statuses or (kind.status,):

@@ -52,6 +52,13 @@ class GatewayMetrics:
             registry=self.registry,
         )
 
+        self._passed_on = Counter(
+            "runstream_passed_on",
+            "Requests passed on to the platform, by how they ended.",
+            ["outcome"],
+            registry=self.registry,
+        )
+
     def delivered(self, chunks: int) -> None:
         """Chunks were written to followers."""
         self._delivered.inc(chunks)
@@ -79,6 +86,10 @@ class GatewayMetrics:
     def turned_away(self) -> None:
         """An EventSource was answered with nothing but when to come back."""
         self._turned_away.inc()
+
+    def passed_on(self, outcome: str) -> None:
+        """A request went to the platform: `answered`, `refused` before it was sent, `failed`, `broken` or `left`."""
+        self._passed_on.labels(outcome).inc()
 
     def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Read a value whenever the metrics are."""

@@ -7,11 +7,11 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from runstream.broker.errors import BrokerError
 from runstream.gateway.errors import ApiError, translated
-from runstream.gateway.services import json_response
+from runstream.gateway.services import SERVICES, json_response
 from runstream.gateway.validation import check_user
 
 if TYPE_CHECKING:
@@ -68,16 +68,26 @@ def _http_answer(refused: web.HTTPException) -> web.Response:
 
 
 async def fallback(request: web.Request) -> web.StreamResponse:
-    """Answer what no route took: 405 for a method it does not know, 307 to the path with or without a last slash."""
+    """Answer what no route took: 405 for a method it does not know, 307 to the path with or without a last slash.
+
+    What is a platform's, if there is one, is answered by it: whatever no route takes with this method.
+    """
+    passthrough = request.app[SERVICES].passthrough if is_api(request) else None
     allowed = await allowed_methods(request)
-    if allowed:
+    # A run that is served here is not the platform's, whether its content is asked for or not.
+    is_head_of_ours = request.method == hdrs.METH_HEAD and hdrs.METH_GET in allowed
+    if allowed and (passthrough is None or is_head_of_ours):
         raise web.HTTPMethodNotAllowed(request.method, sorted(allowed))
     path = request.rel_url.raw_path
     other = path[:-1] if path.endswith("/") else path + "/"
-    if other and await allowed_methods(request.clone(rel_url=request.rel_url.with_path(other, encoded=True))):
+    elsewhere = request.clone(rel_url=request.rel_url.with_path(other, encoded=True)) if other else None
+    there = set() if elsewhere is None else await allowed_methods(elsewhere)
+    if request.method in there or (there and passthrough is None):
         query = f"?{request.rel_url.raw_query_string}" if request.rel_url.raw_query_string else ""
         return web.Response(status=307, headers={"Location": other + query})
-    raise web.HTTPNotFound
+    if passthrough is None:
+        raise web.HTTPNotFound
+    return await passthrough.pass_on(request)
 
 
 async def allowed_methods(request: web.Request) -> set[str]:

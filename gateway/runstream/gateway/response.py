@@ -18,7 +18,7 @@ from runstream.gateway.sse import chunked
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["EventResponse"]
+__all__ = ["EventResponse", "cut", "reset"]
 
 FAREWELL_SECONDS = 5.0
 """How long the last event of a cut response may take to go out."""
@@ -32,6 +32,24 @@ HEADERS = {
     # Asks nginx and those who copied it not to buffer.
     "X-Accel-Buffering": "no",
 }
+
+
+def cut(transport: asyncio.Transport) -> None:
+    """End a response that is framed as incomplete. What is written still goes out, for a moment.
+
+    Closing waits for a client that takes nothing without end.
+    """
+    transport.close()
+    asyncio.get_running_loop().call_later(FAREWELL_SECONDS, transport.abort)
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """End a response at once, and visibly to a client that counts on nothing but its end."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        # Closed in the ordinary way the connection would look complete to a client that counts on its end.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    transport.abort()
 
 
 class EventResponse:
@@ -100,17 +118,11 @@ class EventResponse:
         if self._transport is None:
             return
         if self._is_chunked:
-            self._transport.close()
-            asyncio.get_running_loop().call_later(FAREWELL_SECONDS, self._transport.abort)
+            cut(self._transport)
         else:
             self.abort()
 
     def abort(self) -> None:
         """End the response of a client that takes nothing: its connection is reset, and what waits is dropped."""
-        if self._transport is None:
-            return
-        connection = self._transport.get_extra_info("socket")
-        if connection is not None:
-            # Closed in the ordinary way the connection would look complete to a client that counts on its end.
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        self._transport.abort()
+        if self._transport is not None:
+            reset(self._transport)

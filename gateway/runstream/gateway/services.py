@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from runstream.broker.repair import Repair
     from runstream.gateway.answering import Answers
     from runstream.gateway.cancelling import Canceller
+    from runstream.gateway.conversations import Conversations
     from runstream.gateway.fanout import Hub
     from runstream.gateway.lookup import Lookup
+    from runstream.gateway.passthrough import PassThrough
     from runstream.gateway.start import Starter
     from runstream.gateway.transcripts import Transcripts
 
@@ -36,6 +38,9 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     remover: Remover
     answers: Answers
     transcripts: Transcripts
+    conversations: Conversations
+    passthrough: PassThrough | None
+    """Who answers what runstream does not: None without a platform."""
     body_limit: Callable[[], int]
     """Bytes a request body may have: what fits into one message of the index, as NATS says."""
     body_seconds: float

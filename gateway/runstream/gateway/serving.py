@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from runstream.broker.agents.loading import AgentSource
     from runstream.broker.settings import BrokerSettings
     from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings
+    from runstream.gateway.upstream import Upstream
 
 __all__ = ["serve_broker", "serve_gateway"]
 
@@ -33,6 +34,7 @@ async def serve_gateway(
     broker_settings: BrokerSettings,
     *,
     ready: Callable[[str], None],
+    upstream: Upstream | None = None,
 ) -> None:
     """Serve a gateway until cancelled; without NATS it goes on trying. `ready` is called once NATS was reached.
 
@@ -40,7 +42,14 @@ async def serve_gateway(
     """
     async with AsyncExitStack() as stack:
         listener, metrics_listener = _ports(stack, service)
-        gateway = Gateway(settings, broker_settings, listener=listener, metrics_listener=metrics_listener, patient=True)
+        gateway = Gateway(
+            settings,
+            broker_settings,
+            listener=listener,
+            metrics_listener=metrics_listener,
+            patient=True,
+            upstream=upstream,
+        )
         await stack.enter_async_context(gateway)
         _announce("listening", listener, metrics_listener, broker_settings)
         await gateway.reached()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -85,6 +85,20 @@ class GatewaySettings(BaseSettings):
 
     open_seconds: Annotated[Duration, Field(gt=0)] = 5.0
     """Seconds a request waits for NATS before it is answered 503: less than clients wait for headers."""
+
+    background: Literal["as-asked", "always"] = "as-asked"
+    """Which runs can be resumed: those that were asked for in the background, or all of them."""
+
+    upstream: str | None = Field(default=None, repr=False)
+    """The Letta platform that answers what runstream does not, by its root; `none`: nobody."""
+
+    max_passed_on: int = Field(default=1000, ge=1)
+    """Requests that are with the platform at one time, each two sockets and some hundred kilobytes that are on their
+    way; beyond, clients are told to try again."""
+
+    upload_silence_seconds: Annotated[Duration, Field(gt=0)] = 30.0
+    """Seconds in which a client may send nothing of a body that goes to the platform: a body of any size may take any
+    time, and half a request is none."""
 
     agent_grace_seconds: Annotated[Duration, Field(ge=0)] = 15.0
     """Seconds without a broker that has an agent after which creates are refused. A broker that is replaced is gone

@@ -53,12 +53,14 @@ class Starter:
         queue: WorkQueue,
         presence: AgentPresence,
         repair: Repair,
+        always_background: bool = False,
     ) -> None:
         self._jetstream = jetstream
         self._index = index
         self._queue = queue
         self._presence = presence
         self._repair = repair
+        self._always_background = always_background
         self._credentials = Credentials(jetstream.connection)
         self._settings = settings
         self._starting: set[asyncio.Task[Claimed]] = set()
@@ -95,7 +97,7 @@ class Starter:
             agent_id=agent_id,
             conversation_id=conversation_id,
             in_default=in_default,
-            background=wanted.background,
+            background=wanted.background or self._always_background,
             run_type=run_type,
             request_config=wanted.request_config,
             shard=shard_of(run_id, self._settings.shards),
@@ -106,7 +108,7 @@ class Starter:
             run_id=run_id,
             agent_id=agent_id,
             conversation_id=conversation_id,
-            background=wanted.background,
+            background=record.background,
             include_return_message_types=record.request_config.include_return_message_types,
             body=body,
             traceparent=_traceparent(headers),

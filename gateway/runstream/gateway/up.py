@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from runstream.broker.agents.loading import AgentSource
     from runstream.broker.settings import BrokerSettings
     from runstream.gateway.settings import GatewaySettings, UpSettings
+    from runstream.gateway.upstream import Upstream
 
 __all__ = ["up"]
 
@@ -38,6 +39,7 @@ async def up(
     *,
     agent: AgentSource,
     ready: Callable[[str], None],
+    upstream: Upstream | None = None,
 ) -> None:
     """Serve until cancelled; `ready` is called with the gateway's URL once it serves.
 
@@ -65,7 +67,9 @@ async def up(
             owns_nats=settings.nats_url is None,
         )
         await stack.enter_async_context(broker)
-        await stack.enter_async_context(Gateway(gateway_settings, connected, listener=gateway_socket))
+        await stack.enter_async_context(
+            Gateway(gateway_settings, connected, listener=gateway_socket, upstream=upstream)
+        )
         endpoints = {
             "gateway": url_of(gateway_socket),
             "broker": url_of(broker_socket),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import zlib
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from runstream.gateway.errors import ApiError, BadRequest, Invalid, TooLarge, TooSlow
@@ -32,6 +33,9 @@ Model = TypeVar("Model", bound=BaseModel)
 
 NESTING_RESERVE = 32
 """Levels of nesting kept free: what a request is stored with is encoded deeper in the stack than it is read."""
+
+WINDOW = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+"""What zlib calls the compressions that a body may have."""
 
 EXAMPLE_AGENT = "agent-123e4567-e89b-42d3-8456-426614174000"
 
@@ -122,7 +126,7 @@ async def body_of(request: web.Request, *, limit: int, seconds: float) -> Any:
 
     Raises `Invalid` for malformed JSON, `TooLarge`, `TooSlow`, `ApiError` 400 for what is no text, or cannot be stored.
     """
-    raw = await _read(request, limit, seconds)
+    raw = _unpacked(await _read(request, limit, seconds), request, limit)
     if not raw:
         return None
     if not _is_json(request):
@@ -177,6 +181,23 @@ async def _read(request: web.Request, limit: int, seconds: float) -> bytes:
     except TimeoutError:
         raise TooSlow(f"The request body was not there after {seconds:g} s.") from None
     return b"".join(parts)
+
+
+def _unpacked(raw: bytes, request: web.Request, limit: int) -> bytes:
+    """Return a compressed body as it was; nothing beyond the limit is made of it."""
+    window = WINDOW.get(request.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower())
+    if window is None or not raw:
+        return raw
+    unpacking = zlib.decompressobj(window)
+    try:
+        body = unpacking.decompress(raw, limit + 1)
+    except zlib.error:
+        raise _unreadable() from None
+    if len(body) > limit:
+        raise TooLarge(f"The request body has more than {limit} bytes, which is as many as are accepted.")
+    if not unpacking.eof:
+        raise _unreadable()
+    return body
 
 
 def _unreadable() -> ApiError:

@@ -38,6 +38,16 @@ class Platform:
         self._base = path.rstrip("/")
         self.is_letta = self._base == "" or self._base.endswith("/v1")
 
+    @property
+    def root(self) -> str:
+        """What `/v1/…` is below, without a last slash."""
+        return f"{self._url.scheme}://{self._url.netloc.decode('ascii')}{self._base.removesuffix('/v1')}"
+
+    @property
+    def query(self) -> str:
+        """What the URL says after its path, which every request says, too."""
+        return self._query
+
     def url_for(self, run: RunRequest) -> httpx.URL:
         """Give the URL that answers this run."""
         if not self.is_letta:

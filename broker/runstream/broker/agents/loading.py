@@ -16,8 +16,8 @@ from runstream.broker.agents.demo import demo
 from runstream.broker.agents.http import http_agent
 from runstream.broker.agents.http_platform import Platform
 from runstream.broker.connection import Connection
-from runstream.broker.credentials import credentials_of
-from runstream.broker.errors import AgentFailed, InvalidAgent
+from runstream.broker.credentials import bearer_in, credentials_of
+from runstream.broker.errors import AgentFailed, InvalidAgent, InvalidSettings
 
 if TYPE_CHECKING:
     from runstream.broker.agents import Agent
@@ -39,17 +39,22 @@ class AgentSource(msgspec.Struct, frozen=True, kw_only=True):
     """Open it, given the URL of NATS; leaving the context gives back what it holds."""
     forwards_credentials: bool = False
     """Whether it is to be called with what the client authenticated itself with."""
-    judges_approvals: bool = False
-    """Whether it knows itself what waits for approval, and is to be asked in any case."""
+    letta: Platform | None = None
+    """The Letta-compatible platform that it asks, if it asks one."""
+
+    @property
+    def judges_approvals(self) -> bool:
+        """Whether it knows itself what waits for approval, and is to be asked in any case."""
+        return self.letta is not None
 
 
 def agent_source(spec: str, settings: UpstreamSettings) -> AgentSource:
-    """Find the agent that `spec` names. Raises `InvalidAgent`."""
+    """Find the agent that `spec` names. Raises `InvalidAgent`, `InvalidSettings`."""
     if spec == "demo":
         return AgentSource(open=lambda _: _ready(demo))
     if re.match(r"https?:", spec, re.IGNORECASE):
         platform = Platform(spec)
-        return msgspec.structs.replace(_platform(platform, settings), judges_approvals=platform.is_letta)
+        return msgspec.structs.replace(_platform(platform, settings), letta=platform if platform.is_letta else None)
     if ADDRESS.fullmatch(spec):
         raise InvalidAgent(f"There is no agent {spec!r}: is it a platform? Then write http://{spec}.")
     if CALLABLE.fullmatch(spec):
@@ -68,27 +73,16 @@ def _platform(platform: Platform, settings: UpstreamSettings) -> AgentSource:
     if settings.auth is None:
         return AgentSource(open=lambda _: http_agent(platform, settings))
     secret = Path(settings.auth)
-    _bearer(secret)
+    bearer_in(secret)
 
     async def authorized(_: RunRequest) -> Mapping[str, str]:
         try:
-            return _bearer(secret)  # Read anew for each run: secrets are rotated.
-        except InvalidAgent as error:
+            return bearer_in(secret)  # Read anew for each run: secrets are rotated.
+        except InvalidSettings as error:
             log.error("upstream_auth_unreadable", error=str(error))  # noqa: TRY400  # No defect: no traceback.
             raise AgentFailed("internal_error", detail="The platform's credential cannot be read.") from error
 
     return AgentSource(open=lambda _: http_agent(platform, settings, authorized))
-
-
-def _bearer(secret: Path) -> dict[str, str]:
-    try:
-        token = secret.read_text(encoding="ascii").strip()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not ASCII text"
-        raise InvalidAgent(f"RUNSTREAM_UPSTREAM_AUTH: the file {str(secret)!r} cannot be read: {reason}.") from error
-    if not token.isprintable() or not token or " " in token:
-        raise InvalidAgent(f"RUNSTREAM_UPSTREAM_AUTH: the file {str(secret)!r} must hold one bearer token.")
-    return {"Authorization": f"Bearer {token}"}
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from runstream.broker.operations import Body, Operation
 from runstream.gateway.answering import PendingApproval, RunFailed
+from runstream.gateway.cancelling import cancel_run
 from runstream.gateway.creating import create_and_answer
 from runstream.gateway.described import CANCELLED, EVENTS, WHOLE_OR_EVENTS
 from runstream.gateway.errors import NOT_AGAIN, Busy, Gone, Invalid, TooLarge, TooSlow, TryLater, refusals
@@ -71,7 +72,7 @@ async def cancel(request: web.Request) -> web.Response:
         found: dict[str, RunRecord | None] = {latest.id: latest}
     else:
         found = {run_id: await services.lookup.of_agent(agent_id, run_id) for run_id in wanted.run_ids}
-    cancels = [services.canceller.cancel(run) for run in found.values() if run is not None]
+    cancels = [cancel_run(request, run) for run in found.values() if run is not None]
     for failure in await asyncio.gather(*cancels, return_exceptions=True):
         if isinstance(failure, BaseException):
             raise failure

@@ -8,6 +8,7 @@ import msgspec
 
 from runstream.broker.operations import Body, Operation
 from runstream.gateway.answering import PendingApproval, RunFailed
+from runstream.gateway.cancelling import cancel_run
 from runstream.gateway.creating import create_and_answer
 from runstream.gateway.described import CANCELLED, CONVERSATION, EVENTS, NULL, WHOLE_OR_EVENTS
 from runstream.gateway.errors import (
@@ -17,6 +18,9 @@ from runstream.gateway.errors import (
     Gone,
     Invalid,
     NotFound,
+    PlatformFailed,
+    PlatformRefused,
+    PlatformSilent,
     TooLarge,
     TooSlow,
     TryLater,
@@ -38,14 +42,13 @@ from runstream.schemas import (
     RetrieveStreamRequest,
     UpdateConversationRequest,
     is_agent_id,
+    is_conversation_id,
     new_conversation_id,
     timestamp,
 )
 
 if TYPE_CHECKING:
     from aiohttp import web
-
-    from runstream.gateway.services import Services
 
 __all__ = ["operations"]
 
@@ -79,7 +82,8 @@ async def create(request: web.Request) -> web.Response:
 
 async def retrieve(request: web.Request) -> web.Response:
     """`GET /v1/conversations/{conversation_id}`: read a conversation."""
-    record = await _existing(request.app[SERVICES], strict_conversation_path(request))
+    conversation_id = strict_conversation_path(request)
+    record = await request.app[SERVICES].conversations.existing(conversation_id, request.headers)
     return json_response(record.to_wire())
 
 
@@ -123,7 +127,7 @@ async def create_message(request: web.Request) -> web.StreamResponse:
     conversation_id = conversation_path(request)
     body = await body_of(request, limit=services.body_limit(), seconds=services.body_seconds)
     wanted = model_of(ConversationMessagesRequest, body, required=True)
-    agent_id, conversation = await _addressee(services, conversation_id, wanted)
+    agent_id, conversation = await _addressee(request, conversation_id, wanted)
     return await create_and_answer(
         request,
         services,
@@ -140,15 +144,17 @@ async def cancel(request: web.Request) -> web.Response:
     """`POST /v1/conversations/{conversation_id}/cancel`: end what goes on in it. `?agent_id=` says whose default."""
     services = request.app[SERVICES]
     conversation_id = conversation_path(request)
+    if is_conversation_id(conversation_id):
+        await services.conversations.existing(conversation_id, request.headers)
     run = await services.lookup.to_cancel(conversation_id, request.query.get("agent_id"))
     if run is None:
         raise Busy(f"CONFLICT: No active runs to cancel for conversation {conversation_id}", headers=NOT_AGAIN)
-    await services.canceller.cancel(run)
+    await cancel_run(request, run)
     return json_response({run.id: "cancelled"})
 
 
 async def _addressee(
-    services: Services, conversation_id: str, wanted: ConversationMessagesRequest
+    request: web.Request, conversation_id: str, wanted: ConversationMessagesRequest
 ) -> tuple[str, str | None]:
     """Return the agent that is to answer, and the conversation, None for the agent's default one."""
     if is_agent_id(conversation_id):
@@ -157,14 +163,8 @@ async def _addressee(
         if wanted.agent_id is None or not is_agent_id(wanted.agent_id):
             raise BadRequest("The conversation 'default' needs an agent_id.")
         return wanted.agent_id, None
-    return (await _existing(services, conversation_id)).agent_id, conversation_id
-
-
-async def _existing(services: Services, conversation_id: str) -> ConversationRecord:
-    stored = await services.index.conversation(DEFAULT_TENANT, conversation_id)
-    if stored is None or stored.value.deleted:
-        raise _no_conversation(conversation_id)
-    return stored.value
+    found = await request.app[SERVICES].conversations.existing(conversation_id, request.headers)
+    return found.agent_id, conversation_id
 
 
 def _no_conversation(conversation_id: str) -> NotFound:
@@ -236,7 +236,21 @@ operations = [
         is_body_required=True,
         answers={
             200: WHOLE_OR_EVENTS,
-            **refusals(Invalid, NotFound, Busy, PendingApproval, Gone, TooSlow, TooLarge, TooLong, TryLater, RunFailed),
+            **refusals(
+                Invalid,
+                NotFound,
+                Busy,
+                PendingApproval,
+                Gone,
+                TooSlow,
+                TooLarge,
+                TooLong,
+                TryLater,
+                RunFailed,
+                PlatformRefused,
+                PlatformFailed,
+                PlatformSilent,
+            ),
         },
     ),
     Operation(
@@ -245,6 +259,9 @@ operations = [
         handler=cancel,
         path_patterns=ANY_CONVERSATION,
         query=OfAgent,
-        answers={200: CANCELLED, **refusals(Invalid, NotFound, Busy, TryLater)},
+        answers={
+            200: CANCELLED,
+            **refusals(Invalid, NotFound, Busy, TryLater, PlatformRefused, PlatformFailed, PlatformSilent),
+        },
     ),
 ]

@@ -1,0 +1,118 @@
+"""Conversations as a client names them: those of the index, and those of the platform, which get a record when used.
+
+With a record, a conversation of the platform's is like any other: claimed by one run at a time, found by resumes and
+cancels, and not asked for again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+import msgspec
+import structlog
+
+from runstream.gateway.errors import ApiError, NotFound, PlatformFailed, PlatformRefused, PlatformSilent
+from runstream.gateway.upstream import whole
+from runstream.schemas import DEFAULT_TENANT, ConversationRecord, is_agent_id, is_conversation_id
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from runstream.broker.index import Index
+    from runstream.gateway.upstream import Upstream
+    from runstream.schemas import RunRecord
+
+__all__ = ["Conversations"]
+
+log = structlog.get_logger(__name__)
+
+PLATFORM_SECONDS: Final = 10.0
+"""How long the platform may take to tell of a conversation: its client waits for headers meanwhile."""
+CANCEL_SECONDS: Final = 3.0
+"""How long it may take to hear of a cancel: what runstream knows has ended by then."""
+ASKED: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
+CONVERSATION_BYTES: Final = 2**20
+"""As much as a conversation may have to say of itself."""
+
+
+class Conversations:
+    """Finds conversations. `upstream` None: there are no others than those of the index."""
+
+    def __init__(self, index: Index, upstream: Upstream | None) -> None:
+        self._index = index
+        self._upstream = upstream
+
+    async def existing(self, conversation_id: str, who: Mapping[str, str]) -> ConversationRecord:
+        """Return a conversation's record; one that the platform alone has gets one.
+
+        `who`: the headers of the client that asks. Raises `NotFound`, `PlatformRefused`, `PlatformFailed`,
+        `Unavailable`; then nothing was stored.
+        """
+        stored = await self._index.conversation(DEFAULT_TENANT, conversation_id)
+        if stored is None and self._upstream is not None and is_conversation_id(conversation_id):
+            agent_id = await self._agent_of(self._upstream, conversation_id, who)
+            found = ConversationRecord(tenant=DEFAULT_TENANT, id=conversation_id, agent_id=agent_id)
+            await self._index.create_conversation(found)
+            stored = await self._index.conversation(DEFAULT_TENANT, conversation_id)
+        if stored is None or stored.value.deleted:
+            raise NotFound(f"Conversation not found with id='{conversation_id}'")
+        return stored.value
+
+    async def stop_waiting(self, run: RunRecord, who: Mapping[str, str]) -> None:
+        """Tell the platform that nobody will answer what a run of one of its conversations has asked for.
+
+        What it makes of that is its own affair. It is not told of a run outside of conversations: what it could be told
+        there would end other runs of the agent.
+        """
+        if self._upstream is None or run.conversation_id is None:
+            return
+        path = f"{_path(run.conversation_id)}/cancel"
+        try:
+            async with (
+                asyncio.timeout(CANCEL_SECONDS),
+                self._upstream.ask("POST", path, headers={}, who=who) as answer,
+            ):
+                log.info("upstream_cancelled", run_id=run.id, status=answer.status)
+        except (ApiError, TimeoutError) as error:
+            log.warning("upstream_not_cancelled", run_id=run.id, error=str(error) or type(error).__name__)
+
+    async def _agent_of(self, upstream: Upstream, conversation_id: str, who: Mapping[str, str]) -> str:
+        """Ask the platform whose a conversation is."""
+        try:
+            async with (
+                asyncio.timeout(PLATFORM_SECONDS),
+                upstream.ask("GET", _path(conversation_id), headers=ASKED, who=who) as answer,
+            ):
+                status = answer.status
+                said = await whole(answer, CONVERSATION_BYTES)
+        except TimeoutError as error:
+            detail = f"The platform has not answered within {PLATFORM_SECONDS:g} s."
+            raise PlatformSilent(detail, should_retry=True) from error
+        if status == HTTPStatus.NOT_FOUND:
+            raise NotFound(f"Conversation not found with id='{conversation_id}'")
+        body = _object(said)
+        if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise PlatformRefused(status, body)
+        agent_id = body.get("agent_id")
+        if status != HTTPStatus.OK or not isinstance(agent_id, str) or not is_agent_id(agent_id):
+            raise PlatformFailed(
+                f"The platform was asked whose conversation this is, and its answer ({status}) does not say.",
+                should_retry=True,
+            )
+        return agent_id
+
+
+def _path(conversation_id: str) -> str:
+    return f"/v1/conversations/{quote(conversation_id, safe='')}"
+
+
+def _object(said: bytes) -> dict[str, Any]:
+    """Read a JSON object; what is none is its own detail."""
+    try:
+        body = msgspec.json.decode(said)
+    except (msgspec.MsgspecError, RecursionError):
+        body = None
+    return body if isinstance(body, dict) else {"detail": said.decode(errors="replace")}

@@ -1,0 +1,51 @@
+"""Where the routes are: under three prefixes, and without those that a platform answers, if there is one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from runstream.broker.http import routes
+from runstream.gateway.routes import agents, conversations, runs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from runstream.broker.operations import Operation
+
+__all__ = ["OPERATIONS", "mounted", "operations"]
+
+PREFIXES: Final = ("/v1", "/latest/v1", "/latest")
+
+CONVERSATION: Final = "/v1/conversations/{conversation_id}"
+OWN: Final = frozenset(
+    {
+        ("POST", f"{CONVERSATION}/messages"),
+        ("POST", f"{CONVERSATION}/stream"),
+        ("POST", f"{CONVERSATION}/cancel"),
+    }
+)
+"""What goes on in a conversation is runstream's in any case."""
+
+
+OPERATIONS: Final = (*conversations.operations, *agents.operations, *runs.operations)
+"""All that a gateway answers that is not in front of a platform."""
+
+
+def operations(*, before_platform: bool) -> list[Operation]:
+    """Give what a gateway answers itself; in front of a platform, conversations are the platform's."""
+    return [operation for operation in OPERATIONS if not (before_platform and _is_platforms(operation))]
+
+
+def mounted(served: Sequence[Operation]) -> list[web.RouteDef]:
+    """Make the routes of operations, each under all prefixes."""
+    return [
+        web.RouteDef(route.method, prefix + route.path.removeprefix("/v1"), route.handler, route.kwargs)
+        for route in routes(served)
+        for prefix in PREFIXES
+    ]
+
+
+def _is_platforms(operation: Operation) -> bool:
+    return operation.path.startswith("/v1/conversations/") and (operation.method, operation.path) not in OWN

@@ -1,0 +1,1 @@
+"""What goes on to the platform behind a gateway, and what comes back."""
