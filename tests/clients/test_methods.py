@@ -3,6 +3,7 @@
 import asyncio
 import json
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -311,3 +312,9 @@ async def test_raw_responses(letta: AsyncLetta) -> None:
         f"/v1/conversations?agent_id={new_agent_id()}", cast_to=object, body={"summary": "on ferns"}
     )
     assert made["summary"] == "on ferns"
+
+
+async def test_health(call: Caller) -> None:
+    """The server is there, and says its version."""
+    found = await call("health")
+    assert (found.status, found.version) == ("ok", version("runstream"))

@@ -45,7 +45,8 @@ class Canceller:
         over = asyncio.Event()
 
         async def heard(message: Message) -> None:
-            if decode_run(message.data).is_terminal:
+            # A record that is removed has no body.
+            if not message.data or decode_run(message.data).is_terminal:
                 over.set()
 
         # Heard of first, wished second: the record is terminal before the log has its end.

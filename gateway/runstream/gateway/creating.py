@@ -50,6 +50,8 @@ async def create_and_answer(
             in_default=in_default,
             run_type=run_type,
         )
+        if not claimed.is_new:
+            await services.repair.watch_over(claimed.record)
         if not wanted.streaming:
             return await services.answers.answer(request, claimed.record)
         try:

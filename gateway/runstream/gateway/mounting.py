@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from runstream.broker.http import routes
-from runstream.gateway.routes import agents, conversations, runs
+from runstream.gateway.routes import agents, conversations, health, runs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ OWN: Final = frozenset(
 """What goes on in a conversation is runstream's in any case."""
 
 
-OPERATIONS: Final = (*conversations.operations, *agents.operations, *runs.operations)
+OPERATIONS: Final = (*conversations.operations, *agents.operations, *runs.operations, *health.operations)
 """All that a gateway answers that is not in front of a platform."""
 
 
