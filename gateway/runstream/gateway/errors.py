@@ -26,6 +26,7 @@ from runstream.broker.errors import (
     StoreFull,
     Unavailable,
     Unsettled,
+    ViewBehind,
 )
 
 if TYPE_CHECKING:
@@ -157,6 +158,8 @@ def translated(error: BrokerError) -> ApiError:  # noqa: PLR0911  # a table
                 "It is not known whether the run was started: NATS did not answer. Look for it before repeating.",
                 should_retry=False,
             )
+        case ViewBehind():
+            return TryLater("This gateway is still reading what there is. Try again.")
         case Unavailable():
             return TryLater("The store is not reachable at the moment. Try again.")
         case NotStored():

@@ -1,4 +1,4 @@
-"""Conversations: made, read, written to, and their active run resumed."""
+"""Conversations: made, listed, read, written to, and their active run resumed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from aiohttp import web
 from runstream.gateway.creating import create_and_stream
 from runstream.gateway.errors import NOT_AGAIN, BadRequest, Busy, Invalid, NotFound
 from runstream.gateway.resuming import resume_and_stream
-from runstream.gateway.services import SERVICES, json_response
-from runstream.gateway.validation import body_of, conversation_path, model_of, strict_conversation_path
+from runstream.gateway.services import SERVICES, json_response, raw_json_response
+from runstream.gateway.validation import body_of, conversation_path, model_of, query_of, strict_conversation_path
 from runstream.schemas import (
     AGENT_PATH,
     DEFAULT_CONVERSATION,
@@ -18,6 +18,7 @@ from runstream.schemas import (
     ConversationMessagesRequest,
     ConversationRecord,
     CreateConversationRequest,
+    ListConversationsRequest,
     is_agent_id,
     new_conversation_id,
 )
@@ -51,6 +52,12 @@ async def create(request: web.Request) -> web.Response:
     )
     await services.index.create_conversation(record)
     return json_response(record.to_wire())
+
+
+async def list_conversations(request: web.Request) -> web.Response:
+    """`GET /v1/conversations/`: a page of conversations, in the order of one of their times."""
+    wanted = query_of(ListConversationsRequest, request)
+    return raw_json_response(await request.app[SERVICES].lists.conversations(wanted))
 
 
 async def retrieve(request: web.Request) -> web.Response:
@@ -124,6 +131,7 @@ def _object(body: Any) -> dict[str, Any]:
 
 routes = [
     web.post("/v1/conversations/", create),
+    web.get("/v1/conversations/", list_conversations, allow_head=False),
     web.get("/v1/conversations/{conversation_id}", retrieve, allow_head=False),
     web.post("/v1/conversations/{conversation_id}/stream", stream),
     web.post("/v1/conversations/{conversation_id}/messages", create_message),
