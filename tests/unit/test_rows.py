@@ -312,7 +312,12 @@ def test_an_agent_with_too_many_conversations_to_order_them(count: int, monkeypa
 def test_a_row_is_not_looked_at_by_the_garbage_collector() -> None:
     """A hundred thousand of them must not slow down the whole process now and then."""
     rows = RunRows(ROOMY)
-    rows.put(run(1))
+    for number in range(100):
+        rows.put(run(number, conversation_id=f"conv-{number}"))
     (row,) = rows.page(RunFilter(tenant="default"), Span(limit=1))
     assert isinstance(row, RunRow)
     assert not gc.is_tracked(row)
+    gc.collect()
+    tracked = [rows for rows in rows._groups._lists.values() if gc.is_tracked(rows)]
+    assert len(tracked) == 2  # All runs, of all tenants and of this one.
+    assert not any(gc.is_tracked(name) for name in rows._groups._lists)

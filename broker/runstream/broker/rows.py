@@ -13,7 +13,7 @@ import heapq
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from operator import attrgetter
-from typing import Any, Final, Generic, Literal, NamedTuple, Self, TypeAlias, TypeVar, get_args
+from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypeVar, get_args
 
 import msgspec
 
@@ -37,6 +37,8 @@ Row = TypeVar("Row")
 
 Position: TypeAlias = tuple[str, str]
 """Where a row stands in an order: what it is ordered by, then its id."""
+
+SHORT_ROWS: Final = 8
 
 SHARED_PARTS: Final = 1000
 SHARED_BYTES: Final = 1024
@@ -67,27 +69,40 @@ class Bounds(msgspec.Struct, frozen=True):
 
 
 class _Groups(Generic[Row]):
-    """Lists of rows, each in the order of one key, by name. One that is empty is not there."""
+    """Lists of rows, each in the order of one key, by name. One that is empty is not there.
+
+    Short ones are tuples: there are as many as conversations, and the garbage collector, which stops everything, looks
+    at every list again and again, and at a tuple of rows once.
+    """
 
     def __init__(self, key: Callable[[Row], Any]) -> None:
         self._key = key
-        self._lists: dict[tuple[Any, ...], list[Row]] = {}
+        self._lists: dict[tuple[Any, ...], list[Row] | tuple[Row, ...]] = {}
 
-    def of(self, names: Iterable[tuple[Any, ...]]) -> list[list[Row]]:
+    def of(self, names: Iterable[tuple[Any, ...]]) -> list[Sequence[Row]]:
         return [found for name in names if (found := self._lists.get(name)) is not None]
 
     def add(self, name: tuple[Any, ...], row: Row) -> None:
-        rows, key = self._lists.setdefault(name, []), self._key
-        if not rows or key(rows[-1]) < key(row):
-            rows.append(row)  # As almost always: it is the newest.
+        rows, key = self._lists.get(name, ()), self._key
+        # At the end, almost always: it is the newest.
+        is_last = not rows or key(rows[-1]) < key(row)
+        at = len(rows) if is_last else bisect.bisect_left(rows, key(row), key=key)
+        if isinstance(rows, list):
+            rows.insert(at, row)
+        elif len(rows) < SHORT_ROWS:
+            self._lists[name] = (*rows[:at], row, *rows[at:])
         else:
-            bisect.insort(rows, row, key=key)
+            self._lists[name] = [*rows[:at], row, *rows[at:]]
 
     def remove(self, name: tuple[Any, ...], row: Row) -> None:
         rows = self._lists[name]
-        del rows[bisect.bisect_left(rows, self._key(row), key=self._key)]
-        if not rows:
+        at = bisect.bisect_left(rows, self._key(row), key=self._key)
+        if len(rows) == 1:
             del self._lists[name]
+        elif isinstance(rows, list):
+            del rows[at]
+        else:
+            self._lists[name] = rows[:at] + rows[at + 1 :]
 
     def page(
         self, names: Iterable[tuple[Any, ...]], span: Span, keep: Callable[[Row], bool] | None = None
@@ -98,7 +113,7 @@ class _Groups(Generic[Row]):
         low, high = (span.before, span.after) if span.descending else (span.after, span.before)
         key = self._key
 
-        def part(rows: list[Row]) -> Iterator[Row]:
+        def part(rows: Sequence[Row]) -> Iterator[Row]:
             start = 0 if low is None else bisect.bisect_right(rows, low, key=key)
             stop = len(rows) if high is None else bisect.bisect_left(rows, high, key=key)
             return map(rows.__getitem__, range(stop - 1, start - 1, -1) if is_backwards else range(start, stop))
@@ -114,7 +129,7 @@ class _Groups(Generic[Row]):
 # -- runs ---------------------------------------------------------------------------------------------------------
 
 
-class _Kind(NamedTuple):
+class _Kind(msgspec.Struct, frozen=True, gc=False):
     status: str
     is_background: bool
     stop_reason: str | None
