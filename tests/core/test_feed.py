@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from runstream.broker.errors import NotStored
 from runstream.broker.feed import Feed, KeyWrite
 from runstream.broker.jetstream import JetStream
 from runstream.broker.keys import KV_OPERATION, key_of, subject_of
@@ -89,6 +88,12 @@ async def put(core: Core, key: str, value: bytes = b"1") -> int:
 
 async def delete(core: Core, key: str) -> int:
     return await core.jetstream.publish(subject_of(key), b"", {KV_OPERATION: "DEL"})
+
+
+async def delete_consumer(core: Core) -> None:
+    """Delete the one that there is."""
+    (name,) = (await core.jetstream.api(f"CONSUMER.NAMES.{INDEX_STREAM}", {}))["consumers"]
+    await core.jetstream.api(f"CONSUMER.DELETE.{INDEX_STREAM}.{name}", None)
 
 
 async def stored(core: Core) -> dict[str, bytes]:
@@ -193,8 +198,7 @@ async def test_a_consumer_that_somebody_deletes(core: Core) -> None:
     """The server says so, and another one is made."""
     async with mirror_running(core.jetstream) as mirror:
         await mirror.caught_up()
-        (name,) = (await core.jetstream.api(f"CONSUMER.NAMES.{INDEX_STREAM}", {}))["consumers"]
-        await core.jetstream.api(f"CONSUMER.DELETE.{INDEX_STREAM}.{name}", None)
+        await delete_consumer(core)
         await put(core, "run.default.1")
         assert await mirror.caught_up() == {"run.default.1": b"1"}
 
@@ -238,28 +242,38 @@ async def test_what_was_purged_while_it_was_out(core: Core, *, is_out_for_long: 
     async with mirror_running(core.jetstream, marks_seconds=0.0 if is_out_for_long else 3600) as mirror:
         await mirror.caught_up()
         await core.jetstream.purge(INDEX_STREAM, subject_of("run.default.1"), through=2**60)
-        consumer = mirror.feed._consumer
-        assert consumer is not None
-        consumer.lose()
+        await delete_consumer(core)
         await wait_until(lambda: mirror.feed.watches == 2, 5, "no other consumer is made")
         assert await mirror.caught_up() == await stored(core) | ({} if is_out_for_long else {"run.default.1": b"1"})
         assert mirror.feed.resets == (2 if is_out_for_long else 1)
 
 
-async def test_an_index_that_is_another(core: Core) -> None:
+async def test_an_index_that_is_another(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     """Deleted and made again, with fewer messages or with more: what it was is forgotten, and what it is, applied."""
+    monkeypatch.setattr("runstream.broker.feed.FIRST_DELAY_SECONDS", 1.0)  # It looks when all of this is done.
     async with mirror_running(core.jetstream) as mirror:
         for number in range(20):
             await put(core, f"run.default.{number}")
         await mirror.caught_up()
         for count in (3, 60):
             await core.jetstream.api(f"STREAM.DELETE.{INDEX_STREAM}", None)
-            with pytest.raises(NotStored):
-                await mirror.caught_up()
             await provision(core.jetstream, core.settings)
             for number in range(count):
-                await put(core, f"run.default.new{number}")
-            assert await mirror.caught_up() == {f"run.default.new{number}": b"1" for number in range(count)}
+                await put(core, f"run.default.{count}-{number}")
+            assert await mirror.caught_up() == {f"run.default.{count}-{number}": b"1" for number in range(count)}
+
+
+async def test_an_index_that_has_lost_what_it_had(core: Core) -> None:
+    """After a power failure the same bucket may be where it was before: what is applied is what it has now."""
+    async with mirror_running(core.jetstream) as mirror:
+        last = await put(core, "run.default.1")
+        await mirror.caught_up()
+        mirror.apply(KeyWrite("run.default.lost", b"1", last + 5))
+        mirror.feed.position = last + 5
+        await delete_consumer(core)
+        await put(core, "run.default.2")
+        assert await mirror.caught_up() == await stored(core)
+        assert mirror.feed.resets == 2
 
 
 async def test_a_server_that_is_killed(core: Core, nats_server: NatsServer) -> None:

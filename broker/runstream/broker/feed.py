@@ -30,7 +30,7 @@ from runstream.broker.topology import INDEX_STREAM
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from runstream.broker.jetstream import Consumer, JetStream, StoredMessage
+    from runstream.broker.jetstream import JetStream, StoredMessage
 
 __all__ = ["Feed", "KeyWrite"]
 
@@ -80,7 +80,6 @@ class Feed:
         self._created: str | None = None
         self._heard_at = time.time()
         self._moved = asyncio.Event()
-        self._consumer: Consumer | None = None
         self._watching: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -105,10 +104,8 @@ class Feed:
         """
         info = await self._jetstream.api(f"STREAM.INFO.{INDEX_STREAM}", None)
         newest = int(info["state"]["last_seq"])
-        if self.is_loaded and not self._goes_on(info):
-            self.is_loaded = False
-            if self._consumer is not None:
-                self._consumer.lose()
+        if not self._goes_on(info):
+            self.is_loaded = False  # The consumer of what was there is gone, or will say that it is somewhere else.
         while not self.is_loaded:
             await self._moved.wait()
         while self.position < newest:
@@ -148,7 +145,6 @@ class Feed:
         async with contextlib.AsyncExitStack() as stack:
             consumer = await stack.enter_async_context(self._jetstream.consumer(INDEX_STREAM, self._subjects, start))
             stack.callback(self._jetstream.connection.on_reconnect(consumer.lose))
-            self._consumer = consumer
             self.watches += 1
             if not consumer.pending:
                 self._have_all(self.position)
