@@ -25,6 +25,21 @@ async def listed(stack: Stack, what: str, **query: Any) -> list[str]:
     return [one["id"] for one in reply.json]
 
 
+async def test_what_operators_see(nats_url: str) -> None:
+    """How many there are, how often they were read, and how long ago something was heard."""
+    async with stack_running(nats_url) as stack:
+        await put_run(stack.jetstream)
+        await put_conversation(stack.jetstream)
+        await listed(stack, "runs")
+        lines = (await stack.fetch("GET", "/metrics")).body.decode().splitlines()
+        values = dict(line.split(" ") for line in lines if line.startswith("runstream_view_"))
+        counts = {name.removeprefix("runstream_view_"): float(value) for name, value in values.items()}
+        assert counts.pop("silent_seconds") < 5
+        assert counts.pop("runs") >= 1
+        assert counts.pop("conversations") >= 0
+        assert counts == {"watches": 1, "resets": 1}
+
+
 async def test_a_list_is_bounded(tmp_path: Path) -> None:
     """Beyond the bound the oldest ended runs are not listed; a client that was shown one goes on from there."""
     bounds = {"view_runs": 10, "view_conversations": 5}
