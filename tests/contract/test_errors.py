@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from runstream.schemas import new_agent_id
-from tests.support.captures import AWAITED, matrix, normalised_object
+from tests.support.captures import matrix, normalised_object
 from tests.support.http import NO_BODY, Reply, open_stream
 from tests.support.stack import Stack
 
@@ -136,14 +136,6 @@ OTHERWISE = {
 }
 
 
-def expected(*names: str) -> list[Any]:
-    """The names as a test's parameters; those of AWAITED have to fail."""
-    return [
-        pytest.param(name, marks=pytest.mark.xfail(reason=AWAITED[name], strict=True) if name in AWAITED else ())
-        for name in names
-    ]
-
-
 async def ask(stack: Stack, case: Case) -> tuple[Reply, dict[str, str]]:
     """The answer, and what this test has put in the place of CONV, AGENT and RUN."""
     own = {CONV: await stack.conversation(), AGENT: new_agent_id()}
@@ -173,7 +165,7 @@ def said_by_the_reference(name: str, own: dict[str, str]) -> str:
 def test_every_case_of_the_matrix_is_asked() -> None:
     """There is a request for each case of the file, and what is excepted is a case of it, once."""
     assert list(CASES) == list(MATRIX)
-    excepted = [*OTHER_WORDS, *OTHERWISE, *AWAITED]
+    excepted = [*OTHER_WORDS, *OTHERWISE]
     assert sorted(excepted) == sorted(set(excepted) & set(MATRIX))
 
 
@@ -184,7 +176,7 @@ def test_every_difference_is_documented() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", expected(*(name for name in MATRIX if name not in {*OTHER_WORDS, *OTHERWISE, "runs list"}))
+    "name", [name for name in MATRIX if name not in {*OTHER_WORDS, *OTHERWISE, "runs list"}]
 )
 async def test_answer_is_the_references(stack: Stack, name: str) -> None:
     """Status, type and body are the reference's, to the byte."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from runstream.schemas import new_otid
-from tests.support.captures import AWAITED, capture, normalised, normalised_object
+from tests.support.captures import capture, normalised, normalised_object
 from tests.support.http import DONE, Event, events_of, open_stream
 from tests.support.stack import Stack
 
@@ -220,7 +220,6 @@ async def test_run(stack: Stack, knobs: dict[str, int], status: str) -> None:
     assert normalised_object({**got.json, **own}) == normalised_object({**expected, **own})
 
 
-@pytest.mark.xfail("runs list" in AWAITED, reason="runs are not listed yet", strict=True)
 async def test_list_of_runs(stack: Stack) -> None:
     """A conversation's runs are an array of runs, each as it is when it is read by itself."""
     conversation_id = await stack.conversation()

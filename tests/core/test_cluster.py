@@ -3,10 +3,13 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
+from functools import partial
 
 import pytest_asyncio
 
 from runstream.broker.errors import Conflict, Unavailable
+from runstream.broker.feed import Feed, KeyWrite
+from runstream.broker.keys import subject_of
 from runstream.broker.log import Entry, entry_of
 from runstream.broker.service import Broker
 from runstream.broker.topology import INDEX_STREAM, LogAddress
@@ -71,6 +74,52 @@ async def test_writing_reading_following(core: Core) -> None:
     assert await core.bodies(address) == [*(chunk(number) for number in range(500)), b""]
     assert [entry.seq for entry in follower.entries] == seqs
     assert await read(core, address, seqs[-1]) == follower.entries
+
+
+async def test_a_feed_has_what_was_stored_before(core: Core, nats_cluster: NatsCluster) -> None:
+    """Wherever its consumer is, and however far that replica lags behind the leader."""
+    async with contextlib.AsyncExitStack() as stack:
+        feeds = []
+        for url in nats_cluster.urls:
+            other = await stack.enter_async_context(core_running(url, replicas=3))
+            feeds.append(await stack.enter_async_context(applying(other)))
+        for number in range(100):
+            key = f"run.{nats_cluster.names[0]}.{number % 10}"
+            await core.jetstream.publish(subject_of(key), str(number).encode(), {})
+            for feed, applied in feeds:
+                async with asyncio.timeout(10):
+                    await feed.caught_up("run.*.*")
+                assert applied[key] == str(number).encode()
+
+
+async def test_a_feed_outlives_the_leader_of_the_index(core: Core, nats_cluster: NatsCluster) -> None:
+    """And whichever node its consumer is on: what is stored when there is a leader again is applied."""
+    async with applying(core) as (feed, applied):
+        async with leader_killed(core, nats_cluster, INDEX_STREAM) as dead:
+            await another_leads(core, INDEX_STREAM, dead)
+            expected = {f"run.killed.{number}": b"%d" % number for number in range(50)}
+            for key, value in expected.items():
+                await core.index.persist(partial(put, core, key, value))
+            async with asyncio.timeout(20):
+                await feed.caught_up("run.*.*")
+            assert {key: value for key, value in applied.items() if key.startswith("run.killed.")} == expected
+        assert feed.resets == 1
+
+
+async def put(core: Core, key: str, value: bytes) -> None:
+    await core.jetstream.publish(subject_of(key), value, {})
+
+
+@contextlib.asynccontextmanager
+async def applying(core: Core) -> AsyncIterator[tuple[Feed, dict[str, bytes]]]:
+    """A feed of the runs in the index, and what it has applied."""
+    applied: dict[str, bytes] = {}
+
+    def apply(write: KeyWrite) -> None:
+        applied[write.key] = write.value or b""
+
+    async with Feed(core.jetstream, ["run.*.*"], apply=apply, reset=applied.clear, marks_seconds=3600) as feed:
+        yield feed, applied
 
 
 async def test_simultaneous_claims_have_one_winner(core: Core) -> None:

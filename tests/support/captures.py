@@ -10,15 +10,6 @@ from tests.support.http import Event, parse_events
 
 CAPTURES = Path(__file__).parents[1] / "contract" / "captures"
 
-# Cases of the error matrix that have no endpoint yet. Their tests have to fail until the name is removed here.
-AWAITED = {
-    "runs list": "runs are not listed yet",
-    "runs list no slash": "runs are not listed yet",
-    "runs list status bad": "runs are not listed yet",
-    "runs list limit 0": "runs are not listed yet",
-    "runs list stop_reason bad": "runs are not listed yet",
-}
-
 _UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _ID = re.compile(f"(?:(?P<kind>[a-z]+)-)?{_UUID}")
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?P<fraction>\.\d{6})?(?P<zone>Z|\+00:00)?")

@@ -4,7 +4,8 @@ BrokerError
 ├── Unavailable                 NATS cannot be reached, or does not answer in time
 │   ├── NoResponders            nobody listens to the subject that was asked
 │   ├── StoreUnavailable        a write stayed unanswered for the writer's whole patience
-│   └── Unsettled               whether the claim was stored could not be found out
+│   ├── Unsettled               whether the claim was stored could not be found out
+│   └── ViewBehind              what lists are made of does not have what was stored before
 ├── StoreRefused                JetStream answered, and said no
 │   ├── StoreFull               a limit of the stream is reached
 │   ├── WrongLastSequence       a compare-and-set lost: the caller decides what that means
@@ -49,6 +50,7 @@ __all__ = [
     "TopologyError",
     "Unavailable",
     "Unsettled",
+    "ViewBehind",
     "WrongLastSequence",
 ]
 
@@ -81,6 +83,10 @@ class StoreUnavailable(Unavailable):
 
 class Unsettled(Unavailable):
     """It could not be found out whether the run was started."""
+
+
+class ViewBehind(Unavailable):
+    """The view does not have everything yet that was stored before it was asked."""
 
 
 class StoreRefused(BrokerError):

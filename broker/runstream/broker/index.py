@@ -351,7 +351,7 @@ class Index:
         stored = await self.conversation(run.tenant, run.holds)
         if stored is None or stored.value.active_run != run.id:
             return []
-        freed = msgspec.structs.replace(stored.value, active_run=None)
+        freed = msgspec.structs.replace(stored.value, active_run=None, last_run_completion=run.completed_at)
         return [
             _Put(
                 conversation_key(run.tenant, run.holds),

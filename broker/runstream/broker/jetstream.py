@@ -12,7 +12,7 @@ import contextlib
 import secrets
 from base64 import b64decode
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
@@ -25,11 +25,14 @@ from runstream.broker.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from runstream.broker.connection import Connection, Message
 
-__all__ = ["EXPECTED_LAST_SEQUENCE", "BatchWrite", "JetStream", "StoredMessage", "deliveries"]
+    _Answers: TypeAlias = asyncio.Queue[Message | None]
+    """None: what comes may not be all any more."""
+
+__all__ = ["EXPECTED_LAST_SEQUENCE", "BatchWrite", "Consumer", "JetStream", "StoredMessage", "deliveries"]
 
 EXPECTED_LAST_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 """Compare-and-set: the write is refused unless the subject's last message has this sequence (0: none)."""
@@ -41,6 +44,17 @@ DIRECT_GET_BYTES = 256 * 1024
 LONG_REPLY_TOKENS = 11
 CONSUMER_IDLE_SECONDS = 10.0
 """A consumer whose deletion was lost is removed by the server after this long without a pull."""
+
+FOLLOWED_MESSAGES = 100
+"""Messages that are asked for at a time by who follows a consumer for ever: handled in a millisecond or two, and before
+the next ones come others have their turn in the event loop."""
+FOLLOW_SECONDS = 30.0
+HEARTBEAT_SECONDS = 1.0
+HEARTBEATS_MISSED = 3
+"""After so many a consumer that says nothing is taken for gone."""
+
+PULL_COMPLETED = "Batch Completed"
+"""What follows the last message of a pull that has a limit in bytes."""
 
 LAST_MESSAGES_PAGE = 1000
 """Headers that wait in memory for their reader, a few hundred bytes each."""
@@ -93,6 +107,12 @@ class StoredMessage(msgspec.Struct, frozen=True):
     """Messages of the same filter that follow it, where the answer says so."""
     stored_at_ns: int = 0
     """When the server stored it, in nanoseconds since 1970 on its clock, where the answer says so."""
+
+
+class Heartbeat(msgspec.Struct, frozen=True):
+    """A sign of life of a consumer that has nothing to deliver, up to this sequence of its stream."""
+
+    seq: int
 
 
 class BatchWrite(msgspec.Struct, frozen=True):
@@ -204,7 +224,7 @@ class JetStream:
             await self.connection.publish(request, msgspec.json.encode(query), reply=reply)
             return await self._collect_direct(request, queue)
 
-    async def _collect_direct(self, request: str, queue: asyncio.Queue[Message]) -> list[StoredMessage]:
+    async def _collect_direct(self, request: str, queue: _Answers) -> list[StoredMessage]:
         found: list[StoredMessage] = []
         previous = 0
         while True:
@@ -227,16 +247,17 @@ class JetStream:
             pending = int(headers.get("Nats-Num-Pending", 0))
             found.append(StoredMessage(headers["Nats-Subject"], previous, message.data, headers, pending))
 
-    async def next_answer(self, queue: asyncio.Queue[Message], what: str) -> Message:
+    async def next_answer(self, queue: _Answers, what: str, *, seconds: float | None = None) -> Message:
         """Take the next of several answers to one request; `what` names the request in the error."""
         if not queue.empty():
-            return queue.get_nowait()  # Most of a batch is there at once; waiting for what is costs as much as it.
+            # Most of a batch is there at once; waiting for what is costs as much as it.
+            return _answered(queue.get_nowait(), what)
         try:
             # Not `wait_for`: in Python 3.11 it forgets a cancellation that comes together with what it waits for.
-            async with asyncio.timeout(self._seconds):
-                return await queue.get()
+            async with asyncio.timeout(seconds or self._seconds):
+                return _answered(await queue.get(), what)
         except TimeoutError as error:
-            raise Unavailable(f"{what}: no answer within {self._seconds} s") from error
+            raise Unavailable(f"{what}: no answer within {seconds or self._seconds} s") from error
 
     # -- consumers ----------------------------------------------------------------------------------------------
 
@@ -250,7 +271,7 @@ class JetStream:
         alone is larger than `max_bytes`.
         """
         start = {"deliver_policy": "by_start_sequence", "opt_start_seq": after + 1}
-        async with self._consumer(stream, subject, start) as consumer:
+        async with self.consumer(stream, [subject], start) as consumer:
             return await consumer.pull(limit, max_bytes=max_bytes)
 
     async def last_messages(self, stream: str, pattern: str) -> list[StoredMessage]:
@@ -260,33 +281,37 @@ class JetStream:
         """
         start = {"deliver_policy": "last_per_subject", "headers_only": True}
         found: list[StoredMessage] = []
-        async with self._consumer(stream, pattern, start) as consumer:
+        async with self.consumer(stream, [pattern], start) as consumer:
             while page := await consumer.pull(LAST_MESSAGES_PAGE):
                 found += page
         return found
 
     @contextlib.asynccontextmanager
-    async def _consumer(self, stream: str, subject: str, start: Mapping[str, object]) -> AsyncIterator[_Consumer]:
+    async def consumer(
+        self, stream: str, subjects: Sequence[str], start: Mapping[str, object]
+    ) -> AsyncIterator[Consumer]:
+        """Make an ephemeral consumer of all that is stored under `subjects`; it is deleted when the block ends."""
         # Named here: a consumer that the server names could not be deleted by whoever is cancelled before it hears.
         name = secrets.token_hex(8)
+        one = len(subjects) == 1
         config = {
             **start,
             "name": name,
             "ack_policy": "none",
-            "filter_subject": subject,
+            **({"filter_subject": subjects[0]} if one else {"filter_subjects": list(subjects)}),
             "inactive_threshold": int(CONSUMER_IDLE_SECONDS * 1e9),
             "mem_storage": True,
             "num_replicas": 1,
         }
         # A pulled message keeps its own subject, so a shared wildcard inbox could not tell whose it is.
         inbox = self.connection.new_inbox()
-        queue: asyncio.Queue[Message] = asyncio.Queue()
+        queue: _Answers = asyncio.Queue()
         subscription = await self.connection.subscribe(inbox, _into(queue))
         try:
-            create = f"CONSUMER.CREATE.{stream}.{name}.{subject}"
+            create = f"CONSUMER.CREATE.{stream}.{name}" + (f".{subjects[0]}" if one else "")
             created = await self.api(create, {"stream_name": stream, "config": config})
             request = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"
-            yield _Consumer(self, request, inbox, queue, int(created["num_pending"]))
+            yield Consumer(self, request, inbox, queue, int(created["num_pending"]))
         finally:
             await subscription.close()
             with contextlib.suppress(Unavailable):
@@ -321,48 +346,93 @@ class JetStream:
         await self._inbox.close()
 
 
-class _Consumer:
+class Consumer:
     """An ephemeral consumer on the server, pulled page by page; none of its messages may be missing."""
 
-    def __init__(
-        self, jetstream: JetStream, request: str, inbox: str, queue: asyncio.Queue[Message], pending: int
-    ) -> None:
+    def __init__(self, jetstream: JetStream, request: str, inbox: str, queue: _Answers, pending: int) -> None:
+        self.pending = pending
+        """Messages that were there when it was made, and have not been delivered."""
         self._jetstream = jetstream
         self._request = request
         self._inbox = inbox
         self._queue = queue
-        self._pending = pending
         self._pulled = 0
 
     async def pull(self, limit: int, *, max_bytes: int | None = None) -> list[StoredMessage]:
         """Return the next messages of those that were there when the consumer was made; none when it had all."""
-        expected = min(limit, self._pending)
-        query = {"batch": expected, "no_wait": True} | ({} if max_bytes is None else {"max_bytes": max_bytes})
+        expected = min(limit, self.pending)
         if expected:
-            await self._jetstream.connection.publish(self._request, msgspec.json.encode(query), reply=self._inbox)
+            await self._ask({"batch": expected, "no_wait": True}, max_bytes)
         found: list[StoredMessage] = []
         while len(found) < expected:
             message = await self._jetstream.next_answer(self._queue, self._request)
             headers = message.headers or {}
             status = headers.get("Status")
             if status == "404":  # Nothing more: some of them have been removed.
-                self._pending = len(found)
+                self.pending = len(found)
                 break
             if status == "409" and max_bytes is not None:  # As many bytes as were asked for.
                 break
             if status is not None:
-                raise Unavailable(f"{self._request}: status {status} {headers.get('Description', '')}")
-            delivery = _delivery(message.reply)
-            self._pulled += 1
-            if delivery.consumer_seq != self._pulled:
-                raise Unavailable(f"{self._request}: a message was lost on the way")
-            found.append(
-                StoredMessage(
-                    message.subject, delivery.stream_seq, message.data, headers, delivery.pending, delivery.stored_at_ns
-                )
-            )
-        self._pending -= len(found)
+                raise self._odd(headers)
+            found.append(self._delivered(message))
+        self.pending -= len(found)
         return found
+
+    async def follow(self) -> AsyncGenerator[StoredMessage | Heartbeat]:
+        """Yield what is there and what will be, with a heartbeat in each second of silence. Close it (`aclosing`).
+
+        Raises `Unavailable` when a message may have been lost, or the consumer is gone. Who knows before calls `lose`.
+        """
+        seconds = HEARTBEAT_SECONDS * HEARTBEATS_MISSED
+        while True:
+            left = FOLLOWED_MESSAGES
+            query = {
+                "batch": left,
+                "expires": int(FOLLOW_SECONDS * 1e9),
+                "idle_heartbeat": int(HEARTBEAT_SECONDS * 1e9),
+            }
+            # One message must fit: a pull that it does not fit into ends with nothing.
+            await self._ask(query, 2 * self._jetstream.connection.max_payload)
+            while left:
+                message = await self._jetstream.next_answer(self._queue, self._request, seconds=seconds)
+                headers = message.headers or {}
+                if "Status" not in headers:
+                    left -= 1
+                    yield self._delivered(message)
+                elif headers["Status"] == "100" and int(headers.get("Nats-Last-Consumer", -1)) == self._pulled:
+                    yield Heartbeat(int(headers["Nats-Last-Stream"]))
+                elif headers.get("Description") == PULL_COMPLETED:
+                    pass  # The one before, all of which has come.
+                elif int(headers.get("Nats-Pending-Messages", -1)) == left:
+                    break  # The pull is over, by its time or its bytes, and says how many of its messages were to come.
+                else:
+                    raise self._odd(headers)
+
+    def lose(self) -> None:
+        """Have whoever follows fail, as messages may have been lost."""
+        self._queue.put_nowait(None)
+
+    async def _ask(self, query: Mapping[str, object], max_bytes: int | None) -> None:
+        body = {**query} if max_bytes is None else {**query, "max_bytes": max_bytes}
+        await self._jetstream.connection.publish(self._request, msgspec.json.encode(body), reply=self._inbox)
+
+    def _delivered(self, message: Message) -> StoredMessage:
+        delivery = _delivery(message.reply)
+        self._pulled += 1
+        if delivery.consumer_seq != self._pulled:
+            raise Unavailable(f"{self._request}: a message was lost on the way")
+        return StoredMessage(
+            message.subject,
+            delivery.stream_seq,
+            message.data,
+            message.headers or {},
+            delivery.pending,
+            delivery.stored_at_ns,
+        )
+
+    def _odd(self, headers: Mapping[str, str]) -> Unavailable:
+        return Unavailable(f"{self._request}: status {headers.get('Status')} {headers.get('Description', '')}")
 
 
 class _Inbox:
@@ -373,11 +443,11 @@ class _Inbox:
         self._prefix = ""
         self._opening = asyncio.Lock()
         self._close: Callable[[], Awaitable[None]] | None = None
-        self._queues: dict[str, asyncio.Queue[Message]] = {}
+        self._queues: dict[str, _Answers] = {}
         self._count = 0
 
     @contextlib.asynccontextmanager
-    async def answers(self) -> AsyncIterator[tuple[str, asyncio.Queue[Message]]]:
+    async def answers(self) -> AsyncIterator[tuple[str, _Answers]]:
         """Give a reply subject and the queue its messages arrive in; a late answer is dropped."""
         async with self._opening:
             if self._close is None:
@@ -387,7 +457,7 @@ class _Inbox:
         self._count += 1
         token = str(self._count)
         # Unbounded, but never longer than the batch that its owner asked for.
-        queue: asyncio.Queue[Message] = asyncio.Queue()
+        queue: _Answers = asyncio.Queue()
         self._queues[token] = queue
         try:
             yield f"{self._prefix}.{token}", queue
@@ -405,7 +475,13 @@ class _Inbox:
             self._close = None
 
 
-def _into(queue: asyncio.Queue[Message]) -> Callable[[Message], Awaitable[None]]:
+def _answered(message: Message | None, what: str) -> Message:
+    if message is None:
+        raise Unavailable(f"{what}: messages may have been lost")
+    return message
+
+
+def _into(queue: _Answers) -> Callable[[Message], Awaitable[None]]:
     async def put(message: Message) -> None:
         queue.put_nowait(message)
 

@@ -19,6 +19,7 @@ from runstream.broker.survey import each, is_sealed, outcome_of, stored_at, surv
 from runstream.schemas import (
     ConversationRecord,
     InvalidRecord,
+    completion_timestamp,
     decode_conversation,
     decode_run,
     encode_conversation,
@@ -217,6 +218,7 @@ def _conversations(runs: Iterable[LoggedRun]) -> dict[str, ConversationRecord]:
         if run.holds is None:
             continue
         key = conversation_key(known.tenant, run.holds)
+        completed_at = completion_timestamp(stored_at(run.last)) if is_sealed(run.last) else None
         youngest = found.get(key)
         if youngest is None:
             found[key] = ConversationRecord(
@@ -227,8 +229,10 @@ def _conversations(runs: Iterable[LoggedRun]) -> dict[str, ConversationRecord]:
                 updated_at=known.created_at,
                 last_message_at=known.created_at,
                 latest_run=run.id,
+                last_run_completion=completed_at,
             )
         else:
             # The oldest run that is known is as near to its beginning as can be told.
             youngest.created_at = known.created_at
+            youngest.last_run_completion = youngest.last_run_completion or completed_at
     return found

@@ -6,7 +6,9 @@ conversations, which are kept for ever, not at all. It asks for one key after th
 makes the server look through the whole stream, while whoever writes to it waits (half a second for 600,000 keys).
 
 A key is removed by purging its subject up to the sequence that was read. Somebody who writes it meanwhile writes a
-later one, which stays; and whoever was about to write it, expecting that sequence, is refused and reads again.
+later one, which stays; and whoever was about to write it, expecting that sequence, is refused and reads again. A run's
+record is deleted on the same condition, and its mark removed when that is old, a retention later: gateways keep lists
+of runs, and nobody hears of a purge.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 import structlog
 
-from runstream.broker.errors import BrokerError, NotStored
+from runstream.broker.errors import BrokerError, NotStored, WrongLastSequence
+from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE
 from runstream.broker.keys import KV_OPERATION, key_of, lease_key, request_key, run_key, subject_of
 from runstream.broker.tasks import end_task
 from runstream.broker.topology import INDEX_STREAM, LogAddress, log_streams
@@ -201,10 +204,23 @@ class _Sweep:
 
     async def _remove(self, message: StoredMessage) -> bool:
         """Remove a key as it was read; False if it has been written again, or removed."""
-        if not await self._jetstream.purge(INDEX_STREAM, message.subject, through=message.seq):
+        kind = key_of(message.subject).partition(".")[0]
+        if kind == "run" and KV_OPERATION not in message.headers:
+            is_removed = await self._mark(message)
+        else:
+            is_removed = await self._jetstream.purge(INDEX_STREAM, message.subject, through=message.seq) > 0
+        if is_removed:
+            self.done.removed += 1
+            self._metrics.key_swept(kind)
+        return is_removed
+
+    async def _mark(self, message: StoredMessage) -> bool:
+        """Delete a run's record instead of removing it: of what is purged nobody hears who keeps lists of runs."""
+        headers = {KV_OPERATION: "DEL", EXPECTED_LAST_SEQUENCE: str(message.seq)}
+        try:
+            await self._jetstream.publish(message.subject, b"", headers)
+        except WrongLastSequence:
             return False
-        self.done.removed += 1
-        self._metrics.key_swept(key_of(message.subject).partition(".")[0])
         return True
 
 

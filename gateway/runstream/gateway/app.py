@@ -16,8 +16,10 @@ from runstream.broker.queue import WorkQueue
 from runstream.broker.reader import LogReader
 from runstream.broker.removal import Remover
 from runstream.broker.repair import Repair
+from runstream.broker.rows import Bounds
 from runstream.broker.service import Readiness
 from runstream.broker.topology import check_server
+from runstream.broker.view import View
 from runstream.gateway import deprecation
 from runstream.gateway.answering import Answers
 from runstream.gateway.awaiting import EndWaiter
@@ -25,6 +27,7 @@ from runstream.gateway.cancelling import Canceller
 from runstream.gateway.conversations import Conversations
 from runstream.gateway.cors import Cors
 from runstream.gateway.fanout import Hub
+from runstream.gateway.listing import Lists
 from runstream.gateway.lookup import Lookup
 from runstream.gateway.metrics import GatewayMetrics
 from runstream.gateway.middleware import answer_errors, fallback
@@ -105,6 +108,7 @@ class Gateway:
                 await self.reached()
             reader = LogReader(catchup, self._broker_settings)
             self.hub = Hub(jetstream, reader, self._settings, self._broker_settings, self.metrics)
+            self.view = await stack.enter_async_context(self._view(catchup))
             self._watch(jetstream.connection)
             if self._upstream is not None:
                 await stack.enter_async_context(self._upstream)
@@ -130,6 +134,17 @@ class Gateway:
         stack.push_async_callback(jetstream.close)
         return jetstream
 
+    def _view(self, jetstream: JetStream) -> View:
+        settings = self._settings
+        return View(
+            jetstream,
+            Index(jetstream),
+            runs=Bounds(settings.view_runs, settings.view_bytes),
+            conversations=Bounds(settings.view_conversations, settings.view_bytes),
+            patience_seconds=settings.open_seconds,
+            marks_seconds=self._broker_settings.retention,
+        )
+
     def _services(self, jetstream: JetStream) -> Services:
         index = Index(jetstream)
         readiness = Readiness(jetstream, self._broker_settings)
@@ -147,7 +162,8 @@ class Gateway:
         return Services(
             hub=self.hub,
             index=index,
-            lookup=Lookup(index),
+            lookup=Lookup(index, self.view),
+            lists=Lists(self.view),
             starter=Starter(
                 jetstream,
                 self._broker_settings,
@@ -175,7 +191,7 @@ class Gateway:
         return PassThrough(self._upstream, self._settings, self.metrics)
 
     def _watch(self, connection: Connection) -> None:
-        hub, metrics = self.hub, self.metrics
+        hub, metrics, view = self.hub, self.metrics, self.view
         metrics.watch("followers", "Open streams.", lambda: hub.followers)
         metrics.watch("live_tails", "Runs held in memory.", lambda: hub.live_tails)
         metrics.watch(
@@ -184,6 +200,17 @@ class Gateway:
             lambda: hub.counters.holes_repaired,
         )
         metrics.watch("tip_checks", "Times a run's tip was asked of its leader.", lambda: hub.counters.tip_checks)
+        metrics.watch("view_runs", "Runs in memory, for lists.", lambda: view.run_count)
+        metrics.watch("view_conversations", "Conversations in memory, for lists.", lambda: view.conversation_count)
+        metrics.watch(
+            "view_watches", "Times that the index began to be watched, or did again.", lambda: view.feed.watches
+        )
+        metrics.watch("view_resets", "Times that all of it was read, the first included.", lambda: view.feed.resets)
+        metrics.watch(
+            "view_silent_seconds",
+            "How long ago the index was heard of last; a second at most while all is well.",
+            lambda: view.feed.silent_seconds,
+        )
         metrics.watch(
             "nats_reconnects", "Reconnects to NATS since this process started.", lambda: connection.reconnects
         )

@@ -12,12 +12,14 @@ from runstream.schemas import Chunk, Conversation, Run, RunUsage, StopReason, Us
 __all__ = [
     "CANCELLED",
     "CONVERSATION",
+    "CONVERSATIONS",
     "EVENTS",
     "LAST_EVENT_ID",
     "MESSAGES",
     "NOTHING_FOLLOWS",
     "NULL",
     "RUN",
+    "RUNS",
     "USAGE",
     "WHOLE_OR_EVENTS",
 ]
@@ -52,6 +54,8 @@ MESSAGES: Final = Answer("The messages, put together.", [Body([list[dict[str, An
 USAGE: Final = Answer("What the run has used.", [Body([RunUsage])])
 NOTHING_FOLLOWS: Final = Answer("Nothing follows: the run has ended, and the browser has seen all of it.")
 RUN: Final = Answer("The run.", [Body([Run])])
+RUNS: Final = Answer("A page of runs.", [Body([list[Run]])])
+CONVERSATIONS: Final = Answer("A page of conversations.", [Body([list[Conversation]])])
 CONVERSATION: Final = Answer("The conversation.", [Body([Conversation])])
 CANCELLED: Final = Answer(
     "By run: `cancelled`, or `failed` if it is no run of the agent's.",

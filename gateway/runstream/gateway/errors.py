@@ -34,6 +34,7 @@ from runstream.broker.errors import (
     StoreFull,
     Unavailable,
     Unsettled,
+    ViewBehind,
 )
 from runstream.broker.operations import Answer, Body, Header
 
@@ -295,6 +296,8 @@ def translated(error: BrokerError) -> ApiError:  # noqa: PLR0911  # a table
                 "It is not known whether the run was started: NATS did not answer. Look for it before repeating.",
                 should_retry=False,
             )
+        case ViewBehind():
+            return TryLater("This gateway is still reading what there is. Try again.")
         case Unavailable():
             return TryLater("The store is not reachable at the moment. Try again.")
         case NotStored():

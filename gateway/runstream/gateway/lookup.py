@@ -7,23 +7,27 @@ from typing import TYPE_CHECKING
 from runstream.broker.topology import shard_of_cursor
 from runstream.gateway.errors import BadRequest, NotFound
 from runstream.gateway.validation import check_run_id
-from runstream.schemas import DEFAULT_CONVERSATION, DEFAULT_TENANT, is_agent_id, is_run_id
+from runstream.schemas import ACTIVE_STATUSES, DEFAULT_CONVERSATION, DEFAULT_TENANT, is_agent_id, is_run_id
 
 if TYPE_CHECKING:
     from runstream.broker.index import Index
+    from runstream.broker.view import View
     from runstream.schemas import RetrieveStreamRequest, RunRecord
 
 __all__ = ["Lookup"]
 
 NO_ACTIVE_RUN = "No active runs found for this conversation."
+ENDED_MEANWHILE = 10
+"""Runs of an agent's that may end between the list of those that go on and a look at them, before there is none."""
 NOT_BACKGROUND = "Run was not created in background mode, so it cannot be retrieved."
 
 
 class Lookup:
     """Finds runs for one tenant. Every call raises `Unavailable`."""
 
-    def __init__(self, index: Index, tenant: str = DEFAULT_TENANT) -> None:
+    def __init__(self, index: Index, view: View, tenant: str = DEFAULT_TENANT) -> None:
         self._index = index
+        self._view = view
         self._tenant = tenant
 
     async def by_id(self, run_id: str) -> RunRecord:
@@ -53,7 +57,12 @@ class Lookup:
 
     async def latest_of_agent(self, agent_id: str) -> RunRecord | None:
         """Return the run that was started last for an agent, in whichever conversation."""
-        found = await self._index.latest_run_of_agent(self._tenant, agent_id) if is_agent_id(agent_id) else None
+        if not is_agent_id(agent_id):
+            return None
+        newest = await self._view.runs_of_agent(self._tenant, agent_id, limit=1)
+        # One that fell out of memory is the agent's latest all the same.
+        found = await self._index.run(self._tenant, newest[0]) if newest else None
+        found = found or await self._index.latest_run_of_agent(self._tenant, agent_id)
         return None if found is None else found.value
 
     async def of_agent(self, agent_id: str, run_id: str) -> RunRecord | None:
@@ -68,22 +77,24 @@ class Lookup:
         """
         agent = agent_id if conversation_id == DEFAULT_CONVERSATION else conversation_id
         if agent is not None and is_agent_id(agent):
-            newest = await self._newest_of_agent(agent)
-            return newest if newest is not None and not newest.is_terminal else await self._waiting_for_approval(agent)
+            return await self._active_of_agent(agent) or await self._waiting_for_approval(agent)
         stored = await self._index.conversation(self._tenant, conversation_id)
         if conversation_id == DEFAULT_CONVERSATION or stored is None or stored.value.deleted:
             raise NotFound(f"Conversation not found with id='{conversation_id}'")
         return await self._active(conversation_id) or await self._waiting_for_approval(conversation_id)
 
-    async def _newest_of_agent(self, agent_id: str) -> RunRecord | None:
-        """Return an agent's latest run; if that has ended, the one its default conversation is busy with, if any."""
-        latest = await self.latest_of_agent(agent_id)
-        if latest is not None and not latest.is_terminal:
-            return latest
-        return await self._active(agent_id) or latest
+    async def _active_of_agent(self, agent_id: str) -> RunRecord | None:
+        """Return the newest of an agent's runs that go on, in whichever conversation."""
+        for run_id in await self._view.runs_of_agent(
+            self._tenant, agent_id, limit=ENDED_MEANWHILE, statuses=ACTIVE_STATUSES
+        ):
+            stored = await self._index.run(self._tenant, run_id)
+            if stored is not None and not stored.value.is_terminal:
+                return stored.value
+        return None
 
     async def _active(self, conversation_id: str) -> RunRecord | None:
-        """Return the run that a conversation is busy with; an agent's id stands for its default one."""
+        """Return the run that a conversation is busy with."""
         conversation = await self._index.conversation(self._tenant, conversation_id)
         if conversation is None or conversation.value.active_run is None:
             return None
@@ -96,13 +107,13 @@ class Lookup:
         return None if stored is None else stored.value
 
     async def _latest(self, conversation_id: str, agent_id: str | None) -> RunRecord | None:
-        """Return the newest run of what the path names: a conversation, or an agent."""
+        """Return the latest run of a conversation; of an agent the newest that goes on, if one does."""
         if conversation_id == DEFAULT_CONVERSATION:
             agent = agent_id
         else:
             agent = conversation_id if is_agent_id(conversation_id) else None
         if agent is not None:
-            return await self._newest_of_agent(agent)
+            return await self._active_of_agent(agent) or await self.latest_of_agent(agent)
         if conversation_id == DEFAULT_CONVERSATION:
             return None
         stored = await self._index.conversation(self._tenant, conversation_id)

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from runstream.gateway.cancelling import Canceller
     from runstream.gateway.conversations import Conversations
     from runstream.gateway.fanout import Hub
+    from runstream.gateway.listing import Lists
     from runstream.gateway.lookup import Lookup
     from runstream.gateway.passthrough import PassThrough
     from runstream.gateway.start import Starter
     from runstream.gateway.transcripts import Transcripts
 
-__all__ = ["SERVICES", "Services", "json_response"]
+__all__ = ["SERVICES", "Services", "json_response", "raw_json_response"]
 
 
 class Services(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +33,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     hub: Hub
     index: Index
     lookup: Lookup
+    lists: Lists
     starter: Starter
     repair: Repair
     canceller: Canceller
@@ -48,6 +50,11 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
 
 
 SERVICES = web.AppKey("services", Services)
+
+
+def raw_json_response(body: bytes) -> web.Response:
+    """Answer with what is JSON already."""
+    return web.Response(body=body, content_type="application/json")
 
 
 def json_response(data: object, *, status: int = 200) -> web.Response:

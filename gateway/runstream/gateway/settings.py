@@ -104,6 +104,17 @@ class GatewaySettings(BaseSettings):
     """Seconds without a broker that has an agent after which creates are refused. A broker that is replaced is gone
     for less; what is started meanwhile waits for the next."""
 
+    view_runs: int = Field(default=100_000, ge=1)
+    """Runs kept in memory for lists, beside those that go on: a day of more than one a second, at 1.2 kB each."""
+
+    view_conversations: int = Field(default=100_000, ge=1)
+    """Conversations kept in memory for lists, beside those that are busy, at a kilobyte each. They are kept in NATS for
+    ever: those fall out that have not been used for longest."""
+
+    view_bytes: int = Field(default=256 * 2**20, ge=2**20)
+    """Bytes of either, as lists show them: there may be less of them if they are large. A run's error may have a
+    megabyte, and what a client puts in a conversation."""
+
 
 class _ListenSettings(BaseSettings):
     """Where a process listens."""

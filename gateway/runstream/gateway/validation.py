@@ -6,14 +6,21 @@ import asyncio
 import json
 import zlib
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_origin
 
 import msgspec
 from aiohttp import hdrs, web
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from runstream.gateway.errors import ApiError, BadRequest, Invalid, TooLarge, TooSlow
-from runstream.schemas import AGENT_PATH, CONVERSATION_PATH, STRICT_CONVERSATION_PATH, is_run_id, is_user_id
+from runstream.schemas import (
+    AGENT_PATH,
+    CONVERSATION_PATH,
+    STRICT_CONVERSATION_PATH,
+    is_conversation_id,
+    is_run_id,
+    is_user_id,
+)
 
 if TYPE_CHECKING:
     from runstream.schemas import PathPattern
@@ -21,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = [
     "agent_path",
     "body_of",
+    "check_conversation_id",
+    "check_run_id",
     "check_user",
     "conversation_path",
     "model_of",
@@ -88,6 +97,13 @@ def check_run_id(value: str) -> str:
     """Return `value` if it is a run's id. Raises `BadRequest`."""
     if not is_run_id(value):
         raise BadRequest(f"Invalid run ID format: {value}. Expected format: 'run-<uuid4>'")
+    return value
+
+
+def check_conversation_id(value: str) -> str:
+    """Return `value` if it is a conversation's id, not `default`. Raises `BadRequest`, for where it is no path."""
+    if not is_conversation_id(value):
+        raise BadRequest(f"Invalid conversation ID format: {value}. Expected format: 'conv-<uuid4>'")
     return value
 
 
@@ -231,8 +247,16 @@ def model_of(kind: type[Model], body: Any, *, required: bool) -> Model:
 
 
 def query_of(kind: type[Model], request: web.Request, *names: str) -> Model:
-    """Validate the parameters of these names in the query; others are not looked at. Raises `Invalid`."""
-    given = {name: request.query[name] for name in names if name in request.query}
+    """Validate the parameters of these names in the query (none: all of the model); others are not looked at.
+
+    Of one that is there twice, and is no list, the last counts. One that is empty is absent: so a client writes null
+    that knows no other way. Raises `Invalid`.
+    """
+    given: dict[str, Any] = {}
+    for name in names or kind.model_fields:
+        if values := [value for value in request.query.getall(name, []) if value]:
+            is_list = get_origin(kind.model_fields[name].annotation) is list
+            given[name] = values if is_list else values[-1]
     try:
         return kind.model_validate(given)
     except ValidationError as error:

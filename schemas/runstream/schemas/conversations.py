@@ -66,6 +66,8 @@ class ConversationRecord(msgspec.Struct, kw_only=True):
     """The run that holds the conversation: while there is one, another is refused."""
     latest_run: str | None = None
     """The run that held it last, for clients that come back just after its end."""
+    last_run_completion: str | None = None
+    """When that, or an earlier one, came to its end: what lists may be ordered by."""
 
     def to_wire(self) -> dict[str, Any]:
         """The `Conversation` that clients get, ready to be encoded; an extra key never hides a known one."""

@@ -1,4 +1,4 @@
-"""Request bodies: what clients may ask for, and how they are told what is wrong.
+"""Request bodies and queries: what clients may ask for, and how they are told what is wrong.
 
 The models validate as the reference's do, so that a body refused there is refused here, in the same words:
 call `Model.model_validate(parsed_json)` and put `("body",)` before each `loc` of `errors(include_url=False)`.
@@ -27,9 +27,10 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticKnownError
 
-from runstream.schemas.chunks import MessageType
-from runstream.schemas.runs import RequestConfig
+from runstream.schemas.chunks import STOP_REASONS, MessageType, StopReasonType
+from runstream.schemas.runs import ACTIVE_STATUSES, RequestConfig
 
 __all__ = [
     "DEFAULT_BATCH_SIZE",
@@ -48,6 +49,9 @@ __all__ = [
     "ConversationMessagesRequest",
     "CreateConversationRequest",
     "CreateMessagesRequest",
+    "ListActiveRunsRequest",
+    "ListConversationsRequest",
+    "ListRunsRequest",
     "MessageCreate",
     "OfAgent",
     "RetrieveStreamRequest",
@@ -72,6 +76,11 @@ MAX_OTIDS: Final = 64
 
 MAX_OTID_CHARACTERS: Final = 512
 """Characters of one otid. A UUID has 36; what is longer is not an id."""
+
+MAX_PAGE: Final = 1000
+"""Entries of one page of a list: the reference's bound for runs."""
+DEFAULT_PAGE_OF_RUNS: Final = 100
+DEFAULT_PAGE_OF_CONVERSATIONS: Final = 50
 
 MAX_CANCELLED: Final = 100
 """Runs in one request to cancel: the reference's bound, where it cancels all that it finds."""
@@ -103,6 +112,14 @@ def _absent_if_empty(value: str | None) -> str | None:
 
 def _off_if_null(value: object) -> object:
     return False if value is None else value
+
+
+def _known_stop_reason(value: str) -> str:
+    """Refuse what is no stop reason in the words for an enumeration; those for a `Literal` have another type."""
+    if value not in STOP_REASONS:
+        *others, last = (f"'{name}'" for name in STOP_REASONS)
+        raise PydanticKnownError("enum", {"expected": f"{', '.join(others)} or {last}"})
+    return value
 
 
 def _default_batch_if_null(value: object) -> object:
@@ -397,6 +414,64 @@ class UpdateConversationRequest(_ConversationBody):
 
     archived: bool | None = None
     last_message_at: datetime | None = None
+
+
+class ListActiveRunsRequest(BaseModel):
+    """The query of `runs/active`: which of the runs that go on."""
+
+    agent_id: Annotated[str | None, AfterValidator(_absent_if_empty)] = None
+    agent_ids: list[str] = []
+    """The older form of `agent_id`, which wins."""
+    background: bool | None = None
+
+    @property
+    def agents(self) -> list[str]:
+        """Whose runs are wanted; everybody's if it is empty."""
+        return self.agent_ids if self.agent_id is None else [self.agent_id]
+
+
+class ListRunsRequest(ListActiveRunsRequest):
+    """The query of `runs/`: which runs, and which part of their list."""
+
+    conversation_id: Annotated[str | None, AfterValidator(_absent_if_empty)] = None
+    statuses: list[str] = []
+    """Checked where they are looked up: 400, not 422."""
+    active: bool = False
+    stop_reason: Annotated[StopReasonType | None, BeforeValidator(_known_stop_reason)] = None
+    before: Annotated[str | None, AfterValidator(_absent_if_empty)] = None
+    after: Annotated[str | None, AfterValidator(_absent_if_empty)] = None
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE_OF_RUNS
+    order: Literal["asc", "desc"] = "desc"
+    ascending: bool = False
+    """The older form of `order`, which it wins over."""
+    order_by: Literal["created_at"] = "created_at"
+
+    @property
+    def wanted_statuses(self) -> frozenset[str]:
+        """The statuses that are wanted; all if it is empty."""
+        return frozenset(self.statuses) or (ACTIVE_STATUSES if self.active else frozenset())
+
+    @property
+    def is_descending(self) -> bool:
+        """Whether the newest come first."""
+        return self.order == "desc" and not self.ascending
+
+
+class ListConversationsRequest(BaseModel):
+    """The query of `conversations/`: which conversations, and which part of their list."""
+
+    agent_id: Annotated[str | None, AfterValidator(_absent_if_empty)] = None
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE_OF_CONVERSATIONS
+    after: Annotated[str | None, AfterValidator(_absent_if_empty)] = None
+    summary_search: str | None = None
+    order: Literal["asc", "desc"] = "desc"
+    order_by: Literal["created_at", "last_run_completion", "last_message_at"] = "created_at"
+    archive_status: Literal["unarchived", "archived", "all"] = "unarchived"
+
+    @property
+    def archived(self) -> bool | None:
+        """Whether archived ones are wanted, or others; None: both."""
+        return None if self.archive_status == "all" else self.archive_status == "archived"
 
 
 class Approval(NamedTuple):

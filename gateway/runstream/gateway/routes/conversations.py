@@ -1,4 +1,4 @@
-"""Conversations: made, read, written to, and their active run resumed."""
+"""Conversations: made, listed, read, written to, and their active run resumed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from runstream.broker.operations import Body, Operation
 from runstream.gateway.answering import PendingApproval, RunFailed
 from runstream.gateway.cancelling import cancel_run
 from runstream.gateway.creating import create_and_answer
-from runstream.gateway.described import CANCELLED, CONVERSATION, EVENTS, NULL, WHOLE_OR_EVENTS
+from runstream.gateway.described import CANCELLED, CONVERSATION, CONVERSATIONS, EVENTS, NULL, WHOLE_OR_EVENTS
 from runstream.gateway.errors import (
     NOT_AGAIN,
     BadRequest,
@@ -27,9 +27,9 @@ from runstream.gateway.errors import (
     refusals,
 )
 from runstream.gateway.resuming import resume_and_stream
-from runstream.gateway.services import SERVICES, json_response
+from runstream.gateway.services import SERVICES, json_response, raw_json_response
 from runstream.gateway.transcripts import TooLong
-from runstream.gateway.validation import body_of, conversation_path, model_of, strict_conversation_path
+from runstream.gateway.validation import body_of, conversation_path, model_of, query_of, strict_conversation_path
 from runstream.schemas import (
     AGENT_PATH,
     CONVERSATION_PATH,
@@ -38,6 +38,7 @@ from runstream.schemas import (
     ConversationMessagesRequest,
     ConversationRecord,
     CreateConversationRequest,
+    ListConversationsRequest,
     OfAgent,
     RetrieveStreamRequest,
     UpdateConversationRequest,
@@ -78,6 +79,12 @@ async def create(request: web.Request) -> web.Response:
     )
     await services.index.create_conversation(record)
     return json_response(record.to_wire())
+
+
+async def list_conversations(request: web.Request) -> web.Response:
+    """`GET /v1/conversations/`: a page of conversations, in the order of one of their times."""
+    wanted = query_of(ListConversationsRequest, request)
+    return raw_json_response(await request.app[SERVICES].lists.conversations(wanted))
 
 
 async def retrieve(request: web.Request) -> web.Response:
@@ -198,6 +205,13 @@ operations = [
         query=OfAgent,
         bodies=[Body([CreateConversationRequest])],
         answers={200: CONVERSATION, **refusals(Invalid, TooSlow, TooLarge, TryLater)},
+    ),
+    Operation(
+        method="GET",
+        path="/v1/conversations/",
+        handler=list_conversations,
+        query=ListConversationsRequest,
+        answers={200: CONVERSATIONS, **refusals(Invalid, NotFound, TryLater)},
     ),
     Operation(
         method="GET",

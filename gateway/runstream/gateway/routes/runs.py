@@ -1,24 +1,40 @@
-"""Runs: read, what they said and used, and streamed again."""
+"""Runs: listed, read, what they said and used, streamed again, and removed."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from runstream.broker.operations import Body, Operation
-from runstream.gateway.described import EVENTS, LAST_EVENT_ID, MESSAGES, NOTHING_FOLLOWS, RUN, USAGE
+from runstream.gateway.deprecation import deprecate
+from runstream.gateway.described import EVENTS, LAST_EVENT_ID, MESSAGES, NOTHING_FOLLOWS, RUN, RUNS, USAGE
 from runstream.gateway.errors import NOT_AGAIN, Busy, Gone, Invalid, NotFound, TooLarge, TooSlow, TryLater, refusals
 from runstream.gateway.eventsource import follow
 from runstream.gateway.paging import page_of
 from runstream.gateway.resuming import resume_and_stream
-from runstream.gateway.services import SERVICES, json_response
+from runstream.gateway.services import SERVICES, json_response, raw_json_response
 from runstream.gateway.transcripts import TooLong
 from runstream.gateway.validation import query_of, run_path
-from runstream.schemas import RetrieveStreamRequest, RunMessagesQuery
+from runstream.schemas import ListActiveRunsRequest, ListRunsRequest, RetrieveStreamRequest, RunMessagesQuery
 
 if TYPE_CHECKING:
     from aiohttp import web
 
 __all__ = ["operations"]
+
+
+async def list_runs(request: web.Request) -> web.Response:
+    """`GET /v1/runs/`: a page of runs, by the time they were made."""
+    wanted = query_of(ListRunsRequest, request)
+    if wanted.model_fields_set & {"agent_ids", "ascending"}:
+        deprecate(request)
+    return raw_json_response(await request.app[SERVICES].lists.runs(wanted))
+
+
+async def list_active_runs(request: web.Request) -> web.Response:
+    """`GET /v1/runs/active`: the runs that go on; deprecated for `?active=true`, which has pages."""
+    deprecate(request)
+    wanted = query_of(ListActiveRunsRequest, request)
+    return raw_json_response(await request.app[SERVICES].lists.active_runs(wanted))
 
 
 async def retrieve(request: web.Request) -> web.Response:
@@ -65,6 +81,21 @@ async def usage(request: web.Request) -> web.Response:
 
 
 operations = [
+    Operation(
+        method="GET",
+        path="/v1/runs/",
+        handler=list_runs,
+        query=ListRunsRequest,
+        answers={200: RUNS, **refusals(Invalid, NotFound, TryLater)},
+    ),
+    Operation(
+        method="GET",
+        path="/v1/runs/active",
+        handler=list_active_runs,
+        query=ListActiveRunsRequest,
+        answers={200: RUNS, **refusals(Invalid, TryLater)},
+        is_deprecated=True,
+    ),
     Operation(
         method="GET",
         path="/v1/runs/{run_id}/messages",

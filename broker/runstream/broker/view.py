@@ -1,0 +1,169 @@
+"""The view: the runs and the conversations of the index in memory, as lists show them, so that no request searches it.
+
+One `Feed` fills it, and a list waits until the feed has all that was stored when it was asked for (`caught_up`): a
+client that has made or ended something, at whichever gateway, finds it so in every list. The view is bounded: there are
+no more rows than `RUNSTREAM_VIEW_RUNS` and `RUNSTREAM_VIEW_CONVERSATIONS`, but those that go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Self
+
+import msgspec
+import structlog
+
+from runstream.broker.errors import ViewBehind
+from runstream.broker.feed import Feed
+from runstream.broker.keys import conversation_key, run_key
+from runstream.broker.rows import SCANNED_ROWS, ConversationRow, ConversationRows, RunFilter, RunRows, Span
+from runstream.schemas import (
+    InvalidRecord,
+    decode_conversation,
+    decode_run,
+    is_conversation_id,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from runstream.broker.feed import KeyWrite
+    from runstream.broker.index import Index
+    from runstream.broker.jetstream import JetStream
+    from runstream.broker.rows import Bounds, ConversationFilter, ConversationOrder, Position, RunRow
+
+__all__ = ["View"]
+
+log = structlog.get_logger(__name__)
+
+
+class View:
+    """Lists of runs and conversations. Use as an async context manager; it is filled while others use the process.
+
+    Every question raises `ViewBehind` when what was stored before it is not there after `patience_seconds`, and
+    `Unavailable`, `NotStored`.
+    """
+
+    def __init__(
+        self,
+        jetstream: JetStream,
+        index: Index,
+        *,
+        runs: Bounds,
+        conversations: Bounds,
+        patience_seconds: float,
+        marks_seconds: float,
+    ) -> None:
+        self._index = index
+        self._run_bounds = runs
+        self._conversation_bounds = conversations
+        self._patience_seconds = patience_seconds
+        self._reset()
+        self.feed = Feed(
+            jetstream,
+            [run_key("*", "*"), conversation_key("*", "*")],
+            apply=self._apply,
+            reset=self._reset,
+            marks_seconds=marks_seconds,
+        )
+
+    async def __aenter__(self) -> Self:
+        await self.feed.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.feed.__aexit__(*error)
+
+    @property
+    def run_count(self) -> int:
+        """Runs in memory."""
+        return len(self._runs)
+
+    @property
+    def conversation_count(self) -> int:
+        """Conversations in memory."""
+        return len(self._conversations)
+
+    # -- questions ----------------------------------------------------------------------------------------------
+
+    async def runs(self, wanted: RunFilter, span: Span) -> list[RunRow]:
+        """Return a part of the list of runs, by the time they were made."""
+        await self._caught_up(run_key(wanted.tenant, "*"))
+        return self._runs.page(wanted, span)
+
+    async def run_position(self, tenant: str, run_id: str) -> Position | None:
+        """Return where a run stands in the list, None if there is none. Also one that has fallen out of memory."""
+        found = self._runs.position(tenant, run_id)
+        if found is None and (stored := await self._index.run(tenant, run_id)) is not None:
+            found = stored.value.created_at, run_id
+        return found
+
+    async def runs_of_agent(
+        self, tenant: str, agent_id: str, *, limit: int, statuses: Collection[str] = ()
+    ) -> list[str]:
+        """Return the newest runs of an agent's, in whichever conversation, with one of these statuses (none: any)."""
+        wanted = RunFilter(tenant=tenant, agent_ids=[agent_id], statuses=statuses)
+        return [row.id for row in await self.runs(wanted, Span(limit=limit))]
+
+    async def conversations(
+        self, wanted: ConversationFilter, order_by: ConversationOrder, span: Span
+    ) -> list[ConversationRow]:
+        """Return a part of the list of conversations, in the order of one of their times."""
+        await self._caught_up(conversation_key(wanted.tenant, "*"))
+        found: list[ConversationRow] = []
+        looked_at = span.limit
+        while True:
+            part = self._conversations.candidates(wanted, order_by, msgspec.structs.replace(span, limit=looked_at))
+            found += filter(wanted.takes, part)
+            if len(found) >= span.limit or len(part) < looked_at:
+                return found[: span.limit]
+            # What is searched for is rare: the others are looked at a few at a time, and may change meanwhile.
+            await asyncio.sleep(0)
+            last = part[-1].position(order_by, descending=span.descending)
+            span, looked_at = msgspec.structs.replace(span, after=last), SCANNED_ROWS
+
+    async def conversation_position(
+        self, tenant: str, conversation_id: str, order_by: ConversationOrder, *, descending: bool
+    ) -> Position | None:
+        """Return where a conversation stands in an order, None if there is none. Also one that was deleted."""
+        found = self._conversations.row(tenant, conversation_id)
+        if found is None and (stored := await self._index.conversation(tenant, conversation_id)) is not None:
+            found = ConversationRow.of(stored.value)
+        return None if found is None else found.position(order_by, descending=descending)
+
+    async def _caught_up(self, pattern: str) -> None:
+        try:
+            async with asyncio.timeout(self._patience_seconds):
+                await self.feed.caught_up(pattern)
+        except TimeoutError as error:
+            raise ViewBehind(position=self.feed.position, is_loaded=self.feed.is_loaded) from error
+
+    # -- what the feed says -------------------------------------------------------------------------------------
+
+    def _reset(self) -> None:
+        self._runs = RunRows(self._run_bounds)
+        self._conversations = ConversationRows(self._conversation_bounds)
+
+    def _apply(self, write: KeyWrite) -> None:
+        kind, _, rest = write.key.partition(".")
+        named = rest.rpartition(".")[2]
+        try:
+            if kind == "run":
+                self._apply_run(named, write)
+            elif is_conversation_id(named):  # Else it is an agent's default one, which no list shows.
+                self._apply_conversation(named, write)
+        except InvalidRecord as error:
+            log.warning("view_passed_over", key=write.key, error=str(error))
+
+    def _apply_run(self, run_id: str, write: KeyWrite) -> None:
+        if write.value is None:
+            self._runs.drop(run_id)
+        else:
+            self._runs.put(decode_run(write.value))
+
+    def _apply_conversation(self, conversation_id: str, write: KeyWrite) -> None:
+        record = None if write.value is None else decode_conversation(write.value)
+        if record is None or record.deleted:
+            self._conversations.drop(conversation_id)
+        else:
+            self._conversations.put(record, write.revision)

@@ -1,0 +1,95 @@
+"""The lists of runs and of conversations, page by page: which part of them a client means, and what it is answered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runstream.broker.rows import ConversationFilter, RunFilter, Span
+from runstream.gateway.errors import ApiError, NotFound
+from runstream.gateway.validation import check_conversation_id, check_run_id
+from runstream.schemas import ACTIVE_STATUSES, DEFAULT_TENANT, RUN_STATUSES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from runstream.broker.rows import ConversationRow, Position, RunRow
+    from runstream.broker.view import View
+    from runstream.schemas import ListActiveRunsRequest, ListConversationsRequest, ListRunsRequest
+
+__all__ = ["Lists"]
+
+ACTIVE_RUNS = 1000
+"""Runs that `runs/active` shows: it has no pages, and is as long as one may be."""
+
+
+class _BadStatus(ApiError):
+    """There is no such status. The reference says so in words of its own."""
+
+    status = 400
+
+
+class Lists:
+    """Lists for one tenant, as JSON. Every call raises `Unavailable`; `ViewBehind` while there is nothing to list."""
+
+    def __init__(self, view: View, tenant: str = DEFAULT_TENANT) -> None:
+        self._view = view
+        self._tenant = tenant
+
+    async def runs(self, wanted: ListRunsRequest) -> bytes:
+        """Return a page of runs. Raises `BadRequest` for a malformed cursor, `NotFound`, `ApiError` 400."""
+        for status in wanted.statuses:
+            if status not in RUN_STATUSES:
+                raise _BadStatus(f"'{status}' is not a valid RunStatus")
+        chosen = RunFilter(
+            tenant=self._tenant,
+            agent_ids=wanted.agents,
+            conversation_id=wanted.conversation_id,
+            statuses=wanted.wanted_statuses,
+            background=wanted.background,
+            stop_reason=wanted.stop_reason,
+        )
+        span = Span(
+            limit=wanted.limit,
+            descending=wanted.is_descending,
+            after=await self._run_position(wanted.after),
+            before=await self._run_position(wanted.before),
+        )
+        return _array(await self._view.runs(chosen, span))
+
+    async def active_runs(self, wanted: ListActiveRunsRequest) -> bytes:
+        """Return the runs that go on, the newest first."""
+        chosen = RunFilter(
+            tenant=self._tenant, agent_ids=wanted.agents, statuses=ACTIVE_STATUSES, background=wanted.background
+        )
+        return _array(await self._view.runs(chosen, Span(limit=ACTIVE_RUNS)))
+
+    async def conversations(self, wanted: ListConversationsRequest) -> bytes:
+        """Return a page of conversations. Raises `BadRequest` for a malformed cursor, `NotFound`."""
+        chosen = ConversationFilter(
+            tenant=self._tenant,
+            agent_id=wanted.agent_id,
+            archived=wanted.archived,
+            summary=wanted.summary_search,
+        )
+        is_descending = wanted.order == "desc"
+        after: Position | None = None
+        if wanted.after is not None:
+            after = await self._view.conversation_position(
+                self._tenant, check_conversation_id(wanted.after), wanted.order_by, descending=is_descending
+            )
+            if after is None:
+                raise NotFound(f"Conversation not found with id='{wanted.after}'")
+        span = Span(limit=wanted.limit, descending=is_descending, after=after)
+        return _array(await self._view.conversations(chosen, wanted.order_by, span))
+
+    async def _run_position(self, cursor: str | None) -> Position | None:
+        if cursor is None:
+            return None
+        position = await self._view.run_position(self._tenant, check_run_id(cursor))
+        if position is None:
+            raise NotFound(f"Run not found with id='{cursor}'")
+        return position
+
+
+def _array(rows: Sequence[RunRow | ConversationRow]) -> bytes:
+    return b"[" + b",".join([row.wire for row in rows]) + b"]"
