@@ -43,6 +43,22 @@ async def test_deprecated(stack: Stack, prefix: str, path: str, body: dict[str, 
     assert (reply.status, reply.headers["deprecation"]) == (status, SINCE)
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        (f"/v1/runs/?agent_ids={AGENT}", 200),
+        ("/v1/runs/?ascending=true", 200),
+        ("/v1/runs/?ascending=false&after=run-x", 400),
+        ("/v1/runs/active", 200),
+        ("/v1/runs/active?background=perhaps", 422),
+    ],
+)
+async def test_deprecated_lists(stack: Stack, path: str, status: int) -> None:
+    """Parameters that have a successor, and the list that is one of another's."""
+    reply = await stack.fetch("GET", path)
+    assert (reply.status, reply.headers["deprecation"]) == (status, SINCE)
+
+
 async def test_deprecated_and_refused_before_it_is_looked_at(stack: Stack) -> None:
     """The check of the user comes before the path's own."""
     path = f"/v1/agents/{AGENT}/messages/stream"
@@ -55,6 +71,7 @@ async def test_deprecated_and_refused_before_it_is_looked_at(stack: Stack) -> No
     [
         ("POST", "/v1/conversations/default/messages", {**TEXT, "agent_id": AGENT}),
         ("POST", "/v1/conversations/default/stream", {}),
+        ("GET", f"/v1/runs/?agent_id={AGENT}&order=asc&active=true", {}),
         ("POST", f"/v1/agents/{AGENT}/messages/cancel", {"run_ids": []}),
         ("POST", f"/v1/conversations/?agent_id={AGENT}", {}),
         ("GET", f"/v1/agents/{AGENT}/messages/stream", {}),

@@ -249,12 +249,12 @@ def model_of(kind: type[Model], body: Any, *, required: bool) -> Model:
 def query_of(kind: type[Model], request: web.Request, *names: str) -> Model:
     """Validate the parameters of these names in the query (none: all of the model); others are not looked at.
 
-    Of one that is there twice, and is no list, the last counts. One that is empty is absent: so a client writes null
-    that knows no other way. Raises `Invalid`.
+    Of one that is there twice, and is no list, the last counts. Where all are asked for, one that is empty is absent:
+    so a client writes null that knows no other way. Raises `Invalid`.
     """
     given: dict[str, Any] = {}
     for name in names or kind.model_fields:
-        if values := [value for value in request.query.getall(name, []) if value]:
+        if values := [value for value in request.query.getall(name, []) if value or names]:
             is_list = get_origin(kind.model_fields[name].annotation) is list
             given[name] = values if is_list else values[-1]
     try:

@@ -68,7 +68,7 @@ async def messages(request: web.Request) -> web.StreamResponse:
     """`GET /v1/runs/{run_id}/messages`: what a run has said so far, whether or not it has ended."""
     services = request.app[SERVICES]
     run_id = run_path(request)
-    wanted = query_of(RunMessagesQuery, request, *RunMessagesQuery.model_fields)
+    wanted = query_of(RunMessagesQuery, request)
     record = await services.lookup.by_id(run_id)
     said = await services.transcripts.of(record)
     return await services.answers.messages(request, page_of(said, wanted))
