@@ -245,7 +245,11 @@ class EventStream:
         while not self._events:
             if self.is_complete:
                 return None
-            data = await (self.connection.chunk(deadline) if self._is_chunked else self._bare(deadline))
+            try:
+                data = await (self.connection.chunk(deadline) if self._is_chunked else self._bare(deadline))
+            except Cut as cut:
+                complaint = f"{cut}; the last of {len(self.seen)} events: {self.seen[-1:]}"
+                raise Cut(complaint) from cut
             if data is None:
                 self.is_complete = True
             else:
