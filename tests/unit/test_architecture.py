@@ -17,7 +17,7 @@ FUNCTION_LINES = 60
 # Third parties by owner: the files, below each package, that may import them.
 OWNERS = {
     "nats": ["broker/connection.py", "broker/jetstream.py"],
-    "aiohttp": ["broker/http.py", "gateway/*"],
+    "aiohttp": ["broker/http*.py", "broker/ingest/routes.py", "gateway/*"],
     "httpx": ["broker/agents/http*.py"],
     "httpx_sse": ["broker/agents/http*.py"],
     "pydantic": ["*/settings*.py", "schemas/requests.py", "gateway/validation.py"],

@@ -129,13 +129,21 @@ class CursorExpired(BrokerError):
 
 
 class Conflict(BrokerError):
-    """The claim was refused: another run holds the conversation or one of the otids."""
+    """The claim was refused."""
 
-    def __init__(self, *, run_id: str, otid: str | None, shares_otid: bool) -> None:
+    def __init__(self, *, run_id: str, otid: str | None, shares_otid: bool, is_repeated: bool = False) -> None:
         self.run_id = run_id
         self.otid = otid
         self.shares_otid = shares_otid
-        super().__init__(run_id=run_id)
+        self.is_repeated = is_repeated
+        """Whether the run was opened by this very request, sent before."""
+        if is_repeated:
+            words = f"The same request, by its otids, was made before, and opened run {run_id}."
+        elif shares_otid:
+            words = f"The otid {otid!r} belongs to another request, answered by run {run_id}."
+        else:
+            words = f"The conversation is busy until run {run_id} has ended."
+        super().__init__(words, run_id=run_id)
 
 
 class AgentFailed(BrokerError):

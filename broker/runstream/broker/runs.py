@@ -32,7 +32,6 @@ from runstream.broker.connection import Connection
 from runstream.broker.ending import Outcome, end_run, failed, first_message
 from runstream.broker.errors import (
     BrokerError,
-    Conflict,
     Fenced,
     NotStored,
     RunCancelled,
@@ -45,18 +44,19 @@ from runstream.broker.index import Index
 from runstream.broker.interruption import Interruption
 from runstream.broker.jetstream import JetStream
 from runstream.broker.lease import Lease
+from runstream.broker.opening import begin, claim_to_write, record_to_write
 from runstream.broker.publisher import Publisher
 from runstream.broker.queue import WorkQueue
 from runstream.broker.recording import Recording
+from runstream.broker.repair import Repair
 from runstream.broker.settings import BrokerSettings, resolved
-from runstream.broker.topology import INDEX_STREAM, WORK_STREAM, LogAddress, check_server, shard_of
-from runstream.schemas import RunRecord, check_otids, is_agent_id, is_conversation_id, new_run_id
+from runstream.broker.topology import INDEX_STREAM, WORK_STREAM, LogAddress, check_server
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
-    from runstream.schemas import Chunk
+    from runstream.schemas import Chunk, RunRecord
 
 __all__ = ["RUN_TYPE", "Run", "Runs"]
 
@@ -94,7 +94,9 @@ class Runs:
             jetstream = JetStream(connection, timeout_seconds=self._settings.request_timeout_seconds)
             stack.push_async_callback(jetstream.close)
             lease_seconds = min(self._settings.lease_seconds, await _provisioned(jetstream, self._settings))
-            self._store = _Store(jetstream, Index(jetstream), self._settings, lease_seconds)
+            index = Index(jetstream)
+            repair = Repair(jetstream, self._settings, index, observe=lambda _: None)
+            self._store = _Store(jetstream, index, repair, self._settings, lease_seconds)
             stack.push_async_callback(self._end_open_runs)
             self._stack = stack.pop_all()
         return self
@@ -125,23 +127,13 @@ class Runs:
         """
         if self._store is None:
             raise RuntimeError(NOT_ENTERED)
-        if not is_agent_id(agent_id):
-            raise ValueError(f"An agent's id is agent-<uuid4>, in lower case, and not {agent_id!r}.")
-        if conversation_id is not None and not is_conversation_id(conversation_id):
-            raise ValueError(
-                f"A conversation's id is conv-<uuid4>, in lower case, or None for none, and not {conversation_id!r}."
-            )
-        sent = [otid for otid in otids if otid]
-        check_otids(sent)
-        run_id = new_run_id()
-        record = RunRecord(
-            id=run_id,
+        record = record_to_write(
             agent_id=agent_id,
             conversation_id=conversation_id,
+            otids=otids,
             background=background,
             run_type=RUN_TYPE,
-            shard=shard_of(run_id, self._settings.shards),
-            otids=sent,
+            shards=self._settings.shards,
         )
         return Run(self._store, record, self._open)
 
@@ -151,6 +143,7 @@ class _Store(msgspec.Struct):
 
     jetstream: JetStream
     index: Index
+    repair: Repair
     settings: BrokerSettings
     lease_seconds: float
     is_left: bool = False
@@ -229,9 +222,7 @@ class Run:
         return self
 
     async def _claim(self) -> None:
-        claimed = await self._store.index.claim(self._record, None)
-        if not claimed.is_new:
-            raise Conflict(run_id=claimed.record.id, otid=self._record.otids[0], shares_otid=True)
+        await claim_to_write(self._store.index, self._store.repair, self._record)
 
     async def _begin(self) -> None:
         index, tenant = self._store.index, self._record.tenant
@@ -239,16 +230,10 @@ class Run:
             self._store.jetstream, index, self._publisher, tenant=tenant, seconds=self._store.lease_seconds
         )
         await self._stack.enter_async_context(self._lease)
-        first_seq = await self._store_first()
-        # Whether this run answers a request for approval, or passes over it, is its platform's affair.
-        answers = await index.waiting_for_approval(tenant, self._record.scope)
-        self._record = await index.begin(self._record, first_seq=first_seq, answers=answers)
+        self._record = await begin(self._store.jetstream, index, self._publisher, self._record)
         self._open.add(self)
         self._block = Interruption()
         self._lease.over.add_done_callback(self._stop)
-
-    async def _store_first(self) -> int:
-        return await self._publisher.publish_marked(first_message(self._record))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -333,7 +318,7 @@ class Run:
         if isinstance(error, Fenced):
             return
         if self._publisher.next_index == 0:
-            await self._store_first()
+            await self._publisher.publish_marked(first_message(self._record))
         refused: StoreRefused | None = None
         try:
             outcome = await self._outcome(error)
