@@ -20,7 +20,13 @@ OWNERS = {
     "aiohttp": ["broker/http*.py", "broker/ingest/routes.py", "gateway/*"],
     "httpx": ["broker/agents/http*.py"],
     "httpx_sse": ["broker/agents/http*.py"],
-    "pydantic": ["*/settings*.py", "schemas/requests.py", "gateway/validation.py"],
+    "pydantic": [
+        "*/settings*.py",
+        "schemas/requests.py",
+        "schemas/ingest.py",
+        "broker/ingest/routes.py",
+        "gateway/validation.py",
+    ],
     "pydantic_settings": ["*/settings*.py"],
 }
 READERS_OF_THE_ENVIRONMENT = ["*/settings*.py", "gateway/cli.py"]

@@ -1,4 +1,4 @@
-"""The broker's own port: whether it lives, whether it is ready, what it counts."""
+"""What is served on ports besides the gateway's: whether a process lives, whether it is ready, what it counts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 __all__ = ["health_routes", "metrics_route", "serving"]
+
+SHUTDOWN_SECONDS = 1.0
+"""How long open requests may take when their server stops: what is open for longer was told before."""
 
 
 def health_routes(unready: Callable[[], Awaitable[str | None]]) -> list[web.RouteDef]:
@@ -48,7 +51,8 @@ async def serving(routes: Sequence[web.RouteDef], listener: socket.socket) -> As
     """Serve `routes` on a bound socket while the block lasts."""
     app = web.Application()
     app.add_routes(routes)
-    runner = web.AppRunner(app, access_log=None)
+    # Handlers are not cancelled when their clients leave: what was sent is dealt with all the same.
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
     try:
         await web.SockSite(runner, listener).start()

@@ -19,7 +19,7 @@ import msgspec
 from aiohttp import web
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
 __all__ = [
     "BadBody",
@@ -87,7 +87,7 @@ async def read_body(request: web.Request, *, limit: int, seconds: float) -> byte
     return b"".join(parts)
 
 
-async def pieces_of(request: web.Request) -> AsyncIterator[bytes]:
+async def pieces_of(request: web.Request) -> AsyncGenerator[bytes]:
     """Yield a body as it comes. Raises `ConnectionError` when the client is gone, after all that it had sent.
 
     Raises `BodyUnreadable` for a broken encoding.

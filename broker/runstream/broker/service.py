@@ -1,4 +1,4 @@
-"""The broker as a service: connects, provisions, looks after runs, executes requests, answers on its own port."""
+"""The broker as a service: connects, provisions, looks after runs, executes requests, takes those of other writers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from runstream.broker.connection import Connection
 from runstream.broker.errors import BrokerError, Unavailable
 from runstream.broker.http import health_routes, metrics_route, serving
 from runstream.broker.index import Index
+from runstream.broker.ingest.routes import ingest_routes
+from runstream.broker.ingest.service import Ingest
 from runstream.broker.jetstream import JetStream
 from runstream.broker.metrics import BrokerMetrics
 from runstream.broker.presence import Presence, announce
@@ -113,7 +115,9 @@ class Broker:
         async with AsyncExitStack() as stack:
             connection = Connection(self._settings.nats_url, name="broker", patient=self._patient)
             jetstream = JetStream(connection, timeout_seconds=self._settings.request_timeout_seconds)
-            await self._serve(stack, jetstream)
+            ingest = Ingest(jetstream, self._settings, self.metrics)
+            self.metrics.watch_uploads(lambda: ingest.uploads)
+            await self._serve(stack, jetstream, ingest)
             await stack.enter_async_context(connection)
             stack.push_async_callback(jetstream.close)
             self.metrics.watch_reconnects(lambda: connection.reconnects)
@@ -128,10 +132,12 @@ class Broker:
                 self.worker = await self._reached(lambda: stack.enter_async_context(worker))
                 presence = await self._reached(lambda: announce(connection, self._presence))
                 stack.push_async_callback(presence.close)
+            # Last, so that it is the first to be left: who has an upload open is told before NATS is given up.
+            await stack.enter_async_context(ingest)
             self._stack = stack.pop_all()
         return self
 
-    async def _serve(self, stack: AsyncExitStack, jetstream: JetStream) -> None:
+    async def _serve(self, stack: AsyncExitStack, jetstream: JetStream, ingest: Ingest) -> None:
         """Answer on the broker's port, before NATS is there: who asks is told what is being waited for."""
         readiness = Readiness(jetstream, self._settings)
         routes = health_routes(readiness.unready)
@@ -140,7 +146,7 @@ class Broker:
             await stack.enter_async_context(serving(metrics, self._metrics_listener))
         if self._listener is not None:
             shown = routes if self._metrics_listener is not None else [*routes, *metrics]
-            await stack.enter_async_context(serving(shown, self._listener))
+            await stack.enter_async_context(serving([*shown, *ingest_routes(ingest)], self._listener))
 
     async def _reached(self, action: Callable[[], Awaitable[T]]) -> T:
         """Do what needs NATS; a patient broker does it again until NATS is there for it."""

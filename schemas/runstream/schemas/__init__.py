@@ -70,6 +70,7 @@ from runstream.schemas.ids import (
     new_run_id,
     new_step_id,
 )
+from runstream.schemas.ingest import EndRunRequest, FailRunRequest, OpenRunRequest, RunUsage
 from runstream.schemas.requests import (
     DEFAULT_BATCH_SIZE,
     MAX_OTID_CHARACTERS,
@@ -150,9 +151,11 @@ __all__ = [
     "ConversationRecord",
     "CreateConversationRequest",
     "CreateMessagesRequest",
+    "EndRunRequest",
     "ErrorMessage",
     "ErrorType",
     "EventMessage",
+    "FailRunRequest",
     "FinalStatus",
     "HiddenReasoningMessage",
     "InvalidChunk",
@@ -160,6 +163,7 @@ __all__ = [
     "Kind",
     "MessageCreate",
     "MessageType",
+    "OpenRunRequest",
     "PathPattern",
     "Ping",
     "ReasoningMessage",
@@ -168,6 +172,7 @@ __all__ = [
     "RunRecord",
     "RunRequest",
     "RunStatus",
+    "RunUsage",
     "SchemaError",
     "StopReason",
     "StopReasonType",
