@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from runstream.schemas import new_agent_id
 from tests.support.http import NO_BODY, Connection, Reply, fetch
+from tests.support.stack import Stack
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 LAST_CHUNK = b"0\r\n\r\n"
@@ -132,3 +133,22 @@ async def writing(base: str, **body: Any) -> AsyncIterator[Writer]:
     finally:
         with contextlib.suppress(OSError, EOFError):
             await writer.end()
+
+
+async def content_of(stack: Stack, run_id: str) -> list[dict[str, Any]]:
+    """What a run's writer has said, as a gateway serves it to a client that comes once it has ended."""
+    async with stack.resume(run_id) as stream:
+        events = await stream.rest()
+    return [event.json for event in events if event.seq_id is not None and event.json.get("message_type") != "ping"]
+
+
+async def numbers_of(stack: Stack, run_id: str) -> list[int]:
+    """The numbers of the chunks of a run that has ended, its error left out."""
+    chunks = await content_of(stack, run_id)
+    return [int(chunk["content"].split()[0]) for chunk in chunks if "content" in chunk]
+
+
+def told(reply: Reply) -> tuple[int, str]:
+    """The status and the error type of a refusal, after a check that it has a detail in words."""
+    assert reply.json["detail"].endswith((".", "}", "]", "…")) or ": " in reply.json["detail"], reply
+    return reply.status, reply.json["error_type"]

@@ -88,21 +88,21 @@ async def read_body(request: web.Request, *, limit: int, seconds: float) -> byte
 
 
 async def pieces_of(request: web.Request) -> AsyncGenerator[bytes]:
-    """Yield a body as it comes. Raises `ConnectionError` when the client is gone, after all that it had sent.
+    """Yield a body as it comes, all that came.
 
-    Raises `BodyUnreadable` for a broken encoding.
+    Then raises `ConnectionError` when the client is gone, `BodyUnreadable` when the encoding is broken.
     """
     content = request.content
     try:
         async for piece in content.iter_any():
             yield piece
-    except web.RequestPayloadError:
-        raise BodyUnreadable from None
-    except ConnectionError:
-        # aiohttp tells of the loss first, and then gives nothing any more: what came before it is still there.
+    except (web.RequestPayloadError, ConnectionError) as error:
+        # aiohttp tells of what is wrong at once, and then gives nothing any more: what came before it is still there.
         if rest := content._read_nowait(-1):  # noqa: SLF001  # there is no other way to it
             yield rest
-        raise
+        if isinstance(error, ConnectionError):
+            raise
+        raise BodyUnreadable from None
 
 
 def parse_body(raw: bytes, *, limit: int) -> Any:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from runstream.schemas.chunks import UsageStatistics
 from runstream.schemas.ids import AGENT_PATH, STRICT_CONVERSATION_PATH
-from runstream.schemas.requests import check_otids
+from runstream.schemas.requests import MAX_SEQ_ID, check_otids
 
 __all__ = ["EndRunRequest", "FailRunRequest", "OpenRunRequest", "RunUsage"]
 
@@ -54,18 +54,22 @@ class OpenRunRequest(_Body):
     """Whether clients can resume it."""
 
 
+Count = Annotated[int, Field(ge=0, le=MAX_SEQ_ID)]
+"""Tokens or steps, as many as every client can count."""
+
+
 class RunUsage(_Body):
     """What a run used, in tokens and steps. Null: the provider did not say."""
 
-    completion_tokens: int = 0
-    prompt_tokens: int = 0
-    total_tokens: int = 0
-    step_count: int = 0
+    completion_tokens: Count = 0
+    prompt_tokens: Count = 0
+    total_tokens: Count = 0
+    step_count: Count = 0
     run_ids: list[str] | None = None
-    cached_input_tokens: int | None = None
-    cache_write_tokens: int | None = None
-    reasoning_tokens: int | None = None
-    context_tokens: int | None = None
+    cached_input_tokens: Count | None = None
+    cache_write_tokens: Count | None = None
+    reasoning_tokens: Count | None = None
+    context_tokens: Count | None = None
 
     def to_chunk(self) -> UsageStatistics:
         """The chunk that tells it."""

@@ -21,7 +21,7 @@ from runstream.broker.errors import (
     Unavailable,
     Unsettled,
 )
-from runstream.broker.http_body import BadBody, BodyTooLarge, BodyTooSlow
+from runstream.broker.http_body import BadBody, BodyTooLarge, BodyTooSlow, NotJson
 
 __all__ = ["STATUSES", "IngestError", "not_usable", "translated"]
 
@@ -120,5 +120,11 @@ def not_usable(error: BadBody) -> IngestError:
             return IngestError("body_too_large", str(error))
         case BodyTooSlow():
             return IngestError("too_slow", str(error))
-        case _:
+        case NotJson():
             return IngestError("invalid_request", str(error))
+        case _:
+            return IngestError(
+                "invalid_request",
+                "The body cannot be read: it is not UTF-8, its encoding is broken, it is nested without end, or it "
+                "has half a character or a number that cannot be stored.",
+            )

@@ -198,14 +198,13 @@ class Ingest:
             await stack.enter_async_context(publisher)
             appending = Appending(self._jetstream, self._reader, publisher, standing, expected_index)
             stack.push_async_callback(appending.close)
-            ends: list[asyncio.Future[BrokerError]] = [publisher.failed]
             try:
                 if is_long:
-                    lease = self._lease(standing, publisher)
-                    ends.insert(0, (await stack.enter_async_context(lease)).over)
+                    lease = await stack.enter_async_context(self._lease(standing, publisher))
+                    await self._read(appending, read, [lease.over, publisher.failed])
                 else:
                     await self.runs.keep_alive(standing.record)
-                await self._read(appending, read, ends)
+                    await _all_of_it(appending, read)
             except RunCancelled as reason:
                 raise await self._cancelled(standing, publisher, appending, reason) from None
             except Fenced as error:
@@ -235,18 +234,8 @@ class Ingest:
         ends: Sequence[asyncio.Future[BrokerError]],
     ) -> None:
         """Let `read` take what there is, and see it stored; raises what ends that before its time."""
-
-        async def all_of_it() -> None:
-            try:
-                await read(appending)
-            except (IngestError, ConnectionError):
-                # What came before what is wrong is good.
-                await appending.flush()
-                raise
-            await appending.flush()
-
         stopping = asyncio.create_task(self._stopping.wait(), name="ingest-stopping")
-        reading = asyncio.create_task(all_of_it(), name="ingest-reading")
+        reading = asyncio.create_task(_all_of_it(appending, read), name="ingest-reading")
         try:
             waited: set[asyncio.Future[Any]] = {reading, stopping, *ends}
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
@@ -296,6 +285,16 @@ class Ingest:
         self.runs.forget(standing.record.id)
         refused.facts.update(facts)
         return refused
+
+
+async def _all_of_it(appending: Appending, read: Callable[[Appending], Awaitable[None]]) -> None:
+    """Read what there is, and see it stored; so is what came before something wrong."""
+    try:
+        await read(appending)
+    except (IngestError, BrokerError, ConnectionError):
+        await appending.flush()
+        raise
+    await appending.flush()
 
 
 def _stopping() -> IngestError:
