@@ -455,7 +455,7 @@ async def block(run: Run, body: Body) -> None:
 
 def open_in(runs: Runs) -> int:
     """How many blocks are open."""
-    return len(runs._open)
+    return 0 if runs._store is None else len(runs._store.open)
 
 
 # -- cancelled ----------------------------------------------------------------------------------------------------

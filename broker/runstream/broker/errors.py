@@ -15,6 +15,7 @@ BrokerError
 ├── ChunkTooLarge               one chunk is larger than a NATS message may be
 ├── CursorExpired               retention has removed what the cursor asks for
 ├── Conflict                    a claim was refused: the conversation or an otid is taken
+├── Draining                    this process opens no further runs, as it is to stop
 ├── AgentFailed                 the agent ended with an error of its own
 ├── InvalidAgent                there is no such agent, or what names it is wrong
 ├── TopologyError               the streams are absent, or not as configured
@@ -34,6 +35,7 @@ __all__ = [
     "ChunkTooLarge",
     "Conflict",
     "CursorExpired",
+    "Draining",
     "EmbeddedServerError",
     "Fenced",
     "InvalidAgent",
@@ -144,6 +146,10 @@ class Conflict(BrokerError):
         else:
             words = f"The conversation is busy until run {run_id} has ended."
         super().__init__(words, run_id=run_id)
+
+
+class Draining(BrokerError):
+    """This process is to stop, and opens no further runs."""
 
 
 class AgentFailed(BrokerError):

@@ -7,8 +7,6 @@ import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self, TypeVar
 
-import structlog
-
 from runstream.broker.connection import Connection
 from runstream.broker.errors import BrokerError, Unavailable
 from runstream.broker.http import health_routes, metrics_route, serving
@@ -16,6 +14,7 @@ from runstream.broker.index import Index
 from runstream.broker.ingest.routes import ingest_routes
 from runstream.broker.ingest.service import Ingest
 from runstream.broker.jetstream import JetStream
+from runstream.broker.logs import get_logger
 from runstream.broker.metrics import BrokerMetrics
 from runstream.broker.presence import Presence, announce
 from runstream.broker.queue import WorkQueue
@@ -35,7 +34,7 @@ __all__ = ["Broker", "Readiness"]
 
 T = TypeVar("T")
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 RETRY_SECONDS = 1.0
 """How long a patient broker waits before it asks NATS again."""

@@ -18,10 +18,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Self
 
 import msgspec
-import structlog
 
 from runstream.broker.errors import BrokerError, NotStored
 from runstream.broker.keys import KV_OPERATION, key_of, lease_key, request_key, run_key, subject_of
+from runstream.broker.logs import get_logger
 from runstream.broker.tasks import end_task
 from runstream.broker.topology import INDEX_STREAM, LogAddress, log_streams
 from runstream.schemas import InvalidRecord, decode_run
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Sweeper", "Swept", "oldest_kept", "sweep"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 SWEPT_KINDS = ("claim", "otid", "agent", "approval", "request", "lease", "cancel", "run", "pulse")
 """All that a key may be (its first token) but `conversation`."""

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
-import structlog
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
@@ -15,6 +14,7 @@ from runstream.broker.ending import Outcome, failed
 from runstream.broker.errors import BrokerError
 from runstream.broker.http_body import BadBody, parse_body, pieces_of, read_body
 from runstream.broker.ingest.errors import IngestError, not_usable, translated
+from runstream.broker.logs import get_logger
 from runstream.broker.recording import outcome_of_stop
 from runstream.schemas import EndRunRequest, FailRunRequest, OpenRunRequest, is_run_id
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ingest_routes"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Model = TypeVar("Model", bound=BaseModel)

@@ -12,7 +12,6 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import msgspec
-import structlog
 
 from runstream.broker.ending import Outcome
 from runstream.broker.errors import BrokerError, Fenced, Unavailable, WrongLastSequence
@@ -20,6 +19,7 @@ from runstream.broker.index import Index
 from runstream.broker.ingest.errors import IngestError, translated
 from runstream.broker.jetstream import StoredMessage
 from runstream.broker.log import ENDING, entry_of
+from runstream.broker.logs import get_logger
 from runstream.broker.opening import begin, claim_to_write, record_to_write
 from runstream.broker.publisher import Publisher
 from runstream.broker.repair import Repair, watch_over
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PATIENCE_SECONDS", "RUN_TYPE", "IngestedRuns", "Standing", "over"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 RUN_TYPE = "ingest"
 """What clients see as the `metadata.run_type` of a run that was opened here."""

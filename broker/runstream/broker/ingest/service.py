@@ -7,8 +7,6 @@ import contextlib
 from contextlib import AsyncExitStack, aclosing
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import structlog
-
 from runstream.broker.ending import Outcome, end_run
 from runstream.broker.errors import BrokerError, Fenced, RunCancelled, RunTooLong
 from runstream.broker.http_body import BadBody
@@ -17,6 +15,7 @@ from runstream.broker.ingest.chunks import Lines, bodies_of, body_of_line
 from runstream.broker.ingest.errors import IngestError, not_usable, translated
 from runstream.broker.ingest.runs import PATIENCE_SECONDS, IngestedRuns, over
 from runstream.broker.lease import Lease
+from runstream.broker.logs import get_logger
 from runstream.broker.publisher import Publisher, chunk_limit
 from runstream.broker.reader import LogReader
 from runstream.broker.tasks import end_task
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ingest"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 T = TypeVar("T")
 
