@@ -1,6 +1,6 @@
 """What a writer at the ingest API is told when its request is refused: one error, and the one table of its types.
 
-IngestError     the request is refused, or could not be carried out
+IngestError
 """
 
 from __future__ import annotations
