@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from runstream.broker.ingest.errors import IngestError
 from runstream.broker.log import ENDING, WRITER, entry_of, writer_header
-from runstream.broker.reader import place_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -99,7 +98,7 @@ class Appending:
             yield last
             return
         address = self._publisher.address
-        after = await place_of(self._jetstream, address, index, last) - 1
+        after = await self._reader.cursor_at(address, index, last)
         batches = self._reader.read(address, after, last.seq, after_index=index - 1)
         async with aclosing(batches):
             async for batch in batches:

@@ -219,7 +219,11 @@ class IngestedRuns:
         try:
             await self._end(record, last, Outcome("cancelled"))
         except Fenced:
-            log.info("run_ended_by_others", run_id=record.id)
+            # A broker's watchdog was faster, or its writer with an end of its own.
+            log.info("run_moved_on", run_id=record.id)
+            stored = await self.index.run(record.tenant, record.id)
+            if stored is not None and stored.value.is_terminal:
+                return over(stored.value)
         return over(record, "cancelled")
 
     async def end(self, run_id: str, outcome: Outcome, expected_index: int | None) -> dict[str, object]:
