@@ -400,3 +400,36 @@ async def test_a_batch_says_how_many_follow(core: Core) -> None:
     found: list[StoredMessage] = await core.jetstream.direct_batch(address.stream, address.subject, after=0, limit=5)
     assert [message.pending for message in found] == [19, 18, 17, 16, 15]
     assert all(message.headers["Rs-Kind"] == Kind.DATA for message in found)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+async def test_a_cursor_at_an_entry(
+    core: Core, plan: Callable[[LogAddress, LogAddress], Sequence[LogAddress]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However a run lies among others, the cursor is right before the entry, and is found in few requests."""
+    address, other = core.address(), core.address()
+    log = (await core.fill(plan(address, other)))[address]
+    first_message = core.jetstream.first_message
+    asked = 0
+
+    async def counted(stream: str, subject: str, *, seq: int = 0) -> StoredMessage | None:
+        nonlocal asked
+        asked += 1
+        return await first_message(stream, subject, seq=seq)
+
+    monkeypatch.setattr(core.jetstream, "first_message", counted)
+    for entry in [*random.sample(log, 20), log[0], log[-1]]:
+        asked = 0
+        cursor = await core.reader.cursor_at(address, entry.index, log[-1])
+        assert max((each.seq for each in log if each.seq < entry.seq), default=0) <= cursor < entry.seq
+        assert asked <= 30
+
+
+async def test_a_cursor_at_an_entry_that_is_gone(core: Core) -> None:
+    """Retention has removed it: that is said, and not guessed at."""
+    address = core.address()
+    log = (await core.fill([address] * 20))[address]
+    await core.purge_before(address, log[5].seq)
+    assert await core.reader.cursor_at(address, 5, log[-1]) == log[5].seq - 1
+    with pytest.raises(CursorExpired):
+        await core.reader.cursor_at(address, 4, log[-1])

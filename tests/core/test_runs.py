@@ -226,6 +226,7 @@ async def test_a_busy_conversation_is_refused(core: Core, runs: Runs) -> None:
             async with runs.open(agent_id=AGENT, conversation_id=conversation_id, otids=["b"]):
                 raise AssertionError
         assert (refused.value.run_id, refused.value.otid, refused.value.shares_otid) == (run.run_id, "a", False)
+        assert f"The conversation is busy until run {run.run_id} has ended." in str(refused.value)
     assert await ended_with(core, run.run_id) == ("completed", "end_turn", None)
 
 
@@ -240,6 +241,8 @@ async def test_an_otid_is_answered_once(runs: Runs, again: list[str]) -> None:
     with pytest.raises(Conflict) as after:
         await runs.open(agent_id=scope, otids=second).__aenter__()
     assert [(error.value.run_id, error.value.shares_otid) for error in (during, after)] == [(run.run_id, True)] * 2
+    words = "The same request, by its otids," if again == ["1", "2"] else f"The otid '{scope}-2' belongs to another"
+    assert all(words in str(error.value) and run.run_id in repr(error.value) for error in (during, after))
 
 
 @pytest.mark.parametrize(
@@ -461,7 +464,7 @@ async def block(run: Run, body: Body) -> None:
 
 def open_in(runs: Runs) -> int:
     """How many blocks are open."""
-    return len(runs._open)
+    return 0 if runs._store is None else len(runs._store.open)
 
 
 # -- cancelled ----------------------------------------------------------------------------------------------------

@@ -14,7 +14,13 @@ from pydantic_settings import BaseSettings
 
 from runstream.broker.agents import demo
 from runstream.broker.agents.settings import UpstreamSettings
+from runstream.broker.connection import Connection
 from runstream.broker.http import description_operation, health_operations, metrics_operation
+from runstream.broker.ingest.errors import STATUSES
+from runstream.broker.ingest.routes import ingest_operations
+from runstream.broker.ingest.service import Ingest
+from runstream.broker.jetstream import JetStream
+from runstream.broker.metrics import BrokerMetrics
 from runstream.broker.operations import Operation
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.broker.topology import WORK_STREAM
@@ -33,7 +39,8 @@ DOCUMENTS = [
     for path in sorted(ROOT.rglob("*.md"))
     if not any(part.startswith(".") or part == "node_modules" for part in path.relative_to(ROOT).parts)
 ]
-REFUSERS = sorted([*GATEWAY.glob("*.py"), *(GATEWAY / "routes").glob("*.py")])
+HTTP_BODY = ROOT / "broker" / "runstream" / "broker" / "http_body.py"
+REFUSERS = sorted([*GATEWAY.glob("*.py"), *(GATEWAY / "routes").glob("*.py"), HTTP_BODY])
 
 
 def table(document: str, heading: str) -> list[list[str]]:
@@ -67,10 +74,17 @@ def health_endpoints() -> set[str]:
     return endpoints([*operations, description_operation(operations, title="", says="")])
 
 
+def ingest_endpoints() -> set[str]:
+    settings = BrokerSettings()
+    # Nothing is asked of NATS until a request is.
+    jetstream = JetStream(Connection(settings.nats_url, name="test"), timeout_seconds=1)
+    return endpoints(ingest_operations(Ingest(jetstream, settings, BrokerMetrics())))
+
+
 def test_protocol_has_every_path() -> None:
     """Whoever serves a path says in PROTOCOL.md what it takes and answers."""
     headings = {name for line in re.findall(r"^### (.*)$", PROTOCOL, flags=re.MULTILINE) for name in code(line)}
-    assert headings == gateway_endpoints() | health_endpoints()
+    assert headings == gateway_endpoints() | health_endpoints() | ingest_endpoints()
 
 
 def test_readme_lists_exactly_the_endpoints_of_the_gateway() -> None:
@@ -163,7 +177,7 @@ def test_readme_has_every_flag_with_its_variable() -> None:
 
 
 def is_refusal(name: str) -> bool:
-    """Whether a class of this name is one of the tree at the top of gateway/errors.py, or hangs on it elsewhere."""
+    """Whether a class of this name is of the tree of gateway/errors.py, or of broker/http_body.py, which it quotes."""
     return name in REFUSALS
 
 
@@ -175,7 +189,7 @@ def classes() -> Iterator[ast.ClassDef]:
 
 
 def refusals() -> set[str]:
-    found = {"ApiError"}
+    found = {"ApiError", "BadBody"}
     for _ in range(4):  # deeper than the tree is
         found |= {
             node.name for node in classes() for base in node.bases if isinstance(base, ast.Name) and base.id in found
@@ -218,14 +232,13 @@ def details(path: Path) -> Iterator[list[str]]:
                 yield parts(value, constants)
 
 
-DETAILS = {
-    "{}".join(text): path.relative_to(GATEWAY).as_posix() for path in REFUSERS for text in details(path) if any(text)
-}
+DETAILS = {"{}".join(text): path.name for path in REFUSERS for text in details(path) if any(text)}
 
 
 def test_details_are_found() -> None:
     """The test below would pass on nothing."""
-    assert {"errors.py", "lookup.py", "streaming.py", "start.py", "creating.py"} <= set(DETAILS.values())
+    expected = {"errors.py", "lookup.py", "streaming.py", "start.py", "creating.py", "http_body.py"}
+    assert expected <= set(DETAILS.values())
     assert "No active runs found for this conversation." in DETAILS
 
 
@@ -242,6 +255,12 @@ def test_protocol_has_every_kind_and_error_type() -> None:
     assert sorted(kinds) == sorted(kind.value for kind in Kind)
     types = [name for row in table(PROTOCOL, "Error types") for name in code(row[0])]
     assert sorted(types) == sorted(ERROR_TYPES)
+
+
+def test_protocol_has_every_error_type_of_the_ingest_api() -> None:
+    """In the one table of the source, with its status."""
+    listed = {code(row[0])[0]: int(row[1]) for row in table(PROTOCOL, "Ingest errors")}
+    assert listed == {name: status.value for name, status in STATUSES.items()}
 
 
 # -- the demo agent ---------------------------------------------------------------------------------------------------

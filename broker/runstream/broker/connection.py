@@ -13,10 +13,10 @@ import contextlib
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 import nats.errors
-import structlog
 from nats.aio.client import Client
 
 from runstream.broker.errors import NoResponders, Unavailable
+from runstream.broker.logs import get_logger
 from runstream.broker.settings import without_password
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection", "Message", "Subscription"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 T = TypeVar("T")
 

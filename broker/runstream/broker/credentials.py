@@ -9,9 +9,9 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-import structlog
 
 from runstream.broker.errors import AgentFailed, InvalidSettings, Unavailable
+from runstream.broker.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CREDENTIALS", "CREDENTIAL_HEADERS", "NONE_SENT", "bearer_in", "credentials_of", "encode_credentials"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 CREDENTIALS: Final = "credentials"
 """The first word of the subject on which a gateway is asked; the second one is its own."""

@@ -18,14 +18,14 @@ from types import TracebackType
 from typing import Self
 
 import msgspec
-import structlog
 
 from runstream.broker.datadir import DataDirectory
 from runstream.broker.errors import EmbeddedServerError
+from runstream.broker.logs import get_logger
 
 __all__ = ["EmbeddedServer", "ServerInfo", "read_info"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 # A fresh server answers in 0.1 s and one with a million messages in 0.4 s; a person waits this long at most.
 START_SECONDS = 4.0

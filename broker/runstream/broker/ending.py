@@ -17,11 +17,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
-import structlog
 
 from runstream.broker.errors import Unavailable
 from runstream.broker.keys import digest
 from runstream.broker.log import ENDING, RUN, entry_of
+from runstream.broker.logs import get_logger
 from runstream.broker.publisher import Write
 from runstream.schemas import (
     ErrorMessage,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["STEPS", "Ending", "Outcome", "end_run", "ended", "failed", "finish_run", "first_message", "told"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 LONGEST_TEXT = 8192
 """Characters of an error's message and detail that are kept: an upstream's HTML page must not fill a message."""

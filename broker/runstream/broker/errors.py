@@ -16,6 +16,7 @@ BrokerError
 ├── ChunkTooLarge               one chunk is larger than a NATS message may be
 ├── CursorExpired               retention has removed what the cursor asks for
 ├── Conflict                    a claim was refused: the conversation or an otid is taken
+├── Draining                    this process opens no further runs, as it is to stop
 ├── AgentFailed                 the agent ended with an error of its own
 ├── InvalidAgent                there is no such agent, or what names it is wrong
 ├── TopologyError               the streams are absent, or not as configured
@@ -35,6 +36,7 @@ __all__ = [
     "ChunkTooLarge",
     "Conflict",
     "CursorExpired",
+    "Draining",
     "EmbeddedServerError",
     "Fenced",
     "InvalidAgent",
@@ -135,13 +137,25 @@ class CursorExpired(BrokerError):
 
 
 class Conflict(BrokerError):
-    """The claim was refused: another run holds the conversation or one of the otids."""
+    """The claim was refused."""
 
-    def __init__(self, *, run_id: str, otid: str | None, shares_otid: bool) -> None:
+    def __init__(self, *, run_id: str, otid: str | None, shares_otid: bool, is_repeated: bool = False) -> None:
         self.run_id = run_id
         self.otid = otid
         self.shares_otid = shares_otid
-        super().__init__(run_id=run_id)
+        self.is_repeated = is_repeated
+        """Whether the run was opened by this very request, sent before."""
+        if is_repeated:
+            words = f"The same request, by its otids, was made before, and opened run {run_id}."
+        elif shares_otid:
+            words = f"The otid {otid!r} belongs to another request, answered by run {run_id}."
+        else:
+            words = f"The conversation is busy until run {run_id} has ended."
+        super().__init__(words, run_id=run_id)
+
+
+class Draining(BrokerError):
+    """This process is to stop, and opens no further runs."""
 
 
 class AgentFailed(BrokerError):

@@ -26,6 +26,10 @@ class Health(msgspec.Struct):
     status: Literal["ok"] = "ok"
 
 
+SHUTDOWN_SECONDS = 1.0
+"""How long open requests may take when their server stops: what is open for longer was told before."""
+
+
 class Unready(msgspec.Struct):
     """Why it is not ready."""
 
@@ -107,11 +111,14 @@ def _answer(found: Health | Unready, *, status: int = 200) -> web.Response:
 
 
 @asynccontextmanager
-async def serving(operations: Sequence[Operation], listener: socket.socket) -> AsyncIterator[None]:
-    """Serve `operations` on a bound socket while the block lasts."""
+async def serving(
+    operations: Sequence[Operation], listener: socket.socket, *, others: Sequence[web.RouteDef] = ()
+) -> AsyncIterator[None]:
+    """Serve `operations`, and what stands for others, on a bound socket while the block lasts."""
     app = web.Application()
-    app.add_routes(routes(operations))
-    runner = web.AppRunner(app, access_log=None)
+    app.add_routes([*routes(operations), *others])
+    # Handlers are not cancelled when their clients leave: what was sent is dealt with all the same.
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
     try:
         await web.SockSite(runner, listener).start()

@@ -31,9 +31,9 @@ class Interruption:
             self._is_asked = True
             self._task.cancel()
 
-    def abandon(self) -> None:
-        """Cancel the block's task for good, as from outside, unless the block was left."""
-        if not self._is_left and self._task is not asyncio.current_task():
+    def abandon(self, leaving: asyncio.Task[None] | None) -> None:
+        """Cancel the block's task for good, as from outside, unless the block was left, or the task is `leaving`."""
+        if not self._is_left and self._task is not leaving:
             self._task.cancel()
 
     def leave(self, error: BaseException | None) -> bool:

@@ -11,10 +11,9 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Self
 
-import structlog
-
 from runstream.broker.errors import BrokerError, Fenced, RunCancelled, WrongLastSequence
 from runstream.broker.keys import KV_OPERATION, cancel_key, live_subject
+from runstream.broker.logs import get_logger
 from runstream.broker.tasks import end_task
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RENEWALS_PER_LEASE", "Lease"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 RENEWALS_PER_LEASE = 3
 RETRY_SECONDS = 0.2

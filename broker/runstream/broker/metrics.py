@@ -63,6 +63,13 @@ class BrokerMetrics:
             "Runs removed from the index that nobody had ended before their log was gone.",
             registry=self.registry,
         )
+        self._ingest_requests = Counter(
+            "runstream_ingest_requests",
+            "Requests to the ingest API, by operation, and by what came of them: ok, hung_up, or the error type.",
+            ["operation", "outcome"],
+            registry=self.registry,
+        )
+        self._ingested = Counter("runstream_ingest_chunks", "Chunks stored by the ingest API.", registry=self.registry)
         self._live = Gauge("runstream_runs_live", "Runs being executed here.", registry=self.registry)
 
     def published(self, seconds: float) -> None:
@@ -88,6 +95,19 @@ class BrokerMetrics:
     def run_abandoned(self) -> None:
         """A run that has no end was removed from the index."""
         self._abandoned.inc()
+
+    def ingest_request(self, operation: str, outcome: str) -> None:
+        """A request to the ingest API was answered, or its writer has left."""
+        self._ingest_requests.labels(operation, outcome).inc()
+
+    def chunk_ingested(self) -> None:
+        """A chunk of a writer's at the ingest API was stored."""
+        self._ingested.inc()
+
+    def watch_uploads(self, count: Callable[[], float]) -> None:
+        """Read the number of open uploads whenever the metrics are."""
+        gauge = Gauge("runstream_ingest_uploads", "Open uploads to the ingest API.", registry=self.registry)
+        gauge.set_function(count)
 
     def watch_live_runs(self, count: Callable[[], float]) -> None:
         """Read the number of runs being executed whenever the metrics are."""

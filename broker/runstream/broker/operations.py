@@ -95,8 +95,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def room(self) -> str:
-        """What it is about: the name of its handler's file."""
-        return self.handler.__module__.rpartition(".")[2]
+        """What it is about: the name of its handler's file, or of the folder whose routes are in one."""
+        return self.handler.__module__.removesuffix(".routes").rpartition(".")[2]
 
     @property
     def says(self) -> str:

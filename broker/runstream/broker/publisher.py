@@ -129,11 +129,20 @@ class Publisher:
         address: LogAddress,
         settings: BrokerSettings,
         *,
+        patience_seconds: float | None = None,
         observe: Callable[[float], None] = lambda _: None,
     ) -> Self:
         """Make the writer that goes on after `last`, the log's last message; None: the log is empty."""
         last_seq, next_index = (0, 0) if last is None else (last.seq, entry_of(last).index + 1)
-        return cls(jetstream, address, settings, last_seq=last_seq, next_index=next_index, observe=observe)
+        return cls(
+            jetstream,
+            address,
+            settings,
+            last_seq=last_seq,
+            next_index=next_index,
+            patience_seconds=patience_seconds,
+            observe=observe,
+        )
 
     async def __aenter__(self) -> Self:
         self.failed = asyncio.get_running_loop().create_future()
@@ -161,6 +170,11 @@ class Publisher:
         """Why this publisher refuses further chunks, None while it does not."""
         return self._failure
 
+    @property
+    def room(self) -> int:
+        """How many further chunks the log takes, with room for the ending behind them."""
+        return self._settings.max_run_messages - ENDING_ROOM_MESSAGES - self.next_index - self._queued_chunks
+
     async def publish(self, body: bytes, kind: Kind = Kind.DATA) -> int:
         """Store one chunk; returns its sequence when it is stored.
 
@@ -175,7 +189,7 @@ class Publisher:
         async with self._room():
             if self._failure is not None:
                 raise self._failure
-            if self.next_index + self._queued_chunks >= self._settings.max_run_messages - ENDING_ROOM_MESSAGES:
+            if self.room <= 0:
                 raise RunTooLong(run_id=self.address.run_id, limit=self._settings.max_run_messages)
             return self._put([Write(kind, body)])
 

@@ -12,10 +12,10 @@ import time
 from typing import TYPE_CHECKING
 
 import msgspec
-import structlog
 
 from runstream.broker.errors import Unavailable, WrongLastSequence
 from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, deliveries
+from runstream.broker.logs import get_logger
 from runstream.broker.topology import WORK_STREAM, WORKERS
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Task", "WorkQueue"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 ENQUEUE_PATIENCE_SECONDS = 10.0
 PULL_SECONDS = 20.0

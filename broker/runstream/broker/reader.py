@@ -78,6 +78,34 @@ class LogReader:
             span = max(span * count // remaining, 1)
         return tip.seq - 1
 
+    async def cursor_at(self, address: LogAddress, index: int, tip: Entry) -> int:
+        """Return a cursor right before the entry with `index`, which is not after `tip`.
+
+        Asked from the leader, in a few requests however long the log is: a run's sequences are spread over its
+        stream's, mostly evenly. Raises `CursorExpired` when retention has removed the entry.
+        """
+        oldest = await self.first(address)
+        if oldest is None or oldest.index > index:
+            raise CursorExpired(index=index)
+        # The entry is after `low`, and not after the first one at or after `high`, which has `high_index`.
+        low, high, high_index = oldest, tip.seq, tip.index
+        is_guess = True
+        while low.index < index < high_index:
+            # Every second time in the middle, should they be spread as unevenly as can be.
+            span = high - low.seq
+            share = span * (index - low.index) // (high_index - low.index) if is_guess else span // 2
+            is_guess = not is_guess
+            at = min(max(low.seq + share, low.seq + 1), high - 1)
+            found = await self._jetstream.first_message(address.stream, address.subject, seq=at)
+            if found is None:
+                raise CursorExpired(index=index)
+            entry = entry_of(found)
+            if entry.index <= index:
+                low = entry
+            else:
+                high, high_index = at, entry.index
+        return (low.seq if low.index == index else high) - 1
+
     async def read(
         self, address: LogAddress, after: int, until: int, *, after_index: int | None = None
     ) -> AsyncGenerator[list[Entry]]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
-import structlog
 
 from runstream.broker.ending import ended
 from runstream.broker.index import Stored
 from runstream.broker.keys import agent_key, approval_key, claim_key, conversation_key, lease_key, otid_key, run_key
+from runstream.broker.logs import get_logger
 from runstream.broker.survey import each, is_sealed, outcome_of, stored_at, survey
 from runstream.schemas import (
     ConversationRecord,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Rebuilt", "rebuild"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 APPROVALS = "approval."
 

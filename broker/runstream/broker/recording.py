@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from runstream.broker.publisher import Publisher
     from runstream.schemas import Chunk
 
-__all__ = ["Recording"]
+__all__ = ["Recording", "outcome_of_stop"]
 
 _ERROR_TYPE_OF: Mapping[str, str] = {
     "llm_api_error": "llm_error",
@@ -84,9 +84,14 @@ class Recording:
             return Outcome("error" if known is None else known.stop_reason, error=error)
         if stop is None:
             return failed(self._run_id, "stream_incomplete")
-        if (status := status_of(stop.stop_reason)) == "failed":
-            return Outcome(stop.stop_reason, error=_missing_error(stop.stop_reason, self._run_id))
-        return Outcome(stop.stop_reason, usage=(self._usage or UsageStatistics()) if status == "completed" else None)
+        return outcome_of_stop(stop.stop_reason, self._usage, self._run_id)
+
+
+def outcome_of_stop(stop_reason: str, usage: UsageStatistics | None, run_id: str) -> Outcome:
+    """Say what a run came to whose writer gave no error: one that has failed is given one."""
+    if (status := status_of(stop_reason)) == "failed":
+        return Outcome(stop_reason, error=_missing_error(stop_reason, run_id))
+    return Outcome(stop_reason, usage=(usage or UsageStatistics()) if status == "completed" else None)
 
 
 def _error_of(held: Chunk | dict[str, object], run_id: str) -> ErrorMessage:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import structlog
-
 from runstream.broker.ending import failed
 from runstream.broker.errors import Fenced
 from runstream.broker.log import entry_of
+from runstream.broker.logs import get_logger
 from runstream.broker.takeover import TakeOver
 from runstream.schemas import Kind
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Repair", "watch_over"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 async def watch_over(index: Index, record: RunRecord, observe: Callable[[str], None]) -> None:

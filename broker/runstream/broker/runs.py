@@ -22,17 +22,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import msgspec
-import structlog
 
 from runstream.broker.agents.failures import outcome_of
 from runstream.broker.connection import Connection
 from runstream.broker.ending import Outcome, end_run, failed, first_message
 from runstream.broker.errors import (
     BrokerError,
-    Conflict,
+    Draining,
     Fenced,
     NotStored,
     RunCancelled,
@@ -45,32 +45,43 @@ from runstream.broker.index import Index
 from runstream.broker.interruption import Interruption
 from runstream.broker.jetstream import JetStream
 from runstream.broker.lease import Lease
+from runstream.broker.logs import get_logger
+from runstream.broker.opening import begin, claim_to_write, record_to_write
 from runstream.broker.publisher import Publisher
 from runstream.broker.queue import WorkQueue
 from runstream.broker.recording import Recording
+from runstream.broker.repair import Repair
 from runstream.broker.settings import BrokerSettings, resolved
-from runstream.broker.topology import INDEX_STREAM, WORK_STREAM, LogAddress, check_server, shard_of
-from runstream.schemas import RunRecord, check_otids, is_agent_id, is_conversation_id, new_run_id
+from runstream.broker.sigterm import BeforeSigterm
+from runstream.broker.topology import INDEX_STREAM, WORK_STREAM, LogAddress, check_server
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
-    from runstream.schemas import Chunk
+    from runstream.schemas import Chunk, RunRecord
 
 __all__ = ["RUN_TYPE", "Run", "Runs"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 RUN_TYPE = "library"
 """What clients see as the `metadata.run_type` of a run that was opened here."""
 NOT_ENTERED = "Runs are opened and entered within `async with Runs(…)`."
+DRAIN_SECONDS = 5.0
+"""How long open runs may take to end by themselves after SIGTERM. With the ends of those that do not, this is within
+the ten seconds after which Docker kills, and well within the thirty of Kubernetes."""
 FAREWELL_SECONDS = 5.0
 """How long the end of a run may take when its block is to be left soon: the run was cancelled, or its task."""
 
 
 class Runs:
     """A platform's connection to runstream. Use as an async context manager, one for the whole process.
+
+    SIGTERM: if nobody in the process handles it when this is entered, in the main thread, the open runs are given
+    `drain_seconds` to end (see `drain`), and then the signal ends the process, as it would have at once; a second one
+    does so at once. A handler of the process's own, as servers have one, is left alone, and so is the signal if
+    `drain_seconds` is None: then whoever handles it leaves this, or calls `drain` first.
 
     Settings that are not given are those of the environment, `RUNSTREAM_…`, which should be the brokers'; the lease is
     the brokers' own if that is shorter. Entering raises `Unavailable` when NATS cannot be reached, `ServerTooOld`,
@@ -80,11 +91,18 @@ class Runs:
     that is only being opened is ended by a broker, a lease later.
     """
 
-    def __init__(self, nats_url: str, *, settings: BrokerSettings | None = None) -> None:
+    def __init__(
+        self,
+        nats_url: str,
+        *,
+        settings: BrokerSettings | None = None,
+        drain_seconds: float | None = DRAIN_SECONDS,
+    ) -> None:
+        self._drain_seconds = drain_seconds
+        self._ending: asyncio.Task[None] | None = None
         given = {} if settings is None else settings.model_dump()
         self._settings = resolved(BrokerSettings, {**given, "nats_url": nats_url})
         self._store: _Store | None = None
-        self._open: set[Run] = set()
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -94,7 +112,12 @@ class Runs:
             jetstream = JetStream(connection, timeout_seconds=self._settings.request_timeout_seconds)
             stack.push_async_callback(jetstream.close)
             lease_seconds = min(self._settings.lease_seconds, await _provisioned(jetstream, self._settings))
-            self._store = _Store(jetstream, Index(jetstream), self._settings, lease_seconds)
+            index = Index(jetstream)
+            repair = Repair(jetstream, self._settings, index, observe=lambda _: None)
+            self._store = _Store(jetstream, index, repair, self._settings, lease_seconds)
+            if self._drain_seconds is not None:
+                await stack.enter_async_context(BeforeSigterm(partial(self.drain, self._drain_seconds)))
+            # Left before the signal is given back: one that comes now waits for the ends that are being stored.
             stack.push_async_callback(self._end_open_runs)
             self._stack = stack.pop_all()
         return self
@@ -102,11 +125,25 @@ class Runs:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
+    async def drain(self, seconds: float) -> None:
+        """Open no further runs, let the open ones end by themselves for so long, then end the rest as leaving does.
+
+        Whoever has been refused, with `Draining`, leaves its work to another process.
+        """
+        store = self._store
+        if store is not None:
+            store.is_draining = True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await store.all_left()
+        await self._end_open_runs()
+
     async def _end_open_runs(self) -> None:
-        if self._store is not None:
-            self._store.is_left = True
-            self._store = None
-        await asyncio.gather(*(run.abandon() for run in self._open))
+        """End what is still open, once, however many ask for it: who leaves this, and a signal meanwhile."""
+        if self._ending is None and self._store is not None:
+            self._ending = asyncio.create_task(self._store.end_all(asyncio.current_task()), name="library-end")
+        if self._ending is not None:
+            await asyncio.shield(self._ending)
 
     def open(
         self,
@@ -121,39 +158,58 @@ class Runs:
         `otids` are those of the messages that the run answers, if they have any: no second run will have one of them.
         Only clients of a `background` run can resume it. Raises `ValueError` for ids that are none; entering the run
         raises `Conflict`, with the `run_id` that is in the way, when the conversation is busy or an otid is taken, and
-        `Unavailable`.
+        `Unavailable`. Raises `Draining` once this process is to stop.
         """
         if self._store is None:
             raise RuntimeError(NOT_ENTERED)
-        if not is_agent_id(agent_id):
-            raise ValueError(f"An agent's id is agent-<uuid4>, in lower case, and not {agent_id!r}.")
-        if conversation_id is not None and not is_conversation_id(conversation_id):
-            raise ValueError(
-                f"A conversation's id is conv-<uuid4>, in lower case, or None for none, and not {conversation_id!r}."
-            )
-        sent = [otid for otid in otids if otid]
-        check_otids(sent)
-        run_id = new_run_id()
-        record = RunRecord(
-            id=run_id,
+        self._store.check_open()
+        record = record_to_write(
             agent_id=agent_id,
             conversation_id=conversation_id,
+            otids=otids,
             background=background,
             run_type=RUN_TYPE,
-            shard=shard_of(run_id, self._settings.shards),
-            otids=sent,
+            shards=self._settings.shards,
         )
-        return Run(self._store, record, self._open)
+        return Run(self._store, record)
 
 
 class _Store(msgspec.Struct):
-    """What runs are written with, for as long as their `Runs` is not left."""
+    """What runs are written with, for as long as their `Runs` is not left, and those that are being written."""
 
     jetstream: JetStream
     index: Index
+    repair: Repair
     settings: BrokerSettings
     lease_seconds: float
+    open: set[Run] = msgspec.field(default_factory=set)
+    opening: set[Run] = msgspec.field(default_factory=set)
+    changed: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
+    is_draining: bool = False
     is_left: bool = False
+
+    def check_open(self) -> None:
+        """Raise what keeps a further run from being opened."""
+        if self.is_draining:
+            raise Draining
+        if self.is_left:
+            raise RuntimeError(NOT_ENTERED)
+
+    async def end_all(self, leaving: asyncio.Task[None] | None) -> None:
+        """End the open runs, whatever goes on in their blocks; a block that `leaving` is in is not interrupted."""
+        self.is_left = True
+        await asyncio.gather(*(run.abandon(leaving) for run in self.open))
+
+    async def all_left(self) -> None:
+        """Wait until no run is open, nor being opened."""
+        while self.open or self.opening:
+            self.changed.clear()
+            await self.changed.wait()
+
+    def leave(self, run: Run) -> None:
+        """Note that a run is open no longer."""
+        self.open.discard(run)
+        self.changed.set()
 
 
 async def _provisioned(jetstream: JetStream, settings: BrokerSettings) -> float:
@@ -177,11 +233,10 @@ async def _provisioned(jetstream: JetStream, settings: BrokerSettings) -> float:
 class Run:
     """One run, written by this process. `Runs.open` makes it; use as an async context manager, once."""
 
-    def __init__(self, store: _Store, record: RunRecord, open_runs: set[Run]) -> None:
+    def __init__(self, store: _Store, record: RunRecord) -> None:
         self.run_id = record.id
         self._store = store
         self._record = record
-        self._open = open_runs
         self._publisher = Publisher(store.jetstream, LogAddress(record.id, record.shard), store.settings)
         self._recording = Recording(self._publisher, record.id, default_stop="end_turn")
         self._is_used = False
@@ -209,11 +264,19 @@ class Run:
         return None if stored is None else await stored
 
     async def __aenter__(self) -> Self:
-        if self._store.is_left:
-            raise RuntimeError(NOT_ENTERED)
         if self._is_used:
             raise RuntimeError(f"{self.run_id} was opened before: call `open` for each run.")
+        self._store.check_open()
         self._is_used = True
+        self._store.opening.add(self)
+        try:
+            await self._enter()
+        finally:
+            self._store.opening.discard(self)
+            self._store.changed.set()
+        return self
+
+    async def _enter(self) -> None:
         await self._stack.enter_async_context(self._publisher)
         # A claim that is given up half-way may be stored all the same, and would hold its conversation for a lease.
         claiming = asyncio.create_task(self._claim(), name=f"claim-{self.run_id}")
@@ -226,12 +289,9 @@ class Run:
                 await self._leave(asyncio.CancelledError())
             await self._stack.aclose()
             raise
-        return self
 
     async def _claim(self) -> None:
-        claimed = await self._store.index.claim(self._record, None)
-        if not claimed.is_new:
-            raise Conflict(run_id=claimed.record.id, otid=self._record.otids[0], shares_otid=True)
+        await claim_to_write(self._store.index, self._store.repair, self._record)
 
     async def _begin(self) -> None:
         index, tenant = self._store.index, self._record.tenant
@@ -239,16 +299,10 @@ class Run:
             self._store.jetstream, index, self._publisher, tenant=tenant, seconds=self._store.lease_seconds
         )
         await self._stack.enter_async_context(self._lease)
-        first_seq = await self._store_first()
-        # Whether this run answers a request for approval, or passes over it, is its platform's affair.
-        answers = await index.waiting_for_approval(tenant, self._record.scope)
-        self._record = await index.begin(self._record, first_seq=first_seq, answers=answers)
-        self._open.add(self)
+        self._record = await begin(self._store.jetstream, index, self._publisher, self._record)
+        self._store.open.add(self)
         self._block = Interruption()
         self._lease.over.add_done_callback(self._stop)
-
-    async def _store_first(self) -> int:
-        return await self._publisher.publish_marked(first_message(self._record))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -268,11 +322,11 @@ class Run:
         """Tell whether `error` says by itself that this run was stopped."""
         return isinstance(error, (RunCancelled, Fenced)) and error.facts.get("run_id") == self.run_id
 
-    async def abandon(self) -> None:
-        """End the run before its block is left, and cancel the block's task."""
+    async def abandon(self, leaving: asyncio.Task[None] | None) -> None:
+        """End the run before its block is left, and cancel the block's task, unless it is `leaving`."""
         ending = self._end_soon(asyncio.CancelledError())
         if self._block is not None:
-            self._block.abandon()
+            self._block.abandon(leaving)
         await asyncio.wait([ending], timeout=FAREWELL_SECONDS)
         await self._stack.aclose()
 
@@ -295,7 +349,7 @@ class Run:
             await asyncio.wait([ending], timeout=FAREWELL_SECONDS)
             raise
         finally:
-            self._open.discard(self)
+            self._store.leave(self)
             ending.cancel()
             await self._stack.aclose()
         failure = ending.exception()
@@ -333,7 +387,7 @@ class Run:
         if isinstance(error, Fenced):
             return
         if self._publisher.next_index == 0:
-            await self._store_first()
+            await self._publisher.publish_marked(first_message(self._record))
         refused: StoreRefused | None = None
         try:
             outcome = await self._outcome(error)

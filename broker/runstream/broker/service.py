@@ -1,4 +1,4 @@
-"""The broker as a service: connects, provisions, looks after runs, executes requests, answers on its own port."""
+"""The broker as a service: connects, provisions, looks after runs, executes requests, takes those of other writers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self, TypeVar
 
-import structlog
-
 from runstream.broker.connection import Connection
 from runstream.broker.errors import BrokerError, Unavailable
 from runstream.broker.http import description_operation, health_operations, metrics_operation, serving
 from runstream.broker.index import Index
+from runstream.broker.ingest.routes import ingest_operations, unknown_route
+from runstream.broker.ingest.service import Ingest
 from runstream.broker.jetstream import JetStream
+from runstream.broker.logs import get_logger
 from runstream.broker.metrics import BrokerMetrics
 from runstream.broker.presence import Presence, announce
 from runstream.broker.queue import WorkQueue
@@ -33,9 +34,12 @@ __all__ = ["Broker", "Readiness"]
 
 T = TypeVar("T")
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
-SAYS = "The broker's own port."
+SAYS = """
+The broker's own port: the ingest API, for writers that are not Python, and what operators ask. Part 4 of `PROTOCOL.md`
+says what may be sent again, and how a run is kept alive.
+"""
 RETRY_SECONDS = 1.0
 """How long a patient broker waits before it asks NATS again."""
 READINESS_SECONDS = 1.0
@@ -114,7 +118,9 @@ class Broker:
         async with AsyncExitStack() as stack:
             connection = Connection(self._settings.nats_url, name="broker", patient=self._patient)
             jetstream = JetStream(connection, timeout_seconds=self._settings.request_timeout_seconds)
-            await self._serve(stack, jetstream)
+            ingest = Ingest(jetstream, self._settings, self.metrics)
+            self.metrics.watch_uploads(lambda: ingest.uploads)
+            await self._serve(stack, jetstream, ingest)
             await stack.enter_async_context(connection)
             stack.push_async_callback(jetstream.close)
             self.metrics.watch_reconnects(lambda: connection.reconnects)
@@ -129,10 +135,12 @@ class Broker:
                 self.worker = await self._reached(lambda: stack.enter_async_context(worker))
                 presence = await self._reached(lambda: announce(connection, self._presence))
                 stack.push_async_callback(presence.close)
+            # Last, so that it is the first to be left: who has an upload open is told before NATS is given up.
+            await stack.enter_async_context(ingest)
             self._stack = stack.pop_all()
         return self
 
-    async def _serve(self, stack: AsyncExitStack, jetstream: JetStream) -> None:
+    async def _serve(self, stack: AsyncExitStack, jetstream: JetStream, ingest: Ingest) -> None:
         """Answer on the broker's port, before NATS is there: who asks is told what is being waited for."""
         readiness = Readiness(jetstream, self._settings)
         operations = health_operations(readiness.unready)
@@ -142,8 +150,9 @@ class Broker:
         else:
             await stack.enter_async_context(serving([metrics], self._metrics_listener))
         if self._listener is not None:
-            description = description_operation(operations, title="runstream broker", says=SAYS)
-            await stack.enter_async_context(serving([*operations, description], self._listener))
+            operations = [*ingest_operations(ingest), *operations]
+            operations.append(description_operation(operations, title="runstream broker", says=SAYS))
+            await stack.enter_async_context(serving(operations, self._listener, others=[unknown_route(ingest)]))
 
     async def _reached(self, action: Callable[[], Awaitable[T]]) -> T:
         """Do what needs NATS; a patient broker does it again until NATS is there for it."""

@@ -137,6 +137,17 @@ class BrokerSettings(BaseSettings):
     worker_concurrency: int = Field(default=1000, ge=1)
     """Runs one broker executes at one time."""
 
+    body_seconds: Annotated[Duration, Field(gt=0)] = 30.0
+    """Seconds the body of a request to the ingest API may take to arrive, an upload's aside; as at the gateway."""
+
+    ingest_body_bytes: int = Field(default=8 * 2**20, ge=2**10)
+    """Bytes of a JSON body at the ingest API: it is in memory as a whole, and nothing of it is stored before all of it
+    was checked. As many as may wait in one run's writer; more is for an upload, line by line."""
+
+    ingest_silence_seconds: Annotated[Duration, Field(gt=0)] = 300.0
+    """Seconds an upload may bring no complete line, as long as a platform may be silent: half of a connection must not
+    keep a run alive for ever."""
+
 
 def resolved(kind: type[Settings], given: Mapping[str, object] | None = None) -> Settings:
     """Resolve settings: what is given (None: not) over the environment over the default. Raises `InvalidSettings`."""

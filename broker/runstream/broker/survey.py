@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
-import structlog
 
 from runstream.broker.ending import Outcome, ended, told
 from runstream.broker.errors import Unavailable
 from runstream.broker.log import ENDING, RUN, entry_of
+from runstream.broker.logs import get_logger
 from runstream.broker.topology import LogAddress, log_streams
 from runstream.schemas import REQUIRES_APPROVAL, Kind, RunRecord, status_of
 
@@ -29,7 +29,7 @@ __all__ = ["LoggedRun", "Survey", "each", "is_sealed", "logged_run", "outcome_of
 
 T = TypeVar("T")
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 QUESTIONS_AT_ONCE = 32
 """More are not answered faster by one server (measured: 7,500 a second), and brokers and gateways ask it, too."""

@@ -20,11 +20,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Self
 
 import msgspec
-import structlog
 
 from runstream.broker.errors import BrokerError, NotStored, WrongLastSequence
 from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE
 from runstream.broker.keys import KV_OPERATION, key_of, lease_key, request_key, run_key, subject_of
+from runstream.broker.logs import get_logger
 from runstream.broker.tasks import end_task
 from runstream.broker.topology import INDEX_STREAM, LogAddress, log_streams
 from runstream.schemas import InvalidRecord, decode_run
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Sweeper", "Swept", "oldest_kept", "sweep"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 SWEPT_KINDS = ("claim", "otid", "agent", "approval", "request", "lease", "cancel", "run", "pulse")
 """All that a key may be (its first token) but `conversation`."""

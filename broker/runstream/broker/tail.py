@@ -17,10 +17,9 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-import structlog
-
 from runstream.broker.errors import BrokerError, CursorExpired, Unavailable
 from runstream.broker.log import Entry, entry_of, live_entry
+from runstream.broker.logs import get_logger
 from runstream.schemas import Kind
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveTail", "TailCounters"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 LONGEST_SILENCE_FACTOR = 4
 """A run that stays silent is looked at ever more rarely, up to this many times the first interval."""

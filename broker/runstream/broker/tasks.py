@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-import structlog
+from runstream.broker.logs import get_logger
 
 __all__ = ["end_task"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 async def end_task(task: asyncio.Task[None]) -> None:

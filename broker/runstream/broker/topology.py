@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import msgspec
-import structlog
 
 from runstream.broker.errors import NotStored, ServerTooOld, StoreRefused, TopologyError
 from runstream.broker.keys import BUCKET, live_subject, subject_of
+from runstream.broker.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +41,7 @@ __all__ = [
     "shard_of_cursor",
 ]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 OLDEST_SERVER = (2, 12, 0)
 """Atomic batches came with 2.12; there is no second path for older servers."""

@@ -18,13 +18,12 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Self
 
-import structlog
-
 from runstream.broker.ending import Outcome, failed
 from runstream.broker.errors import BrokerError, Fenced
 from runstream.broker.keys import KV_OPERATION, LEASE_SECONDS, cancel_key, key_of, lease_key, live_subject, pulse_key
 from runstream.broker.lease import RENEWALS_PER_LEASE
 from runstream.broker.log import entry_of
+from runstream.broker.logs import get_logger
 from runstream.broker.survey import logged_run
 from runstream.broker.takeover import TakeOver, is_executable
 from runstream.broker.tasks import end_task
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Watchdog"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 PULSE_SECONDS = 0.25
 """How often the watchdog looks: what a cancel and a lapse come late by. A write each time, for a whole broker."""

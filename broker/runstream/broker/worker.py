@@ -23,6 +23,7 @@ from runstream.broker.ending import Outcome, end_run, failed, first_message
 from runstream.broker.errors import AgentFailed, BrokerError, Fenced, RunCancelled, StoreFull, Unavailable
 from runstream.broker.lease import RENEWALS_PER_LEASE, Lease
 from runstream.broker.log import entry_of
+from runstream.broker.logs import get_logger
 from runstream.broker.publisher import Publisher, Write
 from runstream.broker.recording import Recording
 from runstream.broker.repair import watch_over
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 RETRY_SECONDS = 1.0
 FAREWELL_SECONDS = 5.0

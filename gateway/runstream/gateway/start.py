@@ -11,8 +11,9 @@ import msgspec
 import structlog
 
 from runstream.broker.ending import first_message
-from runstream.broker.errors import BrokerError, Conflict, Fenced, Unsettled
+from runstream.broker.errors import BrokerError, Fenced, Unsettled
 from runstream.broker.index import Claimed
+from runstream.broker.opening import claim
 from runstream.broker.publisher import Publisher
 from runstream.broker.topology import LogAddress, shard_of
 from runstream.gateway.credentials import Credentials
@@ -134,7 +135,7 @@ class Starter:
             asked_at = await self._credentials.keep(record.id, headers)
             request = msgspec.structs.replace(request, credentials_from=asked_at)
         try:
-            claimed = await self._claim(record, request)
+            claimed = await claim(self._index, self._repair, record, request)
         except Unsettled:
             raise  # There may be a run that asks for its credentials.
         except BrokerError:
@@ -152,15 +153,6 @@ class Starter:
                 run_id=record.id,
             ) from error
         return claimed
-
-    async def _claim(self, record: RunRecord, request: RunRequest) -> Claimed:
-        try:
-            return await self._index.claim(record, request)
-        except Conflict as conflict:
-            # Refused for a run that has ended, if its log is to be believed: then it is in nobody's way.
-            if conflict.shares_otid or not await self._repair.ended(record.tenant, conflict.run_id):
-                raise
-        return await self._index.claim(record, request)
 
     async def _hand_over(self, record: RunRecord) -> None:
         """Store the log's first message, then enqueue: a worker that takes the run finds its log begun."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import zlib
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_origin
 
-import msgspec
-from aiohttp import hdrs, web
+from aiohttp import web
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from runstream.broker.http_body import BadBody, BodyTooLarge, BodyTooSlow, NotJson, parse_body, read_body, unpacked
 from runstream.gateway.errors import ApiError, BadRequest, Invalid, TooLarge, TooSlow
 from runstream.schemas import (
     AGENT_PATH,
@@ -39,12 +36,6 @@ __all__ = [
 ]
 
 Model = TypeVar("Model", bound=BaseModel)
-
-NESTING_RESERVE = 32
-"""Levels of nesting kept free: what a request is stored with is encoded deeper in the stack than it is read."""
-
-WINDOW = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
-"""What zlib calls the compressions that a body may have."""
 
 EXAMPLE_AGENT = "agent-123e4567-e89b-42d3-8456-426614174000"
 
@@ -142,84 +133,27 @@ async def body_of(request: web.Request, *, limit: int, seconds: float) -> Any:
 
     Raises `Invalid` for malformed JSON, `TooLarge`, `TooSlow`, `ApiError` 400 for what is no text, or cannot be stored.
     """
-    raw = _unpacked(await _read(request, limit, seconds), request, limit)
-    if not raw:
-        return None
-    if not _is_json(request):
-        return raw
     try:
-        parsed = json.loads(raw, parse_constant=_no_constant)
-        size = _stored_size(parsed)
-    except json.JSONDecodeError as error:
-        raise Invalid(
-            [
-                {
-                    "type": "json_invalid",
-                    "loc": ("body", error.pos),
-                    "msg": "JSON decode error",
-                    "input": {},
-                    "ctx": {"error": error.msg},
-                }
-            ]
-        ) from None
-    except (UnicodeDecodeError, RecursionError, ValueError):
-        raise _unreadable() from None
-    if size > limit:
-        raise TooLarge(f"The request body would be stored with {size} bytes; at most {limit} are accepted.")
-    return parsed
+        raw = unpacked(await read_body(request, limit=limit, seconds=seconds), request, limit=limit)
+        if not raw:
+            return None
+        return parse_body(raw, limit=limit) if _is_json(request) else raw
+    except BadBody as error:
+        raise _translated(error) from None
 
 
-def _stored_size(parsed: Any) -> int:
-    """Return the bytes a body has when it is stored, which may be more than were sent: `1e9` is written out.
-
-    Raises UnicodeEncodeError for half a surrogate pair, RecursionError for nesting without end.
-    """
-    for _ in range(NESTING_RESERVE):
-        parsed = [parsed]
-    return len(msgspec.json.encode(parsed)) - 2 * NESTING_RESERVE
-
-
-async def _read(request: web.Request, limit: int, seconds: float) -> bytes:
-    length = request.content_length
-    if length is not None and length > limit:
-        raise TooLarge(f"The request body has {length} bytes; at most {limit} are accepted.")
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(seconds):
-            async for part in request.content.iter_any():
-                size += len(part)
-                if size > limit:
-                    raise TooLarge(f"The request body has more than {limit} bytes, which is as many as are accepted.")
-                parts.append(part)
-    except web.RequestPayloadError:
-        raise _unreadable() from None
-    except TimeoutError:
-        raise TooSlow(f"The request body was not there after {seconds:g} s.") from None
-    return b"".join(parts)
-
-
-def _unpacked(raw: bytes, request: web.Request, limit: int) -> bytes:
-    """Return a compressed body as it was; nothing beyond the limit is made of it."""
-    window = WINDOW.get(request.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower())
-    if window is None or not raw:
-        return raw
-    unpacking = zlib.decompressobj(window)
-    try:
-        body = unpacking.decompress(raw, limit + 1)
-    except zlib.error:
-        raise _unreadable() from None
-    if len(body) > limit:
-        raise TooLarge(f"The request body has more than {limit} bytes, which is as many as are accepted.")
-    if not unpacking.eof:
-        raise _unreadable()
-    return body
-
-
-def _unreadable() -> ApiError:
-    refused = ApiError("There was an error parsing the body")
-    refused.status = HTTPStatus.BAD_REQUEST
-    return refused
+def _translated(error: BadBody) -> ApiError:
+    match error:
+        case BodyTooLarge():
+            return TooLarge(str(error))
+        case BodyTooSlow():
+            return TooSlow(str(error))
+        case NotJson(reason=reason, position=position):
+            where = {"type": "json_invalid", "loc": ("body", position), "msg": "JSON decode error", "input": {}}
+            return Invalid([{**where, "ctx": {"error": reason}}])
+    unreadable = ApiError(str(error))
+    unreadable.status = HTTPStatus.BAD_REQUEST
+    return unreadable
 
 
 def _is_json(request: web.Request) -> bool:
@@ -227,11 +161,6 @@ def _is_json(request: web.Request) -> bool:
         return True
     main, _, sub = request.content_type.partition("/")
     return main == "application" and (sub == "json" or sub.endswith("+json"))
-
-
-def _no_constant(name: str) -> NoReturn:
-    """Refuse NaN and Infinity, which Python would take and no agent could be sent."""
-    raise json.JSONDecodeError(f"{name} is not JSON", name, 0)
 
 
 def model_of(kind: type[Model], body: Any, *, required: bool) -> Model:

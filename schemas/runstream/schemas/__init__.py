@@ -73,6 +73,7 @@ from runstream.schemas.ids import (
     new_run_id,
     new_step_id,
 )
+from runstream.schemas.ingest import EndRunRequest, FailRunRequest, OpenRunRequest, ReportedUsage
 from runstream.schemas.merging import Merged, Merging
 from runstream.schemas.requests import (
     DEFAULT_BATCH_SIZE,
@@ -165,9 +166,11 @@ __all__ = [
     "ConversationRecord",
     "CreateConversationRequest",
     "CreateMessagesRequest",
+    "EndRunRequest",
     "ErrorMessage",
     "ErrorType",
     "EventMessage",
+    "FailRunRequest",
     "FinalStatus",
     "HiddenReasoningMessage",
     "InvalidChunk",
@@ -181,9 +184,11 @@ __all__ = [
     "MessageCreate",
     "MessageType",
     "OfAgent",
+    "OpenRunRequest",
     "PathPattern",
     "Ping",
     "ReasoningMessage",
+    "ReportedUsage",
     "RequestConfig",
     "RetrieveStreamRequest",
     "Run",

@@ -136,7 +136,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
     background: bool = False
     run_type: str = "send_message_streaming"
     """Which endpoint it came from; clients see it as `metadata.run_type`. The reference has `send_message`,
-    `send_message_streaming` and `send_conversation_message`; `library` came from none."""
+    `send_message_streaming` and `send_conversation_message`; `library` and `ingest` came from none."""
     request_config: RequestConfig = msgspec.field(default_factory=RequestConfig)
     stop_reason: str | None = None
     error: dict[str, Any] | None = None

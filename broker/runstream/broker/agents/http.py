@@ -17,11 +17,11 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import httpx
-import structlog
 
 from runstream.broker.agents.http_answer import broken, check, chunks_of, keep_location, silent
 from runstream.broker.agents.http_events import run_in
 from runstream.broker.errors import AgentFailed
+from runstream.broker.logs import get_logger
 from runstream.schemas import RunRequest, StopReason
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HeadersFor", "http_agent"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 HeadersFor: TypeAlias = Callable[[RunRequest], Awaitable[Mapping[str, str]]]
 """Gives the headers that tell the platform who asks. May raise `AgentFailed`."""

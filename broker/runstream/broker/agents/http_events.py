@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Any, Final, TypeGuard
-
-import msgspec
+from typing import TYPE_CHECKING, Final
 
 from runstream.broker.errors import AgentFailed
+from runstream.broker.raw_chunks import is_text, raw_chunk, text_of
+from runstream.schemas import InvalidChunk
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,15 +17,6 @@ DONE: Final = "[DONE]"
 BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 SHOWN_CHARACTERS: Final = 200
 """How much of what is no chunk is shown: enough to know it again."""
-
-# Values stay as they were written: 1e400, 1.0 and keys that are there twice are not for runstream to judge.
-_decoder: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_text_decoder: Final = msgspec.json.Decoder(str)
-
-_ESCAPE: Final = re.compile(
-    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)"
-)
-"""An escape in a JSON string: two halves of a character, one half alone, or any other."""
 
 
 class WholeEvents:
@@ -86,25 +76,17 @@ def chunk_in(data: str) -> dict[str, object]:
     Raises `AgentFailed` for what is not a JSON object with a key besides `seq_id`, and for a stop reason that is none.
     """
     try:
-        chunk: dict[str, object] = _decoder.decode(_one_line(data))
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise _invalid(f"An event is not a JSON object ({error})", data) from error
-    if not chunk.keys() - {"seq_id"}:
-        raise _invalid("An event is an empty object", data)
-    if _is_text(message_type := chunk.get("message_type")):
-        chunk["message_type"] = _text_decoder.decode(message_type)
-    if chunk.get("message_type") == "stop_reason" and not _is_text(chunk.get("stop_reason")):
+        chunk = raw_chunk(data)
+    except InvalidChunk as error:
+        raise _invalid(f"An event is {error}", data) from error
+    if chunk.get("message_type") == "stop_reason" and not is_text(chunk.get("stop_reason")):
         raise _invalid("A stop_reason gives no reason", data)
     return chunk
 
 
-def _is_text(value: object) -> TypeGuard[msgspec.Raw]:
-    return isinstance(value, msgspec.Raw) and bytes(value).startswith(b'"')
-
-
 def run_in(chunk: Mapping[str, object]) -> str | None:
     """Return the platform's own run id, which a chunk of `chunk_in` may carry."""
-    return _text_decoder.decode(run_id) if _is_text(run_id := chunk.get("run_id")) else None
+    return text_of(run_id) if is_text(run_id := chunk.get("run_id")) else None
 
 
 def error_in(data: str) -> dict[str, object]:
@@ -116,18 +98,6 @@ def error_in(data: str) -> dict[str, object]:
     if chunk.get("message_type") != "error_message":
         raise AgentFailed("internal_error", detail=data)
     return chunk
-
-
-def _one_line(data: str) -> str:
-    """Bring JSON into a form that can be stored and decoded.
-
-    An event may have several lines of data; a chunk has one. Half a character, which JavaScript writes where a text
-    was cut in the middle of one, is valid JSON that many decoders refuse, msgspec among them: it becomes U+FFFD, as
-    half a character in UTF-8 does.
-    """
-    if "\\ud" in data or "\\uD" in data:
-        data = _ESCAPE.sub(lambda match: r"\ufffd" if match["half"] else match[0], data)
-    return msgspec.json.format(data, indent=-1) if "\n" in data else data
 
 
 def _invalid(what: str, data: str) -> AgentFailed:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-import structlog
 
 from runstream.broker.agents.callables import callable_agent
 from runstream.broker.agents.demo import demo
@@ -18,6 +17,7 @@ from runstream.broker.agents.http_platform import Platform
 from runstream.broker.connection import Connection
 from runstream.broker.credentials import bearer_in, credentials_of
 from runstream.broker.errors import AgentFailed, InvalidAgent, InvalidSettings
+from runstream.broker.logs import get_logger
 
 if TYPE_CHECKING:
     from runstream.broker.agents import Agent
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AgentSource", "agent_source"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 CALLABLE = re.compile(r"[\w.]+:[\w.]+")
 ADDRESS = re.compile(r"[\w.-]+:\d+")

@@ -1,0 +1,162 @@
+"""What a writer at the ingest API is told when its request is refused: one error, and the one table of its types.
+
+IngestError
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from runstream.broker.errors import (
+    BrokerError,
+    ChunkTooLarge,
+    Conflict,
+    CursorExpired,
+    Fenced,
+    NotStored,
+    RunTooLong,
+    StoreFull,
+    Unavailable,
+    Unsettled,
+)
+from runstream.broker.http_body import BadBody, BodyTooLarge, BodyTooSlow, NotJson
+from runstream.broker.operations import Answer, Body, Header
+
+__all__ = ["STATUSES", "IngestError", "not_usable", "refusals", "translated"]
+
+STATUSES: Final[Mapping[str, HTTPStatus]] = {
+    "invalid_request": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "invalid_chunk": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "unsupported_media_type": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    "body_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    "chunk_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    "too_slow": HTTPStatus.REQUEST_TIMEOUT,
+    "not_found": HTTPStatus.NOT_FOUND,
+    "run_not_found": HTTPStatus.NOT_FOUND,
+    "not_ingested": HTTPStatus.CONFLICT,
+    "conflict": HTTPStatus.CONFLICT,
+    "run_ended": HTTPStatus.CONFLICT,
+    "run_cancelled": HTTPStatus.CONFLICT,
+    "run_too_long": HTTPStatus.CONFLICT,
+    "wrong_index": HTTPStatus.CONFLICT,
+    "fenced": HTTPStatus.CONFLICT,
+    "expired": HTTPStatus.GONE,
+    "store_full": HTTPStatus.INSUFFICIENT_STORAGE,
+    "store_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
+    "unsettled": HTTPStatus.SERVICE_UNAVAILABLE,
+    "broker_stopping": HTTPStatus.SERVICE_UNAVAILABLE,
+    "internal_error": HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+"""The status of each error type. A 4xx is for the writer to mend; a 5xx may be sent again as it is, to any broker."""
+
+RETRY_AFTER: Final[Mapping[str, str]] = {"store_unavailable": "2", "unsettled": "2", "broker_stopping": "0"}
+"""Seconds: a restarted NATS is there again by then, an election mostly over; another broker is there already."""
+
+
+class IngestRefusal(msgspec.Struct):
+    """Why it is refused, for people and for programs; a request that had begun to store says how far it came."""
+
+    detail: str
+    error_type: str
+    stored: int | UnsetType = UNSET
+    last_seq_id: int | UnsetType = UNSET
+    index: int | UnsetType = UNSET
+
+
+RETRY_HEADER: Final = Header("Retry-After", "Seconds to wait before the request is sent again.", {"type": "integer"})
+
+
+def refusals(*error_types: str) -> dict[int | str, Answer]:
+    """Describe what an operation may be refused with, by status."""
+    by_status: dict[int, list[str]] = {}
+    for error_type in sorted(error_types):
+        by_status.setdefault(STATUSES[error_type].value, []).append(error_type)
+    return {
+        status: Answer(
+            "`error_type` is " + " or ".join(f"`{name}`" for name in names) + ".",
+            [Body([IngestRefusal])],
+            [RETRY_HEADER] if RETRY_AFTER.keys() & set(names) else [],
+        )
+        for status, names in by_status.items()
+    }
+
+
+class IngestError(Exception):
+    """The request is refused, or could not be carried out. `facts` are for programs, and stand beside the detail."""
+
+    def __init__(self, error_type: str, detail: str, **facts: Any) -> None:
+        self.error_type = error_type
+        self.detail = detail
+        self.facts = facts
+        super().__init__(detail)
+
+    @property
+    def status(self) -> int:
+        """What HTTP calls it."""
+        return STATUSES[self.error_type].value
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """When to come back, if that helps."""
+        after = RETRY_AFTER.get(self.error_type)
+        return {} if after is None else {"Retry-After": after}
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON a writer gets."""
+        return {"detail": self.detail, "error_type": self.error_type, **self.facts}
+
+
+def translated(error: BrokerError) -> IngestError:  # noqa: PLR0911  # a table
+    """Choose what a writer is told of an error of the durable side."""
+    match error:
+        case Conflict(detail=detail, run_id=run_id, otid=otid, is_repeated=is_repeated):
+            return IngestError("conflict", detail, run_id=run_id, otid=otid, is_repeated=is_repeated)
+        case ChunkTooLarge(size=size, limit=limit):
+            return IngestError("chunk_too_large", f"A chunk has {size} bytes; at most {limit} are stored.")
+        case RunTooLong():
+            return IngestError("run_too_long", "The run has as many chunks as a run may have: end it.")
+        case Fenced():
+            return IngestError(
+                "fenced",
+                "Another request has written to this run meanwhile. If that was an earlier try of this one, send this "
+                "one again, with its Expected-Index; else stop: the run has another writer.",
+            )
+        case CursorExpired():
+            return IngestError("expired", "What this would have to be compared with was removed by retention.")
+        case StoreFull():
+            return IngestError("store_full", "The store is full: an operator has to make room, or the run to end.")
+        case Unsettled():
+            return IngestError(
+                "unsettled",
+                "It is not known whether the run was opened: NATS did not answer. With otids it is safe to ask again: "
+                "if it was, the answer is a conflict that names it.",
+            )
+        case Unavailable():
+            return IngestError("store_unavailable", "The store is not reachable at the moment. Try again.")
+        case NotStored():
+            return IngestError("store_unavailable", "The store has no streams yet: a broker makes them. Try again.")
+        case _:
+            return IngestError("internal_error", "An unknown error occurred.")
+
+
+def not_usable(error: BadBody) -> IngestError:
+    """Choose what a writer is told of a body that cannot be used."""
+    match error:
+        case BodyTooLarge():
+            return IngestError("body_too_large", str(error))
+        case BodyTooSlow():
+            return IngestError("too_slow", str(error))
+        case NotJson():
+            return IngestError("invalid_request", str(error))
+        case _:
+            return IngestError(
+                "invalid_request",
+                "The body cannot be read: it is not UTF-8, its encoding is broken, it is nested without end, or it "
+                "has half a character or a number that cannot be stored.",
+            )
