@@ -136,7 +136,7 @@ async def test_temporary_refusal_is_signed(nats_url: str) -> None:
         (f"/v1/runs/run-{UNKNOWN}", "DELETE, GET"),
         (source_path(f"run-{UNKNOWN}"), "GET, POST"),
         (f"/v1/agents/agent-{UNKNOWN}/messages/stream", "POST"),
-        ("/v1/conversations/", "POST"),
+        ("/v1/conversations/", "GET, POST"),
         ("/v1/conversations/default/stream", "POST"),
     ],
 )
