@@ -10,10 +10,11 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from runstream.broker import index
+from runstream.broker import bucket
+from runstream.broker.bucket import BATCHES_IN_FLIGHT, Stored
 from runstream.broker.connection import Connection
 from runstream.broker.errors import Conflict, StoreRefused, Unavailable, Unsettled, WrongLastSequence
-from runstream.broker.index import BATCHES_IN_FLIGHT, Claimed, Index, Stored
+from runstream.broker.index import Claimed, Index
 from runstream.broker.jetstream import BatchWrite, JetStream, StoredMessage
 from runstream.broker.keys import run_key, subject_of
 from runstream.broker.topology import INDEX_STREAM
@@ -616,7 +617,7 @@ async def test_forgetting_deletes_lease_and_cancel_key(core: Core) -> None:
 
 async def test_leases_and_wishes_are_listed(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both lists name the runs that have one, however many pages they take, and no run that was forgotten."""
-    monkeypatch.setattr(index, "LIST_PAGE_KEYS", 5)
+    monkeypatch.setattr(bucket, "LIST_PAGE_KEYS", 5)
     runs = [await claimed(core) for _ in range(12)]
     for run in runs[::2]:
         await core.index.wish_cancelled(run.tenant, run.id)

@@ -9,9 +9,10 @@ import msgspec
 import pytest
 import pytest_asyncio
 
+from runstream.broker.bucket import Stored
 from runstream.broker.ending import Ending, Outcome, end_run, failed, first_message
 from runstream.broker.errors import Conflict
-from runstream.broker.index import Index, Stored
+from runstream.broker.index import Index
 from runstream.broker.jetstream import JetStream, StoredMessage
 from runstream.broker.keys import conversation_key, run_key, subject_of
 from runstream.broker.publisher import Publisher, Write

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from runstream.broker.bucket import Stored
 from runstream.broker.ending import Outcome, end_run, first_message
 from runstream.broker.errors import Conflict, Unavailable
-from runstream.broker.index import Stored
 from runstream.broker.jetstream import JetStream
 from runstream.broker.keys import agent_key, cancel_key, key_of, otid_key, run_key, subject_of
 from runstream.broker.metrics import BrokerMetrics

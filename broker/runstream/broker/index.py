@@ -12,18 +12,14 @@ request, repeated after the end, is answered by the same run.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import secrets
-import time
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from runstream.broker.bucket import Bucket, Put, Stored, persist
 from runstream.broker.errors import Conflict, Unavailable, Unsettled, WrongLastSequence
-from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, BatchWrite
 from runstream.broker.keys import (
-    KV_OPERATION,
     LEASE_SECONDS,
     agent_key,
     approval_key,
@@ -31,13 +27,11 @@ from runstream.broker.keys import (
     claim_key,
     conversation_key,
     digest,
-    key_of,
     lease_key,
     otid_key,
     pulse_key,
     request_key,
     run_key,
-    subject_of,
 )
 from runstream.broker.topology import INDEX_STREAM
 from runstream.schemas import (
@@ -54,11 +48,11 @@ from runstream.schemas import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping
 
     from runstream.broker.jetstream import JetStream, StoredMessage
 
-__all__ = ["Claimed", "Index", "Stored"]
+__all__ = ["Claimed", "Index"]
 
 T = TypeVar("T")
 
@@ -66,20 +60,6 @@ CLAIM_PATIENCE_SECONDS = 5.0
 """How long a claim is tried: shorter than a client's time-out, longer than a leader's election mostly takes."""
 UPDATE_PATIENCE_SECONDS = 60.0
 """How long a change to a run's record is tried: its writer has nothing better to do, and the run is not lost by it."""
-FIRST_DELAY_SECONDS = 0.02
-LONGEST_DELAY_SECONDS = 1.0
-BATCHES_IN_FLIGHT = 16
-"""The server takes 50 unfinished batches on a stream; several gateways and brokers share them."""
-
-LIST_PAGE_KEYS = 5_000
-LIST_PAGE_BYTES = 2**20
-
-
-class Stored(msgspec.Struct, Generic[T], frozen=True):
-    """A value of the index with its revision, to write it back on the condition that it has not changed."""
-
-    value: T
-    revision: int
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -87,13 +67,6 @@ class Claimed(msgspec.Struct, frozen=True):
 
     record: RunRecord
     is_new: bool
-
-
-class _Put(msgspec.Struct, frozen=True):
-    key: str
-    value: bytes | None
-    revision: int | None = None
-    headers: Mapping[str, str] = {}
 
 
 def _decode_id(value: bytes) -> str:
@@ -113,44 +86,44 @@ class Index:
 
     def __init__(self, jetstream: JetStream) -> None:
         self._jetstream = jetstream
-        self._batches = asyncio.Semaphore(BATCHES_IN_FLIGHT)
+        self._bucket = Bucket(jetstream)
 
     # -- questions ----------------------------------------------------------------------------------------------
 
     async def run(self, tenant: str, run_id: str) -> Stored[RunRecord] | None:
         """Return a run's record."""
-        return await self._get(run_key(tenant, run_id), decode_run)
+        return await self._bucket.get(run_key(tenant, run_id), decode_run)
 
     async def request(self, tenant: str, run_id: str) -> RunRequest | None:
         """Return what the run's agent is asked; None when the run has ended."""
-        found = await self._get(request_key(tenant, run_id), decode_run_request)
+        found = await self._bucket.get(request_key(tenant, run_id), decode_run_request)
         return None if found is None else found.value
 
     async def conversation(self, tenant: str, conversation_id: str) -> Stored[ConversationRecord] | None:
         """Return a conversation's record; an agent's id stands for its default conversation."""
-        return await self._get(conversation_key(tenant, conversation_id), decode_conversation)
+        return await self._bucket.get(conversation_key(tenant, conversation_id), decode_conversation)
 
     async def run_with_otid(self, tenant: str, otid: str) -> Stored[RunRecord] | None:
         """Return the newest run that holds `otid`."""
-        found = await self._get(otid_key(tenant, digest(otid)), _decode_id)
+        found = await self._bucket.get(otid_key(tenant, digest(otid)), _decode_id)
         return None if found is None else await self.run(tenant, found.value)
 
     async def claimed_run(self, record: RunRecord) -> RunRecord | None:
         """Return the run that answered the same request as `record` would, if there was one."""
         if not record.otids:
             return None
-        found = await self._get(_claim_key_of(record), _decode_id)
+        found = await self._bucket.get(_claim_key_of(record), _decode_id)
         existing = None if found is None else await self.run(record.tenant, found.value)
         return None if existing is None else existing.value
 
     async def latest_run_of_agent(self, tenant: str, agent_id: str) -> Stored[RunRecord] | None:
         """Return the run that was last started for an agent, in whichever conversation."""
-        found = await self._get(agent_key(tenant, agent_id), _decode_id)
+        found = await self._bucket.get(agent_key(tenant, agent_id), _decode_id)
         return None if found is None else await self.run(tenant, found.value)
 
     async def waiting_for_approval(self, tenant: str, scope: str) -> str | None:
         """Return the run that waits for approval in a conversation, or with an agent outside of one."""
-        found = await self._get(approval_key(tenant, scope), _decode_id)
+        found = await self._bucket.get(approval_key(tenant, scope), _decode_id)
         return None if found is None else found.value
 
     async def withdraw_approval(self, run: RunRecord) -> None:
@@ -158,11 +131,11 @@ class Index:
         key = _approval_key_of(run)
 
         async def attempt() -> None:
-            waiting = await self._get(key, _decode_id)
+            waiting = await self._bucket.get(key, _decode_id)
             if waiting is not None and waiting.value == run.id:
-                await self._write([_Put(key, None, waiting.revision)])
+                await self._bucket.write([Put(key, None, waiting.revision)])
 
-        await _persist(attempt, CLAIM_PATIENCE_SECONDS)
+        await persist(attempt, CLAIM_PATIENCE_SECONDS)
 
     # -- conversations ------------------------------------------------------------------------------------------
 
@@ -172,9 +145,11 @@ class Index:
         async def attempt() -> None:
             # Wrong last sequence: it is there, by an earlier try whose answer was lost; ids are not chosen twice.
             with contextlib.suppress(WrongLastSequence):
-                await self._write([_Put(conversation_key(record.tenant, record.id), encode_conversation(record), 0)])
+                await self._bucket.write(
+                    [Put(conversation_key(record.tenant, record.id), encode_conversation(record), 0)]
+                )
 
-        await _persist(attempt, CLAIM_PATIENCE_SECONDS)
+        await persist(attempt, CLAIM_PATIENCE_SECONDS)
 
     async def update_conversation(
         self, tenant: str, conversation_id: str, change: Callable[[ConversationRecord], ConversationRecord]
@@ -187,10 +162,10 @@ class Index:
                 return None
             changed = change(stored.value)
             key = conversation_key(tenant, conversation_id)
-            await self._write([_Put(key, encode_conversation(changed), stored.revision)])
+            await self._bucket.write([Put(key, encode_conversation(changed), stored.revision)])
             return changed
 
-        return await _persist(attempt, CLAIM_PATIENCE_SECONDS)
+        return await persist(attempt, CLAIM_PATIENCE_SECONDS)
 
     # -- the life of a run --------------------------------------------------------------------------------------
 
@@ -215,7 +190,7 @@ class Index:
                 raise
 
         try:
-            claimed = await _persist(attempt, CLAIM_PATIENCE_SECONDS)
+            claimed = await persist(attempt, CLAIM_PATIENCE_SECONDS)
         except Unavailable as error:
             if unsettled:
                 raise Unsettled(run_id=record.id) from error
@@ -228,43 +203,43 @@ class Index:
         tenant, conversation_id = record.tenant, record.holds
         # The claim is read last and looked at first: a same request that wins in between holds the otids and the
         # conversation, and is to be found, not to be refused for.
-        held = {otid: await self._get_any(otid_key(tenant, digest(otid))) for otid in record.otids}
+        held = {otid: await self._bucket.get_any(otid_key(tenant, digest(otid))) for otid in record.otids}
         conversation = None if conversation_id is None else await self.conversation(tenant, conversation_id)
-        puts: list[_Put] = []
+        puts: list[Put] = []
         if record.otids:
             key = _claim_key_of(record)
-            claimed = await self._get_any(key)
+            claimed = await self._bucket.get_any(key)
             existing = None if claimed.value is None else await self.run(tenant, _decode_id(claimed.value))
             if existing is not None:
                 return Claimed(existing.value, is_new=False)
-            puts.append(_Put(key, record.id.encode(), claimed.revision))
+            puts.append(Put(key, record.id.encode(), claimed.revision))
         puts += [await self._take_otid(record, otid, found) for otid, found in held.items()]
         if conversation_id is not None:
             puts.append(await self._take_conversation(record, conversation_id, conversation))
-        puts.append(_Put(run_key(tenant, record.id), encode_run(record), 0))
+        puts.append(Put(run_key(tenant, record.id), encode_run(record), 0))
         if request is not None:
-            puts.append(_Put(request_key(tenant, record.id), encode_run_request(request), 0))
-        puts.append(_Put(lease_key(record.id), tenant.encode(), 0))
+            puts.append(Put(request_key(tenant, record.id), encode_run_request(request), 0))
+        puts.append(Put(lease_key(record.id), tenant.encode(), 0))
         if not self._jetstream.connection.is_connected:
             # What is sent now would wait for the next connection, and nobody could say any more that it was not stored.
             raise Unavailable("NATS is not connected.")
         try:
-            await self._write(puts)
+            await self._bucket.write(puts)
         except Unavailable as error:
             raise Unsettled(run_id=record.id) from error
         return Claimed(record, is_new=True)
 
-    async def _take_otid(self, record: RunRecord, otid: str, held: Stored[bytes | None]) -> _Put:
+    async def _take_otid(self, record: RunRecord, otid: str, held: Stored[bytes | None]) -> Put:
         """Return the write that gives `otid` to `record`; raises `Conflict` when another request's run holds it."""
         if held.value is not None:
             run_id = _decode_id(held.value)
             if await self.run(record.tenant, run_id) is not None:
                 raise Conflict(run_id=run_id, otid=otid, shares_otid=True)
-        return _Put(otid_key(record.tenant, digest(otid)), record.id.encode(), held.revision)
+        return Put(otid_key(record.tenant, digest(otid)), record.id.encode(), held.revision)
 
     async def _take_conversation(
         self, record: RunRecord, conversation_id: str, stored: Stored[ConversationRecord] | None
-    ) -> _Put:
+    ) -> Put:
         """Return the write that makes `record` the conversation's active run; raises `Conflict` when it has one."""
         if stored is None:
             found = ConversationRecord(tenant=record.tenant, id=conversation_id, agent_id=record.agent_id)
@@ -283,13 +258,13 @@ class Index:
             updated_at=record.created_at,
         )
         revision = 0 if stored is None else stored.revision
-        return _Put(conversation_key(record.tenant, conversation_id), encode_conversation(taken), revision)
+        return Put(conversation_key(record.tenant, conversation_id), encode_conversation(taken), revision)
 
     async def _note_agent(self, record: RunRecord) -> None:
         """Remember the agent's latest run; no part of the claim, because an agent has parallel conversations."""
         key = agent_key(record.tenant, record.agent_id)
         try:
-            await self._write([_Put(key, record.id.encode())])
+            await self._bucket.write([Put(key, record.id.encode())])
         except Unavailable:
             # The run exists: a lookup by agent that misses it once is better than a create that fails.
             return
@@ -317,35 +292,35 @@ class Index:
         key = run_key(run.tenant, run.id)
 
         async def attempt() -> RunRecord:
-            stored = await self._get_any(key)
+            stored = await self._bucket.get_any(key)
             # Who deleted it had no reason that the run's writer knows of: it is written again.
             current = run if stored.value is None else decode_run(stored.value)
             changed = current if current.is_terminal else change(current)
-            puts: list[_Put] = []
+            puts: list[Put] = []
             if stored.value is None or changed != current:
-                puts.append(_Put(key, encode_run(changed), stored.revision))
+                puts.append(Put(key, encode_run(changed), stored.revision))
                 if changed.is_terminal:
-                    puts.append(_Put(request_key(run.tenant, run.id), None))
+                    puts.append(Put(request_key(run.tenant, run.id), None))
                     puts += await self._settle_approval(changed)
             if changed.is_terminal:
                 puts += await self._free_conversation(changed)
             if puts:
-                await self._write(puts)
+                await self._bucket.write(puts)
             return changed
 
-        return await _persist(attempt, UPDATE_PATIENCE_SECONDS)
+        return await persist(attempt, UPDATE_PATIENCE_SECONDS)
 
-    async def _settle_approval(self, ended: RunRecord) -> list[_Put]:
+    async def _settle_approval(self, ended: RunRecord) -> list[Put]:
         """Return the write that remembers that a run waits for approval, or forgets what it has answered."""
         key = _approval_key_of(ended)
         if ended.stop_reason == REQUIRES_APPROVAL:
-            return [_Put(key, ended.id.encode())]
+            return [Put(key, ended.id.encode())]
         if ended.answers is None:
             return []
-        waiting = await self._get(key, _decode_id)
-        return [_Put(key, None, waiting.revision)] if waiting is not None and waiting.value == ended.answers else []
+        waiting = await self._bucket.get(key, _decode_id)
+        return [Put(key, None, waiting.revision)] if waiting is not None and waiting.value == ended.answers else []
 
-    async def _free_conversation(self, run: RunRecord) -> list[_Put]:
+    async def _free_conversation(self, run: RunRecord) -> list[Put]:
         if run.holds is None:
             return []
         stored = await self.conversation(run.tenant, run.holds)
@@ -353,7 +328,7 @@ class Index:
             return []
         freed = msgspec.structs.replace(stored.value, active_run=None, last_run_completion=run.completed_at)
         return [
-            _Put(
+            Put(
                 conversation_key(run.tenant, run.holds),
                 encode_conversation(freed),
                 stored.revision,
@@ -366,21 +341,21 @@ class Index:
         names_it = [*claims, agent_key(run.tenant, run.agent_id), _approval_key_of(run)]
 
         async def attempt() -> None:
-            held = {key: await self._get_any(key) for key in names_it}
-            puts = [_Put(key, None, found.revision) for key, found in held.items() if found.value == run.id.encode()]
-            stored = await self._get_any(run_key(run.tenant, run.id))
+            held = {key: await self._bucket.get_any(key) for key in names_it}
+            puts = [Put(key, None, found.revision) for key, found in held.items() if found.value == run.id.encode()]
+            stored = await self._bucket.get_any(run_key(run.tenant, run.id))
             if stored.value is not None:
-                puts.append(_Put(run_key(run.tenant, run.id), None, stored.revision))
+                puts.append(Put(run_key(run.tenant, run.id), None, stored.revision))
             if puts:
-                await self._write(puts)
+                await self._bucket.write(puts)
 
-        await _persist(attempt, CLAIM_PATIENCE_SECONDS)
+        await persist(attempt, CLAIM_PATIENCE_SECONDS)
 
     # -- leases and wishes to cancel ------------------------------------------------------------------------------
 
     async def lease(self, run_id: str) -> Stored[str] | None:
         """Return a run's lease: its tenant, and a revision that is another after each sign of life."""
-        return await self._get(lease_key(run_id), bytes.decode)
+        return await self._bucket.get(lease_key(run_id), bytes.decode)
 
     async def renew_lease(self, tenant: str, run_id: str, revision: int, *, seconds: float | None = None) -> int:
         """Give a sign of life; returns the lease's new revision. Raises `WrongLastSequence` if it is not `revision`.
@@ -388,12 +363,12 @@ class Index:
         `seconds`: how long the writer's lease is, where it may differ from the watchdogs' own.
         """
         headers = {} if seconds is None else {LEASE_SECONDS: f"{seconds:g}"}
-        return await self._write([_Put(lease_key(run_id), tenant.encode(), revision, headers)])
+        return await self._bucket.write([Put(lease_key(run_id), tenant.encode(), revision, headers)])
 
     async def restore_lease(self, tenant: str, run_id: str) -> int:
         """Give a run a lease that has none; returns the revision of the one it has then."""
         while True:
-            lease = await self._get_any(lease_key(run_id))
+            lease = await self._bucket.get_any(lease_key(run_id))
             if lease.value is not None:
                 return lease.revision
             with contextlib.suppress(WrongLastSequence):
@@ -403,32 +378,36 @@ class Index:
         """Wish that a run end. Its writer hears of it at once, and a broker that its writer does not obey."""
 
         async def attempt() -> None:
-            await self._write([_Put(cancel_key(run_id), tenant.encode())])
+            await self._bucket.write([Put(cancel_key(run_id), tenant.encode())])
 
-        await _persist(attempt, CLAIM_PATIENCE_SECONDS)
+        await persist(attempt, CLAIM_PATIENCE_SECONDS)
 
     async def cancel_wish(self, run_id: str) -> str | None:
         """Return the tenant of a run that somebody wishes to end, None when nobody does."""
-        wish = await self._get(cancel_key(run_id), bytes.decode)
+        wish = await self._bucket.get(cancel_key(run_id), bytes.decode)
         return None if wish is None else wish.value
 
     async def forget(self, run_id: str) -> None:
         """Delete what an ended run no longer needs: its lease, and its cancel key if there is one."""
-        keys = [key for key in (lease_key(run_id), cancel_key(run_id)) if (await self._get_any(key)).value is not None]
+        keys = [
+            key
+            for key in (lease_key(run_id), cancel_key(run_id))
+            if (await self._bucket.get_any(key)).value is not None
+        ]
         if keys:
-            await self._write([_Put(key, None) for key in keys])
+            await self._bucket.write([Put(key, None) for key in keys])
 
     async def pulse(self, broker_id: str) -> int:
         """Write a broker's own key, to see that the index can be written; returns its revision."""
-        return await self._write([_Put(pulse_key(broker_id), b"")])
+        return await self._bucket.write([Put(pulse_key(broker_id), b"")])
 
     async def leases(self) -> dict[str, StoredMessage]:
         """List the runs that have a lease, with the message that renewed it last."""
-        return await self._list(lease_key("*"))
+        return await self._bucket.listed(lease_key("*"))
 
     async def cancel_wishes(self) -> list[str]:
         """List the runs that somebody wishes to end."""
-        return [*await self._list(cancel_key("*"))]
+        return [*await self._bucket.listed(cancel_key("*"))]
 
     async def newest_revision(self) -> int:
         """Return the revision of what was written last."""
@@ -439,74 +418,12 @@ class Index:
 
     async def stored(self, key: str) -> Stored[bytes | None]:
         """Return a key's value (None: absent or deleted) with the revision that a write must expect."""
-        return await self._get_any(key)
+        return await self._bucket.get_any(key)
 
     async def write(self, changes: Mapping[str, Stored[bytes]]) -> None:
         """Write keys together, each if its revision is the one given. Raises `WrongLastSequence` if one's is not."""
-        await self._write([_Put(key, change.value, change.revision) for key, change in changes.items()])
+        await self._bucket.write([Put(key, change.value, change.revision) for key, change in changes.items()])
 
     async def persist(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Repeat what reads keys and then writes them, until nobody else's write and no outage comes in between."""
-        return await _persist(attempt, UPDATE_PATIENCE_SECONDS)
-
-    # -- the bucket ---------------------------------------------------------------------------------------------
-
-    async def _get(self, key: str, decode: Callable[[bytes], T]) -> Stored[T] | None:
-        raw = await self._get_any(key)
-        return None if raw.value is None else Stored(decode(raw.value), raw.revision)
-
-    async def _get_any(self, key: str) -> Stored[bytes | None]:
-        """Return a key's value (None: absent or deleted) with the revision that a write must expect."""
-        message = await self._jetstream.last_message(INDEX_STREAM, subject_of(key))
-        if message is None:
-            return Stored(None, 0)
-        deleted = KV_OPERATION in message.headers
-        return Stored(None if deleted else message.body, message.seq)
-
-    async def _list(self, pattern: str) -> dict[str, StoredMessage]:
-        """List what a pattern's wildcard stands for, where there is a value, with the key's message."""
-        found: dict[str, StoredMessage] = {}
-        after = 0
-        while page := await self._jetstream.consume(
-            INDEX_STREAM, subject_of(pattern), after=after, limit=LIST_PAGE_KEYS, max_bytes=LIST_PAGE_BYTES
-        ):
-            for message in page:
-                if KV_OPERATION not in message.headers:
-                    found[key_of(message.subject).rpartition(".")[2]] = message
-            after = page[-1].seq
-        return found
-
-    async def _write(self, puts: Sequence[_Put]) -> int:
-        """Write all of `puts` or none; returns the last one's revision."""
-        messages = []
-        for put in puts:
-            headers = {**put.headers} if put.value is not None else {KV_OPERATION: "DEL"}
-            if put.revision is not None:
-                headers[EXPECTED_LAST_SEQUENCE] = str(put.revision)
-            messages.append(BatchWrite(subject_of(put.key), put.value or b"", headers))
-        if len(messages) == 1:
-            return await self._jetstream.publish(messages[0].subject, messages[0].body, messages[0].headers)
-        async with self._batches:
-            return await self._jetstream.publish_batch(messages, secrets.token_hex(16))
-
-
-async def _persist(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
-    """Repeat an attempt that reads and then writes, until it is through: it was overtaken, or NATS was away.
-
-    An attempt whose answer was lost is repeated too: it reads what it wrote. Raises `Unavailable` after `seconds`.
-    """
-    deadline = time.monotonic() + seconds
-    delay = FIRST_DELAY_SECONDS
-    while True:
-        try:
-            return await attempt()
-        except WrongLastSequence as overtaken:
-            failure: Unavailable = Unavailable(f"Overtaken for {seconds:g} s: {overtaken}")
-            pause = FIRST_DELAY_SECONDS * secrets.randbelow(100) / 100
-        except Unavailable as unavailable:
-            failure = unavailable
-            pause = delay
-            delay = min(2 * delay, LONGEST_DELAY_SECONDS)
-        if time.monotonic() + pause > deadline:
-            raise failure
-        await asyncio.sleep(pause)
+        return await persist(attempt, UPDATE_PATIENCE_SECONDS)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from runstream.broker.bucket import Stored
 from runstream.broker.ending import ended
-from runstream.broker.index import Stored
 from runstream.broker.keys import agent_key, approval_key, claim_key, conversation_key, lease_key, otid_key, run_key
 from runstream.broker.logs import get_logger
 from runstream.broker.survey import each, is_sealed, outcome_of, stored_at, survey

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from runstream.gateway.services import SERVICES
 from runstream.gateway.streaming import seat, stream_run
-from runstream.gateway.validation import body_of, model_of
+from runstream.gateway.validation import body_of
 from runstream.schemas import RetrieveStreamRequest
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ async def resume_and_stream(
 ) -> web.StreamResponse:
     """Stream the run that `find` makes of the body, from the body's cursor. An absent body asks for everything."""
     services = request.app[SERVICES]
-    body = await body_of(request, limit=services.body_limit(), seconds=services.body_seconds)
-    wanted = model_of(RetrieveStreamRequest, body, required=False)
+    wanted, _ = await body_of(RetrieveStreamRequest, request, required=False)
     with seat(services.hub):
         record = await find(wanted)
         await services.repair.watch_over(record)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from runstream.broker.http_body import BadBody, BodyTooLarge, BodyTooSlow, NotJson, parse_body, read_body, unpacked
 from runstream.gateway.errors import ApiError, BadRequest, Invalid, TooLarge, TooSlow
+from runstream.gateway.services import SERVICES
 from runstream.schemas import (
     AGENT_PATH,
     CONVERSATION_PATH,
@@ -29,7 +30,6 @@ __all__ = [
     "check_run_id",
     "check_user",
     "conversation_path",
-    "model_of",
     "query_of",
     "run_path",
     "strict_conversation_path",
@@ -128,11 +128,18 @@ def _refuse(error: ValidationError, where: tuple[str, ...]) -> NoReturn:
     ) from None
 
 
-async def body_of(request: web.Request, *, limit: int, seconds: float) -> Any:
-    """Return the request's body: parsed if it is JSON or says nothing of its type, else its bytes; None if empty.
+async def body_of(kind: type[Model], request: web.Request, *, required: bool) -> tuple[Model, Any]:
+    """Return the request's body as its model, and as it was sent; absent or null, it is an empty one unless `required`.
 
-    Raises `Invalid` for malformed JSON, `TooLarge`, `TooSlow`, `ApiError` 400 for what is no text, or cannot be stored.
+    Raises `Invalid`, `TooLarge`, `TooSlow`, `ApiError` 400 for what is no text, or cannot be stored.
     """
+    services = request.app[SERVICES]
+    body = await _parsed(request, services.body_limit(), services.body_seconds)
+    return _model_of(kind, body, required=required), body
+
+
+async def _parsed(request: web.Request, limit: int, seconds: float) -> Any:
+    """Return the body parsed if it is JSON or says nothing of its type, else its bytes; None if it is empty."""
     try:
         raw = unpacked(await read_body(request, limit=limit, seconds=seconds), request, limit=limit)
         if not raw:
@@ -163,8 +170,7 @@ def _is_json(request: web.Request) -> bool:
     return main == "application" and (sub == "json" or sub.endswith("+json"))
 
 
-def model_of(kind: type[Model], body: Any, *, required: bool) -> Model:
-    """Validate a parsed body. Raises `Invalid`; absent or null, it is an empty one unless it is `required`."""
+def _model_of(kind: type[Model], body: Any, *, required: bool) -> Model:
     if body is None:
         if required:
             raise Invalid([{"type": "missing", "loc": ("body",), "msg": "Field required", "input": None}])

@@ -13,46 +13,37 @@ from runstream.gateway.described import CANCELLED, EVENTS, WHOLE_OR_EVENTS
 from runstream.gateway.errors import NOT_AGAIN, Busy, Gone, Invalid, TooLarge, TooSlow, TryLater, refusals
 from runstream.gateway.services import SERVICES, json_response
 from runstream.gateway.transcripts import TooLong
-from runstream.gateway.validation import agent_path, body_of, model_of
+from runstream.gateway.validation import agent_path, body_of
 from runstream.schemas import AgentMessagesRequest, AgentStreamRequest, CancelRequest
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from runstream.schemas import RunRecord
+    from runstream.schemas import CreateMessagesRequest, RunRecord
 
 __all__ = ["operations"]
 
 
 async def create_message(request: web.Request) -> web.StreamResponse:
     """`POST /v1/agents/{agent_id}/messages`: the whole answer, or a stream of it if the body asks for that."""
-    services = request.app[SERVICES]
+    return await _create_message(request, AgentMessagesRequest)
+
+
+async def create_message_stream(request: web.Request) -> web.StreamResponse:
+    """`POST /v1/agents/{agent_id}/messages/stream`: a message, its answer streamed. An agent is never busy here."""
+    return await _create_message(request, AgentStreamRequest)
+
+
+async def _create_message(request: web.Request, kind: type[CreateMessagesRequest]) -> web.StreamResponse:
     agent_id = agent_path(request)
-    body = await body_of(request, limit=services.body_limit(), seconds=services.body_seconds)
-    wanted = model_of(AgentMessagesRequest, body, required=True)
+    wanted, body = await body_of(kind, request, required=True)
     return await create_and_answer(
         request,
-        services,
+        request.app[SERVICES],
         wanted,
         body,
         agent_id=agent_id,
         run_type="send_message_streaming" if wanted.streaming else "send_message",
-    )
-
-
-async def create_message_stream(request: web.Request) -> web.StreamResponse:
-    """`POST /v1/agents/{agent_id}/messages/stream`. Never 409 for being busy: the reference does not lock here."""
-    services = request.app[SERVICES]
-    agent_id = agent_path(request)
-    body = await body_of(request, limit=services.body_limit(), seconds=services.body_seconds)
-    wanted = model_of(AgentStreamRequest, body, required=True)
-    return await create_and_answer(
-        request,
-        services,
-        wanted,
-        body,
-        agent_id=agent_id,
-        run_type="send_message_streaming",
     )
 
 
@@ -63,8 +54,7 @@ async def cancel(request: web.Request) -> web.Response:
     """
     services = request.app[SERVICES]
     agent_id = agent_path(request)
-    body = await body_of(request, limit=services.body_limit(), seconds=services.body_seconds)
-    wanted = model_of(CancelRequest, body, required=False)
+    wanted, _ = await body_of(CancelRequest, request, required=False)
     if wanted.run_ids is None:
         latest = await services.lookup.to_cancel(agent_id, None) or await services.lookup.latest_of_agent(agent_id)
         if latest is None:

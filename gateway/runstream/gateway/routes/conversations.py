@@ -29,7 +29,7 @@ from runstream.gateway.errors import (
 from runstream.gateway.resuming import resume_and_stream
 from runstream.gateway.services import SERVICES, json_response, raw_json_response
 from runstream.gateway.transcripts import TooLong
-from runstream.gateway.validation import body_of, conversation_path, model_of, query_of, strict_conversation_path
+from runstream.gateway.validation import body_of, conversation_path, query_of, strict_conversation_path
 from runstream.schemas import (
     AGENT_PATH,
     CONVERSATION_PATH,
@@ -59,8 +59,7 @@ UPDATABLE = frozenset(UpdateConversationRequest.model_fields)
 async def create(request: web.Request) -> web.Response:
     """`POST /v1/conversations/?agent_id=…`: make a conversation of an agent's. Every well-formed agent exists."""
     services = request.app[SERVICES]
-    body = await body_of(request, limit=services.body_limit(), seconds=services.body_seconds)
-    wanted = model_of(CreateConversationRequest, body, required=False)
+    wanted, _ = await body_of(CreateConversationRequest, request, required=False)
     agent_id = request.query.get("agent_id") or wanted.agent_id
     if agent_id is None:
         raise Invalid([{"type": "missing", "loc": ("query", "agent_id"), "msg": "Field required", "input": None}])
@@ -98,8 +97,7 @@ async def update(request: web.Request) -> web.Response:
     """`PATCH /v1/conversations/{conversation_id}`: change the fields that are sent, and no others."""
     services = request.app[SERVICES]
     conversation_id = strict_conversation_path(request)
-    body = await body_of(request, limit=services.body_limit(), seconds=services.body_seconds)
-    wanted = model_of(UpdateConversationRequest, body, required=True)
+    wanted, _ = await body_of(UpdateConversationRequest, request, required=True)
     record = await services.index.update_conversation(
         DEFAULT_TENANT, conversation_id, lambda found: _changed(found, wanted)
     )
@@ -132,8 +130,7 @@ async def create_message(request: web.Request) -> web.StreamResponse:
     """`POST /v1/conversations/{conversation_id}/messages`: say something, stream the answer or have it whole."""
     services = request.app[SERVICES]
     conversation_id = conversation_path(request)
-    body = await body_of(request, limit=services.body_limit(), seconds=services.body_seconds)
-    wanted = model_of(ConversationMessagesRequest, body, required=True)
+    wanted, body = await body_of(ConversationMessagesRequest, request, required=True)
     agent_id, conversation = await _addressee(request, conversation_id, wanted)
     return await create_and_answer(
         request,

@@ -1,0 +1,120 @@
+"""The bucket: keys with values, read from the leader, and written together on the condition that they are as read.
+
+What the keys mean is `index.py`'s affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import msgspec
+
+from runstream.broker.errors import Unavailable, WrongLastSequence
+from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, BatchWrite
+from runstream.broker.keys import KV_OPERATION, key_of, subject_of
+from runstream.broker.topology import INDEX_STREAM
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from runstream.broker.jetstream import JetStream, StoredMessage
+
+__all__ = ["Bucket", "Put", "Stored", "persist"]
+
+T = TypeVar("T")
+
+FIRST_DELAY_SECONDS = 0.02
+LONGEST_DELAY_SECONDS = 1.0
+BATCHES_IN_FLIGHT = 16
+"""The server takes 50 unfinished batches on a stream; several gateways and brokers share them."""
+
+LIST_PAGE_KEYS = 5_000
+LIST_PAGE_BYTES = 2**20
+
+
+class Stored(msgspec.Struct, Generic[T], frozen=True):
+    """A value of the index with its revision, to write it back on the condition that it has not changed."""
+
+    value: T
+    revision: int
+
+
+class Put(msgspec.Struct, frozen=True):
+    """A key's new value, None to delete it. `revision`: the one that it must still have, 0 if it must not be there."""
+
+    key: str
+    value: bytes | None
+    revision: int | None = None
+    headers: Mapping[str, str] = {}
+
+
+class Bucket:
+    """Reads and writes keys. Every call raises `Unavailable`."""
+
+    def __init__(self, jetstream: JetStream) -> None:
+        self._jetstream = jetstream
+        self._batches = asyncio.Semaphore(BATCHES_IN_FLIGHT)
+
+    async def get(self, key: str, decode: Callable[[bytes], T]) -> Stored[T] | None:
+        """Return a key's value as `decode` reads it, with its revision; None if it is absent or deleted."""
+        raw = await self.get_any(key)
+        return None if raw.value is None else Stored(decode(raw.value), raw.revision)
+
+    async def get_any(self, key: str) -> Stored[bytes | None]:
+        """Return a key's value (None: absent or deleted) with the revision that a write must expect."""
+        message = await self._jetstream.last_message(INDEX_STREAM, subject_of(key))
+        if message is None:
+            return Stored(None, 0)
+        deleted = KV_OPERATION in message.headers
+        return Stored(None if deleted else message.body, message.seq)
+
+    async def listed(self, pattern: str) -> dict[str, StoredMessage]:
+        """List what a pattern's wildcard stands for, where there is a value, with the key's message."""
+        found: dict[str, StoredMessage] = {}
+        after = 0
+        while page := await self._jetstream.consume(
+            INDEX_STREAM, subject_of(pattern), after=after, limit=LIST_PAGE_KEYS, max_bytes=LIST_PAGE_BYTES
+        ):
+            for message in page:
+                if KV_OPERATION not in message.headers:
+                    found[key_of(message.subject).rpartition(".")[2]] = message
+            after = page[-1].seq
+        return found
+
+    async def write(self, puts: Sequence[Put]) -> int:
+        """Write all of `puts` or none; returns the last one's revision."""
+        messages = []
+        for put in puts:
+            headers = {**put.headers} if put.value is not None else {KV_OPERATION: "DEL"}
+            if put.revision is not None:
+                headers[EXPECTED_LAST_SEQUENCE] = str(put.revision)
+            messages.append(BatchWrite(subject_of(put.key), put.value or b"", headers))
+        if len(messages) == 1:
+            return await self._jetstream.publish(messages[0].subject, messages[0].body, messages[0].headers)
+        async with self._batches:
+            return await self._jetstream.publish_batch(messages, secrets.token_hex(16))
+
+
+async def persist(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
+    """Repeat an attempt that reads and then writes, until it is through: it was overtaken, or NATS was away.
+
+    An attempt whose answer was lost is repeated too: it reads what it wrote. Raises `Unavailable` after `seconds`.
+    """
+    deadline = time.monotonic() + seconds
+    delay = FIRST_DELAY_SECONDS
+    while True:
+        try:
+            return await attempt()
+        except WrongLastSequence as overtaken:
+            failure: Unavailable = Unavailable(f"Overtaken for {seconds:g} s: {overtaken}")
+            pause = FIRST_DELAY_SECONDS * secrets.randbelow(100) / 100
+        except Unavailable as unavailable:
+            failure = unavailable
+            pause = delay
+            delay = min(2 * delay, LONGEST_DELAY_SECONDS)
+        if time.monotonic() + pause > deadline:
+            raise failure
+        await asyncio.sleep(pause)
