@@ -31,6 +31,7 @@ OWNERS = {
         "gateway/validation.py",
     ],
     "pydantic_settings": ["*/settings*.py"],
+    "structlog": ["broker/logs.py", "broker/worker.py", "gateway/*"],
 }
 READERS_OF_THE_ENVIRONMENT = ["*/settings*.py", "gateway/cli.py"]
 

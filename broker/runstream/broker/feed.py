@@ -19,11 +19,11 @@ import time
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
-import structlog
 
 from runstream.broker.errors import BrokerError, Unavailable
 from runstream.broker.jetstream import Heartbeat
 from runstream.broker.keys import KV_OPERATION, key_of, subject_of
+from runstream.broker.logs import get_logger
 from runstream.broker.tasks import end_task
 from runstream.broker.topology import INDEX_STREAM
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Feed", "KeyWrite"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 FIRST_DELAY_SECONDS = 0.1
 LONGEST_DELAY_SECONDS = 2.0

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import structlog
-
 from runstream.broker.log import entry_of
+from runstream.broker.logs import get_logger
 from runstream.broker.topology import LogAddress
 from runstream.schemas import Kind
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Remover"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class Remover:

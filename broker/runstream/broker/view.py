@@ -11,11 +11,11 @@ import asyncio
 from typing import TYPE_CHECKING, Self
 
 import msgspec
-import structlog
 
 from runstream.broker.errors import ViewBehind
 from runstream.broker.feed import Feed
 from runstream.broker.keys import conversation_key, run_key
+from runstream.broker.logs import get_logger
 from runstream.broker.rows import SCANNED_ROWS, ConversationRow, ConversationRows, RunFilter, RunRows, Span
 from runstream.schemas import (
     InvalidRecord,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["View"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class View:
@@ -110,10 +110,11 @@ class View:
     ) -> list[ConversationRow]:
         """Return a part of the list of conversations, in the order of one of their times."""
         await self._caught_up(conversation_key(wanted.tenant, "*"))
+        rows = self._conversations  # These, also if the feed begins anew meanwhile: a list of half of them would end.
         found: list[ConversationRow] = []
         looked_at = span.limit
         while True:
-            part = self._conversations.candidates(wanted, order_by, msgspec.structs.replace(span, limit=looked_at))
+            part = rows.candidates(wanted, order_by, msgspec.structs.replace(span, limit=looked_at))
             found += filter(wanted.takes, part)
             if len(found) >= span.limit or len(part) < looked_at:
                 return found[: span.limit]

@@ -13,22 +13,20 @@ if TYPE_CHECKING:
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-__all__ = ["DEPRECATION", "add_to", "deprecate"]
+__all__ = ["DEPRECATION", "add_to"]
 
 DEPRECATION: Final = "Deprecation"
 
 SINCE: Final = "@1778716800"
 """2026-05-14, the day of Letta 0.16.8, its last release, in which all of them were deprecated."""
 
-DEPRECATED_PATH: Final = "/agents/{agent_id}/messages/stream"
-"""In favour of `…/messages`, which streams if it is asked to."""
+DEPRECATED_PATHS: Final = ("/agents/{agent_id}/messages/stream", "/runs/active")
+"""In favour of `…/messages`, which streams if it is asked to, and of a list of runs that are `active`."""
+DEPRECATED_PARAMETERS: Final = frozenset({"agent_ids", "ascending"})
+"""In favour of `agent_id` and `order`, in the queries of lists."""
+LISTS: Final = ("/runs/", "/runs/active")
 
 MARK: Final = web.RequestKey("deprecated", bool)
-
-
-def deprecate(request: web.Request) -> None:
-    """Say in the answer that this form of the request is deprecated, whatever the answer is."""
-    request[MARK] = True
 
 
 def add_to(app: web.Application) -> None:
@@ -36,18 +34,19 @@ def add_to(app: web.Application) -> None:
 
     @web.middleware
     async def mark(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if _has_deprecated_path(request):
-            deprecate(request)
+        if _is_deprecated(request):
+            request[MARK] = True
         return await handler(request)
 
     app.middlewares.insert(0, mark)
     app.on_response_prepare.append(_sign)
 
 
-def _has_deprecated_path(request: web.Request) -> bool:
-    """Tell whether a path is one that has a successor, or has an agent's id in place of a conversation's."""
+def _is_deprecated(request: web.Request) -> bool:
+    """Tell whether a path or parameter has a successor, or an agent's id stands in place of a conversation's."""
     resource = request.match_info.route.resource
-    if resource is not None and resource.canonical.endswith(DEPRECATED_PATH):
+    path = "" if resource is None else resource.canonical
+    if path.endswith(DEPRECATED_PATHS) or (path.endswith(LISTS) and request.query.keys() & DEPRECATED_PARAMETERS):
         return True
     return is_agent_id(request.match_info.get("conversation_id", ""))
 

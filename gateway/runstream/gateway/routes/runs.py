@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runstream.broker.operations import Body, Operation
-from runstream.gateway.deprecation import deprecate
 from runstream.gateway.described import EVENTS, LAST_EVENT_ID, MESSAGES, NOTHING_FOLLOWS, RUN, RUNS, USAGE
 from runstream.gateway.errors import NOT_AGAIN, Busy, Gone, Invalid, NotFound, TooLarge, TooSlow, TryLater, refusals
 from runstream.gateway.eventsource import follow
@@ -25,14 +24,11 @@ __all__ = ["operations"]
 async def list_runs(request: web.Request) -> web.Response:
     """`GET /v1/runs/`: a page of runs, by the time they were made."""
     wanted = query_of(ListRunsRequest, request)
-    if wanted.model_fields_set & {"agent_ids", "ascending"}:
-        deprecate(request)
     return raw_json_response(await request.app[SERVICES].lists.runs(wanted))
 
 
 async def list_active_runs(request: web.Request) -> web.Response:
     """`GET /v1/runs/active`: the runs that go on; deprecated for `?active=true`, which has pages."""
-    deprecate(request)
     wanted = query_of(ListActiveRunsRequest, request)
     return raw_json_response(await request.app[SERVICES].lists.active_runs(wanted))
 
