@@ -58,7 +58,8 @@ def test_it_has_every_operation(port: Port) -> None:
     assert set(found) == {(operation.path, operation.method.lower()) for operation in port.operations}
     assert len({each["operationId"] for each in found.values()}) == len(found)
     for each in found.values():
-        assert each["description"].endswith("."), each
+        assert each["description"][0].isupper(), each
+        assert each["summary"], each
 
 
 @pytest.mark.parametrize(("name", "operation"), EACH, ids=lambda value: value if isinstance(value, str) else value.name)

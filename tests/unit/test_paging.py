@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from runstream.gateway.errors import NotFound
 from runstream.gateway.paging import page_of
-from runstream.schemas import Merged, RunMessagesQuery
+from runstream.schemas import ListRunMessagesRequest, Merged
 
 
 def messages_of(*ids: str | None) -> list[Merged]:
@@ -17,7 +17,7 @@ def messages_of(*ids: str | None) -> list[Merged]:
 
 
 def page(messages: list[Merged], **wanted: Any) -> list[str | None]:
-    return [message.id for message in page_of(messages, RunMessagesQuery.model_validate(wanted))]
+    return [message.id for message in page_of(messages, ListRunMessagesRequest.model_validate(wanted))]
 
 
 FIVE = messages_of("a", "b", "c", "d", "e")
@@ -69,7 +69,7 @@ def test_who_pages_on_has_each_message_once(groups: list[tuple[bool, int]], limi
 
     seen: list[Merged] = []
     cursor: dict[str, Any] = {}
-    while found := page_of(messages, RunMessagesQuery.model_validate({"limit": limit, "order": order, **cursor})):
+    while found := page_of(messages, ListRunMessagesRequest.model_validate({"limit": limit, "order": order, **cursor})):
         seen += found
         if found[-1].id is None:
             break
@@ -79,11 +79,11 @@ def test_who_pages_on_has_each_message_once(groups: list[tuple[bool, int]], limi
     last = next((message.id for message in reversed(expected) if message.id is not None), None)
     if last is None:
         return
-    back = page_of(messages, RunMessagesQuery.model_validate({"limit": 1000, "order": order, "after": last}))
+    back = page_of(messages, ListRunMessagesRequest.model_validate({"limit": 1000, "order": order, "after": last}))
     cursor = {"before": last}
     own = [message for message in expected if message.id == last]
     back = own + back
-    while found := page_of(messages, RunMessagesQuery.model_validate({"limit": limit, "order": order, **cursor})):
+    while found := page_of(messages, ListRunMessagesRequest.model_validate({"limit": limit, "order": order, **cursor})):
         back = found + back
         if found[0].id is None:
             break

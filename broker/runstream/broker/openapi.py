@@ -10,7 +10,7 @@ import msgspec
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from runstream.broker.operations import SERVER_SENT_EVENTS
+from runstream.broker.operations import JSON
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -95,7 +95,10 @@ def _operation(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
         "description": operation.says,
         "parameters": [*_path_parameters(operation), *_query_parameters(operation, schemas), *_headers(operation)],
         "responses": dict(
-            sorted((str(status), _answer(answer, schemas)) for status, answer in operation.answers.items())
+            sorted(
+                (str(status), _answer(answer, schemas, operation.always))
+                for status, answer in operation.answers.items()
+            )
         ),
     }
     if operation.bodies:
@@ -136,6 +139,10 @@ def _query_parameters(operation: Operation, schemas: _Schemas) -> list[dict[str,
 def _query_parameter(name: str, schema: Mapping[str, Any], *, is_required: bool) -> dict[str, Any]:
     said = {key: schema[key] for key in ("description", "deprecated") if key in schema}
     shape = {key: value for key, value in schema.items() if key not in {"title", *said}}
+    # A query has no null: what may be null may be absent.
+    values = [each for each in shape.get("anyOf", ()) if each != {"type": "null"}]
+    if len(values) == 1:
+        shape = {**{key: value for key, value in shape.items() if key not in {"anyOf", "default"}}, **values[0]}
     return {"name": name, "in": "query", "required": is_required, **said, "schema": shape}
 
 
@@ -147,10 +154,10 @@ def _header(header: Header) -> dict[str, Any]:
     return {"description": header.says, "schema": dict(header.shape)}
 
 
-def _answer(answer: Answer, schemas: _Schemas) -> dict[str, Any]:
+def _answer(answer: Answer, schemas: _Schemas, always: Sequence[Header]) -> dict[str, Any]:
     found: dict[str, Any] = {"description": answer.says}
-    if answer.headers:
-        found["headers"] = {header.name: _header(header) for header in answer.headers}
+    if headers := [*answer.headers, *always]:
+        found["headers"] = {header.name: _header(header) for header in headers}
     if answer.bodies:
         found["content"] = _content(answer.bodies, schemas)
     return found
@@ -160,9 +167,9 @@ def _content(bodies: Sequence[Body], schemas: _Schemas) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for media in dict.fromkeys(body.media for body in bodies):
         schema = _any_of([schemas.of(body) for body in bodies if body.media == media])
-        # 3.1 has no word for what the data of an event look like; 3.2 calls it `itemSchema`.
-        is_events = media == SERVER_SENT_EVENTS
-        content[media] = {"schema": {"type": "string"}, "x-itemSchema": schema} if is_events else {"schema": schema}
+        # 3.1 has no word for what an event or a line looks like; 3.2 calls it `itemSchema`.
+        is_sequence = media != JSON and bool(schema.keys() - {"type"})
+        content[media] = {"schema": {"type": "string"}, "x-itemSchema": schema} if is_sequence else {"schema": schema}
     return content
 
 

@@ -24,7 +24,7 @@ TEXT: Final = "text/plain"
 Handler: TypeAlias = Callable[[Any], Awaitable[Any]]
 """What answers: an aiohttp request in, an aiohttp response out."""
 
-_SAID = re.compile(r"`[A-Z]+ [^`]+`(?:: )?")
+_SAID = re.compile(r"`[A-Z]+ [^`]+`(?:: |\. )?")
 """How a handler's docstring begins: with what it answers, which a description says anyway."""
 
 PATH_PARAMETERS: Final[Mapping[str, PathPattern]] = {
@@ -84,6 +84,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     is_body_required: bool = False
     headers: Sequence[Header] = ()
     """Headers of the request's that are looked at."""
+    always: Sequence[Header] = ()
+    """Headers of every answer."""
     is_deprecated: bool = False
     path_patterns: Mapping[str, PathPattern] = {}
     """What the path's parameters look like, where that is not what `PATH_PARAMETERS` says."""

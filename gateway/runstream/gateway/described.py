@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 
@@ -30,10 +30,17 @@ SEQ_ID: Final[dict[str, Any]] = {
 }
 
 
+MESSAGE: Final[dict[str, Any]] = {
+    "anyOf": [*({"$ref": f"#/components/schemas/{shape.__name__}"} for shape in get_args(Chunk)), {"type": "object"}]
+}
+"""One of Letta's, which the events' schemas are, or whatever else a platform says."""
+Messages = Annotated[list[dict[str, Any]], msgspec.Meta(extra_json_schema={"items": MESSAGE})]
+
+
 class LettaResponse(msgspec.Struct):
     """All that a run said, put together, when it has ended."""
 
-    messages: list[dict[str, Any]]
+    messages: Messages
     stop_reason: StopReason
     usage: UsageStatistics
 
@@ -50,7 +57,7 @@ WHOLE_OR_EVENTS: Final = Answer(
     "With `streaming` false all that the run said, when it has ended; else Server-Sent Events.",
     [Body([LettaResponse]), *EVENTS.bodies],
 )
-MESSAGES: Final = Answer("The messages, put together.", [Body([list[dict[str, Any]]])])
+MESSAGES: Final = Answer("The messages, put together.", [Body([Messages])])
 USAGE: Final = Answer("What the run has used.", [Body([RunUsage])])
 NOTHING_FOLLOWS: Final = Answer("Nothing follows: the run has ended, and the browser has seen all of it.")
 RUN: Final = Answer("The run.", [Body([Run])])

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 from aiohttp import web
 
 from runstream.broker.http import routes
+from runstream.broker.operations import Header, Operation
+from runstream.gateway.deprecation import DEPRECATION
 from runstream.gateway.routes import agents, conversations, health, runs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from runstream.broker.operations import Operation
 
 __all__ = ["OPERATIONS", "mounted", "operations"]
 
@@ -29,7 +30,19 @@ OWN: Final = frozenset(
 """What goes on in a conversation is runstream's in any case."""
 
 
-OPERATIONS: Final = (*conversations.operations, *agents.operations, *runs.operations, *health.operations)
+USER_ID: Final = Header("user_id", "`user-<uuid4>`, as the reference has it: malformed it is 400, else ignored.")
+DEPRECATED: Final = Header(DEPRECATION, "Since when this form of the request is deprecated: see RFC 9745.")
+
+
+def _whole(operation: Operation) -> Operation:
+    """Add what all operations have in common."""
+    always = [*operation.always, DEPRECATED] if operation.is_deprecated else operation.always
+    return msgspec.structs.replace(operation, headers=[*operation.headers, USER_ID], always=always)
+
+
+OPERATIONS: Final = tuple(
+    map(_whole, [*conversations.operations, *agents.operations, *runs.operations, *health.operations])
+)
 """All that a gateway answers that is not in front of a platform."""
 
 

@@ -9,12 +9,12 @@ from runstream.gateway.errors import NotFound
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from runstream.schemas import Merged, RunMessagesQuery
+    from runstream.schemas import ListRunMessagesRequest, Merged
 
 __all__ = ["page_of"]
 
 
-def page_of(messages: Sequence[Merged], wanted: RunMessagesQuery) -> list[Merged]:
+def page_of(messages: Sequence[Merged], wanted: ListRunMessagesRequest) -> list[Merged]:
     """Return the messages between two cursors, in the order that is wanted.
 
     `limit` counts ids, and of more than that many the page has those that are next to the cursor: after `after`, or

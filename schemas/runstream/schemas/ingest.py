@@ -17,10 +17,10 @@ __all__ = ["EndRunRequest", "FailRunRequest", "OpenRunRequest", "ReportedUsage"]
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
-def _none_if_null(value: object) -> object:
+def _empty_if_null(value: object) -> object:
     return [] if value is None else value
 
 
@@ -48,7 +48,7 @@ class OpenRunRequest(_Body):
     agent_id: Annotated[str, AfterValidator(_is_agent)]
     conversation_id: Annotated[str | None, AfterValidator(_is_conversation)] = None
     """A conversation that is not there is made. Null: none, as if the agent were addressed directly."""
-    otids: Annotated[list[str], BeforeValidator(_none_if_null), AfterValidator(_usable)] = Field(default_factory=list)
+    otids: Annotated[list[str], BeforeValidator(_empty_if_null), AfterValidator(_usable)] = Field(default_factory=list)
     """Those of the messages that the run answers."""
     background: bool = True
     """Whether clients can resume it."""

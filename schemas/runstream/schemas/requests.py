@@ -51,11 +51,11 @@ __all__ = [
     "CreateMessagesRequest",
     "ListActiveRunsRequest",
     "ListConversationsRequest",
+    "ListRunMessagesRequest",
     "ListRunsRequest",
     "MessageCreate",
     "OfAgent",
     "RetrieveStreamRequest",
-    "RunMessagesQuery",
     "ToolResult",
     "ToolReturnCreate",
     "UpdateConversationRequest",
@@ -78,15 +78,12 @@ MAX_OTID_CHARACTERS: Final = 512
 """Characters of one otid. A UUID has 36; what is longer is not an id."""
 
 MAX_PAGE: Final = 1000
-"""Entries of one page of a list: the reference's bound for runs."""
+"""Entries on one page of a list: the reference's bound for runs."""
 DEFAULT_PAGE_OF_RUNS: Final = 100
 DEFAULT_PAGE_OF_CONVERSATIONS: Final = 50
 
 MAX_CANCELLED: Final = 100
 """Runs in one request to cancel: the reference's bound, where it cancels all that it finds."""
-
-MAX_LISTED: Final = 1000
-"""Messages on one page: the reference's bound for lists."""
 
 
 def check_otids(otids: Sequence[str]) -> None:
@@ -369,26 +366,40 @@ class CancelRequest(_Body):
     run_ids: Annotated[list[str] | None, Field(max_length=MAX_CANCELLED)] = None
 
 
-class OfAgent(BaseModel):
+class _Query(BaseModel):
+    """Parameters in a query. What is empty there is absent before it comes here, see the gateway's `query_of`."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+_DEPRECATED: Final[dict[str, Any]] = {"deprecated": True}
+
+
+class OfAgent(_Query):
     """In a query: which agent is meant."""
 
     agent_id: str | None = None
+    """Whose conversation it is: of `default`, or of one that is made and whose body does not say."""
 
 
-class RunMessagesQuery(BaseModel):
+class ListRunMessagesRequest(_Query):
     """Of `runs/{run_id}/messages`: which of a run's messages. The cursors are messages' ids."""
 
-    after: Annotated[str | None, AfterValidator(_absent_if_empty)] = None
-    before: Annotated[str | None, AfterValidator(_absent_if_empty)] = None
-    limit: Annotated[int, Field(ge=1, le=MAX_LISTED)] = 100
+    after: str | None = None
+    """A message's id: what comes after it in this order."""
+    before: str | None = None
+    """A message's id: what comes before it in this order."""
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 100
+    """Ids; messages that share one are not parted."""
     order: Literal["asc", "desc"] = "asc"
+    """`asc`: in the order in which they began."""
     order_by: Literal["created_at"] = "created_at"
 
 
 class _ConversationBody(BaseModel):
     """What a conversation is made or changed with."""
 
-    model_config = ConfigDict(extra="allow", from_attributes=True)
+    model_config = ConfigDict(extra="allow", from_attributes=True, use_attribute_docstrings=True)
 
     summary: str | None = None
     description: str | None = None
@@ -416,13 +427,15 @@ class UpdateConversationRequest(_ConversationBody):
     last_message_at: datetime | None = None
 
 
-class ListActiveRunsRequest(BaseModel):
+class ListActiveRunsRequest(_Query):
     """The query of `runs/active`: which of the runs that go on."""
 
-    agent_id: Annotated[str | None, AfterValidator(_absent_if_empty)] = None
-    agent_ids: list[str] = []
+    agent_id: str | None = None
+    """Whose runs; everybody's if it is absent."""
+    agent_ids: Annotated[list[str], Field(json_schema_extra=_DEPRECATED)] = []
     """The older form of `agent_id`, which wins."""
     background: bool | None = None
+    """Those that can be resumed, or those that cannot; both if it is absent."""
 
     @property
     def agents(self) -> list[str]:
@@ -433,16 +446,21 @@ class ListActiveRunsRequest(BaseModel):
 class ListRunsRequest(ListActiveRunsRequest):
     """The query of `runs/`: which runs, and which part of their list."""
 
-    conversation_id: Annotated[str | None, AfterValidator(_absent_if_empty)] = None
+    conversation_id: str | None = None
+    """Those of one conversation."""
     statuses: list[str] = []
-    """Checked where they are looked up: 400, not 422."""
+    """Those with one of these statuses; one that is none is 400."""
     active: bool = False
+    """Those that go on; nothing if there are `statuses`."""
     stop_reason: Annotated[StopReasonType | None, BeforeValidator(_known_stop_reason)] = None
-    before: Annotated[str | None, AfterValidator(_absent_if_empty)] = None
-    after: Annotated[str | None, AfterValidator(_absent_if_empty)] = None
+    before: str | None = None
+    """A run's id: the page directly before it in this order."""
+    after: str | None = None
+    """A run's id: what follows it in this order."""
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE_OF_RUNS
     order: Literal["asc", "desc"] = "desc"
-    ascending: bool = False
+    """By the time they were made; `desc`: the newest first."""
+    ascending: Annotated[bool, Field(json_schema_extra=_DEPRECATED)] = False
     """The older form of `order`, which it wins over."""
     order_by: Literal["created_at"] = "created_at"
 
@@ -457,15 +475,20 @@ class ListRunsRequest(ListActiveRunsRequest):
         return self.order == "desc" and not self.ascending
 
 
-class ListConversationsRequest(BaseModel):
+class ListConversationsRequest(_Query):
     """The query of `conversations/`: which conversations, and which part of their list."""
 
-    agent_id: Annotated[str | None, AfterValidator(_absent_if_empty)] = None
+    agent_id: str | None = None
+    """Whose conversations; everybody's if it is absent."""
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE_OF_CONVERSATIONS
-    after: Annotated[str | None, AfterValidator(_absent_if_empty)] = None
+    after: str | None = None
+    """A conversation's id: what follows it in this order."""
     summary_search: str | None = None
+    """Text in the summary, as it is written there."""
     order: Literal["asc", "desc"] = "desc"
+    """`desc`: the newest first."""
     order_by: Literal["created_at", "last_run_completion", "last_message_at"] = "created_at"
+    """By which of their times; those without one come last."""
     archive_status: Literal["unarchived", "archived", "all"] = "unarchived"
 
     @property

@@ -66,6 +66,15 @@ class IngestRefusal(msgspec.Struct):
     stored: int | UnsetType = UNSET
     last_seq_id: int | UnsetType = UNSET
     index: int | UnsetType = UNSET
+    line: int | UnsetType = UNSET
+    item: int | UnsetType = UNSET
+    run_id: str | UnsetType = UNSET
+    otid: str | UnsetType | None = UNSET
+    is_repeated: bool | UnsetType = UNSET
+    status: str | UnsetType = UNSET
+    stop_reason: str | UnsetType | None = UNSET
+    run_type: str | UnsetType = UNSET
+    reference: str | UnsetType = UNSET
 
 
 RETRY_HEADER: Final = Header("Retry-After", "Seconds to wait before the request is sent again.", {"type": "integer"})

@@ -69,12 +69,12 @@ class Kept(msgspec.Struct):
 
 
 class Ended(msgspec.Struct):
-    """What a run came to, and the sequence of its end."""
+    """What a run came to, and the sequence of its end; null if retention has removed it."""
 
     run_id: str
     status: FinalStatus
     stop_reason: str
-    last_seq_id: int
+    last_seq_id: int | None
 
 
 def ingest_operations(ingest: Ingest) -> list[Operation]:
@@ -94,7 +94,7 @@ def ingest_operations(ingest: Ingest) -> list[Operation]:
             method="POST",
             path=f"{run}/chunks",
             handler=routes.answering("append", routes.append),
-            bodies=[Body([Object, list[Object]]), *(Body([], media) for media in sorted(LINES))],
+            bodies=[Body([Object, list[Object]]), *(Body([Object], media) for media in sorted(LINES))],
             is_body_required=True,
             headers=[INDEX_HEADER],
             answers={200: Answer("What is stored.", [Body([Appended])]), **refusals(*STATUSES.keys() - {"conflict"})},
@@ -105,7 +105,9 @@ def ingest_operations(ingest: Ingest) -> list[Operation]:
             handler=routes.answering("lease", routes.keep_alive),
             answers={
                 200: Answer("How long it lasts.", [Body([Kept])]),
-                **refusals("invalid_request", *OF_RUNS, *OF_THE_STORE),
+                **refusals(
+                    "invalid_request", *OF_RUNS, "expired", "store_unavailable", "broker_stopping", "internal_error"
+                ),
             },
         ),
         *(

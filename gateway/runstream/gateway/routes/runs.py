@@ -13,7 +13,7 @@ from runstream.gateway.resuming import resume_and_stream
 from runstream.gateway.services import SERVICES, json_response, raw_json_response
 from runstream.gateway.transcripts import TooLong
 from runstream.gateway.validation import query_of, run_path
-from runstream.schemas import ListActiveRunsRequest, ListRunsRequest, RetrieveStreamRequest, RunMessagesQuery
+from runstream.schemas import ListActiveRunsRequest, ListRunMessagesRequest, ListRunsRequest, RetrieveStreamRequest
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -64,7 +64,7 @@ async def messages(request: web.Request) -> web.StreamResponse:
     """`GET /v1/runs/{run_id}/messages`: what a run has said so far, whether or not it has ended."""
     services = request.app[SERVICES]
     run_id = run_path(request)
-    wanted = query_of(RunMessagesQuery, request)
+    wanted = query_of(ListRunMessagesRequest, request)
     record = await services.lookup.by_id(run_id)
     said = await services.transcripts.of(record)
     return await services.answers.messages(request, page_of(said, wanted))
@@ -96,7 +96,7 @@ operations = [
         method="GET",
         path="/v1/runs/{run_id}/messages",
         handler=messages,
-        query=RunMessagesQuery,
+        query=ListRunMessagesRequest,
         answers={200: MESSAGES, **refusals(Invalid, NotFound, Gone, TooLong, TryLater)},
     ),
     Operation(
