@@ -11,8 +11,8 @@ from jsonschema import Draft202012Validator
 from runstream.broker.openapi import described
 from runstream.gateway.mounting import OPERATIONS
 
-UNDESCRIBED = {307, 404, 405}
-"""What paths and methods are answered that are not there."""
+UNDESCRIBED = {307, 404, 405, 501}
+"""What paths and methods are answered that are not there, or are a platform's."""
 
 
 class Described(NamedTuple):

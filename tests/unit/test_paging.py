@@ -35,7 +35,6 @@ FIVE = messages_of("a", "b", "c", "d", "e")
         ({"after": "a", "before": "e", "limit": 2}, "bc"),
         ({"after": "e"}, ""),
         ({"after": "d", "before": "b"}, ""),
-        ({"after": "", "before": ""}, "abcde"),
         ({"order": "desc", "limit": 2}, "ed"),
         ({"order": "desc", "after": "d", "limit": 2}, "cb"),
         ({"order": "desc", "before": "b", "limit": 2}, "dc"),

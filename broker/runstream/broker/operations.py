@@ -64,7 +64,8 @@ class Answer(msgspec.Struct, frozen=True):
     def joined(self, other: Answer) -> Answer:
         """Give the answer that is either of two with the same status."""
         headers = {header.name: header for header in (*self.headers, *other.headers)}
-        return Answer(f"{self.says} Or: {other.says}", [*self.bodies, *other.bodies], [*headers.values()])
+        bodies = [*self.bodies, *(body for body in other.bodies if body not in self.bodies)]
+        return Answer(f"{self.says} Or: {other.says}", bodies, [*headers.values()])
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from runstream.broker.errors import Unavailable
-from runstream.gateway.errors import ApiError, TryLater
+from runstream.gateway.errors import EmptyMessages, TryLater
 from runstream.gateway.streaming import seat, stream_run
 
 if TYPE_CHECKING:
@@ -15,12 +15,6 @@ if TYPE_CHECKING:
     from runstream.schemas import CreateMessagesRequest
 
 __all__ = ["create_and_answer"]
-
-
-class EmptyMessages(ApiError):
-    """There is nothing to answer."""
-
-    status = 422
 
 
 async def create_and_answer(
@@ -39,7 +33,7 @@ async def create_and_answer(
     A client that leaves does not end the run.
     """
     if wanted.messages_are_empty:
-        raise EmptyMessages("Messages must not be empty")
+        raise EmptyMessages
     with seat(services.hub):
         claimed = await services.starter.start(
             wanted,

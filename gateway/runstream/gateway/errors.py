@@ -1,8 +1,12 @@
 """What a client is told when a request cannot be served: one tree, and the one table from errors to statuses.
 
 ApiError
+├── Defect              500
 ├── Invalid             422, the body or the path, in the reference's form
+├── EmptyMessages       422, in the reference's other form
 ├── BadRequest          400
+├── Unreadable          400, the body, in the reference's words
+├── BadStatus           400, of a list of runs, in the reference's words
 ├── NotFound            404
 ├── Busy                409, the conversation or an otid is taken; or nothing goes on in it, to be cancelled
 ├── Gone                410, retention has removed it
@@ -15,7 +19,8 @@ ApiError
 ├── NotPassedOn         501, the platform has to be asked for it at its own address
 └── Loop                508, the platform's address is this gateway's
 
-A detail's text is the reference's wherever clients or its own tests match on it.
+What a whole answer is refused with hangs on it, too, in `answering.py` and `transcripts.py`. A detail's text is the
+reference's wherever clients or its own tests match on it.
 """
 
 from __future__ import annotations
@@ -47,7 +52,10 @@ __all__ = [
     "SHOULD_RETRY",
     "ApiError",
     "BadRequest",
+    "BadStatus",
     "Busy",
+    "Defect",
+    "EmptyMessages",
     "Gone",
     "Invalid",
     "Loop",
@@ -60,6 +68,7 @@ __all__ = [
     "TooSlow",
     "TryLater",
     "UnavailableRefusal",
+    "Unreadable",
     "refusals",
     "translated",
 ]
@@ -114,12 +123,12 @@ def again(*, may_be: bool) -> dict[str, str]:
 
 
 class ApiError(Exception):
-    """A defect of this server's."""
+    """The request cannot be served."""
 
-    status = 500
+    status: int
     statuses: Sequence[int | str] = ()
     """All that it may have, where an error has its status of what it is about."""
-    shapes: Sequence[type[msgspec.Struct]] = (FailureRefusal,)
+    shapes: Sequence[type[msgspec.Struct]] = (Refusal,)
     sends: Sequence[Header] = ()
 
     def __init__(
@@ -136,11 +145,22 @@ class ApiError(Exception):
         return {"detail": self.detail, **self.extra}
 
 
+class Defect(ApiError):
+    """A defect of this server's."""
+
+    status = 500
+    shapes = (FailureRefusal,)
+
+    def __init__(self, reference: str | None = None) -> None:
+        extra = {} if reference is None else {"reference": reference}
+        super().__init__("An unknown error occurred", extra=extra)
+
+
 class Invalid(ApiError):
     """A value has the wrong form. `errors` are pydantic's; a client gets their Python form in one string."""
 
     status = 422
-    shapes = (InvalidRefusal, Refusal)
+    shapes = (InvalidRefusal,)
 
     def __init__(self, errors: Sequence[Mapping[str, Any]], *, examples: Sequence[str] | None = None) -> None:
         self._examples = examples
@@ -157,17 +177,49 @@ class BadRequest(ApiError):
     """The request makes no sense as it is."""
 
     status = 400
-    shapes = (Refusal,)
 
     def __init__(self, detail: str) -> None:
         super().__init__(f"INVALID_ARGUMENT: {detail}")
+
+
+class EmptyMessages(ApiError):
+    """There is nothing to answer."""
+
+    status = 422
+
+    def __init__(self) -> None:
+        super().__init__("Messages must not be empty")
+
+
+class Unreadable(ApiError):
+    """The body is no text, or has what cannot be stored."""
+
+    status = 400
+
+
+class BadStatus(ApiError):
+    """There is no such status."""
+
+    status = 400
+
+    def __init__(self, status: str) -> None:
+        super().__init__(f"'{status}' is not a valid RunStatus")
 
 
 class NotFound(ApiError):
     """There is no such thing."""
 
     status = 404
-    shapes = (Refusal,)
+
+    @classmethod
+    def run(cls, run_id: str) -> NotFound:
+        """Say that there is no such run."""
+        return cls(f"Run not found with id='{run_id}'")
+
+    @classmethod
+    def conversation(cls, conversation_id: str) -> NotFound:
+        """Say that there is no such conversation."""
+        return cls(f"Conversation not found with id='{conversation_id}'")
 
 
 class Busy(ApiError):
@@ -182,7 +234,6 @@ class Gone(ApiError):
     """Retention has removed it."""
 
     status = 410
-    shapes = (Refusal,)
 
     def __init__(self) -> None:
         super().__init__("EXPIRED: Part of this run was removed by retention.")
@@ -192,14 +243,12 @@ class TooSlow(ApiError):
     """The request did not arrive in time."""
 
     status = 408
-    shapes = (Refusal,)
 
 
 class TooLarge(ApiError):
     """The request is larger than may be stored."""
 
     status = 413
-    shapes = (Refusal,)
 
 
 class TryLater(ApiError):
@@ -221,7 +270,6 @@ class PlatformRefused(ApiError):
     """The platform has refused what it had to be asked first, and its refusal is handed on."""
 
     statuses = ("4XX", 401, 403, 429)
-    shapes = (Refusal,)
 
     def __init__(self, status: int, body: Mapping[str, Any]) -> None:
         self._said = dict(body)
@@ -241,7 +289,6 @@ class PlatformFailed(ApiError):
     """
 
     status = 502
-    shapes = (Refusal,)
     sends = (RETRY_AFTER, SHOULD_RETRY)
 
     def __init__(self, detail: str, *, should_retry: bool) -> None:
@@ -252,27 +299,24 @@ class PlatformSilent(PlatformFailed):
     """The platform is connected, and does not answer."""
 
     status = 504
-    shapes = (Refusal,)
 
 
 class NotPassedOn(ApiError):
     """The platform might do this; through this gateway it cannot be asked to."""
 
     status = 501
-    shapes = (Refusal,)
 
 
 class Loop(ApiError):
     """The request came from this gateway."""
 
     status = 508
-    shapes = (Refusal,)
 
 
 def refusals(*kinds: type[ApiError]) -> dict[int | str, Answer]:
     """Describe the refusals of an operation, by status; every one may be refused for its `user_id`, or a defect."""
     found: dict[int | str, Answer] = {}
-    all_kinds: tuple[type[ApiError], ...] = (BadRequest, *kinds, ApiError)
+    all_kinds: tuple[type[ApiError], ...] = (BadRequest, *kinds, Defect)
     for kind in all_kinds:
         for status in kind.statuses or (kind.status,):
             answer = Answer(_first_paragraph(kind), [Body(kind.shapes)], kind.sends)
@@ -305,7 +349,7 @@ def translated(error: BrokerError) -> ApiError:  # noqa: PLR0911  # a table
         case StoreFull():
             return TryLater("The store is full: an operator has to make room.", should_retry=False)
         case _:
-            return ApiError("An unknown error occurred")
+            return Defect()
 
 
 def _busy(conflict: Conflict) -> Busy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runstream.broker.rows import ConversationFilter, RunFilter, Span
-from runstream.gateway.errors import ApiError, NotFound
+from runstream.gateway.errors import BadStatus, NotFound
 from runstream.gateway.validation import check_conversation_id, check_run_id
 from runstream.schemas import ACTIVE_STATUSES, DEFAULT_TENANT, RUN_STATUSES
 
@@ -22,12 +22,6 @@ ACTIVE_RUNS = 1000
 """Runs that `runs/active` shows: it has no pages, and is as long as one may be."""
 
 
-class _BadStatus(ApiError):
-    """There is no such status. The reference says so in words of its own."""
-
-    status = 400
-
-
 class Lists:
     """Lists for one tenant, as JSON. Every call raises `Unavailable`; `ViewBehind` while there is nothing to list."""
 
@@ -39,7 +33,7 @@ class Lists:
         """Return a page of runs. Raises `BadRequest` for a malformed cursor, `NotFound`, `ApiError` 400."""
         for status in wanted.statuses:
             if status not in RUN_STATUSES:
-                raise _BadStatus(f"'{status}' is not a valid RunStatus")
+                raise BadStatus(status)
         chosen = RunFilter(
             tenant=self._tenant,
             agent_ids=wanted.agents,
@@ -78,7 +72,7 @@ class Lists:
                 self._tenant, check_conversation_id(wanted.after), wanted.order_by, descending=is_descending
             )
             if after is None:
-                raise NotFound(f"Conversation not found with id='{wanted.after}'")
+                raise NotFound.conversation(wanted.after)
         span = Span(limit=wanted.limit, descending=is_descending, after=after)
         return _array(await self._view.conversations(chosen, wanted.order_by, span))
 
@@ -87,7 +81,7 @@ class Lists:
             return None
         position = await self._view.run_position(self._tenant, check_run_id(cursor))
         if position is None:
-            raise NotFound(f"Run not found with id='{cursor}'")
+            raise NotFound.run(cursor)
         return position
 
 

@@ -34,7 +34,7 @@ class Lookup:
         """Return a run. Raises `BadRequest` for a malformed id, `NotFound`."""
         stored = await self._index.run(self._tenant, check_run_id(run_id))
         if stored is None:
-            raise NotFound(f"Run not found with id='{run_id}'")
+            raise NotFound.run(run_id)
         return stored.value
 
     async def to_resume(self, run_id: str) -> RunRecord:
@@ -80,7 +80,7 @@ class Lookup:
             return await self._active_of_agent(agent) or await self._waiting_for_approval(agent)
         stored = await self._index.conversation(self._tenant, conversation_id)
         if conversation_id == DEFAULT_CONVERSATION or stored is None or stored.value.deleted:
-            raise NotFound(f"Conversation not found with id='{conversation_id}'")
+            raise NotFound.conversation(conversation_id)
         return await self._active(conversation_id) or await self._waiting_for_approval(conversation_id)
 
     async def _active_of_agent(self, agent_id: str) -> RunRecord | None:

@@ -10,7 +10,7 @@ import structlog
 from aiohttp import hdrs, web
 
 from runstream.broker.errors import BrokerError
-from runstream.gateway.errors import ApiError, translated
+from runstream.gateway.errors import ApiError, Defect, translated
 from runstream.gateway.services import SERVICES, json_response
 from runstream.gateway.validation import check_user
 
@@ -48,7 +48,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except Exception:
         reference = uuid.uuid4().hex
         log.exception("request_crashed", method=request.method, path=request.path, reference=reference)
-        return _answer(ApiError("An unknown error occurred", extra={"reference": reference}))
+        return _answer(Defect(reference))
 
 
 def _answer(error: ApiError) -> web.Response:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_origin
 
 from aiohttp import web
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from runstream.broker.http_body import BadBody, BodyTooLarge, BodyTooSlow, NotJson, parse_body, read_body, unpacked
-from runstream.gateway.errors import ApiError, BadRequest, Invalid, TooLarge, TooSlow
+from runstream.gateway.errors import ApiError, BadRequest, Invalid, TooLarge, TooSlow, Unreadable
 from runstream.gateway.services import SERVICES
 from runstream.schemas import (
     AGENT_PATH,
@@ -131,7 +130,7 @@ def _refuse(error: ValidationError, where: tuple[str, ...]) -> NoReturn:
 async def body_of(kind: type[Model], request: web.Request, *, required: bool) -> tuple[Model, Any]:
     """Return the request's body as its model, and as it was sent; absent or null, it is an empty one unless `required`.
 
-    Raises `Invalid`, `TooLarge`, `TooSlow`, `ApiError` 400 for what is no text, or cannot be stored.
+    Raises `Invalid`, `TooLarge`, `TooSlow`, `Unreadable`.
     """
     services = request.app[SERVICES]
     body = await _parsed(request, services.body_limit(), services.body_seconds)
@@ -158,9 +157,7 @@ def _translated(error: BadBody) -> ApiError:
         case NotJson(reason=reason, position=position):
             where = {"type": "json_invalid", "loc": ("body", position), "msg": "JSON decode error", "input": {}}
             return Invalid([{**where, "ctx": {"error": reason}}])
-    unreadable = ApiError(str(error))
-    unreadable.status = HTTPStatus.BAD_REQUEST
-    return unreadable
+    return Unreadable(str(error))
 
 
 def _is_json(request: web.Request) -> bool:

@@ -15,6 +15,7 @@ from runstream.gateway.errors import (
     NOT_AGAIN,
     BadRequest,
     Busy,
+    EmptyMessages,
     Gone,
     Invalid,
     NotFound,
@@ -249,6 +250,7 @@ operations = [
             200: WHOLE_OR_EVENTS,
             **refusals(
                 Invalid,
+                EmptyMessages,
                 NotFound,
                 Busy,
                 PendingApproval,

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING
 
 from runstream.broker.operations import Body, Operation
 from runstream.gateway.described import EVENTS, LAST_EVENT_ID, MESSAGES, NOTHING_FOLLOWS, RUN, RUNS, USAGE
-from runstream.gateway.errors import NOT_AGAIN, Busy, Gone, Invalid, NotFound, TooLarge, TooSlow, TryLater, refusals
+from runstream.gateway.errors import (
+    NOT_AGAIN,
+    BadStatus,
+    Busy,
+    Gone,
+    Invalid,
+    NotFound,
+    TooLarge,
+    TooSlow,
+    TryLater,
+    refusals,
+)
 from runstream.gateway.eventsource import follow
 from runstream.gateway.paging import page_of
 from runstream.gateway.resuming import resume_and_stream
@@ -82,7 +93,7 @@ operations = [
         path="/v1/runs/",
         handler=list_runs,
         query=ListRunsRequest,
-        answers={200: RUNS, **refusals(Invalid, NotFound, TryLater)},
+        answers={200: RUNS, **refusals(Invalid, BadStatus, NotFound, TryLater)},
     ),
     Operation(
         method="GET",
