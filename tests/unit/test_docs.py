@@ -75,16 +75,35 @@ def health_endpoints() -> set[str]:
 
 
 def ingest_endpoints() -> set[str]:
-    settings = BrokerSettings()
-    # Nothing is asked of NATS until a request is.
-    jetstream = JetStream(Connection(settings.nats_url, name="test"), timeout_seconds=1)
-    return endpoints(ingest_operations(Ingest(jetstream, settings, BrokerMetrics())))
+    return endpoints(served()) - gateway_endpoints()
 
 
 def test_protocol_has_every_path() -> None:
     """Whoever serves a path says in PROTOCOL.md what it takes and answers."""
     headings = {name for line in re.findall(r"^### (.*)$", PROTOCOL, flags=re.MULTILINE) for name in code(line)}
     assert headings == gateway_endpoints() | health_endpoints() | ingest_endpoints()
+
+
+def served() -> list[Operation]:
+    """What both ports answer, but for what operators ask. Nothing is asked of NATS until a request is."""
+    settings = BrokerSettings()
+    jetstream = JetStream(Connection(settings.nats_url, name="test"), timeout_seconds=1)
+    return [*OPERATIONS, *ingest_operations(Ingest(jetstream, settings, BrokerMetrics()))]
+
+
+@pytest.mark.parametrize("operation", served(), ids=lambda operation: operation.name)
+def test_protocol_has_every_status(operation: Operation) -> None:
+    """Below each path stands what it answers; 500 is everywhere, and what a platform refuses with is its own affair."""
+    section = re.split(
+        rf"^### .*`{re.escape(operation.method)} {re.escape(operation.path)}`.*$", PROTOCOL, flags=re.MULTILINE
+    )[1]
+    section = re.split(r"^##", section, flags=re.MULTILINE)[0]
+    answers = re.findall(r"Answers? \d{3}.*?(?=\n\n|\Z)", section, flags=re.DOTALL)
+    assert answers, "nothing is said of what it answers"
+    said = {int(status) for status in re.findall(r"\b([2-5]\d\d)\b", " ".join(answers))}
+    platforms = {401, 403, 429} if "4XX" in operation.answers else set()
+    described = {status for status in operation.answers if isinstance(status, int)}
+    assert said - {500} - platforms == described - {500} - platforms
 
 
 def test_readme_lists_exactly_the_endpoints_of_the_gateway() -> None:

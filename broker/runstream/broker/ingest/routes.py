@@ -120,7 +120,7 @@ def ingest_operations(ingest: Ingest) -> list[Operation]:
                 headers=[INDEX_HEADER],
                 answers={
                     200: Answer("What the run came to.", [Body([Ended])]),
-                    **refusals(*OF_BODIES, *OF_RUNS, *OF_THE_STORE, "wrong_index", "fenced"),
+                    **refusals(*OF_BODIES, *OF_RUNS, *OF_THE_STORE, "wrong_index", "fenced", "expired"),
                 },
             )
             for name, handle, model in (("end", routes.end, EndRunRequest), ("fail", routes.fail, FailRunRequest))
