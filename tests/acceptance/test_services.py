@@ -266,6 +266,7 @@ async def started_runs(broker: Service) -> int:
         (["gateway", "--nats-url", "user:secret@nats:port"], "write the URL of NATS as nats://host:4222"),
         (["gateway", "--nats-url", "", "--port", "0"], "The URL of NATS is empty"),
         (["gateway", "--port", "70000"], "port: Input should be less than or equal to 65535"),
+        (["gateway", "--host", "no.such.host.invalid"], "The host no.such.host.invalid is not known"),
         (["gateway", "--host", "192.0.2.1"], "The port 192.0.2.1:8283 cannot be taken"),
     ],
 )

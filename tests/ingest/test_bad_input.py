@@ -208,7 +208,11 @@ async def test_an_encoding_that_is_broken(run: Writer) -> None:
 async def test_an_index_that_is_none(run: Writer, value: str) -> None:
     """It is not taken for absent: then a retry would store its chunks twice."""
     headers = {"Expected-Index": value}
-    for what, body in (("chunks", said(0)), ("end", {"stop_reason": "end_turn"}), ("fail", {"error_type": "x"})):
+    for what, body in (
+        ("chunks", said(0)),
+        ("end", {"stop_reason": "end_turn"}),
+        ("fail", {"error_type": "x", "message": "y"}),
+    ):
         try:
             refused = await run.post(what, body, headers=headers)
         except UnicodeEncodeError:
@@ -255,6 +259,8 @@ async def test_an_empty_body(run: Writer) -> None:
     [
         ("end", {}, "stop_reason: Field required"),
         ("end", {"stop_reason": ""}, "stop_reason: "),
+        ("end", {"stop_reason": "end_trun"}, "stop_reason: Input should be 'end_turn'"),
+        ("fail", {"error_type": "mine"}, "the catalogue has no text for 'mine': give a message"),
         ("end", {"stop_reason": "end_turn", "usage": {"total_tokens": "7"}}, "usage.total_tokens: "),
         ("end", {"stop_reason": "end_turn", "usage": {"tokens": 7}}, "usage.tokens: "),
         ("end", {"stop_reason": "end_turn", "usage": {"total_tokens": 10**30}}, "usage.total_tokens: "),
@@ -274,7 +280,12 @@ async def test_an_ending_that_makes_no_sense(run: Writer, what: str, body: objec
 @pytest.mark.parametrize("what", ["chunks", "lease", "end", "fail"])
 async def test_a_run_that_is_not_there(broker: str, what: str) -> None:
     """404; and 422 for what is not even the name of one."""
-    bodies = {"chunks": said(0), "end": {"stop_reason": "end_turn"}, "fail": {"error_type": "x"}, "lease": {}}
+    bodies = {
+        "chunks": said(0),
+        "end": {"stop_reason": "end_turn"},
+        "fail": {"error_type": "x", "message": "y"},
+        "lease": {},
+    }
     refused = await Writer(broker, new_run_id(), 0).post(what, bodies[what])
     assert told(refused) == (404, "run_not_found")
     for name in ("run-1", new_run_id().upper(), "%00"):

@@ -119,7 +119,6 @@ async def test_an_end_that_is_repeated_is_answered_the_same(stack: Stack, broker
         (("end", {"stop_reason": "requires_approval"}), "requires_approval", None),
         (("end", {"stop_reason": "cancelled"}), "cancelled", None),
         (("end", {"stop_reason": "llm_api_error"}), "llm_api_error", "llm_error"),
-        (("end", {"stop_reason": "of_tomorrow"}), "of_tomorrow", "internal_error"),
         (("fail", {"error_type": "llm_rate_limit"}), "llm_api_error", "llm_rate_limit"),
         (("fail", {"error_type": "mine", "message": "m", "detail": "d"}), "error", "mine"),
     ],

@@ -96,7 +96,12 @@ async def test_a_cancel_ends_an_upload_within_a_second(stack: Stack, broker: str
     assert refused.json["index"] == len(numbers)
     assert [event.json.get("stop_reason") for event in events[-2:-1]] == ["cancelled"]
     assert events[-1] == DONE
-    after = [await run.append(9), await run.end(), await run.post("lease"), await run.post("fail", {"error_type": "x"})]
+    after = [
+        await run.append(9),
+        await run.end(),
+        await run.post("lease"),
+        await run.post("fail", {"error_type": "x", "message": "y"}),
+    ]
     assert [told(reply) for reply in after] == [(409, "run_cancelled")] * 4
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-__all__ = ["description_operation", "health_operations", "metrics_operation", "routes", "serving"]
+__all__ = ["description_operation", "health_operations", "metrics_operation", "name_server", "routes", "serving"]
 
 
 class Health(msgspec.Struct):
@@ -93,6 +93,11 @@ def description_operation(operations: Sequence[Operation], *, title: str, says: 
     return itself
 
 
+async def name_server(_: web.Request, response: web.StreamResponse) -> None:
+    """Name the product and no versions, which aiohttp would tell to everybody."""
+    response.headers["Server"] = "runstream"
+
+
 def routes(operations: Sequence[Operation]) -> list[web.RouteDef]:
     """Make the routes on which operations are served. HEAD is only for what probes ask: a stream has no head alone."""
     return [
@@ -117,6 +122,7 @@ async def serving(
     """Serve `operations`, and what stands for others, on a bound socket while the block lasts."""
     app = web.Application()
     app.add_routes([*routes(operations), *others])
+    app.on_response_prepare.append(name_server)
     # Handlers are not cancelled when their clients leave: what was sent is dealt with all the same.
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()

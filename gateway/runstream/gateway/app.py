@@ -9,7 +9,14 @@ import structlog
 from aiohttp import web
 
 from runstream.broker.connection import Connection
-from runstream.broker.http import description_operation, health_operations, metrics_operation, routes, serving
+from runstream.broker.http import (
+    description_operation,
+    health_operations,
+    metrics_operation,
+    name_server,
+    routes,
+    serving,
+)
 from runstream.broker.index import Index
 from runstream.broker.jetstream import JetStream
 from runstream.broker.queue import WorkQueue
@@ -61,11 +68,6 @@ BODY_RESERVE_BYTES = 16 * 2**10
 """What a request may carry beside its body, in the one message of the index that holds both."""
 SHUTDOWN_SECONDS = 1.0
 """How long open requests may take when the gateway stops; streams that are open then are cut."""
-
-
-async def _name_server(_: web.Request, response: web.StreamResponse) -> None:
-    """Name the product and no versions, which aiohttp would tell to everybody."""
-    response.headers["Server"] = "runstream"
 
 
 class Gateway:
@@ -228,7 +230,7 @@ class Gateway:
         for_operators.append(description_operation([*served, *for_operators], title="runstream", says=SAYS))
         app.add_routes([*mounted(served), *routes(for_operators)])
         app.router.add_route("*", "/{path:.*}", fallback)
-        app.on_response_prepare.append(_name_server)
+        app.on_response_prepare.append(name_server)
         app.on_shutdown.append(services.answers.leave)
         deprecation.add_to(app)
         if self._settings.cors_origins is not None:

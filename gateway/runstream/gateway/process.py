@@ -31,6 +31,8 @@ def bind(host: str, port: int, what: str) -> socket.socket:
         listener.bind((host, port))
         # Listening is what makes a second process fail at once instead of sharing the port unheard.
         listener.listen()
+    except socket.gaierror as error:
+        raise CannotStart(f"The host {host} is not known: {error.strerror}. Choose another with --host.") from error
     except OSError as error:
         flag = what.replace(" ", "-")
         raise CannotStart(

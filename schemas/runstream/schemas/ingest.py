@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from runstream.schemas.chunks import UsageStatistics
+from runstream.schemas.chunks import StopReasonType, UsageStatistics
+from runstream.schemas.errors import ERROR_TYPES
 from runstream.schemas.ids import AGENT_PATH, STRICT_CONVERSATION_PATH
 from runstream.schemas.requests import MAX_SEQ_ID, check_otids
 
@@ -79,7 +80,7 @@ class ReportedUsage(_Body):
 class EndRunRequest(_Body):
     """To `…/end`: what the run came to."""
 
-    stop_reason: Annotated[str, Field(min_length=1)]
+    stop_reason: StopReasonType
     usage: ReportedUsage | None = None
 
 
@@ -88,5 +89,11 @@ class FailRunRequest(_Body):
 
     error_type: Annotated[str, Field(min_length=1)]
     message: str | None = None
-    """Null: the text that the catalogue has for this type."""
+    """Null: the text that the catalogue has for this type. A type that is not there needs one."""
     detail: str | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> FailRunRequest:
+        if self.message is None and self.error_type not in ERROR_TYPES:
+            raise ValueError(f"the catalogue has no text for {self.error_type!r}: give a message")
+        return self

@@ -249,9 +249,10 @@ def _run_id(request: web.Request) -> str:
 
 
 def _expected_index(request: web.Request) -> int | None:
-    value = request.headers.get(EXPECTED_INDEX)
-    if value is None:
+    values = request.headers.getall(EXPECTED_INDEX, [])
+    if not values:
         return None
+    value = ", ".join(values)
     if not (value.isascii() and value.isdigit() and len(value) <= MOST_DIGITS):
         raise IngestError("invalid_request", f"{EXPECTED_INDEX} is how many chunks are stored, and not {value!r}.")
     return int(value)
