@@ -66,6 +66,28 @@ async def test_last_message_at_may_be_set(stack: Stack) -> None:
     assert changed["last_message_at"] == "2026-01-02T01:04:05.000000Z"
 
 
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ("0005-01-01T00:00:00Z", "0005-01-01T00:00:00.000000Z"),
+        ("0999-12-31T23:00:00-01:00", "1000-01-01T00:00:00.000000Z"),
+    ],
+)
+async def test_a_year_has_four_digits(stack: Stack, sent: str, kept: str) -> None:
+    """However long ago: lists are ordered by the text."""
+    changed = await change(stack, await stack.conversation(), last_message_at=sent)
+    assert changed["last_message_at"] == kept
+
+
+@pytest.mark.parametrize("sent", ["0001-01-01T00:00:00+23:00", "9999-12-31T23:59:59-01:00"])
+async def test_a_time_that_utc_does_not_have(stack: Stack, sent: str) -> None:
+    """It is refused, and named."""
+    path = f"/v1/conversations/{await stack.conversation()}"
+    reply = await stack.fetch("PATCH", path, json={"last_message_at": sent})
+    assert reply.status == 422
+    assert "this time is in none of the years 1 to 9999 of UTC" in reply.detail
+
+
 @pytest.mark.parametrize("ids", [{"id": "conv-x"}, {"agent_id": "agent-x"}, {"created_at": "x"}, {"tenant": "x"}])
 async def test_what_it_is_cannot_be_changed(stack: Stack, ids: dict[str, str]) -> None:
     """A key of runstream's own is not hidden by a client's."""

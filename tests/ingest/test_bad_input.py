@@ -309,3 +309,13 @@ async def metrics_of(stack: Stack) -> str:
     """What the broker counts."""
     reply: Reply = await fetch(stack.broker_base, "GET", "/metrics")
     return reply.body.decode()
+
+
+async def test_an_id_that_is_a_number_too_large(run: Writer, stack: Stack) -> None:
+    """What can be stored can be read: the run's messages have it as it came."""
+    body = b'{"message_type":"assistant_message","id":1e999,"content":"x"}'
+    stored = await run.post("chunks", body=body, headers=JSON)
+    assert stored.status == 200
+    listed = await stack.fetch("GET", f"/v1/runs/{run.run_id}/messages")
+    assert listed.status == 200
+    assert b'"id":1e999' in listed.body

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import (
@@ -385,6 +385,14 @@ class RunMessagesQuery(BaseModel):
     order_by: Literal["created_at"] = "created_at"
 
 
+def _in_utc(value: datetime | None) -> datetime | None:
+    """Refuse a time that has no year of four digits where records have it, in UTC."""
+    try:
+        return value if value is None or value.tzinfo is None else value.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("this time is in none of the years 1 to 9999 of UTC") from error
+
+
 class _ConversationBody(BaseModel):
     """What a conversation is made or changed with."""
 
@@ -413,7 +421,7 @@ class UpdateConversationRequest(_ConversationBody):
     """Change a conversation: the fields that were sent, `model_fields_set`, and no others."""
 
     archived: bool | None = None
-    last_message_at: datetime | None = None
+    last_message_at: Annotated[datetime | None, AfterValidator(_in_utc)] = None
 
 
 class ListActiveRunsRequest(BaseModel):
