@@ -76,10 +76,16 @@ class ReportedUsage(_Body):
         return UsageStatistics(**self.model_dump())
 
 
+def _in_a_header(value: str) -> str:
+    if value != value.strip() or not value.isprintable():
+        raise ValueError("a stop reason has no control characters, and no white space around it")
+    return value
+
+
 class EndRunRequest(_Body):
     """To `…/end`: what the run came to."""
 
-    stop_reason: Annotated[str, Field(min_length=1)]
+    stop_reason: Annotated[str, Field(min_length=1), AfterValidator(_in_a_header)]
     usage: ReportedUsage | None = None
 
 

@@ -77,6 +77,9 @@ MAX_OTIDS: Final = 64
 MAX_OTID_CHARACTERS: Final = 512
 """Characters of one otid. A UUID has 36; what is longer is not an id."""
 
+MAX_TOOL_NAME_CHARACTERS: Final = 512
+"""Characters of the name of a tool, or of its argument, that the run's record keeps."""
+
 MAX_PAGE: Final = 1000
 """Entries of one page of a list: the reference's bound for runs."""
 DEFAULT_PAGE_OF_RUNS: Final = 100
@@ -278,6 +281,9 @@ class ClientSkill(_Body):
     location: str
 
 
+ToolName = Annotated[str, Field(max_length=MAX_TOOL_NAME_CHARACTERS)]
+
+
 class CreateMessagesRequest(_Body):
     """Messages for an agent: either `input`, which is one user message, or `messages`."""
 
@@ -293,8 +299,8 @@ class CreateMessagesRequest(_Body):
     include_return_message_types: list[MessageType] | None = None
     max_steps: int = 50
     use_assistant_message: bool = True
-    assistant_message_tool_name: str = "send_message"
-    assistant_message_tool_kwarg: str = "message"
+    assistant_message_tool_name: ToolName = "send_message"
+    assistant_message_tool_kwarg: ToolName = "message"
     enable_thinking: str | bool = True
     client_tools: list[ClientTool] | None = None
     client_skills: list[ClientSkill] | None = None
@@ -336,7 +342,7 @@ class CreateMessagesRequest(_Body):
             use_assistant_message=self.use_assistant_message,
             assistant_message_tool_name=self.assistant_message_tool_name,
             assistant_message_tool_kwarg=self.assistant_message_tool_kwarg,
-            include_return_message_types=None if types is None else list(types),
+            include_return_message_types=None if types is None else list(dict.fromkeys(types)),
         )
 
 
