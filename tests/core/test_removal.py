@@ -1,7 +1,10 @@
 """A run that was removed is gone for good, whoever was about to do something to it; and an ended one can be removed."""
 
+import asyncio
+
 import pytest
 
+from runstream.broker import removal
 from runstream.broker.ending import STEPS, Ending, Outcome, failed, first_message
 from runstream.broker.errors import Fenced
 from runstream.broker.publisher import Write
@@ -12,6 +15,7 @@ from runstream.broker.takeover import TakeOver
 from runstream.broker.topology import LogAddress
 from runstream.schemas import Kind, RunRecord, encode_chunk, new_conversation_id
 from tests.support.core import Core, record_of, request_of, said
+from tests.support.faults import replaced, turns
 
 GOOD = Outcome("end_turn")
 
@@ -31,7 +35,7 @@ async def run_up_to(core: Core, steps: int) -> tuple[RunRecord, RunRecord]:
 
 
 def remover_of(core: Core) -> Remover:
-    return Remover(core.jetstream, core.index)
+    return Remover(core.jetstream, core.index, TakeOver(core.jetstream, core.settings, core.index))
 
 
 async def is_gone(core: Core, run: RunRecord) -> bool:
@@ -76,3 +80,60 @@ async def test_a_rebuild_does_not_bring_it_back(core: Core) -> None:
     assert await remover_of(core).remove(over)
     await _Rebuilding(core.jetstream, core.index, [run for run in found.runs if run.id == over.id]).run()
     assert await core.index.run(over.tenant, over.id) is None
+
+
+async def test_one_whose_end_is_not_stored_yet(core: Core) -> None:
+    """Its record is terminal, and its writer dead, or slow: its ending is finished, and it is removed."""
+    _, over = await run_up_to(core, 2)
+    assert over.is_terminal
+    assert not await core.is_over(over)
+    assert await remover_of(core).remove(over)
+    assert await is_gone(core, over)
+    assert await core.index.lease(over.id) is None
+
+
+async def test_a_writer_that_is_about_to_store_the_end(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is waited for, and not fenced."""
+    monkeypatch.setattr(removal, "SEAL_SECONDS", 30.0)
+    run = record_of()
+    await core.index.claim(run, request_of(run))
+    async with core.publisher(LogAddress(run.id, run.shard)) as publisher:
+        first_seq = await publisher.publish_marked(first_message(run))
+        ending = Ending(publisher, core.index, await core.index.begin(run, first_seq=first_seq), GOOD)
+        await ending.tell()
+        await ending.release()
+        removing = asyncio.create_task(remover_of(core).remove(await core.record(run)))
+        await turns()
+        await ending.seal()
+        await ending.forget()
+        assert await removing
+    assert await is_gone(core, run)
+
+
+async def test_a_run_that_goes_on_is_not_removed(core: Core) -> None:
+    """Nothing of it is touched."""
+    begun, _ = await run_up_to(core, 0)
+    assert not await remover_of(core).remove(begun)
+    assert len(await core.stored(LogAddress(begun.id, begun.shard))) == 2
+
+
+async def test_a_client_that_leaves_in_the_middle(core: Core) -> None:
+    """Between the log and the record: the run is removed all the same, before the process is left."""
+    _, over = await run_up_to(core, len(STEPS))
+    remover = remover_of(core)
+    purged, go_on, remove_run = asyncio.Event(), asyncio.Event(), core.index.remove_run
+
+    async def slowly(run: RunRecord) -> None:
+        purged.set()
+        await go_on.wait()
+        await remove_run(run)
+
+    replaced(core.index, "remove_run", slowly)
+    client = asyncio.create_task(remover.remove(over))
+    await purged.wait()
+    client.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await client
+    go_on.set()
+    await remover.close()
+    assert await is_gone(core, over)
