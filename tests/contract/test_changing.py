@@ -1,15 +1,18 @@
 """What a client changes and removes: conversations and runs."""
 
 import asyncio
+import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from runstream.broker.errors import AgentFailed
 from runstream.schemas import new_agent_id, new_conversation_id, new_run_id
 from tests.support.http import DONE, events_of, fetch
-from tests.support.stack import Stack, message, stack_running
+from tests.support.stack import PUPPET, Stack, message, stack_running
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -66,6 +69,28 @@ async def test_last_message_at_may_be_set(stack: Stack) -> None:
     assert changed["last_message_at"] == "2026-01-02T01:04:05.000000Z"
 
 
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ("0005-01-01T00:00:00Z", "0005-01-01T00:00:00.000000Z"),
+        ("0999-12-31T23:00:00-01:00", "1000-01-01T00:00:00.000000Z"),
+    ],
+)
+async def test_a_year_has_four_digits(stack: Stack, sent: str, kept: str) -> None:
+    """However long ago: lists are ordered by the text."""
+    changed = await change(stack, await stack.conversation(), last_message_at=sent)
+    assert changed["last_message_at"] == kept
+
+
+@pytest.mark.parametrize("sent", ["0001-01-01T00:00:00+23:00", "9999-12-31T23:59:59-01:00"])
+async def test_a_time_that_utc_does_not_have(stack: Stack, sent: str) -> None:
+    """It is refused, and named."""
+    path = f"/v1/conversations/{await stack.conversation()}"
+    reply = await stack.fetch("PATCH", path, json={"last_message_at": sent})
+    assert reply.status == 422
+    assert "this time is in none of the years 1 to 9999 of UTC" in reply.detail
+
+
 @pytest.mark.parametrize("ids", [{"id": "conv-x"}, {"agent_id": "agent-x"}, {"created_at": "x"}, {"tenant": "x"}])
 async def test_what_it_is_cannot_be_changed(stack: Stack, ids: dict[str, str]) -> None:
     """A key of runstream's own is not hidden by a client's."""
@@ -107,6 +132,61 @@ async def test_changes_that_make_no_sense(stack: Stack, body: Any, status: int) 
     reply = await stack.fetch("PATCH", f"/v1/conversations/{conversation_id}", json=body)
     assert reply.status == status
     assert await read(stack, conversation_id) == before
+
+
+async def test_a_conversation_that_grows_while_a_run_goes_on_in_it(stack: Stack) -> None:
+    """It may not, beyond its share; the run ends, and nobody has lost the connection."""
+    conversation_id = await stack.conversation()
+    path = f"/v1/conversations/{conversation_id}"
+    limit = stack.jetstream.connection.max_payload // 4
+    async with stack.say_in(conversation_id) as stream:
+        (ping,) = await stream.take(1)
+        run_id = str(ping.json["run_id"])
+        await change(stack, conversation_id, one="x" * (limit - 2000))
+        for _ in range(2):
+            refused = await stack.fetch("PATCH", path, json={"two": "x" * 2000})
+            assert refused.status == 413
+            assert re.fullmatch(rf"The conversation would have \d+ bytes; at most {limit} are kept\.", refused.detail)
+        stack.puppet.finish(run_id)
+        assert (await stream.rest())[-1] == DONE
+    assert (await stack.record(run_id)).status == "completed"
+    assert stack.jetstream.connection.reconnects == 0
+    assert "two" not in await read(stack, conversation_id)
+
+
+async def test_a_conversation_that_is_made_too_large(stack: Stack) -> None:
+    """It is not made."""
+    body = {"summary": "x" * (stack.jetstream.connection.max_payload // 4)}
+    reply = await stack.fetch("POST", f"/v1/conversations/?agent_id={new_agent_id()}", json=body)
+    assert reply.status == 413
+    assert reply.detail.startswith("The conversation would have ")
+
+
+async def test_the_largest_request_and_the_largest_error(stack: Stack) -> None:
+    """Whatever may be asked for, and however its agent fails, a run ends."""
+    name, otids = "\x01" * 512, [f"{new_run_id()}".ljust(512, "\x01") for _ in range(64)]
+    messages = [{"role": "user", "content": "x", "otid": otid} for otid in otids]
+    body = message("x", messages=messages, assistant_message_tool_name=name, assistant_message_tool_kwarg=name)
+    body["include_return_message_types"] = ["user_message"] * 1000
+    size = len(json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode())
+    room = stack.jetstream.connection.max_payload - 16 * 2**10 - size
+    messages[-1] |= {"content": PUPPET, "name": "y" * (room - 20)}
+    agent_id = new_agent_id()
+    async with stack.create(agent_id=agent_id, **body) as stream:
+        (ping,) = await stream.take(1)
+        run_id = str(ping.json["run_id"])
+        stack.puppet.fail_with(run_id, AgentFailed("漢" * 9000, message="漢" * 9000, detail="\x01" * 9000))
+        assert (await stream.rest())[-1] == DONE
+    assert (await stack.record(run_id)).status == "failed"
+
+
+async def test_a_tool_name_that_is_none(stack: Stack) -> None:
+    """What the run's record keeps is bounded, and named."""
+    for name in ("assistant_message_tool_name", "assistant_message_tool_kwarg"):
+        path = f"/v1/agents/{new_agent_id()}/messages/stream"
+        reply = await stack.fetch("POST", path, json=message("x", **{name: "x" * 513}))
+        assert reply.status == 422
+        assert f"('body', '{name}')" in reply.detail
 
 
 async def test_a_change_needs_a_body(stack: Stack) -> None:

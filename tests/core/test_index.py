@@ -11,20 +11,33 @@ import pytest
 import pytest_asyncio
 
 from runstream.broker import bucket
-from runstream.broker.bucket import BATCHES_IN_FLIGHT, Stored
+from runstream.broker.bucket import BATCHES_IN_FLIGHT, Bucket, Put, Stored
 from runstream.broker.connection import Connection
-from runstream.broker.errors import Conflict, StoreRefused, Unavailable, Unsettled, WrongLastSequence
-from runstream.broker.index import Claimed, Index
+from runstream.broker.ending import ENDING_BYTES
+from runstream.broker.errors import (
+    Conflict,
+    ConversationDeleted,
+    ConversationTooLarge,
+    Fenced,
+    RecordTooLarge,
+    StoreRefused,
+    Unavailable,
+    Unsettled,
+    WrongLastSequence,
+)
+from runstream.broker.index import CONVERSATION_SHARE, Claimed, Index
 from runstream.broker.jetstream import BatchWrite, JetStream, StoredMessage
 from runstream.broker.keys import run_key, subject_of
-from runstream.broker.topology import INDEX_STREAM
+from runstream.broker.topology import INDEX_STREAM, LogAddress
 from runstream.schemas import (
     ConversationRecord,
     RunRecord,
+    encode_conversation,
     new_agent_id,
     new_conversation_id,
     new_otid,
     new_run_id,
+    timestamp,
 )
 from tests.support.core import Core, core_running, record_of, request_of
 from tests.support.faults import FaultyJetStream, lost
@@ -68,6 +81,19 @@ def ended(record: RunRecord, status: str = "completed", stop_reason: str = "end_
     return msgspec.structs.replace(
         record, status=status, stop_reason=stop_reason, completed_at=completed_at, total_duration_ns=1
     )
+
+
+async def deleted_conversation(core: Core, index: Index | None = None) -> str:
+    """A conversation that was made and deleted."""
+    conversation_id = new_conversation_id()
+    await core.index.create_conversation(
+        ConversationRecord(tenant="default", id=conversation_id, agent_id=new_agent_id())
+    )
+    changed = await (index or core.index).update_conversation(
+        "default", conversation_id, lambda found: msgspec.structs.replace(found, deleted=True, updated_at=timestamp())
+    )
+    assert changed is not None, "it was deleted, and is said not to have been there"
+    return conversation_id
 
 
 async def active_run(core: Core, conversation_id: str) -> str | None:
@@ -478,10 +504,11 @@ async def test_begin_and_release_can_be_repeated(core: Core) -> None:
 
 
 async def test_a_record_that_somebody_deleted_is_written_again(core: Core) -> None:
-    """However it was deleted, the run's writer begins and ends it as if it were there."""
+    """However it was deleted, the run's writer begins and ends it as if it were there: its log is."""
     for mark in ({"KV-Operation": "DEL"}, {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}):
         run = await claimed(core, conversation_id=new_conversation_id())
         key = subject_of(run_key(run.tenant, run.id))
+        await core.write(LogAddress(run.id, run.shard), [b"{}"])
         await core.jetstream.publish(key, b"", mark)
         begun = await core.index.begin(run, first_seq=7)
         assert await core.record(run) == begun
@@ -489,6 +516,32 @@ async def test_a_record_that_somebody_deleted_is_written_again(core: Core) -> No
         await core.index.release(ended(begun))
         assert (await core.record(run)).status == "completed"
         assert await active_run(core, str(run.conversation_id)) is None
+
+
+async def test_a_run_that_was_removed_stays_removed(core: Core) -> None:
+    """Whoever has read it before, and would begin or end it now, is told that it is not his any more."""
+    run = await claimed(core, conversation_id=new_conversation_id())
+    address = LogAddress(run.id, run.shard)
+    await core.write(address, [b"{}"], end=True)
+    over = ended(run)
+    await core.index.release(over)
+    await core.purge(address)
+    await core.index.remove_run(over)
+    with pytest.raises(Fenced):
+        await core.index.begin(run, first_seq=7)
+    with pytest.raises(Fenced):
+        await core.index.release(over)
+    assert await core.index.run(run.tenant, run.id) is None
+
+
+async def test_no_run_is_claimed_in_a_deleted_conversation(core: Core) -> None:
+    """Whoever looked before it was deleted, or never looks, is refused, and nothing is stored."""
+    conversation_id = await deleted_conversation(core)
+    run = record_of(conversation_id=conversation_id)
+    with pytest.raises(ConversationDeleted, match=conversation_id):
+        await core.index.claim(run, request_of(run))
+    assert await core.index.run(run.tenant, run.id) is None
+    assert await active_run(core, conversation_id) is None
 
 
 async def test_an_ended_record_stays_as_it_is(core: Core) -> None:
@@ -566,6 +619,73 @@ async def test_a_full_index_is_said_at_once(core: Core) -> None:
                 await core.index.claim(record, request_of(record))
     finally:
         await core.jetstream.api(f"STREAM.UPDATE.{INDEX_STREAM}", config)
+
+
+# -- sizes --------------------------------------------------------------------------------------------------------
+
+
+async def test_what_does_not_fit_into_a_message_is_not_sent(core: Core) -> None:
+    """The server would end the connection with everything on it: so it stays, and nothing of the batch is stored."""
+    limit, reconnects = core.connection.max_payload, core.connection.reconnects
+    keys = [f"agent.default.{new_agent_id()}" for _ in range(2)]
+    for puts in (
+        [Put(keys[0], b"x" * (limit - 20), 0)],
+        [Put(keys[0], b"small"), Put(keys[1], b"x" * (limit - 100), 0)],
+    ):
+        with pytest.raises(RecordTooLarge) as refused:
+            await Bucket(core.jetstream).write(puts)
+        assert refused.value.limit == limit < refused.value.size
+    await Bucket(core.jetstream).write([Put(keys[1], b"x" * (limit - 300), 0), Put(new_otid(), b"")])
+    assert core.connection.reconnects == reconnects
+    assert not await core.holds(keys[0])
+
+
+async def test_a_conversation_leaves_room(core: Core) -> None:
+    """One that would have more than its share is not made, and does not grow to that; it may get smaller."""
+    limit = core.connection.max_payload // CONVERSATION_SHARE
+    record = ConversationRecord(
+        tenant="default", id=new_conversation_id(), agent_id=new_agent_id(), summary="x" * limit
+    )
+    with pytest.raises(ConversationTooLarge):
+        await core.index.create_conversation(record)
+    # As one that was made by another version.
+    await core.index.write({f"conversation.default.{record.id}": Stored(encode_conversation(record), 0)})
+
+    def say(summary: str) -> Callable[[ConversationRecord], ConversationRecord]:
+        return lambda found: msgspec.structs.replace(found, summary=summary)
+
+    with pytest.raises(ConversationTooLarge) as refused:
+        await core.index.update_conversation("default", record.id, say("x" * (limit + 1)))
+    assert refused.value.limit == limit < refused.value.size
+    for summary in ("x" * (limit - 1), "small"):
+        assert await core.index.update_conversation("default", record.id, say(summary)) is not None
+
+
+async def test_a_record_without_room_for_its_end_is_not_claimed(core: Core) -> None:
+    """It is refused before anything is stored: the run could not end."""
+    run = record_of(run_type="x" * (core.connection.max_payload - ENDING_BYTES))
+    with pytest.raises(RecordTooLarge):
+        await core.index.claim(run, request_of(run))
+    assert await core.index.run(run.tenant, run.id) is None
+
+
+async def test_a_deletion_whose_answer_was_lost(core: Core) -> None:
+    """It finds the conversation deleted, by itself; the next one finds none."""
+    index = Index(FaultyJetStream(core.jetstream, after=lost(every=100)))
+    conversation_id = await deleted_conversation(core, index)
+    assert await index.update_conversation("default", conversation_id, lambda found: found) is None
+
+
+async def test_a_change_whose_answer_was_lost_is_made_once(core: Core) -> None:
+    """It finds its own change, and does not make it again."""
+    record = ConversationRecord(tenant="default", id=new_conversation_id(), agent_id=new_agent_id(), summary="")
+    await core.index.create_conversation(record)
+    index = Index(FaultyJetStream(core.jetstream, after=lost(every=100)))
+    changed = await index.update_conversation(
+        "default", record.id, lambda found: msgspec.structs.replace(found, summary=f"{found.summary}x")
+    )
+    assert changed is not None
+    assert changed.summary == "x"
 
 
 # -- leases -------------------------------------------------------------------------------------------------------

@@ -320,3 +320,42 @@ async def metrics_of(stack: Stack) -> str:
     """What the broker counts."""
     reply: Reply = await fetch(stack.broker_base, "GET", "/metrics")
     return reply.body.decode()
+
+
+async def test_an_id_that_is_a_number_too_large(run: Writer, stack: Stack) -> None:
+    """What can be stored can be read: the run's messages have it as it came."""
+    body = b'{"message_type":"assistant_message","id":1e999,"content":"x"}'
+    stored = await run.post("chunks", body=body, headers=JSON)
+    assert stored.status == 200
+    listed = await stack.fetch("GET", f"/v1/runs/{run.run_id}/messages")
+    assert listed.status == 200
+    assert b'"id":1e999' in listed.body
+
+
+@pytest.mark.parametrize("stop_reason", ["a\r\nRs-Kind: data", "\x00", " a", "\u2028"], ids=repr)
+async def test_a_stop_reason_that_no_header_can_have(run: Writer, stop_reason: str) -> None:
+    """It is refused, and the run goes on."""
+    refused = await run.post("end", {"stop_reason": stop_reason})
+    assert told(refused) == (422, "invalid_request")
+    assert "a stop reason has no control characters" in refused.detail
+    await stands_at(run, 0)
+
+
+async def test_no_run_is_opened_in_a_deleted_conversation(broker: str, stack: Stack) -> None:
+    """Its writer is told so, and nothing is opened."""
+    conversation_id = await stack.conversation()
+    assert (await stack.fetch("DELETE", f"/v1/conversations/{conversation_id}")).status == 200
+    body = {"agent_id": AGENT, "conversation_id": conversation_id}
+    refused = await fetch(broker, "POST", "/ingest/v1/runs", json=body)
+    assert told(refused) == (404, "conversation_deleted")
+    stored = await stack.index.conversation("default", conversation_id)
+    assert stored is not None
+    assert (stored.value.deleted, stored.value.active_run) == (True, None)
+
+
+async def test_otids_that_leave_no_room(broker: str) -> None:
+    """As many and as long as they may be, they can be kept by a server with NATS's default."""
+    otids = [f"{n:02}".ljust(512, "\x01") for n in range(64)]
+    async with writing(broker, otids=otids) as writer:
+        ended = await writer.post("fail", {"error_type": "x" * 300, "message": "漢" * 9000, "detail": "\x01" * 9000})
+        assert ended.status == 200

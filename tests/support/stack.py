@@ -67,7 +67,11 @@ class Puppet:
 
     def fail(self, run_id: str, error_type: str = "llm_error") -> None:
         """Let a run fail once it has said what it was told to."""
-        self._lines[run_id].put_nowait(AgentFailed(error_type))
+        self.fail_with(run_id, AgentFailed(error_type))
+
+    def fail_with(self, run_id: str, error: AgentFailed) -> None:
+        """The same, with this very error."""
+        self._lines[run_id].put_nowait(error)
 
     def finish(self, run_id: str, stop_reason: str = "end_turn") -> None:
         """Let a run end once it has said what it was told to."""

@@ -378,3 +378,16 @@ def test_what_is_no_object_is_refused(body: bytes) -> None:
     """A log with something else in it was not written by a writer of ours."""
     with pytest.raises(InvalidChunk):
         Merging().add(body)
+
+
+@pytest.mark.parametrize("key", ["id", "message_type", "otid"])
+@pytest.mark.parametrize(
+    "value", [b"1e999", b"-1e999", b"[1e999]", b'{"a":1e999}', b"12345678901234567890123456789012345"]
+)
+def test_what_names_no_message_is_not_looked_into(key: str, value: bytes) -> None:
+    """A number that no machine has, where an id belongs, goes out as it came: its run can be read."""
+    body = b'{"' + key.encode() + b'":' + value + b',"content":"x"}'
+    merging = Merging()
+    merging.add(body)
+    merging.add(b'{"id":"message-1","message_type":"assistant_message","content":"y"}')
+    assert next(message.body for message in merging.messages()) == body

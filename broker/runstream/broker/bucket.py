@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
-from runstream.broker.errors import Unavailable, WrongLastSequence
+from runstream.broker.errors import RecordTooLarge, Unavailable, WrongLastSequence
 from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, BatchWrite
 from runstream.broker.keys import KV_OPERATION, key_of, subject_of
 from runstream.broker.topology import INDEX_STREAM
@@ -30,6 +30,11 @@ FIRST_DELAY_SECONDS = 0.02
 LONGEST_DELAY_SECONDS = 1.0
 BATCHES_IN_FLIGHT = 16
 """The server takes 50 unfinished batches on a stream; several gateways and brokers share them."""
+
+HEADER_FRAME_BYTES = 4
+"""What each header has beside its name and value: `: ` and the line's end."""
+BATCH_HEADER_BYTES = 160
+"""The first line of a message's headers, the empty one behind them, and the batch's three: 132 bytes in all."""
 
 LIST_PAGE_KEYS = 5_000
 LIST_PAGE_BYTES = 2**20
@@ -85,17 +90,30 @@ class Bucket:
         return found
 
     async def write(self, puts: Sequence[Put]) -> int:
-        """Write all of `puts` or none; returns the last one's revision."""
+        """Write all of `puts` or none; returns the last one's revision.
+
+        Raises `RecordTooLarge`, before anything is sent, if one does not fit into a message.
+        """
         messages = []
         for put in puts:
             headers = {**put.headers} if put.value is not None else {KV_OPERATION: "DEL"}
             if put.revision is not None:
                 headers[EXPECTED_LAST_SEQUENCE] = str(put.revision)
             messages.append(BatchWrite(subject_of(put.key), put.value or b"", headers))
+        self._check(messages)
         if len(messages) == 1:
             return await self._jetstream.publish(messages[0].subject, messages[0].body, messages[0].headers)
         async with self._batches:
             return await self._jetstream.publish_batch(messages, secrets.token_hex(16))
+
+    def _check(self, messages: Sequence[BatchWrite]) -> None:
+        # The server would not refuse it: it ends the connection, with everything on it.
+        limit = self._jetstream.connection.max_payload
+        for message in messages:
+            headers = sum(len(name) + len(value) + HEADER_FRAME_BYTES for name, value in message.headers.items())
+            size = len(message.body) + headers + BATCH_HEADER_BYTES
+            if size > limit:
+                raise RecordTooLarge(size=size, limit=limit)
 
 
 async def persist(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:

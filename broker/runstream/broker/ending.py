@@ -47,18 +47,27 @@ __all__ = ["STEPS", "Ending", "Outcome", "end_run", "ended", "failed", "finish_r
 log = get_logger(__name__)
 
 LONGEST_TEXT = 8192
-"""Characters of an error's message and detail that are kept: an upstream's HTML page must not fill a message."""
+"""Bytes of an error's message and detail that are kept: an upstream's HTML page must not fill a message."""
 LONGEST_NAME = 256
-"""Characters of a stop reason or an error type that are kept. The stop reason also stands in a header."""
-MOST_RUN_IDS = 256
+"""Bytes of a stop reason or an error type that are kept. The stop reason also stands in a header."""
+MOST_RUN_IDS = 32
+"""Of an agent's usage. Mostly there is one, or none."""
+ENDING_BYTES = 2 * LONGEST_NAME + max(2 * LONGEST_TEXT, MOST_RUN_IDS * (LONGEST_NAME + 3)) + 2048
+"""What a run's record can grow by until its end: both names; the error's two texts, or the usage's ids with quotes and
+commas; and 2 KiB for all that has a length of its own, numbers, times and keys, and for the message's headers. All is
+counted as JSON has it. A record that leaves no room for this is not claimed: its run could not end."""
+
+LONGEST_CHARACTER = len("\\u0000")
 
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 class Outcome(msgspec.Struct, frozen=True):
     """What a run came to: its stop reason, and its usage or its error.
 
     What an agent put into them is cut to what surely fits into a message: a run whose ending does not could not end.
+    The stop reason is made one line without control characters: it also stands in a header, which can hold no other.
     """
 
     stop_reason: str
@@ -68,7 +77,7 @@ class Outcome(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         """Shorten what is too long, and mend what is no text."""
         cut = msgspec.structs.force_setattr
-        cut(self, "stop_reason", _text(self.stop_reason, LONGEST_NAME))
+        cut(self, "stop_reason", _text(_CONTROL.sub(" ", self.stop_reason[:LONGEST_NAME]), LONGEST_NAME).strip())
         if self.usage is not None and self.usage.run_ids is not None:
             run_ids = [_text(run_id, LONGEST_NAME) for run_id in self.usage.run_ids[:MOST_RUN_IDS]]
             cut(self, "usage", msgspec.structs.replace(self.usage, run_ids=run_ids))
@@ -83,8 +92,21 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 def _text(value: str, longest: int) -> str:
-    """Shorten `value`; half a surrogate pair, which no JSON can hold, becomes U+FFFD."""
-    return _HALF_A_PAIR.sub("\ufffd", value[:longest])
+    """Shorten `value` to so many bytes of JSON; half a surrogate pair, which no JSON can hold, becomes U+FFFD."""
+    text = _HALF_A_PAIR.sub("\ufffd", value[:longest])
+    size = _size(text)
+    if size <= longest:
+        return text
+    # Found by halving: a character has from one to six bytes.
+    fits, too_long = longest // LONGEST_CHARACTER, len(text)
+    while fits + 1 < too_long:
+        middle = (fits + too_long) // 2
+        fits, too_long = (middle, too_long) if _size(text[:middle]) <= longest else (fits, middle)
+    return text[:fits]
+
+
+def _size(text: str) -> int:
+    return len(msgspec.json.encode(text)) - len('""')
 
 
 def failed(run_id: str, error_type: str, *, message: str | None = None, detail: str | None = None) -> Outcome:

@@ -14,8 +14,11 @@ BrokerError
 ├── RunCancelled                somebody wishes that the run end
 ├── RunTooLong                  the run's log has room for its ending only
 ├── ChunkTooLarge               one chunk is larger than a NATS message may be
+├── RecordTooLarge              a record is larger than a NATS message may be
+│   └── ConversationTooLarge    a conversation leaves no room for the runs that will go on in it
 ├── CursorExpired               retention has removed what the cursor asks for
 ├── Conflict                    a claim was refused: the conversation or an otid is taken
+├── ConversationDeleted         a claim was refused: the conversation is there no more
 ├── Draining                    this process opens no further runs, as it is to stop
 ├── AgentFailed                 the agent ended with an error of its own
 ├── InvalidAgent                there is no such agent, or what names it is wrong
@@ -35,6 +38,8 @@ __all__ = [
     "BrokerError",
     "ChunkTooLarge",
     "Conflict",
+    "ConversationDeleted",
+    "ConversationTooLarge",
     "CursorExpired",
     "Draining",
     "EmbeddedServerError",
@@ -43,6 +48,7 @@ __all__ = [
     "InvalidSettings",
     "NoResponders",
     "NotStored",
+    "RecordTooLarge",
     "RunCancelled",
     "RunTooLong",
     "ServerTooOld",
@@ -132,6 +138,19 @@ class ChunkTooLarge(BrokerError):
         super().__init__(size=size, limit=limit)
 
 
+class RecordTooLarge(BrokerError):
+    """A record is larger than may be stored."""
+
+    def __init__(self, *, size: int, limit: int) -> None:
+        self.size = size
+        self.limit = limit
+        super().__init__(size=size, limit=limit)
+
+
+class ConversationTooLarge(RecordTooLarge):
+    """The conversation is larger than a conversation may be."""
+
+
 class CursorExpired(BrokerError):
     """Part of this run was removed by retention."""
 
@@ -152,6 +171,14 @@ class Conflict(BrokerError):
         else:
             words = f"The conversation is busy until run {run_id} has ended."
         super().__init__(words, run_id=run_id)
+
+
+class ConversationDeleted(BrokerError):
+    """The conversation was deleted: no run starts in it."""
+
+    def __init__(self, *, conversation_id: str) -> None:
+        self.conversation_id = conversation_id
+        super().__init__(conversation_id=conversation_id)
 
 
 class Draining(BrokerError):

@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from runstream.broker.bucket import Bucket, Put, Stored, persist
-from runstream.broker.errors import Conflict, Unavailable, Unsettled, WrongLastSequence
+from runstream.broker.ending import ENDING_BYTES
+from runstream.broker.errors import (
+    Conflict,
+    ConversationDeleted,
+    ConversationTooLarge,
+    Fenced,
+    NotStored,
+    RecordTooLarge,
+    Unavailable,
+    Unsettled,
+    WrongLastSequence,
+)
 from runstream.broker.keys import (
     LEASE_SECONDS,
     agent_key,
@@ -33,7 +44,8 @@ from runstream.broker.keys import (
     request_key,
     run_key,
 )
-from runstream.broker.topology import INDEX_STREAM
+from runstream.broker.log import entry_of
+from runstream.broker.topology import INDEX_STREAM, LogAddress
 from runstream.schemas import (
     REQUIRES_APPROVAL,
     ConversationRecord,
@@ -60,6 +72,10 @@ CLAIM_PATIENCE_SECONDS = 5.0
 """How long a claim is tried: shorter than a client's time-out, longer than a leader's election mostly takes."""
 UPDATE_PATIENCE_SECONDS = 60.0
 """How long a change to a run's record is tried: its writer has nothing better to do, and the run is not lost by it."""
+CONVERSATION_SHARE = 4
+"""A conversation may have a fourth of the server's `max_payload`, in bytes of its record, when a client makes it or
+changes it: every run in it writes it twice, with what that adds, and a release that did not fit would leave the run
+without an end. The rest is for servers that are given a smaller `max_payload` later."""
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -140,32 +156,52 @@ class Index:
     # -- conversations ------------------------------------------------------------------------------------------
 
     async def create_conversation(self, record: ConversationRecord) -> None:
-        """Write a new conversation; one that exists is left as it is."""
+        """Write a new conversation; one that exists is left as it is. Raises `ConversationTooLarge`."""
+        value = self._encoded(record)
 
         async def attempt() -> None:
             # Wrong last sequence: it is there, by an earlier try whose answer was lost; ids are not chosen twice.
             with contextlib.suppress(WrongLastSequence):
-                await self._bucket.write(
-                    [Put(conversation_key(record.tenant, record.id), encode_conversation(record), 0)]
-                )
+                await self._bucket.write([Put(conversation_key(record.tenant, record.id), value, 0)])
 
         await persist(attempt, CLAIM_PATIENCE_SECONDS)
 
     async def update_conversation(
         self, tenant: str, conversation_id: str, change: Callable[[ConversationRecord], ConversationRecord]
     ) -> ConversationRecord | None:
-        """Change a conversation on the condition that it is as read; None if it is not there, or deleted."""
+        """Change a conversation on the condition that it is as read; None if it is not there, or deleted.
+
+        Raises `ConversationTooLarge` for one that would be, unless it gets smaller.
+        """
+        sent: ConversationRecord | None = None
 
         async def attempt() -> ConversationRecord | None:
+            nonlocal sent
             stored = await self.conversation(tenant, conversation_id)
-            if stored is None or stored.value.deleted:
+            if stored is None:
                 return None
+            if stored.value.deleted:
+                # By the attempt before, if that was to delete it: then only the answer was lost.
+                return sent if sent is not None and sent.deleted else None
+            if stored.value == sent:
+                return sent
             changed = change(stored.value)
-            key = conversation_key(tenant, conversation_id)
-            await self._bucket.write([Put(key, encode_conversation(changed), stored.revision)])
+            value = self._encoded(changed, instead_of=stored.value)
+            try:
+                await self._bucket.write([Put(conversation_key(tenant, conversation_id), value, stored.revision)])
+            except Unavailable:
+                sent = changed
+                raise
             return changed
 
         return await persist(attempt, CLAIM_PATIENCE_SECONDS)
+
+    def _encoded(self, record: ConversationRecord, *, instead_of: ConversationRecord | None = None) -> bytes:
+        value = encode_conversation(record)
+        limit = self._jetstream.connection.max_payload // CONVERSATION_SHARE
+        if len(value) > limit and (instead_of is None or len(value) > len(encode_conversation(instead_of))):
+            raise ConversationTooLarge(size=len(value), limit=limit)
+        return value
 
     # -- the life of a run --------------------------------------------------------------------------------------
 
@@ -174,8 +210,9 @@ class Index:
 
         `request` is what its agent is asked, None for a run whose writer is there already: no worker executes it.
 
-        Raises `Conflict` when another run holds the conversation or one of the otids; `Unavailable` when surely
-        nothing was stored; `Unsettled` when that could not be found out.
+        Raises `Conflict` when another run holds the conversation or one of the otids; `ConversationDeleted`;
+        `RecordTooLarge`, also when the record would leave no room for its end; `Unavailable` when surely nothing was
+        stored; `Unsettled` when that could not be found out.
         """
         unsettled = False
 
@@ -216,7 +253,7 @@ class Index:
         puts += [await self._take_otid(record, otid, found) for otid, found in held.items()]
         if conversation_id is not None:
             puts.append(await self._take_conversation(record, conversation_id, conversation))
-        puts.append(Put(run_key(tenant, record.id), encode_run(record), 0))
+        puts.append(Put(run_key(tenant, record.id), self._with_room(encode_run(record)), 0))
         if request is not None:
             puts.append(Put(request_key(tenant, record.id), encode_run_request(request), 0))
         puts.append(Put(lease_key(record.id), tenant.encode(), 0))
@@ -229,6 +266,13 @@ class Index:
             raise Unsettled(run_id=record.id) from error
         return Claimed(record, is_new=True)
 
+    def _with_room(self, record: bytes) -> bytes:
+        """Give back a run's record. Raises `RecordTooLarge` if it could not be written with the run's end in it."""
+        limit = self._jetstream.connection.max_payload - ENDING_BYTES
+        if len(record) > limit:
+            raise RecordTooLarge(size=len(record), limit=limit)
+        return record
+
     async def _take_otid(self, record: RunRecord, otid: str, held: Stored[bytes | None]) -> Put:
         """Return the write that gives `otid` to `record`; raises `Conflict` when another request's run holds it."""
         if held.value is not None:
@@ -240,11 +284,17 @@ class Index:
     async def _take_conversation(
         self, record: RunRecord, conversation_id: str, stored: Stored[ConversationRecord] | None
     ) -> Put:
-        """Return the write that makes `record` the conversation's active run; raises `Conflict` when it has one."""
+        """Return the write that makes `record` the conversation's active run; raises `Conflict` when it has one.
+
+        Raises `ConversationDeleted`: whoever looked at it before may have been overtaken, and who writes runs himself
+        does not look.
+        """
         if stored is None:
             found = ConversationRecord(tenant=record.tenant, id=conversation_id, agent_id=record.agent_id)
         else:
             found = stored.value
+        if found.deleted:
+            raise ConversationDeleted(conversation_id=conversation_id)
         if found.active_run is not None:
             holder = await self.run(record.tenant, found.active_run)
             if holder is not None and not holder.value.is_terminal:
@@ -272,7 +322,7 @@ class Index:
     async def begin(self, run: RunRecord, *, first_seq: int, answers: str | None = None) -> RunRecord:
         """Mark a run as running, with the sequence of its log's first message; returns the record as it is now.
 
-        `answers`: the run that waits for approval, which this one answers.
+        `answers`: the run that waits for approval, which this one answers. Raises `Fenced` if the run was removed.
         """
 
         def begun(record: RunRecord) -> RunRecord:
@@ -283,7 +333,7 @@ class Index:
     async def release(self, ended: RunRecord) -> None:
         """Write the record of a run that has come to its end, and free its conversation, in one batch.
 
-        The lease stays until the log has its end. Repeating it changes nothing.
+        The lease stays until the log has its end. Repeating it changes nothing. Raises `Fenced` if it was removed.
         """
         await self._update_run(ended, lambda _: ended)
 
@@ -293,7 +343,9 @@ class Index:
 
         async def attempt() -> RunRecord:
             stored = await self._bucket.get_any(key)
-            # Who deleted it had no reason that the run's writer knows of: it is written again.
+            if stored.value is None and stored.revision and not await self._has_beginning(run):
+                raise Fenced("It was removed.", run_id=run.id)
+            # It was lost: the bucket was, or somebody deleted it who had no reason that the run's writer knows of.
             current = run if stored.value is None else decode_run(stored.value)
             changed = current if current.is_terminal else change(current)
             puts: list[Put] = []
@@ -309,6 +361,14 @@ class Index:
             return changed
 
         return await persist(attempt, UPDATE_PATIENCE_SECONDS)
+
+    async def _has_beginning(self, run: RunRecord) -> bool:
+        """Whether a run's log is there from its first message on: that of a run that was removed never is again."""
+        address = LogAddress(run.id, run.shard)
+        with contextlib.suppress(NotStored):
+            first = await self._jetstream.first_message(address.stream, address.subject)
+            return first is not None and entry_of(first).index == 0
+        return False
 
     async def _settle_approval(self, ended: RunRecord) -> list[Put]:
         """Return the write that remembers that a run waits for approval, or forgets what it has answered."""

@@ -108,6 +108,8 @@ class _Rebuilding:
         record = None if stored.value is None else decode_run(stored.value)
         if record is not None and record.is_terminal:
             return
+        if await self._jetstream.last_message(run.address.stream, run.address.subject) is None:
+            return  # Removed since the logs were surveyed, by a client or by retention.
         outcome = await outcome_of(self._jetstream, run.address, end)
         if record is None:
             restored = run.record(end, outcome)

@@ -6,38 +6,89 @@ nobody knows of: that one would be in the way of nobody, and found by nobody.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import time
 from typing import TYPE_CHECKING
 
-from runstream.broker.log import entry_of
+from runstream.broker.ending import failed
+from runstream.broker.errors import Fenced
+from runstream.broker.log import ENDING, entry_of
 from runstream.broker.logs import get_logger
 from runstream.broker.topology import LogAddress
 from runstream.schemas import Kind
 
 if TYPE_CHECKING:
     from runstream.broker.index import Index
-    from runstream.broker.jetstream import JetStream
+    from runstream.broker.jetstream import JetStream, StoredMessage
+    from runstream.broker.takeover import TakeOver
     from runstream.schemas import RunRecord
 
 __all__ = ["Remover"]
 
 log = get_logger(__name__)
 
+SEAL_SECONDS = 1.0
+"""How long a run's writer may take from the terminal record to the log's end, milliseconds mostly, before the end is
+stored here: it may be dead."""
+SEAL_LOOK_SECONDS = 0.02
+CLOSE_SECONDS = 10.0
+
 
 class Remover:
     """Removes runs. Who follows one is told that it has expired."""
 
-    def __init__(self, jetstream: JetStream, index: Index) -> None:
+    def __init__(self, jetstream: JetStream, index: Index, take_over: TakeOver) -> None:
         self._jetstream = jetstream
         self._index = index
+        self._take_over = take_over
+        self._removing: set[asyncio.Task[bool]] = set()
+
+    async def close(self) -> None:
+        """Wait for the runs that are being removed: whoever asked for it may have left."""
+        if self._removing:
+            await asyncio.wait(self._removing, timeout=CLOSE_SECONDS)
 
     async def remove(self, record: RunRecord) -> bool:
-        """Remove a run; False if it goes on, or is just being ended. Raises `Unavailable`."""
-        address = LogAddress(record.id, record.shard)
-        last = await self._jetstream.last_message(address.stream, address.subject)
-        if not record.is_terminal or (last is not None and entry_of(last).kind is not Kind.END):
+        """Remove a run; False if it goes on. Raises `Unavailable`.
+
+        Who is cancelled meanwhile has left, and the run is removed all the same: without its log it would still be
+        listed, and could not be read.
+        """
+        removing = asyncio.create_task(self._remove(record), name=f"remove-{record.id}")
+        self._removing.add(removing)
+        removing.add_done_callback(self._removed)
+        return await asyncio.shield(removing)
+
+    def _removed(self, removing: asyncio.Task[bool]) -> None:
+        self._removing.discard(removing)
+        if not removing.cancelled():
+            removing.exception()  # Its client hears of it, if it is still there.
+
+    async def _remove(self, record: RunRecord) -> bool:
+        if not record.is_terminal:
+            return False
+        last = await self._end_of(record)
+        if last is not None and entry_of(last).kind is not Kind.END:
             return False
         if last is not None:
+            address = LogAddress(record.id, record.shard)
             await self._jetstream.api(f"STREAM.PURGE.{address.stream}", {"filter": address.subject})
         await self._index.remove_run(record)
         log.info("run_removed", run_id=record.id)
         return True
+
+    async def _end_of(self, record: RunRecord) -> StoredMessage | None:
+        """Return the last message of an ended run's log, None if that is gone.
+
+        A run's record is terminal before its log has its end. That is waited for, and then stored for its writer.
+        """
+        deadline = time.monotonic() + SEAL_SECONDS
+        while True:
+            last = await self._take_over.last_of(record)
+            if last is None or entry_of(last).kind is Kind.END or ENDING not in last.headers:
+                return last
+            if time.monotonic() > deadline:
+                with contextlib.suppress(Fenced):  # Its writer was faster.
+                    await self._take_over.end(record, last, failed(record.id, "run_lost"))
+            await asyncio.sleep(SEAL_LOOK_SECONDS)

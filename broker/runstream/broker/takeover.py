@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from runstream.broker.ending import end_run, finish_run, first_message
+from runstream.broker.errors import Fenced
+from runstream.broker.keys import run_key
 from runstream.broker.log import ENDING, entry_of
 from runstream.broker.publisher import Publisher
 from runstream.broker.topology import LogAddress
-from runstream.schemas import Kind
+from runstream.schemas import Kind, decode_run
 
 if TYPE_CHECKING:
     from runstream.broker.ending import Outcome
@@ -65,12 +67,16 @@ class TakeOver:
     async def end(self, record: RunRecord, last: StoredMessage | None, outcome: Outcome) -> Ended:
         """Bring a run to its end from `last`, its log's last message: with `outcome`, or as its writer had begun to.
 
-        Raises `Fenced` when the log has moved on since `last`, and what `Publisher` and `Index` raise.
+        Raises `Fenced` when the log has moved on since `last`, or the run was removed, and what `Publisher` and `Index`
+        raise.
         """
         address = LogAddress(record.id, record.shard)
         if last is None and record.first_seq is not None:
             # Retention, or an operator, has removed the log. An end of what is gone is stored all the same: whoever
             # follows the run is told by it that there is a hole. It is not the log's first message, and never was.
+            if (over := await self._over(record)) is not None:
+                await self._index.forget(record.id)
+                return Ended(over, was_told=True, is_last=False)
             async with Publisher(self._jetstream, address, self._settings, next_index=1) as publisher:
                 await end_run(publisher, self._index, record, outcome)
             return Ended(outcome.stop_reason, was_told=False, is_last=True)
@@ -86,3 +92,16 @@ class TakeOver:
                 return Ended(last.headers[ENDING], was_told=True, is_last=entry_of(last).kind is not Kind.END)
             await end_run(publisher, self._index, record, outcome)
             return Ended(outcome.stop_reason, was_told=False, is_last=True)
+
+    async def _over(self, record: RunRecord) -> str | None:
+        """Return the stop reason of a run that has ended since `record` was read; raises `Fenced` if it was removed.
+
+        Without a log there is nothing else that would tell, and an ending would bring back what a client has removed.
+        """
+        stored = await self._index.stored(run_key(record.tenant, record.id))
+        if stored.value is None:
+            if stored.revision:
+                raise Fenced("It was removed.", run_id=record.id)
+            return None
+        current = decode_run(stored.value)
+        return (current.stop_reason or "error") if current.is_terminal else None

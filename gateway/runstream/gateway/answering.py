@@ -206,11 +206,12 @@ async def _letta_response(ended: RunRecord, messages: Sequence[Merged]) -> bytes
 
 
 class _Seen(msgspec.Struct):
-    message_type: Any = None
+    message_type: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _seen_in = msgspec.json.Decoder(_Seen).decode
 
 
 def _asks_for_approval(message: Merged) -> bool:
-    return bool(_seen_in(message.body).message_type == "approval_request_message")
+    # Not decoded: whatever else stands there need not be a value that Python has.
+    return bytes(_seen_in(message.body).message_type) == b'"approval_request_message"'

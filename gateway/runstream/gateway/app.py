@@ -25,6 +25,7 @@ from runstream.broker.removal import Remover
 from runstream.broker.repair import Repair
 from runstream.broker.rows import Bounds
 from runstream.broker.service import Readiness
+from runstream.broker.takeover import TakeOver
 from runstream.broker.topology import check_server
 from runstream.broker.view import View
 from runstream.gateway import deprecation
@@ -116,6 +117,7 @@ class Gateway:
                 await stack.enter_async_context(self._upstream)
             services = self._services(jetstream)
             stack.push_async_callback(services.starter.close)
+            stack.push_async_callback(services.remover.close)
             await self._serve(stack, services)
             self._stack = stack.pop_all()
         return self
@@ -177,7 +179,7 @@ class Gateway:
             ),
             repair=repair,
             canceller=Canceller(jetstream.connection, index),
-            remover=Remover(jetstream, index),
+            remover=Remover(jetstream, index, TakeOver(jetstream, self._broker_settings, index)),
             answers=Answers(index, waiter, transcripts, write_seconds=self._settings.write_deadline_seconds),
             transcripts=transcripts,
             conversations=Conversations(index, self._upstream),

@@ -34,8 +34,11 @@ from msgspec import UNSET, UnsetType
 from runstream.broker.errors import (
     BrokerError,
     Conflict,
+    ConversationDeleted,
+    ConversationTooLarge,
     CursorExpired,
     NotStored,
+    RecordTooLarge,
     StoreFull,
     Unavailable,
     Unsettled,
@@ -328,11 +331,17 @@ def _first_paragraph(kind: type[ApiError]) -> str:
     return " ".join((kind.__doc__ or "").split("\n\n")[0].split())
 
 
-def translated(error: BrokerError) -> ApiError:  # noqa: PLR0911  # a table
+def translated(error: BrokerError) -> ApiError:  # noqa: C901, PLR0911  # a table
     """Choose what a client is told of an error of the durable side."""
     match error:
         case Conflict():
             return _busy(error)
+        case ConversationDeleted(conversation_id=conversation_id):
+            return NotFound(f"Conversation not found with id='{conversation_id}'")
+        case ConversationTooLarge(size=size, limit=limit):
+            return TooLarge(f"The conversation would have {size} bytes; at most {limit} are kept.")
+        case RecordTooLarge(size=size, limit=limit):
+            return TooLarge(f"What the store would keep of this has {size} bytes; at most {limit} are kept.")
         case CursorExpired():
             return Gone()
         case Unsettled():

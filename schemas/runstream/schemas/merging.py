@@ -84,10 +84,10 @@ class Merging:
 
     def _continued_by(self, seen: _Seen) -> _Message | None:
         """Return the message that an event goes on with, None if it begins another."""
-        if not (isinstance(seen.id, str) and isinstance(seen.message_type, str)):
+        if seen.id is None or seen.message_type is None:
             return None
         latest = self._latest.get((seen.id, seen.message_type))
-        if latest is None or not isinstance(seen.otid, str):
+        if latest is None or seen.otid is None:
             return latest
         key = (seen.id, seen.message_type, seen.otid)
         named = self._by_otid.get(key)
@@ -98,33 +98,45 @@ class Merging:
 
     def _begin(self, seen: _Seen, body: bytes) -> None:
         """Add a message whose first event this is."""
-        is_named = isinstance(seen.id, str) and bool(seen.id)
-        making = _MAKING.get(seen.message_type) if is_named and isinstance(seen.message_type, str) else None
-        otid = seen.otid if isinstance(seen.otid, str) else None
-        message = _Message(otid, body, making)
-        self._groups.setdefault(seen.id if is_named else len(self._groups), []).append(message)
-        if making is not None:
-            self._latest[seen.id, seen.message_type] = message
-            if otid is not None:
-                self._by_otid[seen.id, seen.message_type, otid] = message
+        name, kind = seen.id or None, seen.message_type
+        making = None if name is None or kind is None else _MAKING.get(kind)
+        message = _Message(seen.otid, body, making)
+        self._groups.setdefault(len(self._groups) if name is None else name, []).append(message)
+        if name is not None and kind is not None and making is not None:
+            self._latest[name, kind] = message
+            if seen.otid is not None:
+                self._by_otid[name, kind, seen.otid] = message
 
 
-class _Seen(msgspec.Struct):
-    """What of an event says to which message it belongs."""
+class _Naming(msgspec.Struct):
+    """The fields that name an event's message, as they came: whatever is no text, be it 1e999, is not decoded."""
 
-    id: Any = None
-    message_type: Any = None
-    otid: Any = None
+    id: Raw = _NULL
+    message_type: Raw = _NULL
+    otid: Raw = _NULL
 
 
-_seen_in: Final = msgspec.json.Decoder(_Seen).decode
+class _Seen(NamedTuple):
+    """What of an event says to which message it belongs; None is what is absent, or no text."""
+
+    id: str | None
+    message_type: str | None
+    otid: str | None
+
+
+_naming_in: Final = msgspec.json.Decoder(_Naming).decode
 
 
 def _look_at(body: bytes) -> _Seen:
     try:
-        return _seen_in(body)
+        found = _naming_in(body)
+        return _Seen(_text_in(found.id), _text_in(found.message_type), _text_in(found.otid))
     except (ValueError, RecursionError) as error:
         raise InvalidChunk(f"This is not a JSON object: {error}") from error
+
+
+def _text_in(value: Raw) -> str | None:
+    return _value_of(value) if bytes(value)[:1] == b'"' else None
 
 
 class _Message:

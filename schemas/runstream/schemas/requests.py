@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import (
@@ -76,6 +76,9 @@ MAX_OTIDS: Final = 64
 
 MAX_OTID_CHARACTERS: Final = 512
 """Characters of one otid. A UUID has 36; what is longer is not an id."""
+
+MAX_TOOL_NAME_CHARACTERS: Final = 512
+"""Characters of the name of a tool, or of its argument, that the run's record keeps."""
 
 MAX_PAGE: Final = 1000
 """Entries on one page of a list: the reference's bound for runs."""
@@ -275,6 +278,9 @@ class ClientSkill(_Body):
     location: str
 
 
+ToolName = Annotated[str, Field(max_length=MAX_TOOL_NAME_CHARACTERS)]
+
+
 class CreateMessagesRequest(_Body):
     """Messages for an agent: either `input`, which is one user message, or `messages`."""
 
@@ -290,8 +296,8 @@ class CreateMessagesRequest(_Body):
     include_return_message_types: list[MessageType] | None = None
     max_steps: int = 50
     use_assistant_message: bool = True
-    assistant_message_tool_name: str = "send_message"
-    assistant_message_tool_kwarg: str = "message"
+    assistant_message_tool_name: ToolName = "send_message"
+    assistant_message_tool_kwarg: ToolName = "message"
     enable_thinking: str | bool = True
     client_tools: list[ClientTool] | None = None
     client_skills: list[ClientSkill] | None = None
@@ -333,7 +339,7 @@ class CreateMessagesRequest(_Body):
             use_assistant_message=self.use_assistant_message,
             assistant_message_tool_name=self.assistant_message_tool_name,
             assistant_message_tool_kwarg=self.assistant_message_tool_kwarg,
-            include_return_message_types=None if types is None else list(types),
+            include_return_message_types=None if types is None else list(dict.fromkeys(types)),
         )
 
 
@@ -396,6 +402,14 @@ class ListRunMessagesRequest(_Query):
     order_by: Literal["created_at"] = "created_at"
 
 
+def _in_utc(value: datetime | None) -> datetime | None:
+    """Refuse a time that has no year of four digits where records have it, in UTC."""
+    try:
+        return value if value is None or value.tzinfo is None else value.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("this time is in none of the years 1 to 9999 of UTC") from error
+
+
 class _ConversationBody(BaseModel):
     """What a conversation is made or changed with."""
 
@@ -424,7 +438,7 @@ class UpdateConversationRequest(_ConversationBody):
     """Change a conversation: the fields that were sent, `model_fields_set`, and no others."""
 
     archived: bool | None = None
-    last_message_at: datetime | None = None
+    last_message_at: Annotated[datetime | None, AfterValidator(_in_utc)] = None
 
 
 class ListActiveRunsRequest(_Query):

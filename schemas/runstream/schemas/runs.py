@@ -44,11 +44,12 @@ ACTIVE_STATUSES: Final = frozenset({"created", "running"})
 def timestamp(at: datetime | None = None) -> str:
     """A time (None: now) as records carry it: UTC, microseconds, `Z` (`2026-11-21T04:28:06.668009Z`).
 
-    One that names no zone is taken for UTC.
+    One that names no zone is taken for UTC. Raises OverflowError for what is in no year of UTC that has four digits.
     """
     at = at or datetime.now(UTC)
     in_utc = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
-    return in_utc.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # Not strftime: its years have as many digits as they need, and records are ordered as text.
+    return in_utc.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def completion_timestamp(at: datetime | None = None) -> str:

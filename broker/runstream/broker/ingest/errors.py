@@ -16,9 +16,11 @@ from runstream.broker.errors import (
     BrokerError,
     ChunkTooLarge,
     Conflict,
+    ConversationDeleted,
     CursorExpired,
     Fenced,
     NotStored,
+    RecordTooLarge,
     RunTooLong,
     StoreFull,
     Unavailable,
@@ -39,6 +41,8 @@ STATUSES: Final[Mapping[str, HTTPStatus]] = {
     "not_found": HTTPStatus.NOT_FOUND,
     "run_not_found": HTTPStatus.NOT_FOUND,
     "not_ingested": HTTPStatus.CONFLICT,
+    "conversation_deleted": HTTPStatus.NOT_FOUND,
+    "record_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "conflict": HTTPStatus.CONFLICT,
     "run_ended": HTTPStatus.CONFLICT,
     "run_cancelled": HTTPStatus.CONFLICT,
@@ -121,11 +125,19 @@ class IngestError(Exception):
         return {"detail": self.detail, "error_type": self.error_type, **self.facts}
 
 
-def translated(error: BrokerError) -> IngestError:  # noqa: PLR0911  # a table
+def translated(error: BrokerError) -> IngestError:  # noqa: C901, PLR0911  # a table
     """Choose what a writer is told of an error of the durable side."""
     match error:
         case Conflict(detail=detail, run_id=run_id, otid=otid, is_repeated=is_repeated):
             return IngestError("conflict", detail, run_id=run_id, otid=otid, is_repeated=is_repeated)
+        case ConversationDeleted(conversation_id=conversation_id):
+            return IngestError(
+                "conversation_deleted", f"Conversation {conversation_id} was deleted: no run starts in it."
+            )
+        case RecordTooLarge(size=size, limit=limit):
+            return IngestError(
+                "record_too_large", f"What the store would keep of this has {size} bytes; at most {limit} are kept."
+            )
         case ChunkTooLarge(size=size, limit=limit):
             return IngestError("chunk_too_large", f"A chunk has {size} bytes; at most {limit} are stored.")
         case RunTooLong():

@@ -43,6 +43,7 @@ INDEX_HEADER: Final = Header(
 OF_BODIES: Final = ("invalid_request", "unsupported_media_type", "body_too_large", "too_slow")
 OF_RUNS: Final = ("run_not_found", "not_ingested", "run_ended", "run_cancelled")
 OF_THE_STORE: Final = ("store_full", "store_unavailable", "unsettled", "broker_stopping", "internal_error")
+OF_CLAIMS: Final = frozenset({"conflict", "conversation_deleted", "record_too_large"})
 LINES: Final = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
 
 
@@ -88,7 +89,10 @@ def ingest_operations(ingest: Ingest) -> list[Operation]:
             handler=routes.answering("open", routes.open),
             bodies=[Body([OpenRunRequest])],
             is_body_required=True,
-            answers={201: Answer("The run.", [Body([Opened])]), **refusals(*OF_BODIES, *OF_THE_STORE, "conflict")},
+            answers={
+                201: Answer("The run.", [Body([Opened])]),
+                **refusals(*OF_BODIES, *OF_THE_STORE, *OF_CLAIMS),
+            },
         ),
         Operation(
             method="POST",
@@ -97,7 +101,7 @@ def ingest_operations(ingest: Ingest) -> list[Operation]:
             bodies=[Body([Object, list[Object]]), *(Body([Object], media) for media in sorted(LINES))],
             is_body_required=True,
             headers=[INDEX_HEADER],
-            answers={200: Answer("What is stored.", [Body([Appended])]), **refusals(*STATUSES.keys() - {"conflict"})},
+            answers={200: Answer("What is stored.", [Body([Appended])]), **refusals(*STATUSES.keys() - OF_CLAIMS)},
         ),
         Operation(
             method="POST",
