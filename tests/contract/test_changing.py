@@ -10,7 +10,8 @@ import pytest
 import pytest_asyncio
 
 from runstream.broker.errors import AgentFailed
-from runstream.schemas import new_agent_id, new_conversation_id, new_run_id
+from runstream.gateway.conversations import Conversations
+from runstream.schemas import ConversationRecord, new_agent_id, new_conversation_id, new_run_id
 from tests.support.http import DONE, events_of, fetch
 from tests.support.stack import PUPPET, Stack, message, stack_running
 
@@ -219,6 +220,24 @@ async def test_a_deleted_conversation_is_not_there(stack: Stack) -> None:
         stack.puppet.finish(run_id)
         assert (await stream.rest())[-1] == DONE
     assert (await events_of(stack.base, f"/v1/runs/{run_id}/stream", {}))[-1] == DONE
+
+
+async def test_a_message_that_is_overtaken_by_the_deletion(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was looked up before, and is claimed after: the words are the same, and no run starts."""
+    conversation_id = await stack.conversation()
+    stored = await stack.index.conversation("default", conversation_id)
+    assert stored is not None
+    found = stored.value
+
+    async def looked_up_before(*_: object) -> ConversationRecord:
+        return found
+
+    assert (await stack.fetch("DELETE", f"/v1/conversations/{conversation_id}")).status == 200
+    monkeypatch.setattr(Conversations, "existing", looked_up_before)
+    reply = await stack.fetch("POST", f"/v1/conversations/{conversation_id}/messages", json=message("hello"))
+    assert (reply.status, reply.detail) == (404, f"Conversation not found with id='{conversation_id}'")
+    listed = await stack.fetch("GET", f"/v1/runs/?conversation_id={conversation_id}")
+    assert listed.json == []
 
 
 @pytest.mark.parametrize("method", ["PATCH", "DELETE"])

@@ -14,6 +14,7 @@ from runstream.broker.errors import (
     AgentFailed,
     ChunkTooLarge,
     Conflict,
+    ConversationDeleted,
     Fenced,
     InvalidSettings,
     RunCancelled,
@@ -31,6 +32,7 @@ from runstream.broker.service import Broker
 from runstream.broker.topology import INDEX_STREAM, WORK_STREAM, LogAddress, provision
 from runstream.schemas import (
     AssistantMessage,
+    ConversationRecord,
     ErrorMessage,
     InvalidChunk,
     Kind,
@@ -227,6 +229,19 @@ async def test_a_busy_conversation_is_refused(core: Core, runs: Runs) -> None:
                 raise AssertionError
         assert (refused.value.run_id, refused.value.otid, refused.value.shares_otid) == (run.run_id, "a", False)
         assert f"The conversation is busy until run {run.run_id} has ended." in str(refused.value)
+    assert await ended_with(core, run.run_id) == ("completed", "end_turn", None)
+
+
+async def test_a_deleted_conversation_is_refused(core: Core, runs: Runs) -> None:
+    """It is named, and the process may open the next run."""
+    conversation_id = new_conversation_id()
+    record = ConversationRecord(tenant="default", id=conversation_id, agent_id=AGENT, deleted=True)
+    await core.index.create_conversation(record)
+    with pytest.raises(ConversationDeleted, match=conversation_id):
+        async with runs.open(agent_id=AGENT, conversation_id=conversation_id):
+            raise AssertionError
+    async with runs.open(agent_id=AGENT) as run:
+        pass
     assert await ended_with(core, run.run_id) == ("completed", "end_turn", None)
 
 
