@@ -79,12 +79,11 @@ async def test_absolute_form_is_asked_of_the_platform(front: Front) -> None:
     assert (await stack.fetch("GET", "http://169.254.169.254/latest-meta-data/")).status == 404
 
 
-@pytest.mark.parametrize("path", ["/letta", "/letta/", "/letta/v1", "/letta/v1/", "/letta/v1?key=k"])
+@pytest.mark.parametrize("path", ["/letta", "/letta/", "/letta/v1", "/letta/v1/"])
 async def test_root_with_and_without_v1(nats_url: str, path: str) -> None:
-    """A platform below a path is asked there; what its URL says behind the path is said to it, too."""
+    """A platform below a path is asked there."""
     async with scripted(nats_url, polite, path) as front:
-        asked = await passed(front, "GET", "/v1/agents/?a=1")
-        assert asked.target == "/letta/v1/agents/?a=1" + ("&key=k" if "?" in path else "")
+        assert (await passed(front, "GET", "/v1/agents/?a=1")).target == "/letta/v1/agents/?a=1"
 
 
 ESCAPES = [
