@@ -31,7 +31,7 @@ from runstream.gateway.listing import Lists
 from runstream.gateway.lookup import Lookup
 from runstream.gateway.metrics import GatewayMetrics
 from runstream.gateway.middleware import answer_errors, fallback
-from runstream.gateway.mounting import mounted, operations
+from runstream.gateway.mounting import is_ours, mounted, operations
 from runstream.gateway.passthrough import PassThrough
 from runstream.gateway.presence import AgentPresence
 from runstream.gateway.services import SERVICES, Services
@@ -147,6 +147,7 @@ class Gateway:
 
     def _services(self, jetstream: JetStream) -> Services:
         index = Index(jetstream)
+        conversations = Conversations(index, self._upstream)
         readiness = Readiness(jetstream, self._broker_settings)
         presence = AgentPresence(jetstream.connection, grace_seconds=self._settings.agent_grace_seconds)
 
@@ -178,17 +179,19 @@ class Gateway:
             remover=Remover(jetstream, index),
             answers=Answers(index, waiter, transcripts, write_seconds=self._settings.write_deadline_seconds),
             transcripts=transcripts,
-            conversations=Conversations(index, self._upstream),
-            passthrough=self._passthrough(),
+            conversations=conversations,
+            passthrough=self._passthrough(conversations),
             body_limit=lambda: jetstream.connection.max_payload - BODY_RESERVE_BYTES,
             body_seconds=self._settings.body_seconds,
             unready=unready,
         )
 
-    def _passthrough(self) -> PassThrough | None:
+    def _passthrough(self, conversations: Conversations) -> PassThrough | None:
         if self._upstream is None:
             return None
-        return PassThrough(self._upstream, self._settings, self.metrics)
+        return PassThrough(
+            self._upstream, self._settings, self.metrics, is_ours=is_ours, heard=conversations.platform_answered
+        )
 
     def _watch(self, connection: Connection) -> None:
         hub, metrics, view = self.hub, self.metrics, self.view

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from runstream.broker.http import routes
 from runstream.gateway.routes import agents, conversations, health, runs
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from runstream.broker.operations import Operation
 
-__all__ = ["OPERATIONS", "mounted", "operations"]
+__all__ = ["OPERATIONS", "is_ours", "mounted", "operations"]
 
 PREFIXES: Final = ("/v1", "/latest/v1", "/latest")
 
@@ -47,5 +48,17 @@ def mounted(served: Sequence[Operation]) -> list[web.RouteDef]:
     ]
 
 
+def is_ours(method: str, path: str) -> bool:
+    """Tell whether a path without a last slash is served here, in front of a platform, with this method."""
+    method = hdrs.METH_GET if method == hdrs.METH_HEAD else method
+    return any(of == method and template.fullmatch(path) for of, template in _OURS)
+
+
 def _is_platforms(operation: Operation) -> bool:
     return operation.path.startswith("/v1/conversations/") and (operation.method, operation.path) not in OWN
+
+
+_OURS: Final = [
+    (operation.method, re.compile(re.sub(r"\{\w+\}", "[^/]+", operation.path.rstrip("/"))))
+    for operation in operations(before_platform=True)
+]
