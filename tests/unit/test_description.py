@@ -15,7 +15,8 @@ from runstream.broker.metrics import BrokerMetrics
 from runstream.broker.openapi import described
 from runstream.broker.operations import Operation
 from runstream.broker.settings import BrokerSettings
-from runstream.gateway.mounting import OPERATIONS
+from runstream.gateway.app import says
+from runstream.gateway.mounting import OPERATIONS, operations
 
 
 class Port(NamedTuple):
@@ -33,8 +34,12 @@ def ingest() -> list[Operation]:
 
 
 PORTS = {
-    name: Port(operations, described(operations, title=name, says=""))
-    for name, operations in {"gateway": OPERATIONS, "broker": ingest()}.items()
+    name: Port(served, described(served, title=name, says=""))
+    for name, served in {
+        "gateway": OPERATIONS,
+        "before a platform": operations(before_platform=True),
+        "broker": ingest(),
+    }.items()
 }
 EACH = [(port, operation) for port in PORTS for operation in PORTS[port].operations]
 
@@ -83,3 +88,26 @@ def test_nothing_in_it_is_lost(port: Port) -> None:
     there = {f"#/components/schemas/{name}" for name in port.document["components"]["schemas"]}
     assert references(port.document) == there
     assert json.loads(json.dumps(port.document)) == port.document
+
+
+def statuses(port: Port) -> set[str]:
+    """All that anything on this port may be answered."""
+    return {
+        status for item in port.document["paths"].values() for each in item.values() for status in each["responses"]
+    }
+
+
+def test_where_there_is_no_platform_none_refuses() -> None:
+    """Nobody is told of answers that cannot come."""
+    assert not {"4XX", "403", "502"} & statuses(PORTS["gateway"])
+    assert "platform" not in says(before_platform=False)
+
+
+def test_in_front_of_a_platform_it_says_what_is_passed_on() -> None:
+    """What may ask the platform says how that may fail, and all that is refused in its place is listed."""
+    assert {"4XX", "403", "502", "504"} <= statuses(PORTS["before a platform"])
+    assert "/v1/conversations/{conversation_id}" not in PORTS["before a platform"].document["paths"]
+    said = says(before_platform=True)
+    assert "passed on" in said
+    for status in (400, 408, 501, 502, 503, 504, 508):
+        assert f"\n- {status}: " in said

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 from aiohttp import hdrs, web
 
 from runstream.broker.http import routes
+from runstream.gateway.errors import PlatformFailed, PlatformRefused, PlatformSilent, refused_also
 from runstream.gateway.routes import agents, conversations, health, runs
 
 if TYPE_CHECKING:
@@ -28,7 +30,8 @@ OWN: Final = frozenset(
     }
 )
 """What goes on in a conversation is runstream's in any case."""
-
+ASKING: Final = frozenset({("POST", f"{CONVERSATION}/messages"), ("POST", f"{CONVERSATION}/cancel")})
+"""What may have to ask the platform first whose a conversation is."""
 
 OPERATIONS: Final = (*conversations.operations, *agents.operations, *runs.operations, *health.operations)
 """All that a gateway answers that is not in front of a platform."""
@@ -36,7 +39,9 @@ OPERATIONS: Final = (*conversations.operations, *agents.operations, *runs.operat
 
 def operations(*, before_platform: bool) -> list[Operation]:
     """Give what a gateway answers itself; in front of a platform, conversations are the platform's."""
-    return [operation for operation in OPERATIONS if not (before_platform and _is_platforms(operation))]
+    if not before_platform:
+        return [*OPERATIONS]
+    return [_before_platform(operation) for operation in OPERATIONS if not _is_platforms(operation)]
 
 
 def mounted(served: Sequence[Operation]) -> list[web.RouteDef]:
@@ -56,6 +61,13 @@ def is_ours(method: str, path: str) -> bool:
 
 def _is_platforms(operation: Operation) -> bool:
     return operation.path.startswith("/v1/conversations/") and (operation.method, operation.path) not in OWN
+
+
+def _before_platform(operation: Operation) -> Operation:
+    if (operation.method, operation.path) not in ASKING:
+        return operation
+    answers = refused_also(operation.answers, PlatformRefused, PlatformFailed, PlatformSilent)
+    return msgspec.structs.replace(operation, answers=answers)
 
 
 _OURS: Final = [

@@ -18,7 +18,16 @@ import structlog
 from aiohttp import ClientConnectionResetError, ClientError, HttpVersion11, hdrs, web
 from multidict import CIMultiDict
 
-from runstream.gateway.errors import ApiError, BadRequest, Loop, NotPassedOn, PlatformFailed, TooSlow, TryLater
+from runstream.gateway.errors import (
+    ApiError,
+    BadRequest,
+    Loop,
+    NotPassedOn,
+    PlatformFailed,
+    PlatformSilent,
+    TooSlow,
+    TryLater,
+)
 from runstream.gateway.paths import as_read, stays_below
 from runstream.gateway.response import cut, reset
 
@@ -31,9 +40,12 @@ if TYPE_CHECKING:
     from runstream.gateway.settings import GatewaySettings
     from runstream.gateway.upstream import Upstream
 
-__all__ = ["PASSED_METHODS", "PassThrough"]
+__all__ = ["NOT_PASSED_ON", "PASSED_METHODS", "PassThrough"]
 
 log = structlog.get_logger(__name__)
+
+NOT_PASSED_ON: Final = (BadRequest, TooSlow, NotPassedOn, PlatformFailed, TryLater, PlatformSilent, Loop)
+"""Why something is not passed on, or not answered by the platform."""
 
 PASSED_METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 """All but `CONNECT` and `TRACE`, which are for proxies, and what nobody has heard of."""
@@ -95,7 +107,7 @@ class _BrokenOff(Exception):
 class _UntilClosed(web.StreamResponse):
     """A response that ends with its connection, as the platform's does: neither says whether that was all."""
 
-    _length_check = False
+    _length_check = False  # Private to aiohttp, as it is for web sockets: tests/unit/test_private_parts.py.
 
 
 class _Upload:

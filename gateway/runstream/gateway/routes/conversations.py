@@ -17,9 +17,6 @@ from runstream.gateway.errors import (
     Gone,
     Invalid,
     NotFound,
-    PlatformFailed,
-    PlatformRefused,
-    PlatformSilent,
     TooLarge,
     TooSlow,
     TryLater,
@@ -217,9 +214,6 @@ operations = [
                 TooLong,
                 TryLater,
                 RunFailed,
-                PlatformRefused,
-                PlatformFailed,
-                PlatformSilent,
             ),
         },
     ),
@@ -231,7 +225,7 @@ operations = [
         query=OfAgent,
         answers={
             200: CANCELLED,
-            **refusals(Invalid, NotFound, Busy, TryLater, PlatformRefused, PlatformFailed, PlatformSilent),
+            **refusals(Invalid, NotFound, Busy, TryLater),
         },
     ),
 ]
