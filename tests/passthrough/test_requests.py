@@ -484,7 +484,8 @@ async def test_nothing_changes_for_what_is_served_here(front: Front) -> None:
     assert (await stack.fetch("GET", f"/v1/runs/{run_id}")).status == 200
     assert (await stack.fetch("GET", f"/v1/runs/{run_id}/")).status == 307
     async with Connection.open(stack.base) as connection:
-        await connection.send("HEAD", f"/v1/runs/{run_id}")
-        assert (await connection.head())[0] == 405
+        for path, status in ((f"/v1/runs/{run_id}", 405), (f"/v1/runs/{run_id}/", 307), ("/v1/health", 307)):
+            await connection.send("HEAD", path)
+            assert (await connection.head())[0] == status
     assert (await stack.fetch("POST", "/v1/conversations/default/stream", json={})).status == 400
     assert len(upstream.asked) == before
