@@ -9,8 +9,18 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 
 from runstream.broker.agents import Agent
+from runstream.broker.bucket import Stored
+from runstream.broker.index import Index
 from runstream.gateway.cancelling import Canceller
-from runstream.schemas import AssistantMessage, Chunk, RunRequest, StopReason, new_agent_id, new_run_id
+from runstream.schemas import (
+    AssistantMessage,
+    Chunk,
+    ConversationRecord,
+    RunRequest,
+    StopReason,
+    new_agent_id,
+    new_run_id,
+)
 from tests.support.http import Event, EventStream, Reply, open_stream
 from tests.support.nats import NatsServer
 from tests.support.outages import paused, stopped
@@ -139,6 +149,22 @@ async def test_whose_default_conversation_is_cancelled(nats_url: str) -> None:
                 409,
                 f"CONFLICT: No active runs to cancel for conversation {name}",
             )
+
+
+async def test_a_conversation_to_cancel_is_read_once(nats_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read of it is one request to the leader, while its client waits."""
+    read: list[str] = []
+
+    async def counted(index: Index, tenant: str, conversation_id: str) -> Stored[ConversationRecord] | None:
+        read.append(conversation_id)
+        return await found(index, tenant, conversation_id)
+
+    async with stack_running(nats_url) as stack:
+        conversation_id = await stack.conversation()
+        found = Index.conversation
+        monkeypatch.setattr(Index, "conversation", counted)
+        assert (await cancel(stack, f"conversations/{conversation_id}/cancel")).status == 409
+        assert read == [conversation_id]
 
 
 @pytest.mark.parametrize(

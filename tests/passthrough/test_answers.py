@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 import pytest
 import pytest_asyncio
 
+from runstream.gateway.passthrough import here
 from runstream.schemas import new_run_id
 from tests.support.http import Connection, Cut, Reply
 from tests.support.nats import free_ports
@@ -159,16 +160,43 @@ async def test_large_headers_of_the_platform(front: Front) -> None:
         ("/v1/agents/", "/v1/agents/"),
         ("https://login.example/?next={root}/v1", "https://login.example/?next={root}/v1"),
         ("{root}.evil.example/v1/", "{root}.evil.example/v1/"),
+        ("https:{there}/v1/agents/?", "/v1/agents/?"),
+        ("{there}/v1/agents/", "/v1/agents/"),
+        ("{root}//evil.example/", "{root}//evil.example/"),
+        ("{root}/\\evil.example/", "{root}/\\evil.example/"),
+        ("https:{there}0/v1/", "https:{there}0/v1/"),
+        ("http://127.0.0.1:port/v1/", "http://127.0.0.1:port/v1/"),
+        ("http://127.0.0.1/v1/", "http://127.0.0.1/v1/"),
+        ("http://[/v1/", "http://[/v1/"),
+        ("agents/", "agents/"),
     ],
 )
 async def test_redirects_are_handed_on(front: Front, location: str, handed_on: str) -> None:
     """They are not followed; one to the platform's own address leads to the same path here."""
-    root = front[0].url
-    reply = await answered(
-        front, head("307 Temporary Redirect", Location=location.format(root=root), Content_Length="0")
-    )
-    assert (reply.status, reply.headers["location"]) == (307, handed_on.format(root=root))
+    names = {"root": front[0].url, "there": front[0].url.removeprefix("http:")}
+    said = location.format(**names)
+    reply = await answered(front, head("307 Temporary Redirect", Location=said, Content_Length="0"))
+    assert (reply.status, reply.headers["location"]) == (307, handed_on.format(**names))
     assert len(front[0].asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("location", "root", "handed_on"),
+    [
+        ("https://letta/v1/a", "http://letta", "/v1/a"),
+        ("http://Letta:80/v1/a", "https://letta", "/v1/a"),
+        ("https://letta:8283/v1/a", "http://letta", "https://letta:8283/v1/a"),
+        ("http://letta/below/v1/a#b", "https://letta/below", "/v1/a#b"),
+        ("/below/v1/a", "https://letta/below", "/v1/a"),
+        ("/v1/a", "https://letta/below", "/v1/a"),
+        ("/below//evil.example", "https://letta/below", "/below//evil.example"),
+        ("http://letta/other/v1/a", "https://letta/below", "http://letta/other/v1/a"),
+        ("http://[::1]:1/v1/a", "http://[::1]:1", "/v1/a"),
+    ],
+)
+def test_redirects_to_the_platforms_root(location: str, root: str, handed_on: str) -> None:
+    """Host, port and path say what is its root; a scheme may be the client's, and not the platform's own."""
+    assert here(location, root) == handed_on
 
 
 # -- streams --------------------------------------------------------------------------------------------------------

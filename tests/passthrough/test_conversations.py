@@ -129,6 +129,27 @@ async def test_a_conversation_that_nobody_has(front: Front) -> None:
     assert toy.count("POST", messages(conversation_id)) == 0
 
 
+async def test_a_conversation_that_is_deleted_at_the_platform(front: Front) -> None:
+    """Once it is, it is gone for messages and cancels, though there was a record of it; a refused one stays."""
+    toy, stack = front
+    conversation_id, other = toy.conversation(), toy.conversation()
+    path = f"/v1/conversations/{conversation_id}"
+    for each in (conversation_id, other):
+        async with stack.say_in(each, "hello") as stream:
+            await stream.rest()
+    del toy.conversations[other]
+    assert (await stack.fetch("DELETE", f"/v1/conversations/{other}")).status == 404
+    assert (await stack.fetch("DELETE", path)).json is None
+    for reply in (
+        await stack.fetch("POST", messages(conversation_id), json={"input": "hello"}),
+        await stack.fetch("POST", f"{path}/cancel"),
+    ):
+        assert (reply.status, reply.detail) == (404, f"Conversation not found with id='{conversation_id}'")
+    stored = await stack.index.conversation(DEFAULT_TENANT, other)
+    assert stored is not None
+    assert not stored.value.deleted
+
+
 async def test_default_conversations_need_not_be_asked_for(front: Front) -> None:
     """An agent's default one is there if the agent is, which is for its answer to say."""
     toy, stack = front

@@ -69,6 +69,16 @@ def test_a_token_that_cannot_be_read(tmp_path: Path) -> None:
         Upstream(Platform("http://letta"), UpstreamSettings(auth=str(tmp_path / "none")))
 
 
+@pytest.mark.parametrize("url", ["http://letta/v1?api_key=hunter2", "http://letta?x=hunter2"])
+def test_a_url_with_a_query(url: str) -> None:
+    """Platforms repeat it in redirects and links, which clients get: it is refused at the start, and not shown."""
+    with pytest.raises(
+        InvalidSettings, match=r"upstream: Its URL has a query, .* RUNSTREAM_UPSTREAM_HEADERS"
+    ) as caught:
+        Upstream(Platform(url), UpstreamSettings())
+    assert "hunter2" not in str(caught.value)
+
+
 def test_the_setting_is_not_shown() -> None:
     """What stands behind its path may be a key."""
     assert "hunter2" not in repr(resolved(GatewaySettings, {"upstream": "http://letta?key=hunter2"}))

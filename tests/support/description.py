@@ -9,10 +9,14 @@ from urllib.parse import urlsplit
 from jsonschema import Draft202012Validator
 
 from runstream.broker.openapi import described
-from runstream.gateway.mounting import OPERATIONS
+from runstream.gateway.errors import refusals
+from runstream.gateway.mounting import OPERATIONS, is_ours, operations
+from runstream.gateway.passthrough import NOT_PASSED_ON
 
-UNDESCRIBED = {307, 404, 405, 501}
-"""What paths and methods are answered that are not there, or are a platform's."""
+UNDESCRIBED = {307, 404, 405}
+"""What paths and methods are answered that are not there."""
+PASSED_ON = frozenset(refusals(*NOT_PASSED_ON))
+"""What is answered in place of a platform, in front of one."""
 
 
 class Described(NamedTuple):
@@ -20,12 +24,15 @@ class Described(NamedTuple):
 
     name: str
     answers: Mapping[str, Any]
+    passed_on: frozenset[int | str]
+    """What it may be answered in addition where it is a platform's."""
 
 
 @functools.cache
 def document() -> dict[str, Any]:
-    """What a gateway says of itself."""
-    return described(OPERATIONS, title="runstream", says="")
+    """What a gateway says of itself, in front of a platform, and of what is the platform's then without one."""
+    platforms = [each for each in OPERATIONS if not is_ours(each.method, each.path.rstrip("/"))]
+    return described([*operations(before_platform=True), *platforms], title="runstream", says="")
 
 
 @functools.cache
@@ -52,14 +59,17 @@ def operation_of(method: str, target: str) -> Described | None:
     for template, item in _paths():
         if template.fullmatch(path):
             found = item.get(method.lower())
-            return None if found is None else Described(found["operationId"], found["responses"])
+            if found is None:
+                return None
+            passed_on = frozenset() if is_ours(method, path.rstrip("/")) else PASSED_ON
+            return Described(found["operationId"], found["responses"], passed_on)
     return None
 
 
 def check_status(method: str, target: str, status: int) -> None:
     """The status is one that the document has."""
     operation = operation_of(method, target)
-    if operation is not None and status not in UNDESCRIBED:
+    if operation is not None and status not in UNDESCRIBED | operation.passed_on:
         there = {str(status), f"{status // 100}XX"} & operation.answers.keys()
         assert there, f"{operation.name} answers {status}, and nobody was told"
 

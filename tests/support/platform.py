@@ -106,6 +106,9 @@ class ToyLetta:
                 said = self._conversation(self.conversation())
             case "GET", ["conversations", conversation_id] if conversation_id in self.conversations:
                 said = self._conversation(conversation_id)
+            case "DELETE", ["conversations", conversation_id] if conversation_id in self.conversations:
+                del self.conversations[conversation_id]
+                said = None
             case "GET", ["conversations", conversation_id, "messages"] if conversation_id in self.conversations:
                 said = []
             case "POST", ["conversations", _, "messages"]:

@@ -15,7 +15,8 @@ from runstream.broker.metrics import BrokerMetrics
 from runstream.broker.openapi import described
 from runstream.broker.operations import Operation
 from runstream.broker.settings import BrokerSettings
-from runstream.gateway.mounting import OPERATIONS
+from runstream.gateway.app import says
+from runstream.gateway.mounting import OPERATIONS, operations
 
 
 class Port(NamedTuple):
@@ -33,8 +34,12 @@ def ingest() -> list[Operation]:
 
 
 PORTS = {
-    name: Port(operations, described(operations, title=name, says=""))
-    for name, operations in {"gateway": OPERATIONS, "broker": ingest()}.items()
+    name: Port(served, described(served, title=name, says=""))
+    for name, served in {
+        "gateway": OPERATIONS,
+        "before a platform": operations(before_platform=True),
+        "broker": ingest(),
+    }.items()
 }
 EACH = [(port, operation) for port in PORTS for operation in PORTS[port].operations]
 
@@ -84,3 +89,30 @@ def test_nothing_in_it_is_lost(port: Port) -> None:
     there = {f"#/components/schemas/{name}" for name in port.document["components"]["schemas"]}
     assert references(port.document) == there
     assert json.loads(json.dumps(port.document)) == port.document
+
+
+def refused_by_platforms(port: Port) -> set[str]:
+    """The operations of a port that may have to ask a platform first."""
+    return {
+        f"{method} {path}"
+        for path, item in port.document["paths"].items()
+        for method, each in item.items()
+        if {"4XX", "403", "502"} & each["responses"].keys()
+    }
+
+
+def test_where_there_is_no_platform_none_refuses() -> None:
+    """Nobody is told of answers that cannot come."""
+    assert refused_by_platforms(PORTS["gateway"]) == set()
+    assert "platform" not in says(before_platform=False)
+
+
+def test_in_front_of_a_platform_it_says_what_is_passed_on() -> None:
+    """What may ask the platform says how that may fail, and all that is refused in its place is listed."""
+    asking = {f"post /v1/conversations/{{conversation_id}}/{what}" for what in ("messages", "cancel")}
+    assert refused_by_platforms(PORTS["before a platform"]) == asking
+    assert "/v1/conversations/{conversation_id}" not in PORTS["before a platform"].document["paths"]
+    said = says(before_platform=True)
+    assert "passed on" in said
+    for status in (400, 408, 501, 502, 503, 504, 508):
+        assert f"\n- {status}: " in said

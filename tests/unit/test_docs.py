@@ -25,7 +25,7 @@ from runstream.broker.operations import Operation
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.broker.topology import WORK_STREAM
 from runstream.gateway import cli
-from runstream.gateway.mounting import OPERATIONS
+from runstream.gateway.mounting import OPERATIONS, operations
 from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings, UpSettings
 from runstream.schemas import ERROR_TYPES, Kind
 
@@ -88,7 +88,8 @@ def served() -> list[Operation]:
     """What both ports answer, but for what operators ask. Nothing is asked of NATS until a request is."""
     settings = BrokerSettings()
     jetstream = JetStream(Connection(settings.nats_url, name="test"), timeout_seconds=1)
-    return [*OPERATIONS, *ingest_operations(Ingest(jetstream, settings, BrokerMetrics()))]
+    gateways = {each.name: each for each in (*OPERATIONS, *operations(before_platform=True))}
+    return [*gateways.values(), *ingest_operations(Ingest(jetstream, settings, BrokerMetrics()))]
 
 
 @pytest.mark.parametrize("operation", served(), ids=lambda operation: operation.name)

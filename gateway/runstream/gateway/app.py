@@ -34,13 +34,14 @@ from runstream.gateway.awaiting import EndWaiter
 from runstream.gateway.cancelling import Canceller
 from runstream.gateway.conversations import Conversations
 from runstream.gateway.cors import Cors
+from runstream.gateway.errors import refused_also
 from runstream.gateway.fanout import Hub
 from runstream.gateway.listing import Lists
 from runstream.gateway.lookup import Lookup
 from runstream.gateway.metrics import GatewayMetrics
 from runstream.gateway.middleware import answer_errors, fallback
-from runstream.gateway.mounting import mounted, operations
-from runstream.gateway.passthrough import PassThrough
+from runstream.gateway.mounting import is_ours, mounted, operations
+from runstream.gateway.passthrough import NOT_PASSED_ON, PassThrough
 from runstream.gateway.presence import AgentPresence
 from runstream.gateway.services import SERVICES, Services
 from runstream.gateway.start import Starter
@@ -65,10 +66,28 @@ Beside what each operation answers: 307 to the path with, or without, its last s
 paths and methods that are not.
 """
 
+SAYS_BEFORE_PLATFORM = """
+This gateway is in front of a Letta-compatible platform, which answers every other method and path below `/v1`, most of
+those of conversations included: method, path, query, headers and body are passed on to it, and its answers come back as
+they are, whatever their status. They are not described here. What is not passed on, or gets no answer, is refused with
+a `detail`, and 405 is for methods that are for proxies:
+
+"""
+
 BODY_RESERVE_BYTES = 16 * 2**10
 """What a request may carry beside its body, in the one message of the index that holds both."""
 SHUTDOWN_SECONDS = 1.0
 """How long open requests may take when the gateway stops; streams that are open then are cut."""
+
+
+def says(*, before_platform: bool) -> str:
+    """Say what a gateway is, and what it does beside its operations."""
+    if not before_platform:
+        return SAYS
+    refused = "".join(
+        f"- {status}: {answer.says}\n" for status, answer in sorted(refused_also({}, *NOT_PASSED_ON).items())
+    )
+    return f"{SAYS}{SAYS_BEFORE_PLATFORM}{refused}"
 
 
 class Gateway:
@@ -151,6 +170,7 @@ class Gateway:
 
     def _services(self, jetstream: JetStream) -> Services:
         index = Index(jetstream)
+        conversations = Conversations(index, self._upstream)
         readiness = Readiness(jetstream, self._broker_settings)
         presence = AgentPresence(jetstream.connection, grace_seconds=self._settings.agent_grace_seconds)
 
@@ -182,17 +202,19 @@ class Gateway:
             remover=Remover(jetstream, index, TakeOver(jetstream, self._broker_settings, index)),
             answers=Answers(index, waiter, transcripts, write_seconds=self._settings.write_deadline_seconds),
             transcripts=transcripts,
-            conversations=Conversations(index, self._upstream),
-            passthrough=self._passthrough(),
+            conversations=conversations,
+            passthrough=self._passthrough(conversations),
             body_limit=lambda: jetstream.connection.max_payload - BODY_RESERVE_BYTES,
             body_seconds=self._settings.body_seconds,
             unready=unready,
         )
 
-    def _passthrough(self) -> PassThrough | None:
+    def _passthrough(self, conversations: Conversations) -> PassThrough | None:
         if self._upstream is None:
             return None
-        return PassThrough(self._upstream, self._settings, self.metrics)
+        return PassThrough(
+            self._upstream, self._settings, self.metrics, is_ours=is_ours, heard=conversations.platform_answered
+        )
 
     def _watch(self, connection: Connection) -> None:
         hub, metrics, view = self.hub, self.metrics, self.view
@@ -223,13 +245,17 @@ class Gateway:
         app = web.Application(middlewares=[answer_errors])
         app[SERVICES] = services
         metrics = metrics_operation(self.metrics.registry)
-        served = operations(before_platform=services.passthrough is not None)
+        before_platform = services.passthrough is not None
+        served = operations(before_platform=before_platform)
         for_operators = health_operations(services.unready)
         if self._metrics_listener is None:
             for_operators.append(metrics)
         else:
             await stack.enter_async_context(serving([metrics], self._metrics_listener))
-        for_operators.append(description_operation([*served, *for_operators], title="runstream", says=SAYS))
+        described = [*served, *for_operators]
+        for_operators.append(
+            description_operation(described, title="runstream", says=says(before_platform=before_platform))
+        )
         app.add_routes([*mounted(served), *routes(for_operators)])
         app.router.add_route("*", "/{path:.*}", fallback)
         app.on_response_prepare.append(name_server)

@@ -1,7 +1,7 @@
-"""Conversations as a client names them: those of the index, and those of the platform, which get a record when used.
+"""Conversations as a client names them: made, found, changed and deleted in the index; those of a platform are its own.
 
-With a record, a conversation of the platform's is like any other: claimed by one run at a time, found by resumes and
-cancels, and not asked for again.
+A conversation of the platform's gets a record when it is used. With it, it is like any other: claimed by one run at a
+time, found by resumes and cancels, and not asked for again.
 """
 
 from __future__ import annotations
@@ -13,33 +13,48 @@ from urllib.parse import quote
 
 import msgspec
 import structlog
+from aiohttp import hdrs
 
+from runstream.broker.errors import BrokerError
 from runstream.gateway.errors import ApiError, NotFound, PlatformFailed, PlatformRefused, PlatformSilent
 from runstream.gateway.upstream import whole
-from runstream.schemas import DEFAULT_TENANT, ConversationRecord, is_agent_id, is_conversation_id
+from runstream.schemas import (
+    DEFAULT_TENANT,
+    ConversationRecord,
+    UpdateConversationRequest,
+    is_agent_id,
+    is_conversation_id,
+    new_conversation_id,
+    timestamp,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from runstream.broker.index import Index
     from runstream.gateway.upstream import Upstream
-    from runstream.schemas import RunRecord
+    from runstream.schemas import CreateConversationRequest, RunRecord
 
-__all__ = ["Conversations"]
+__all__ = ["Conversations", "no_conversation"]
 
 log = structlog.get_logger(__name__)
 
 PLATFORM_SECONDS: Final = 10.0
 """How long the platform may take to tell of a conversation: its client waits for headers meanwhile."""
+SUCCESS: Final = range(200, 300)
 CANCEL_SECONDS: Final = 3.0
 """How long it may take to hear of a cancel: what runstream knows has ended by then."""
 ASKED: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
+UPDATABLE: Final = frozenset(UpdateConversationRequest.model_fields)
 CONVERSATION_BYTES: Final = 2**20
 """As much as a conversation may have to say of itself."""
 
 
 class Conversations:
-    """Finds conversations. `upstream` None: there are no others than those of the index."""
+    """All conversations of one tenant. `upstream` None: there are no others than those of the index.
+
+    Every call may raise `Unavailable`; then nothing was stored.
+    """
 
     def __init__(self, index: Index, upstream: Upstream | None) -> None:
         self._index = index
@@ -48,8 +63,8 @@ class Conversations:
     async def existing(self, conversation_id: str, who: Mapping[str, str]) -> ConversationRecord:
         """Return a conversation's record; one that the platform alone has gets one.
 
-        `who`: the headers of the client that asks. Raises `NotFound`, `PlatformRefused`, `PlatformFailed`,
-        `Unavailable`; then nothing was stored.
+        `who`: the headers of the client that asks. Raises `NotFound`, `PlatformRefused`, `PlatformFailed`; then nothing
+        was stored.
         """
         stored = await self._index.conversation(DEFAULT_TENANT, conversation_id)
         if stored is None and self._upstream is not None and is_conversation_id(conversation_id):
@@ -58,8 +73,48 @@ class Conversations:
             await self._index.create_conversation(found)
             stored = await self._index.conversation(DEFAULT_TENANT, conversation_id)
         if stored is None or stored.value.deleted:
-            raise NotFound(f"Conversation not found with id='{conversation_id}'")
+            raise no_conversation(conversation_id)
         return stored.value
+
+    async def create(self, agent_id: str, wanted: CreateConversationRequest) -> ConversationRecord:
+        """Make a conversation of an agent's."""
+        record = ConversationRecord(
+            tenant=DEFAULT_TENANT,
+            id=new_conversation_id(),
+            agent_id=agent_id,
+            summary=wanted.summary,
+            description=wanted.description,
+            model=wanted.model,
+            model_settings=wanted.model_settings,
+            context_window_limit=wanted.context_window_limit,
+            extra=wanted.unknown,
+        )
+        await self._index.create_conversation(record)
+        return record
+
+    async def update(self, conversation_id: str, wanted: UpdateConversationRequest) -> ConversationRecord:
+        """Change what was sent, and no more; returns the conversation as it is then. Raises `NotFound`."""
+        return await self._changed(conversation_id, lambda found: _updated(found, wanted))
+
+    async def delete(self, conversation_id: str) -> None:
+        """Mark a conversation as deleted: it is found no more. Raises `NotFound`."""
+        await self._changed(conversation_id, _deleted)
+
+    async def platform_answered(self, method: str, path: str, status: int) -> None:
+        """Take note of what the platform has answered to what was passed on: what it has deleted is deleted here.
+
+        It has done so whether or not that can be stored here; if not, it refuses the next run itself.
+        """
+        room, _, conversation_id = path.rpartition("/")
+        has_deleted = (method, room) == (hdrs.METH_DELETE, "/v1/conversations") and status in SUCCESS
+        if not has_deleted or not is_conversation_id(conversation_id):
+            return
+        try:
+            await self.delete(conversation_id)
+        except NotFound:
+            return  # It was never used here, or is deleted already.
+        except BrokerError as error:
+            log.warning("deletion_not_noted", conversation_id=conversation_id, error=str(error))
 
     async def stop_waiting(self, run: RunRecord, who: Mapping[str, str]) -> None:
         """Tell the platform that nobody will answer what a run of one of its conversations has asked for.
@@ -79,6 +134,14 @@ class Conversations:
         except (ApiError, TimeoutError) as error:
             log.warning("upstream_not_cancelled", run_id=run.id, error=str(error) or type(error).__name__)
 
+    async def _changed(
+        self, conversation_id: str, change: Callable[[ConversationRecord], ConversationRecord]
+    ) -> ConversationRecord:
+        record = await self._index.update_conversation(DEFAULT_TENANT, conversation_id, change)
+        if record is None:
+            raise no_conversation(conversation_id)
+        return record
+
     async def _agent_of(self, upstream: Upstream, conversation_id: str, who: Mapping[str, str]) -> str:
         """Ask the platform whose a conversation is."""
         try:
@@ -92,7 +155,7 @@ class Conversations:
             detail = f"The platform has not answered within {PLATFORM_SECONDS:g} s."
             raise PlatformSilent(detail, should_retry=True) from error
         if status == HTTPStatus.NOT_FOUND:
-            raise NotFound(f"Conversation not found with id='{conversation_id}'")
+            raise no_conversation(conversation_id)
         body = _object(said)
         if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
             raise PlatformRefused(status, body)
@@ -103,6 +166,26 @@ class Conversations:
                 should_retry=True,
             )
         return agent_id
+
+
+def no_conversation(conversation_id: str) -> NotFound:
+    """Say that nobody has such a conversation."""
+    return NotFound(f"Conversation not found with id='{conversation_id}'")
+
+
+def _deleted(found: ConversationRecord) -> ConversationRecord:
+    return msgspec.structs.replace(found, deleted=True, updated_at=timestamp())
+
+
+def _updated(found: ConversationRecord, wanted: UpdateConversationRequest) -> ConversationRecord:
+    """Change what the client sent, known fields and others; what it did not send stays."""
+    now = timestamp()
+    sent: dict[str, Any] = {name: getattr(wanted, name) for name in wanted.model_fields_set & UPDATABLE}
+    if "last_message_at" in sent and wanted.last_message_at is not None:
+        sent["last_message_at"] = timestamp(wanted.last_message_at)
+    if "archived" in sent:
+        sent["archived_at"] = (found.archived_at or now) if wanted.archived else None
+    return msgspec.structs.replace(found, **sent, extra={**found.extra, **wanted.unknown}, updated_at=now)
 
 
 def _path(conversation_id: str) -> str:

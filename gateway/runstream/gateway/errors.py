@@ -73,6 +73,7 @@ __all__ = [
     "UnavailableRefusal",
     "Unreadable",
     "refusals",
+    "refused_also",
     "translated",
 ]
 
@@ -318,9 +319,13 @@ class Loop(ApiError):
 
 def refusals(*kinds: type[ApiError]) -> dict[int | str, Answer]:
     """Describe the refusals of an operation, by status; every one may be refused for its `user_id`, or a defect."""
-    found: dict[int | str, Answer] = {}
-    all_kinds: tuple[type[ApiError], ...] = (BadRequest, *kinds, Defect)
-    for kind in all_kinds:
+    return refused_also({}, BadRequest, *kinds, Defect)
+
+
+def refused_also(answers: Mapping[int | str, Answer], *kinds: type[ApiError]) -> dict[int | str, Answer]:
+    """Describe answers to which refusals of further kinds are added."""
+    found = dict(answers)
+    for kind in kinds:
         for status in kind.statuses or (kind.status,):
             answer = Answer(_first_paragraph(kind), [Body(kind.shapes)], kind.sends)
             found[status] = found[status].joined(answer) if status in found else answer

@@ -12,7 +12,7 @@ from runstream.schemas import ACTIVE_STATUSES, DEFAULT_CONVERSATION, DEFAULT_TEN
 if TYPE_CHECKING:
     from runstream.broker.index import Index
     from runstream.broker.view import View
-    from runstream.schemas import RetrieveStreamRequest, RunRecord
+    from runstream.schemas import ConversationRecord, RetrieveStreamRequest, RunRecord
 
 __all__ = ["Lookup"]
 
@@ -70,18 +70,13 @@ class Lookup:
         stored = await self._index.run(self._tenant, run_id) if is_run_id(run_id) else None
         return stored.value if stored is not None and stored.value.agent_id == agent_id else None
 
-    async def to_cancel(self, conversation_id: str, agent_id: str | None) -> RunRecord | None:
-        """Return the run that goes on in what the path names, or waits for approval there.
+    async def to_cancel_of_agent(self, agent_id: str) -> RunRecord | None:
+        """Return the newest of an agent's runs that go on, or else the one that waits for approval outside of any."""
+        return await self._active_of_agent(agent_id) or await self._waiting_for_approval(agent_id)
 
-        The latest of an agent's; a conversation has one at most. Raises `NotFound` for an unknown conversation.
-        """
-        agent = agent_id if conversation_id == DEFAULT_CONVERSATION else conversation_id
-        if agent is not None and is_agent_id(agent):
-            return await self._active_of_agent(agent) or await self._waiting_for_approval(agent)
-        stored = await self._index.conversation(self._tenant, conversation_id)
-        if conversation_id == DEFAULT_CONVERSATION or stored is None or stored.value.deleted:
-            raise NotFound.conversation(conversation_id)
-        return await self._active(conversation_id) or await self._waiting_for_approval(conversation_id)
+    async def to_cancel_in(self, conversation: ConversationRecord) -> RunRecord | None:
+        """Return the run that a conversation is busy with, or that waits for approval there: there is one at most."""
+        return await self._active(conversation) or await self._waiting_for_approval(conversation.id)
 
     async def _active_of_agent(self, agent_id: str) -> RunRecord | None:
         """Return the newest of an agent's runs that go on, in whichever conversation."""
@@ -93,12 +88,10 @@ class Lookup:
                 return stored.value
         return None
 
-    async def _active(self, conversation_id: str) -> RunRecord | None:
-        """Return the run that a conversation is busy with."""
-        conversation = await self._index.conversation(self._tenant, conversation_id)
-        if conversation is None or conversation.value.active_run is None:
+    async def _active(self, conversation: ConversationRecord) -> RunRecord | None:
+        if conversation.active_run is None:
             return None
-        stored = await self._index.run(self._tenant, conversation.value.active_run)
+        stored = await self._index.run(self._tenant, conversation.active_run)
         return None if stored is None or stored.value.is_terminal else stored.value
 
     async def _waiting_for_approval(self, scope: str) -> RunRecord | None:

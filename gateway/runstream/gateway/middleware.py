@@ -75,14 +75,14 @@ async def fallback(request: web.Request) -> web.StreamResponse:
     passthrough = request.app[SERVICES].passthrough if is_api(request) else None
     allowed = await allowed_methods(request)
     # A run that is served here is not the platform's, whether its content is asked for or not.
-    is_head_of_ours = request.method == hdrs.METH_HEAD and hdrs.METH_GET in allowed
-    if allowed and (passthrough is None or is_head_of_ours):
+    method = hdrs.METH_GET if request.method == hdrs.METH_HEAD else request.method
+    if allowed and (passthrough is None or method in allowed):
         raise web.HTTPMethodNotAllowed(request.method, sorted(allowed))
     path = request.rel_url.raw_path
     other = path[:-1] if path.endswith("/") else path + "/"
     elsewhere = request.clone(rel_url=request.rel_url.with_path(other, encoded=True)) if other else None
     there = set() if elsewhere is None else await allowed_methods(elsewhere)
-    if request.method in there or (there and passthrough is None):
+    if method in there or (there and passthrough is None):
         query = f"?{request.rel_url.raw_query_string}" if request.rel_url.raw_query_string else ""
         return web.Response(status=307, headers={"Location": other + query})
     if passthrough is None:

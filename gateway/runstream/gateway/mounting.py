@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from runstream.broker.http import routes
 from runstream.broker.operations import Header, Operation
 from runstream.gateway.deprecation import DEPRECATION
+from runstream.gateway.errors import PlatformFailed, PlatformRefused, PlatformSilent, refused_also
 from runstream.gateway.routes import agents, conversations, health, runs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["OPERATIONS", "mounted", "operations"]
+__all__ = ["OPERATIONS", "is_ours", "mounted", "operations"]
 
 PREFIXES: Final = ("/v1", "/latest/v1", "/latest")
 
@@ -28,7 +30,8 @@ OWN: Final = frozenset(
     }
 )
 """What goes on in a conversation is runstream's in any case."""
-
+ASKING: Final = frozenset({("POST", f"{CONVERSATION}/messages"), ("POST", f"{CONVERSATION}/cancel")})
+"""What may have to ask the platform first whose a conversation is."""
 
 USER_ID: Final = Header("user_id", "`user-<uuid4>`, as the reference has it: malformed it is 400, else ignored.")
 DEPRECATED: Final = Header(DEPRECATION, "Since when this form of the request is deprecated: see RFC 9745.")
@@ -48,7 +51,9 @@ OPERATIONS: Final = tuple(
 
 def operations(*, before_platform: bool) -> list[Operation]:
     """Give what a gateway answers itself; in front of a platform, conversations are the platform's."""
-    return [operation for operation in OPERATIONS if not (before_platform and _is_platforms(operation))]
+    if not before_platform:
+        return [*OPERATIONS]
+    return [_before_platform(operation) for operation in OPERATIONS if not _is_platforms(operation)]
 
 
 def mounted(served: Sequence[Operation]) -> list[web.RouteDef]:
@@ -60,5 +65,24 @@ def mounted(served: Sequence[Operation]) -> list[web.RouteDef]:
     ]
 
 
+def is_ours(method: str, path: str) -> bool:
+    """Tell whether a path without a last slash is served here, in front of a platform, with this method."""
+    method = hdrs.METH_GET if method == hdrs.METH_HEAD else method
+    return any(of == method and template.fullmatch(path) for of, template in _OURS)
+
+
 def _is_platforms(operation: Operation) -> bool:
     return operation.path.startswith("/v1/conversations/") and (operation.method, operation.path) not in OWN
+
+
+def _before_platform(operation: Operation) -> Operation:
+    if (operation.method, operation.path) not in ASKING:
+        return operation
+    answers = refused_also(operation.answers, PlatformRefused, PlatformFailed, PlatformSilent)
+    return msgspec.structs.replace(operation, answers=answers)
+
+
+_OURS: Final = [
+    (operation.method, re.compile(re.sub(r"\{\w+\}", "[^/]+", operation.path.rstrip("/"))))
+    for operation in operations(before_platform=True)
+]

@@ -12,17 +12,27 @@ import secrets
 from contextlib import aclosing, contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote
+from urllib.parse import SplitResult, urlsplit
 
 import structlog
 from aiohttp import ClientConnectionResetError, ClientError, HttpVersion11, hdrs, web
 from multidict import CIMultiDict
 
-from runstream.gateway.errors import ApiError, BadRequest, Loop, NotPassedOn, PlatformFailed, TooSlow, TryLater
+from runstream.gateway.errors import (
+    ApiError,
+    BadRequest,
+    Loop,
+    NotPassedOn,
+    PlatformFailed,
+    PlatformSilent,
+    TooSlow,
+    TryLater,
+)
+from runstream.gateway.paths import as_read, stays_below
 from runstream.gateway.response import cut, reset
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
     from aiohttp import ClientResponse
 
@@ -30,9 +40,12 @@ if TYPE_CHECKING:
     from runstream.gateway.settings import GatewaySettings
     from runstream.gateway.upstream import Upstream
 
-__all__ = ["PASSED_METHODS", "PassThrough"]
+__all__ = ["NOT_PASSED_ON", "PASSED_METHODS", "PassThrough"]
 
 log = structlog.get_logger(__name__)
+
+NOT_PASSED_ON: Final = (BadRequest, TooSlow, NotPassedOn, PlatformFailed, TryLater, PlatformSilent, Loop)
+"""Why something is not passed on, or not answered by the platform."""
 
 PASSED_METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 """All but `CONNECT` and `TRACE`, which are for proxies, and what nobody has heard of."""
@@ -78,6 +91,11 @@ NOT_ANSWERED: Final = HOP_BY_HOP | {
     "set-cookie",
 }
 
+ABSOLUTE: Final = re.compile(r"(https?:)?(//[^/?#\\]*)(.*)", re.IGNORECASE | re.DOTALL)
+"""A URL in three parts: the scheme, which may be left to be the same, the host, and where it leads there."""
+
+DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
 UNSOUND: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 """What a header's value cannot be written with: control characters, and bytes that are not UTF-8."""
 
@@ -89,7 +107,7 @@ class _BrokenOff(Exception):
 class _UntilClosed(web.StreamResponse):
     """A response that ends with its connection, as the platform's does: neither says whether that was all."""
 
-    _length_check = False
+    _length_check = False  # Private to aiohttp, as it is for web sockets: tests/unit/test_private_parts.py.
 
 
 class _Upload:
@@ -119,12 +137,26 @@ class _Upload:
 
 
 class PassThrough:
-    """Passes requests on to the platform, as many at one time as it may."""
+    """Passes requests on to the platform, as many at one time as it may.
 
-    def __init__(self, upstream: Upstream, settings: GatewaySettings, metrics: GatewayMetrics) -> None:
+    `is_ours` says of a method and a path, as they are read, whether they are served here; `heard` is told of every
+    answer of the platform's before its client is: method, path as it is read, status.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        settings: GatewaySettings,
+        metrics: GatewayMetrics,
+        *,
+        is_ours: Callable[[str, str], bool],
+        heard: Callable[[str, str, int], Awaitable[None]],
+    ) -> None:
         self._upstream = upstream
         self._settings = settings
         self._metrics = metrics
+        self._is_ours = is_ours
+        self._heard = heard
         self._open = 0
         self._name = f"runstream-{secrets.token_hex(8)}"
         """This gateway's own, so that it knows what it has passed on itself."""
@@ -149,6 +181,7 @@ class PassThrough:
                 ) as answer:
                     if answer.status == HTTPStatus.SWITCHING_PROTOCOLS:
                         raise PlatformFailed("The platform has switched protocols unasked.", should_retry=False)
+                    await self._heard(request.method, as_read(path), answer.status)
                     outcome, response = await self._hand_over(request, answer)
             except ApiError as error:
                 outcome = "failed"
@@ -181,7 +214,10 @@ class PassThrough:
             raise web.HTTPNotFound  # `/v1` only when it is decoded: routes here would not know it either.
         if not stays_below(path):
             raise BadRequest("A path with an empty segment, or one of dots, is not passed on.")
-        return f"/v1/{path.removeprefix(prefix)}"
+        path = f"/v1/{path.removeprefix(prefix)}"
+        if self._is_ours(request.method, as_read(path)):
+            raise BadRequest("A path that is served here only once it is decoded is not passed on: write it plainly.")
+        return path
 
     def _asked(self, request: web.Request) -> CIMultiDict[str]:
         """Return the headers of the request as the platform gets them, but for who asks. Raises `BadRequest`."""
@@ -235,10 +271,8 @@ class PassThrough:
         for name in [*headers]:
             if name.lower().startswith("access-control-") or any(map(UNSOUND.search, headers.getall(name, ()))):
                 headers.popall(name, None)
-        location = headers.get(hdrs.LOCATION, "")
-        if location.startswith(f"{self._upstream.root}/"):
-            # The platform's own address, which the client need not reach: what is there is here, too.
-            headers[hdrs.LOCATION] = location.removeprefix(self._upstream.root)
+        if hdrs.LOCATION in headers:
+            headers[hdrs.LOCATION] = here(headers[hdrs.LOCATION], self._upstream.root)
         return headers
 
     @staticmethod
@@ -253,13 +287,27 @@ class PassThrough:
             reset(request.transport)
 
 
-def stays_below(path: str) -> bool:
-    """Tell whether no reading of a path leaves what it begins with: however often it is decoded, and by whom."""
-    if "//" in path:
-        return False
-    while (decoded := unquote(path)) != path:
-        path = decoded
-    return not any(segment.partition(";")[0] in {".", ".."} for segment in re.split(r"[/\\]", path))
+def here(location: str, root: str) -> str:
+    """Give a redirect to below the platform's root as one to the same path here; any other is left as it is.
+
+    The client need not reach the platform. Of the two schemes either may be named: a platform that believes
+    `X-Forwarded-Proto` names the client's.
+    """
+    found, platform = ABSOLUTE.fullmatch(location), urlsplit(root)
+    try:
+        if found is not None and _authority(urlsplit(f"{found[1] or 'http:'}{found[2]}")) != _authority(platform):
+            return location
+    except ValueError:
+        return location
+    path = location if found is None else found[3]
+    below = path.removeprefix(platform.path)
+    # With two slashes it would lead to another host.
+    return below if path.startswith(f"{platform.path}/") and below[1:2] not in {"/", "\\"} else location
+
+
+def _authority(url: SplitResult) -> tuple[str | None, int | None]:
+    """Return host and port; one that need not be written is None. Raises ValueError for a port that is none."""
+    return url.hostname, None if url.port == DEFAULT_PORTS[url.scheme] else url.port
 
 
 def _end_to_end(headers: Mapping[str, str], dropped: frozenset[str]) -> CIMultiDict[str]:

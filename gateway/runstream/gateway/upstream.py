@@ -86,12 +86,18 @@ def platform_at(url: str | None, default: Platform | None = None) -> Platform | 
 class Upstream:
     """Asks the platform. Use as an async context manager: leaving it closes what is open.
 
-    Raises `InvalidSettings` when it is made with a credential that cannot be read.
+    Raises `InvalidSettings` when it is made with a credential that cannot be read, or with a query: platforms repeat it
+    in redirects, links and bodies, which clients get, and it may be secret.
     """
 
     def __init__(self, platform: Platform, settings: UpstreamSettings) -> None:
+        if platform.query:
+            raise InvalidSettings(
+                "upstream: Its URL has a query, which clients would get to see: put a key into"
+                " RUNSTREAM_UPSTREAM_HEADERS, or into a file that RUNSTREAM_UPSTREAM_AUTH names; or pass nothing on,"
+                " with --upstream none."
+            )
         self.root: Final = platform.root
-        self._query = platform.query
         self._settings = settings
         self._secret = None if settings.auth in {None, "forward"} else Path(str(settings.auth))
         if self._secret is not None:
@@ -138,8 +144,7 @@ class Upstream:
         `path`, from `/v1` on, and `query` go as they are; of `who`, a client's headers, what this platform is told of
         who asks. Raises `PlatformFailed`, `PlatformSilent`, `BadRequest`.
         """
-        said = "&".join(part for part in (query, self._query) if part)
-        url = URL(f"{self.root}{path}{f'?{said}' if said else ''}", encoded=True)
+        url = URL(f"{self.root}{path}{f'?{query}' if query else ''}", encoded=True)
         sent: CIMultiDict[str] = CIMultiDict(headers)
         sent.update(self._settings.headers)
         sent.update(self._identity(who))

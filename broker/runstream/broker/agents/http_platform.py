@@ -45,7 +45,7 @@ class Platform:
 
     @property
     def query(self) -> str:
-        """What the URL says after its path, which every request says, too."""
+        """What the URL says after its path, which every request for a run says, too."""
         return self._query
 
     def url_for(self, run: RunRequest) -> httpx.URL:

@@ -66,7 +66,7 @@ async def cancel(request: web.Request) -> web.Response:
     agent_id = agent_path(request)
     wanted, _ = await body_of(CancelRequest, request, required=False)
     if wanted.run_ids is None:
-        latest = await services.lookup.to_cancel(agent_id, None) or await services.lookup.latest_of_agent(agent_id)
+        latest = await services.lookup.to_cancel_of_agent(agent_id) or await services.lookup.latest_of_agent(agent_id)
         if latest is None:
             raise Busy(f"CONFLICT: No active runs to cancel for agent {agent_id}", headers=NOT_AGAIN)
         found: dict[str, RunRecord | None] = {latest.id: latest}

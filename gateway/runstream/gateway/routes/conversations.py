@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from runstream.broker.operations import Body, Operation
 from runstream.gateway.answering import PendingApproval, RunFailed
 from runstream.gateway.cancelling import cancel_run
+from runstream.gateway.conversations import no_conversation
 from runstream.gateway.creating import create_and_answer
 from runstream.gateway.described import CANCELLED, CONVERSATION, CONVERSATIONS, EVENTS, NULL, WHOLE_OR_EVENTS
 from runstream.gateway.errors import (
@@ -19,9 +18,6 @@ from runstream.gateway.errors import (
     Gone,
     Invalid,
     NotFound,
-    PlatformFailed,
-    PlatformRefused,
-    PlatformSilent,
     TooLarge,
     TooSlow,
     TryLater,
@@ -35,9 +31,7 @@ from runstream.schemas import (
     AGENT_PATH,
     CONVERSATION_PATH,
     DEFAULT_CONVERSATION,
-    DEFAULT_TENANT,
     ConversationMessagesRequest,
-    ConversationRecord,
     CreateConversationRequest,
     ListConversationsRequest,
     OfAgent,
@@ -45,16 +39,14 @@ from runstream.schemas import (
     UpdateConversationRequest,
     is_agent_id,
     is_conversation_id,
-    new_conversation_id,
-    timestamp,
 )
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-__all__ = ["operations"]
+    from runstream.schemas import RunRecord
 
-UPDATABLE = frozenset(UpdateConversationRequest.model_fields)
+__all__ = ["operations"]
 
 
 async def create(request: web.Request) -> web.Response:
@@ -66,18 +58,7 @@ async def create(request: web.Request) -> web.Response:
         raise Invalid([{"type": "missing", "loc": ("query", "agent_id"), "msg": "Field required", "input": None}])
     if not AGENT_PATH.matches(agent_id):
         raise BadRequest(f"Invalid agent ID format: {agent_id}. Expected format: 'agent-<uuid4>'")
-    record = ConversationRecord(
-        tenant=DEFAULT_TENANT,
-        id=new_conversation_id(),
-        agent_id=agent_id,
-        summary=wanted.summary,
-        description=wanted.description,
-        model=wanted.model,
-        model_settings=wanted.model_settings,
-        context_window_limit=wanted.context_window_limit,
-        extra=wanted.unknown,
-    )
-    await services.index.create_conversation(record)
+    record = await services.conversations.create(agent_id, wanted)
     return json_response(record.to_wire())
 
 
@@ -96,27 +77,15 @@ async def retrieve(request: web.Request) -> web.Response:
 
 async def update(request: web.Request) -> web.Response:
     """`PATCH /v1/conversations/{conversation_id}`: change the fields that are sent, and no others."""
-    services = request.app[SERVICES]
     conversation_id = strict_conversation_path(request)
     wanted, _ = await body_of(UpdateConversationRequest, request, required=True)
-    record = await services.index.update_conversation(
-        DEFAULT_TENANT, conversation_id, lambda found: _changed(found, wanted)
-    )
-    if record is None:
-        raise _no_conversation(conversation_id)
+    record = await request.app[SERVICES].conversations.update(conversation_id, wanted)
     return json_response(record.to_wire())
 
 
 async def delete(request: web.Request) -> web.Response:
     """`DELETE /v1/conversations/{conversation_id}`: it is found no more; its runs are, and one that goes on goes on."""
-    conversation_id = strict_conversation_path(request)
-    record = await request.app[SERVICES].index.update_conversation(
-        DEFAULT_TENANT,
-        conversation_id,
-        lambda found: msgspec.structs.replace(found, deleted=True, updated_at=timestamp()),
-    )
-    if record is None:
-        raise _no_conversation(conversation_id)
+    await request.app[SERVICES].conversations.delete(strict_conversation_path(request))
     return json_response(None)
 
 
@@ -137,7 +106,7 @@ async def create_message(request: web.Request) -> web.StreamResponse:
         request,
         services,
         wanted,
-        _object(body),
+        body,
         agent_id=agent_id,
         conversation_id=conversation,
         in_default=conversation is None,
@@ -147,15 +116,23 @@ async def create_message(request: web.Request) -> web.StreamResponse:
 
 async def cancel(request: web.Request) -> web.Response:
     """`POST /v1/conversations/{conversation_id}/cancel`: end what goes on in it. `?agent_id=` says whose default."""
-    services = request.app[SERVICES]
     conversation_id = conversation_path(request)
-    if is_conversation_id(conversation_id):
-        await services.conversations.existing(conversation_id, request.headers)
-    run = await services.lookup.to_cancel(conversation_id, request.query.get("agent_id"))
+    run = await _to_cancel(request, conversation_id)
     if run is None:
         raise Busy(f"CONFLICT: No active runs to cancel for conversation {conversation_id}", headers=NOT_AGAIN)
     await cancel_run(request, run)
     return json_response({run.id: "cancelled"})
+
+
+async def _to_cancel(request: web.Request, conversation_id: str) -> RunRecord | None:
+    services = request.app[SERVICES]
+    if is_conversation_id(conversation_id):
+        found = await services.conversations.existing(conversation_id, request.headers)
+        return await services.lookup.to_cancel_in(found)
+    agent_id = request.query.get("agent_id") if conversation_id == DEFAULT_CONVERSATION else conversation_id
+    if agent_id is None or not is_agent_id(agent_id):
+        raise no_conversation(conversation_id)
+    return await services.lookup.to_cancel_of_agent(agent_id)
 
 
 async def _addressee(
@@ -170,27 +147,6 @@ async def _addressee(
         return wanted.agent_id, None
     found = await request.app[SERVICES].conversations.existing(conversation_id, request.headers)
     return found.agent_id, conversation_id
-
-
-def _no_conversation(conversation_id: str) -> NotFound:
-    return NotFound(f"Conversation not found with id='{conversation_id}'")
-
-
-def _changed(found: ConversationRecord, wanted: UpdateConversationRequest) -> ConversationRecord:
-    """Change what the client sent, known fields and others; what it did not send stays."""
-    now = timestamp()
-    sent: dict[str, Any] = {name: getattr(wanted, name) for name in wanted.model_fields_set & UPDATABLE}
-    if "last_message_at" in sent and wanted.last_message_at is not None:
-        sent["last_message_at"] = timestamp(wanted.last_message_at)
-    if "archived" in sent:
-        sent["archived_at"] = (found.archived_at or now) if wanted.archived else None
-    return msgspec.structs.replace(found, **sent, extra={**found.extra, **wanted.unknown}, updated_at=now)
-
-
-def _object(body: Any) -> dict[str, Any]:
-    """Return the body as sent; the model has made sure that it is an object."""
-    parsed: dict[str, Any] = body
-    return parsed
 
 
 ANY_CONVERSATION = {"conversation_id": CONVERSATION_PATH}
@@ -260,9 +216,6 @@ operations = [
                 TooLong,
                 TryLater,
                 RunFailed,
-                PlatformRefused,
-                PlatformFailed,
-                PlatformSilent,
             ),
         },
     ),
@@ -274,7 +227,7 @@ operations = [
         query=OfAgent,
         answers={
             200: CANCELLED,
-            **refusals(Invalid, NotFound, Busy, TryLater, PlatformRefused, PlatformFailed, PlatformSilent),
+            **refusals(Invalid, NotFound, Busy, TryLater),
         },
     ),
 ]

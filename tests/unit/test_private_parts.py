@@ -1,0 +1,39 @@
+"""The private parts of aiohttp that are relied on: an upgrade that changes one fails here, by its name."""
+
+import asyncio
+from unittest.mock import Mock
+
+import pytest
+from aiohttp import StreamReader, hdrs, web
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http import StreamWriter
+from aiohttp.test_utils import make_mocked_request
+
+
+class UntilClosed(web.StreamResponse):
+    """As pass-through has it."""
+
+    _length_check = False
+
+
+@pytest.mark.parametrize(("kind", "encoding"), [(web.StreamResponse, "chunked"), (UntilClosed, None)])
+async def test_stream_response_length_check(kind: type[web.StreamResponse], encoding: str | None) -> None:
+    """`StreamResponse._length_check`: nothing else makes an HTTP/1.1 response that ends with its connection."""
+    writer = StreamWriter(Mock(transport=Mock(is_closing=lambda: False)), asyncio.get_running_loop())
+    request = make_mocked_request("GET", "/", writer=writer)
+    response = kind()
+    await response.prepare(request)
+    assert (response.headers.get(hdrs.TRANSFER_ENCODING), writer.chunked) == (encoding, encoding is not None)
+
+
+async def test_stream_reader_read_nowait() -> None:
+    """`StreamReader._read_nowait`: nothing else gives what came before a connection broke, or a chunk was none."""
+    loop = asyncio.get_running_loop()
+    content = StreamReader(BaseProtocol(loop), 2**16, loop=loop)
+    for part in (b"what ", b"came"):
+        content.feed_data(part)
+    content.set_exception(ConnectionResetError())
+    with pytest.raises(ConnectionResetError):
+        await content.readany()
+    assert content._read_nowait(-1) == b"what came"
+    assert content._read_nowait(-1) == b""
