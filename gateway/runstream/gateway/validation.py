@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_origin
 from aiohttp import web
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from runstream.broker.http_body import BadBody, BodyTooLarge, BodyTooSlow, NotJson, parse_body, read_body, unpacked
-from runstream.gateway.errors import ApiError, BadRequest, Invalid, TooLarge, TooSlow
+from runstream.broker.http_body import BadBody, BodyPacked, BodyTooLarge, BodyTooSlow, NotJson, parse_body, read_body
+from runstream.gateway.errors import ApiError, BadRequest, Invalid, Packed, TooLarge, TooSlow
 from runstream.gateway.services import SERVICES
 from runstream.schemas import (
     AGENT_PATH,
@@ -131,7 +131,7 @@ def _refuse(error: ValidationError, where: tuple[str, ...]) -> NoReturn:
 async def body_of(kind: type[Model], request: web.Request, *, required: bool) -> tuple[Model, Any]:
     """Return the request's body as its model, and as it was sent; absent or null, it is an empty one unless `required`.
 
-    Raises `Invalid`, `TooLarge`, `TooSlow`, `ApiError` 400 for what is no text, or cannot be stored.
+    Raises `Invalid`, `TooLarge`, `Packed`, `TooSlow`, `ApiError` 400 for what is no text, or cannot be stored.
     """
     services = request.app[SERVICES]
     body = await _parsed(request, services.body_limit(), services.body_seconds)
@@ -141,7 +141,7 @@ async def body_of(kind: type[Model], request: web.Request, *, required: bool) ->
 async def _parsed(request: web.Request, limit: int, seconds: float) -> Any:
     """Return the body parsed if it is JSON or says nothing of its type, else its bytes; None if it is empty."""
     try:
-        raw = unpacked(await read_body(request, limit=limit, seconds=seconds), request, limit=limit)
+        raw = await read_body(request, limit=limit, seconds=seconds)
         if not raw:
             return None
         return parse_body(raw, limit=limit) if _is_json(request) else raw
@@ -153,6 +153,8 @@ def _translated(error: BadBody) -> ApiError:
     match error:
         case BodyTooLarge():
             return TooLarge(str(error))
+        case BodyPacked():
+            return Packed(str(error))
         case BodyTooSlow():
             return TooSlow(str(error))
         case NotJson(reason=reason, position=position):

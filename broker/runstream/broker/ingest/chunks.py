@@ -26,18 +26,21 @@ WHERE_IT_BELONGS = {
 
 
 class Lines:
-    """Cuts bytes, in whatever pieces they come, into lines, the last of which need not end."""
+    """Cuts bytes, in whatever pieces they come, into lines, the last of which need not end. Empty ones are counted."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._held = bytearray()
         self.count = 0
-        """How many lines were given out."""
+        """How many lines there were, up to the one that was given out last."""
 
     def feed(self, piece: bytes) -> Iterator[bytes]:
         """Take the next bytes; yields the lines that they complete. Raises `IngestError` for one that is too long."""
         *complete, rest = piece.split(b"\n")
         for end in complete:
+            if not end and not self._held:
+                self.count += 1
+                continue
             self._take(end)
             yield self._given()
         self._take(rest)

@@ -24,7 +24,7 @@ from runstream.broker.errors import (
     Unavailable,
     Unsettled,
 )
-from runstream.broker.http_body import BadBody, BodyTooLarge, BodyTooSlow, NotJson
+from runstream.broker.http_body import BadBody, BodyPacked, BodyTooLarge, BodyTooSlow, NotJson
 from runstream.broker.operations import Answer, Body, Header
 
 __all__ = ["STATUSES", "IngestError", "not_usable", "refusals", "translated"]
@@ -150,6 +150,8 @@ def not_usable(error: BadBody) -> IngestError:
     match error:
         case BodyTooLarge():
             return IngestError("body_too_large", str(error))
+        case BodyPacked():
+            return IngestError("unsupported_media_type", str(error))
         case BodyTooSlow():
             return IngestError("too_slow", str(error))
         case NotJson():

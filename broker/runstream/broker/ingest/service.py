@@ -18,7 +18,7 @@ from runstream.broker.lease import Lease
 from runstream.broker.logs import get_logger
 from runstream.broker.publisher import Publisher, chunk_limit
 from runstream.broker.reader import LogReader
-from runstream.broker.tasks import end_task
+from runstream.broker.tasks import Turns, end_task
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -113,9 +113,11 @@ class Ingest:
         lines = Lines(chunk_limit(self._jetstream.connection.max_payload))
 
         async def read(appending: Appending) -> None:
+            turns = Turns()  # A ping is nothing to wait for.
             async with aclosing(pieces), aclosing(self._heard(pieces, lines)) as heard:
                 async for complete in heard:
                     for line in complete:
+                        await turns.give()
                         body = body_of_line(line, lines.count, run_id=run_id, limit=lines.limit)
                         if body is not None:
                             await appending.take(body)

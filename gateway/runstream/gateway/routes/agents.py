@@ -10,7 +10,7 @@ from runstream.gateway.answering import PendingApproval, RunFailed
 from runstream.gateway.cancelling import cancel_run
 from runstream.gateway.creating import create_and_answer
 from runstream.gateway.described import CANCELLED, EVENTS, WHOLE_OR_EVENTS
-from runstream.gateway.errors import NOT_AGAIN, Busy, Gone, Invalid, TooLarge, TooSlow, TryLater, refusals
+from runstream.gateway.errors import NOT_AGAIN, Busy, Gone, Invalid, Packed, TooLarge, TooSlow, TryLater, refusals
 from runstream.gateway.services import SERVICES, json_response
 from runstream.gateway.transcripts import TooLong
 from runstream.gateway.validation import agent_path, body_of
@@ -78,7 +78,7 @@ operations = [
         is_body_required=True,
         answers={
             200: WHOLE_OR_EVENTS,
-            **refusals(Invalid, Busy, PendingApproval, Gone, TooSlow, TooLarge, TooLong, TryLater, RunFailed),
+            **refusals(Invalid, Busy, PendingApproval, Gone, TooSlow, TooLarge, Packed, TooLong, TryLater, RunFailed),
         },
     ),
     Operation(
@@ -87,7 +87,7 @@ operations = [
         handler=create_message_stream,
         bodies=[Body([AgentStreamRequest])],
         is_body_required=True,
-        answers={200: EVENTS, **refusals(Invalid, Busy, Gone, TooSlow, TooLarge, TryLater)},
+        answers={200: EVENTS, **refusals(Invalid, Busy, Gone, TooSlow, TooLarge, Packed, TryLater)},
         is_deprecated=True,
     ),
     Operation(
@@ -95,6 +95,6 @@ operations = [
         path="/v1/agents/{agent_id}/messages/cancel",
         handler=cancel,
         bodies=[Body([CancelRequest])],
-        answers={200: CANCELLED, **refusals(Invalid, Busy, TooSlow, TooLarge, TryLater)},
+        answers={200: CANCELLED, **refusals(Invalid, Busy, TooSlow, TooLarge, Packed, TryLater)},
     ),
 ]

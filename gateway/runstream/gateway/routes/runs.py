@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING
 from runstream.broker.operations import Body, Operation
 from runstream.gateway.deprecation import deprecate
 from runstream.gateway.described import EVENTS, LAST_EVENT_ID, MESSAGES, NOTHING_FOLLOWS, RUN, RUNS, USAGE
-from runstream.gateway.errors import NOT_AGAIN, Busy, Gone, Invalid, NotFound, TooLarge, TooSlow, TryLater, refusals
+from runstream.gateway.errors import (
+    NOT_AGAIN,
+    Busy,
+    Gone,
+    Invalid,
+    NotFound,
+    Packed,
+    TooLarge,
+    TooSlow,
+    TryLater,
+    refusals,
+)
 from runstream.gateway.eventsource import follow
 from runstream.gateway.paging import page_of
 from runstream.gateway.resuming import resume_and_stream
@@ -120,7 +131,7 @@ operations = [
         path="/v1/runs/{run_id}/stream",
         handler=stream,
         bodies=[Body([RetrieveStreamRequest])],
-        answers={200: EVENTS, **refusals(Invalid, NotFound, Gone, TooSlow, TooLarge, TryLater)},
+        answers={200: EVENTS, **refusals(Invalid, NotFound, Gone, TooSlow, TooLarge, Packed, TryLater)},
     ),
     Operation(
         method="GET",
