@@ -49,12 +49,18 @@ STATUSES: Final[Mapping[str, HTTPStatus]] = {
     "store_full": HTTPStatus.INSUFFICIENT_STORAGE,
     "store_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "unsettled": HTTPStatus.SERVICE_UNAVAILABLE,
+    "broker_busy": HTTPStatus.SERVICE_UNAVAILABLE,
     "broker_stopping": HTTPStatus.SERVICE_UNAVAILABLE,
     "internal_error": HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 """The status of each error type. A 4xx is for the writer to mend; a 5xx may be sent again as it is, to any broker."""
 
-RETRY_AFTER: Final[Mapping[str, str]] = {"store_unavailable": "2", "unsettled": "2", "broker_stopping": "0"}
+RETRY_AFTER: Final[Mapping[str, str]] = {
+    "store_unavailable": "2",
+    "unsettled": "2",
+    "broker_busy": "2",
+    "broker_stopping": "0",
+}
 """Seconds: a restarted NATS is there again by then, an election mostly over; another broker is there already."""
 
 
