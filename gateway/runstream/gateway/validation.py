@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar, get_origin
 
 from aiohttp import web
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from runstream.broker.http_body import BadBody, BodyPacked, BodyTooLarge, BodyTooSlow, NotJson, parse_body, read_body
 from runstream.gateway.errors import ApiError, BadRequest, Invalid, Packed, TooLarge, TooSlow
+from runstream.gateway.quoting import quoted
 from runstream.gateway.services import SERVICES
 from runstream.schemas import (
     AGENT_PATH,
@@ -36,6 +37,9 @@ __all__ = [
 ]
 
 Model = TypeVar("Model", bound=BaseModel)
+
+MOST_ERRORS: Final = 12
+"""What is told of one request that is wrong: who mends these will see the rest."""
 
 EXAMPLE_AGENT = "agent-123e4567-e89b-42d3-8456-426614174000"
 
@@ -114,18 +118,21 @@ def _path(request: web.Request, name: str, adapter: TypeAdapter[str]) -> str:
 
 
 def _refuse(error: ValidationError, where: tuple[str, ...]) -> NoReturn:
-    raise Invalid(
-        [
-            {
-                "type": found["type"],
-                "loc": (*where, *found["loc"]),
-                "msg": found["msg"],
-                "input": found["input"],
-                **({"ctx": found["ctx"]} if "ctx" in found else {}),
-            }
-            for found in error.errors(include_url=False)
-        ]
-    ) from None
+    found = error.errors(include_url=False)
+    told = [
+        {
+            "type": one["type"],
+            "loc": (*where, *one["loc"]),
+            "msg": one["msg"],
+            "input": quoted(one["input"]),
+            **({"ctx": one["ctx"]} if "ctx" in one else {}),
+        }
+        for one in found[:MOST_ERRORS]
+    ]
+    if len(found) > MOST_ERRORS:
+        more = f"{len(found) - MOST_ERRORS} more errors are not shown"
+        told.append({"type": "too_many_errors", "loc": where, "msg": more, "input": None})
+    raise Invalid(told) from None
 
 
 async def body_of(kind: type[Model], request: web.Request, *, required: bool) -> tuple[Model, Any]:
