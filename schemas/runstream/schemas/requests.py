@@ -83,6 +83,9 @@ MAX_MESSAGES: Final = 1000
 MAX_PARTS: Final = 1000
 """Parts of one message's content: pages of a long document."""
 
+MAX_IN_MESSAGES: Final = 5000
+"""Parts and answers in all messages of a request together: each is validated by itself."""
+
 MAX_OFFERED: Final = 1000
 """Tools of a client's, and skills: more than any model can be told of."""
 
@@ -279,6 +282,18 @@ _Message = Annotated[
 ]
 
 
+def _few_in_all(value: object) -> object:
+    """Refuse messages that are few, and have very much in them, before anything of it is looked at."""
+    if isinstance(value, list) and len(value) <= MAX_MESSAGES:
+        lists = ("content", "approvals", "tool_returns")
+        found = [message[name] for message in value if isinstance(message, dict) for name in lists if name in message]
+        count = sum(len(items) for items in found if isinstance(items, list))
+        if count > MAX_IN_MESSAGES:
+            facts = {"field_type": "Messages together", "max_length": MAX_IN_MESSAGES, "actual_length": count}
+            raise PydanticKnownError("too_long", facts)
+    return value
+
+
 class ClientTool(_Body):
     """A tool that the client executes; the run pauses for it."""
 
@@ -300,7 +315,7 @@ class CreateMessagesRequest(_Body):
     """Messages for an agent: either `input`, which is one user message, or `messages`."""
 
     input: _Content | None = None
-    messages: Annotated[list[_Message], Field(max_length=MAX_MESSAGES)] | None = None
+    messages: Annotated[list[_Message], Field(max_length=MAX_MESSAGES), BeforeValidator(_few_in_all)] | None = None
     streaming: bool = False
     """False: one JSON object when the run has ended."""
     stream_tokens: bool = False
