@@ -37,7 +37,7 @@ async def test_a_body_that_is_not_compressed_as_it_says(nats_url: str) -> None:
 
 
 async def test_compressed_bodies_are_bounded_as_others_are(nats_url: str) -> None:
-    """What unpacks to more than may be is 413, half of one is 400, and deflate is read as well."""
+    """What unpacks to more than may be is 413, half of one is 400, and what is not read here 415."""
     async with stack_running(nats_url) as stack:
         path = f"/v1/agents/{new_agent_id()}/messages/stream"
         said = encoded(message({"chunks": 1, "interval_ms": 0}))
@@ -45,8 +45,15 @@ async def test_compressed_bodies_are_bounded_as_others_are(nats_url: str) -> Non
             ("gzip", gzip.compress(b" " * 50_000_000), 413),
             ("gzip", gzip.compress(said)[:-8], 400),
             ("GZip", gzip.compress(said), 200),
+            ("gzip", gzip.compress(said[:20]) + gzip.compress(b"") + gzip.compress(said[20:]), 200),
+            ("gzip", gzip.compress(said) + gzip.compress(b"}"), 422),
+            ("gzip", gzip.compress(said) + b"rubbish", 400),
             ("deflate", zlib.compress(said), 200),
-            ("br", b"whatever", 422),
+            ("deflate", zlib.compress(said, wbits=-zlib.MAX_WBITS), 200),
+            ("deflate", zlib.compress(said) + zlib.compress(said), 400),
+            ("identity", said, 200),
+            ("zstd", said, 415),
+            ("gzip, gzip", gzip.compress(gzip.compress(said)), 415),
         ):
             reply = await stack.fetch("POST", path, body=packed, headers={**JSON, "Content-Encoding": encoding})
             assert reply.status == status, encoding

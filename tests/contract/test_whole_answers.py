@@ -12,7 +12,7 @@ import pytest_asyncio
 from runstream.broker.jetstream import StoredMessage
 from runstream.broker.reader import LogReader
 from runstream.broker.topology import LogAddress
-from runstream.schemas import Chunk, RunRecord, RunRequest, StopReason, new_agent_id, new_otid
+from runstream.schemas import Chunk, RunRecord, RunRequest, StopReason, new_agent_id, new_otid, new_run_id
 from tests.support.http import DONE, Connection, Event, Reply, encoded
 from tests.support.stack import PUPPET, Stack, message, stack_running
 from tests.support.waiting import wait_until
@@ -352,11 +352,49 @@ async def test_a_reader_that_takes_nothing_is_cut_off(nats_url: str) -> None:
             await slow.reader.readexactly(int(headers["content-length"]))
 
 
+async def test_answers_that_nobody_takes_are_bounded_together(nats_url: str) -> None:
+    """A gateway that holds as many as it may answers 503 until a reader has its own; no run is started twice for it."""
+    async with stack_running(nats_url, gateway={"held_answer_bytes": 2**20}) as stack:
+        run_id, _ = await stack.finished({"chunks": 8, "interval_ms": 0, "chunk_bytes": 2**19})
+        path = f"/v1/runs/{run_id}/messages"
+        async with Connection.open(stack.base, receive_buffer=2**16) as slow:
+            await slow.send("GET", path)
+            _, headers = await slow.head()
+            refused = await stack.fetch("GET", path)
+            assert (refused.status, refused.headers["retry-after"]) == (503, "2")
+            refused = await ask(stack, (f"/v1/agents/{new_agent_id()}/messages", {}), {"chunks": 1, "interval_ms": 0})
+            assert (refused.status, refused.headers["x-should-retry"]) == (503, "false")
+            assert (await stack.record(refused.json["run_id"])).status == "completed"
+            await slow.reader.readexactly(int(headers["content-length"]))
+            await stack.nobody_follows()
+        assert (await stack.fetch("GET", path)).status == 200
+        assert (await stack.fetch("GET", f"/v1/runs/{refused.json['run_id']}/messages")).status == 200
+
+
+@pytest.mark.parametrize(("bytes_per_second", "is_cut"), [(2**30, True), (2**20, False)])
+async def test_a_reader_that_takes_little_at_a_time(nats_url: str, bytes_per_second: int, *, is_cut: bool) -> None:
+    """It has as long as the whole body may take: a pace that is too slow is cut off, though it never stops."""
+    # The kernel takes megabytes, and lets more in when a third of them is gone: that is within one write's deadline.
+    limits = {"write_deadline_seconds": 1.0, "answer_bytes_per_second": bytes_per_second}
+    async with stack_running(nats_url, gateway=limits) as stack:
+        run_id, _ = await stack.finished({"chunks": 32, "interval_ms": 0, "chunk_bytes": 2**19})
+        async with Connection.open(stack.base, receive_buffer=2**16) as slow:
+            await slow.send("GET", f"/v1/runs/{run_id}/messages")
+            _, headers = await slow.head()
+            left = int(headers["content-length"])
+            with contextlib.suppress(ConnectionError):
+                while left and (piece := await slow.reader.read(2**16)):
+                    left -= len(piece)
+                    await asyncio.sleep(0.008)  # The pace.
+            assert bool(left) is is_cut
+
+
 async def test_what_is_answered_counts_as_a_stream(nats_url: str) -> None:
     """Whoever waits takes a seat: a gateway that is full answers 503 before it starts a run."""
     async with stack_running(nats_url, gateway={"max_followers": 1}) as stack, stack.live():
         reply = await ask(stack, (f"/v1/agents/{new_agent_id()}/messages", {}))
         assert (reply.status, reply.headers["retry-after"]) == (503, "2")
+        assert (await stack.fetch("GET", f"/v1/runs/{new_run_id()}/messages")).status == 503
 
 
 async def test_a_run_that_nobody_knows_any_more_is_gone(nats_url: str) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -199,6 +200,31 @@ async def test_an_encoding_that_is_broken(run: Writer) -> None:
     )
     assert refused.status == 422, refused
     await stands_at(run, refused.json["stored"])
+
+
+@pytest.mark.parametrize("kind", [JSON, NDJSON], ids=["whole", "lines"])
+async def test_every_encoding_is_read_or_refused(run: Writer, kind: dict[str, str]) -> None:
+    """As at the gateway: several members are one body, deflate is read in both its forms, and another is 415."""
+    body = lines(said(0))
+    for encoding, packed, answer in (
+        ("gzip", gzip.compress(body[:20]) + gzip.compress(body[20:]), 200),
+        ("deflate", zlib.compress(body), 200),
+        ("deflate", zlib.compress(body, wbits=-zlib.MAX_WBITS), 200),
+        ("identity", body, 200),
+        ("zstd", body, 415),
+        ("gzip, gzip", gzip.compress(gzip.compress(body)), 415),
+    ):
+        reply = await run.post("chunks", body=packed, headers={**kind, "Content-Encoding": encoding})
+        assert reply.status == answer, (encoding, reply)
+    await stands_at(run, 4)
+
+
+async def test_a_body_of_very_many_values(run: Writer) -> None:
+    """It is not looked at one by one."""
+    for body in ({"run_ids": [0] * 60_000}, {str(name): 0 for name in range(60_000)}):
+        refused = await run.post("end", {"stop_reason": "end_turn", **body})
+        assert told(refused) == (413, "body_too_large")
+    await stands_at(run, 0)
 
 
 # -- everything else ----------------------------------------------------------------------------------------------

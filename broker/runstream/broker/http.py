@@ -124,7 +124,8 @@ async def serving(
     app.add_routes([*routes(operations), *others])
     app.on_response_prepare.append(name_server)
     # Handlers are not cancelled when their clients leave: what was sent is dealt with all the same.
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+    # Bodies are unpacked where they are read: aiohttp would do it far ahead, and all of a piece at once.
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS, auto_decompress=False)
     await runner.setup()
     try:
         await web.SockSite(runner, listener).start()

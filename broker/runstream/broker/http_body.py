@@ -1,7 +1,8 @@
-"""A request's JSON body, read strictly and within bounds, on whichever port it came to.
+"""A request's body, unpacked, read strictly and within bounds, on whichever port it came to.
 
 BadBody                 the body cannot be used
-├── BodyTooLarge        it has more bytes than are accepted
+├── BodyTooLarge        it has more bytes, or more in it, than is accepted
+├── BodyPacked          it is compressed in a way that is not read here
 ├── BodyTooSlow         it did not arrive in time
 ├── BodyUnreadable      it is no text, is nested without end, or has what cannot be stored
 └── NotJson             it is text, and no JSON
@@ -14,16 +15,20 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
-from typing import TYPE_CHECKING, Any, NoReturn
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
 from aiohttp import hdrs, web
 
+from runstream.broker.tasks import Turns
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Iterator
 
 __all__ = [
     "BadBody",
+    "BodyPacked",
     "BodyTooLarge",
     "BodyTooSlow",
     "BodyUnreadable",
@@ -31,14 +36,26 @@ __all__ = [
     "parse_body",
     "pieces_of",
     "read_body",
-    "unpacked",
 ]
 
 NESTING_RESERVE = 32
 """Levels of nesting kept free: what a request is stored with is encoded deeper in the stack than it is read."""
 
-WINDOW = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
-"""What zlib calls the compressions that a body may have."""
+MOST_VALUES: Final = 50_000
+"""Values in one JSON body, each item of a list and each of an object's. A thousand messages of ten fields and a hundred
+tools have less than half of it; a megabyte of `{}` has seven times as many, and each is looked at by itself."""
+
+PIECE_BYTES: Final = 64 * 2**10
+"""Bytes that are given out, or unpacked, at one time: what is done with them takes milliseconds."""
+
+TAKEN_BYTES: Final = 16 * 2**10
+"""Compressed bytes that are taken at one time: what is left of them is copied again and again."""
+
+MOST_FOLD: Final = 100
+"""How many times as large as it came a body may become. Text in JSON becomes ten times as large, or twenty."""
+
+UNPACKED_FREELY: Final = 2**20
+"""Bytes that may be unpacked whatever came: a small body may repeat itself."""
 
 
 class BadBody(Exception):
@@ -46,7 +63,11 @@ class BadBody(Exception):
 
 
 class BodyTooLarge(BadBody):
-    """It has more bytes than are accepted."""
+    """It has more bytes, or more in it, than is accepted."""
+
+
+class BodyPacked(BadBody):
+    """It is compressed in a way that is not read here."""
 
 
 class BodyTooSlow(BadBody):
@@ -70,53 +91,45 @@ class NotJson(BadBody):
 
 
 async def read_body(request: web.Request, *, limit: int, seconds: float) -> bytes:
-    """Return the bytes of a body. Raises `BodyTooLarge`, `BodyTooSlow`, and `BodyUnreadable` for a broken encoding."""
+    """Return the bytes of a body, unpacked. Raises `BadBody`, and `ConnectionError` when the client is gone."""
     length = request.content_length
     if length is not None and length > limit:
         raise BodyTooLarge(f"The request body has {length} bytes; at most {limit} are accepted.")
     parts: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(seconds):
-            async for part in request.content.iter_any():
+        async with asyncio.timeout(seconds), aclosing(pieces_of(request)) as pieces:
+            async for part in pieces:
                 size += len(part)
                 if size > limit:
                     raise BodyTooLarge(
                         f"The request body has more than {limit} bytes, which is as many as are accepted."
                     )
                 parts.append(part)
-    except web.RequestPayloadError:
-        raise BodyUnreadable from None
     except TimeoutError:
         raise BodyTooSlow(f"The request body was not there after {seconds:g} s.") from None
     return b"".join(parts)
 
 
-def unpacked(raw: bytes, request: web.Request, *, limit: int) -> bytes:
-    """Return a compressed body as it was, where the server has not done that; nothing beyond the limit is made of it.
-
-    Raises `BodyTooLarge`, `BodyUnreadable`.
-    """
-    window = WINDOW.get(request.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower())
-    if window is None or not raw:
-        return raw
-    unpacking = zlib.decompressobj(window)
-    try:
-        body = unpacking.decompress(raw, limit + 1)
-    except zlib.error:
-        raise BodyUnreadable from None
-    if len(body) > limit:
-        raise BodyTooLarge(f"The request body has more than {limit} bytes, which is as many as are accepted.")
-    if not unpacking.eof:
-        raise BodyUnreadable
-    return body
-
-
 async def pieces_of(request: web.Request) -> AsyncGenerator[bytes]:
-    """Yield a body as it comes, all that came.
+    """Yield a body unpacked, as it comes, all that came; others on the event loop get their turn, however much it is.
 
-    Then raises `ConnectionError` when the client is gone, `BodyUnreadable` when the encoding is broken.
+    Then raises `ConnectionError` when the client is gone, `BodyUnreadable` when the encoding is broken; `BodyTooLarge`
+    as soon as far more is unpacked than came, `BodyPacked` at once.
     """
+    unpacking = _unpacking_of(request)
+    turns = Turns()
+    async with aclosing(_as_it_came(request)) as pieces:
+        async for piece in pieces:
+            for begin in range(0, len(piece), TAKEN_BYTES):
+                for unpacked in unpacking.feed(piece[begin : begin + TAKEN_BYTES]):
+                    if unpacked:
+                        yield unpacked
+                    await turns.give()
+    unpacking.close()
+
+
+async def _as_it_came(request: web.Request) -> AsyncGenerator[bytes]:
     content = request.content
     try:
         async for piece in content.iter_any():
@@ -130,10 +143,86 @@ async def pieces_of(request: web.Request) -> AsyncGenerator[bytes]:
         raise BodyUnreadable from None
 
 
+class _Plain:
+    """A body that is sent as it is."""
+
+    def feed(self, piece: bytes) -> Iterator[bytes]:
+        """Take what came; yields what it is."""
+        yield piece
+
+    def close(self) -> None:
+        """Take the end of all."""
+
+
+class _Unpacking(_Plain):
+    """A body in zlib's format, or in gzip's, which may have several members. Each step makes one piece at most."""
+
+    def __init__(self, *, is_gzip: bool) -> None:
+        self._is_gzip = is_gzip
+        self._member: zlib._Decompress | None = None
+        self._is_over = False
+        self._came = self._made = 0
+
+    def feed(self, piece: bytes) -> Iterator[bytes]:
+        """Take what came; yields what it is, and nothing where that was work for nothing."""
+        self._came += len(piece)
+        is_more = bool(piece)
+        while is_more:
+            if self._member is None:
+                self._member = zlib.decompressobj(self._window(piece[0]))
+            try:
+                made = self._member.decompress(piece, PIECE_BYTES)
+            except zlib.error:
+                raise BodyUnreadable from None
+            self._made += len(made)
+            if self._made > max(UNPACKED_FREELY, MOST_FOLD * self._came):
+                raise BodyTooLarge(
+                    f"The request body unpacks to more than {MOST_FOLD} times what was sent: send it as it is."
+                )
+            if self._member.eof:
+                piece = self._member.unused_data
+                self._member, self._is_over = None, not self._is_gzip
+                is_more = bool(piece)
+            else:
+                piece = self._member.unconsumed_tail
+                # A piece that is full may not be all that zlib has, though it has taken everything.
+                is_more = bool(piece) or len(made) == PIECE_BYTES
+            yield made
+
+    def close(self) -> None:
+        """Take the end of all. Raises `BodyUnreadable` in the middle of something."""
+        if self._member is not None:
+            raise BodyUnreadable
+
+    def _window(self, first: int) -> int:
+        """Say how zlib is to read what begins with this byte. Of deflate there are two kinds, and browsers read both.
+
+        Raises `BodyUnreadable` behind the end.
+        """
+        if self._is_over:
+            raise BodyUnreadable
+        if self._is_gzip:
+            return 16 + zlib.MAX_WBITS
+        return zlib.MAX_WBITS if first & 0xF == zlib.DEFLATED else -zlib.MAX_WBITS
+
+
+def _unpacking_of(request: web.Request) -> _Plain:
+    """Find what a body has to be unpacked with. Raises `BodyPacked`."""
+    said = ", ".join(request.headers.getall(hdrs.CONTENT_ENCODING, ())).strip()
+    match said.lower():
+        case "" | "identity":
+            return _Plain()
+        case "gzip" | "x-gzip" | "deflate" as name:
+            return _Unpacking(is_gzip=name != "deflate")
+        case _:
+            raise BodyPacked(f"Content-Encoding {said} is not read here: send gzip, deflate, or the body as it is.")
+
+
 def parse_body(raw: bytes, *, limit: int) -> Any:
     """Read a body as JSON that can be stored. Raises `NotJson`, `BodyUnreadable`, `BodyTooLarge`."""
     try:
         parsed = json.loads(raw, parse_constant=_no_constant)
+        _check_count(parsed)
         size = _stored_size(parsed)
     except json.JSONDecodeError as error:
         raise NotJson(error.msg, error.pos) from None
@@ -142,6 +231,21 @@ def parse_body(raw: bytes, *, limit: int) -> Any:
     if size > limit:
         raise BodyTooLarge(f"The request body would be stored with {size} bytes; at most {limit} are accepted.")
     return parsed
+
+
+def _check_count(parsed: Any) -> None:
+    """Raise `BodyTooLarge` for more values than may be: whoever looks at each of them would be busy for seconds."""
+    count = 1
+    containers = [parsed] if isinstance(parsed, dict | list) else []
+    while containers:
+        container = containers.pop()
+        values = container.values() if isinstance(container, dict) else container
+        count += len(values)
+        if count > MOST_VALUES:
+            raise BodyTooLarge(
+                f"The request body has more than {MOST_VALUES} values, which is as many as are accepted."
+            )
+        containers.extend(value for value in values if isinstance(value, dict | list))
 
 
 def _stored_size(parsed: Any) -> int:

@@ -13,7 +13,7 @@ import msgspec
 
 from runstream.schemas import InvalidChunk
 
-__all__ = ["is_text", "raw_array", "raw_chunk", "text_of"]
+__all__ = ["is_text", "raw_array", "raw_chunk", "text_of", "written"]
 
 _object_decoder: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _array_decoder: Final = msgspec.json.Decoder(list[msgspec.Raw])
@@ -42,12 +42,17 @@ def raw_chunk(data: str) -> dict[str, object]:
     return chunk
 
 
-def raw_array(data: str) -> list[str]:
-    """Read an array's elements, each as it was written. Raises `InvalidChunk` as above."""
+def raw_array(data: str) -> list[msgspec.Raw]:
+    """Read an array's elements, each as it was written: see `written`. Raises `InvalidChunk` as above."""
     try:
-        return [bytes(element).decode() for element in _array_decoder.decode(_one_line(data))]
+        return _array_decoder.decode(_one_line(data))
     except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidChunk(f"not a JSON array ({error})") from error
+
+
+def written(value: msgspec.Raw) -> str:
+    """Return the JSON of a value that was left as it stands."""
+    return bytes(value).decode()
 
 
 def is_text(value: object) -> TypeGuard[msgspec.Raw]:

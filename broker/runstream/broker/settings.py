@@ -144,6 +144,14 @@ class BrokerSettings(BaseSettings):
     """Bytes of a JSON body at the ingest API: it is in memory as a whole, and nothing of it is stored before all of it
     was checked. As many as may wait in one run's writer; more is for an upload, line by line."""
 
+    ingest_requests: int = Field(default=256, ge=1)
+    """Requests of the ingest API that one broker serves at one time, beside uploads: each may have its whole body in
+    memory, so that they take 2 GiB at worst. Beyond, writers are told to come again: each takes milliseconds."""
+
+    ingest_uploads: int = Field(default=1000, ge=1)
+    """Uploads that may be open at one broker, each a run that goes on, as many as one broker executes itself: a socket,
+    and what waits to be stored. Counted by themselves, so that a run can be ended whatever is open."""
+
     ingest_silence_seconds: Annotated[Duration, Field(gt=0)] = 300.0
     """Seconds an upload may bring no complete line, as long as a platform may be silent: half of a connection must not
     keep a run alive for ever."""

@@ -7,14 +7,17 @@ then, and `run_id` names it: a request that is sent again would start another, o
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
+from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import msgspec
 from aiohttp import ClientConnectionResetError, web
 
 from runstream.broker.errors import BrokerError, Unavailable
 from runstream.gateway.errors import NOT_AGAIN, SHOULD_RETRY, ApiError, TryLater
+from runstream.gateway.paging import page_of
 from runstream.gateway.transcripts import in_turns
 from runstream.schemas import (
     ERROR_TYPES,
@@ -26,12 +29,13 @@ from runstream.schemas import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from runstream.broker.index import Index
     from runstream.gateway.awaiting import EndWaiter
+    from runstream.gateway.settings import GatewaySettings
     from runstream.gateway.transcripts import Transcripts
-    from runstream.schemas import Merged, RunRecord
+    from runstream.schemas import ListRunMessagesRequest, Merged, RunRecord
 
 __all__ = ["Answers", "PendingApproval", "RunFailed"]
 
@@ -45,7 +49,14 @@ STATUS_OF: Final[Mapping[str, int]] = {
 PIECE_BYTES = 64 * 2**10
 """What is handed to a socket at one time: what it has taken shows that somebody reads."""
 
+Made: TypeAlias = bytearray
+"""JSON, as it is sent."""
+
 _encode = msgspec.json.Encoder().encode
+
+
+class _Full(Exception):
+    """As many answers wait for their readers as may."""
 
 
 class Failure(msgspec.Struct):
@@ -117,11 +128,13 @@ class PendingApproval(ApiError):
 class Answers:
     """Answers requests with what their runs have said, when they have ended."""
 
-    def __init__(self, index: Index, waiter: EndWaiter, transcripts: Transcripts, *, write_seconds: float) -> None:
+    def __init__(self, index: Index, waiter: EndWaiter, transcripts: Transcripts, settings: GatewaySettings) -> None:
+        self.held_bytes = 0
+        """Of bodies that are made, and that their readers do not have yet."""
         self._index = index
         self._waiter = waiter
         self._transcripts = transcripts
-        self._write_seconds = write_seconds
+        self._settings = settings
 
     async def leave(self, _: web.Application) -> None:
         """Answer whoever waits at once: this gateway stops, and the runs go on."""
@@ -142,7 +155,14 @@ class Answers:
                 )
             if ended.status == "failed":
                 raise await self._failure(ended)
-            return await self.send(request, await _letta_response(ended, await self._transcripts.of(ended)))
+            async with self._body(ended, partial(_letta_response, ended)) as body:
+                return await self._send(request, body)
+        except _Full as error:
+            detail = (
+                f"Run {record.id} has ended, but this gateway holds as many answers as it may. Do not send the message "
+                f"again: ask for /v1/runs/{record.id}/messages."
+            )
+            raise TryLater(detail, run_id=record.id) from error
         except Unavailable as error:
             detail = (
                 f"Run {record.id} needs nobody to wait for it, but the store is not reachable at the moment. Do not "
@@ -150,9 +170,37 @@ class Answers:
             )
             raise TryLater(detail, run_id=record.id) from error
 
-    async def messages(self, request: web.Request, messages: Sequence[Merged]) -> web.StreamResponse:
-        """Answer with a list of messages."""
-        return await self.send(request, await _list_of(messages))
+    async def messages(
+        self, request: web.Request, record: RunRecord, wanted: ListRunMessagesRequest
+    ) -> web.StreamResponse:
+        """Answer with a page of what a run has said. Raises `TooLong`, `TryLater`, `NotFound`, `CursorExpired`."""
+
+        async def page(said: Sequence[Merged]) -> Made:
+            return await _list_of(page_of(said, wanted))
+
+        try:
+            async with self._body(record, page) as body:
+                return await self._send(request, body)
+        except _Full as error:
+            raise TryLater("This gateway holds as many answers as it may. Try again.") from error
+
+    @asynccontextmanager
+    async def _body(
+        self, record: RunRecord, make: Callable[[Sequence[Merged]], Awaitable[Made]]
+    ) -> AsyncIterator[Made]:
+        """Give a body made of what a run has said, which counts as held for as long as the block lasts.
+
+        Raises `_Full` before anything is read, so that no more than what is made at one time is beyond the bound.
+        """
+        async with self._transcripts.turn:
+            if self.held_bytes >= self._settings.held_answer_bytes:
+                raise _Full
+            body = await make(await self._transcripts.of(record))
+            self.held_bytes += len(body)
+        try:
+            yield body
+        finally:
+            self.held_bytes -= len(body)
 
     async def _failure(self, ended: RunRecord) -> ApiError:
         """Make the refusal of a run that failed."""
@@ -168,24 +216,32 @@ class Answers:
         if stored is None:
             return None
         try:
-            said = await self._transcripts.of(stored.value)
+            async with self._transcripts.turn:
+                said = await self._transcripts.of(stored.value)
+                return next((message.id for message in reversed(said) if _asks_for_approval(message)), None)
         except Unavailable:
             raise
         except (ApiError, BrokerError):
             return None  # Retention has removed it, or it is too long to be read for this.
-        return next((message.id for message in reversed(said) if _asks_for_approval(message)), None)
 
-    async def send(self, request: web.Request, body: bytes) -> web.StreamResponse:
-        """Send a body of JSON, however long; who takes nothing of it for as long as a write may wait is cut off."""
+    async def _send(self, request: web.Request, body: Made) -> web.StreamResponse:
+        """Send a body of JSON, however long.
+
+        Who takes nothing of it for as long as a write may wait is cut off, and so is who takes it too slowly: the whole
+        of it is held until then.
+        """
+        settings = self._settings
+        whole_seconds = settings.write_deadline_seconds + len(body) / settings.answer_bytes_per_second
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         response.content_length = len(body)
         pieces = memoryview(body)
         try:
-            await response.prepare(request)
-            for begin in range(0, len(body), PIECE_BYTES):
-                async with asyncio.timeout(self._write_seconds):
-                    await response.write(pieces[begin : begin + PIECE_BYTES])
-            await response.write_eof()
+            async with asyncio.timeout(whole_seconds):
+                await response.prepare(request)
+                for begin in range(0, len(body), PIECE_BYTES):
+                    async with asyncio.timeout(settings.write_deadline_seconds):
+                        await response.write(pieces[begin : begin + PIECE_BYTES])
+                await response.write_eof()
         except TimeoutError:
             if request.transport is not None:
                 request.transport.abort()
@@ -194,15 +250,24 @@ class Answers:
         return response
 
 
-async def _list_of(messages: Sequence[Merged]) -> bytes:
-    return b"[%b]" % b",".join([splice_seq_id(message.body, None) async for message in in_turns(messages)])
+async def _list_of(messages: Sequence[Merged], before: bytes = b"") -> Made:
+    """Make a list of messages, at the end of what is before it. Grown, and not joined: that would be one copy more."""
+    body = bytearray(before + b"[")
+    async for message in in_turns(messages):
+        if not body.endswith(b"["):
+            body += b","
+        body += splice_seq_id(message.body, None)
+    body += b"]"
+    return body
 
 
-async def _letta_response(ended: RunRecord, messages: Sequence[Merged]) -> bytes:
+async def _letta_response(ended: RunRecord, messages: Sequence[Merged]) -> Made:
     """Make the reference's `LettaResponse`. A message of many events has no `seq_id` of its own: it is null."""
+    body = await _list_of(messages, b'{"messages":')
     stop = _encode(StopReason(stop_reason=ended.stop_reason or ""))
     usage = _encode(ended.usage or UsageStatistics())
-    return b'{"messages":%b,"stop_reason":%b,"usage":%b}' % (await _list_of(messages), stop, usage)
+    body += b',"stop_reason":%b,"usage":%b}' % (stop, usage)
+    return body
 
 
 class _Seen(msgspec.Struct):

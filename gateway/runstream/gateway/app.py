@@ -177,6 +177,10 @@ class Gateway:
         repair = Repair(jetstream, self._broker_settings, index, observe=self.metrics.repaired)
         waiter = EndWaiter(jetstream.connection, index, self.hub.reader, self._broker_settings)
         transcripts = Transcripts(self.hub.reader, self._settings, self._broker_settings)
+        answers = Answers(index, waiter, transcripts, self._settings)
+        self.metrics.watch(
+            "answers_held_bytes", "Of whole answers that their readers do not have yet.", lambda: answers.held_bytes
+        )
 
         async def unready() -> str | None:
             if self.hub.is_full:
@@ -200,8 +204,7 @@ class Gateway:
             repair=repair,
             canceller=Canceller(jetstream.connection, index),
             remover=Remover(jetstream, index, TakeOver(jetstream, self._broker_settings, index)),
-            answers=Answers(index, waiter, transcripts, write_seconds=self._settings.write_deadline_seconds),
-            transcripts=transcripts,
+            answers=answers,
             conversations=conversations,
             passthrough=self._passthrough(conversations),
             body_limit=lambda: jetstream.connection.max_payload - BODY_RESERVE_BYTES,

@@ -12,6 +12,7 @@ ApiError
 ├── Gone                410, retention has removed it
 ├── TooSlow             408
 ├── TooLarge            413
+├── Packed              415, the body is compressed in a way that is not read here
 ├── TryLater            503, with Retry-After unless the request must not be repeated
 ├── PlatformRefused     what the platform said, 4xx
 ├── PlatformFailed      502, the platform gave no answer that can be used
@@ -64,6 +65,7 @@ __all__ = [
     "Loop",
     "NotFound",
     "NotPassedOn",
+    "Packed",
     "PlatformFailed",
     "PlatformRefused",
     "PlatformSilent",
@@ -253,6 +255,13 @@ class TooLarge(ApiError):
     """The request is larger than may be stored."""
 
     status = 413
+
+
+class Packed(ApiError):
+    """The request's body is compressed in a way that is not read here."""
+
+    status = 415
+    shapes = (Refusal,)
 
 
 class TryLater(ApiError):

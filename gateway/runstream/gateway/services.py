@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from runstream.gateway.lookup import Lookup
     from runstream.gateway.passthrough import PassThrough
     from runstream.gateway.start import Starter
-    from runstream.gateway.transcripts import Transcripts
 
 __all__ = ["SERVICES", "Services", "json_response", "raw_json_response"]
 
@@ -39,7 +38,6 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     canceller: Canceller
     remover: Remover
     answers: Answers
-    transcripts: Transcripts
     conversations: Conversations
     passthrough: PassThrough | None
     """Who answers what runstream does not: None without a platform."""

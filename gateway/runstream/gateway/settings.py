@@ -72,6 +72,14 @@ class GatewaySettings(BaseSettings):
     concurrent_answers: int = Field(default=4, ge=1)
     """Runs that are made into bodies at one time: each takes the event loop's time, and memory."""
 
+    held_answer_bytes: int = Field(default=128 * 2**20, ge=2**10)
+    """Bytes of such bodies that may wait for readers to take them; beyond, nobody else is answered whole. Those that
+    are being made come on top."""
+
+    answer_bytes_per_second: int = Field(default=64 * 2**10, ge=1)
+    """Bytes a second that the reader of such a body has to take, all in all, `write_deadline_seconds` aside: half a
+    megabit, so that the largest is held for nine minutes."""
+
     body_seconds: Annotated[Duration, Field(gt=0)] = 30.0
     """Seconds a request's body may take to arrive: a megabyte over a slow line. Half a request is none."""
 

@@ -49,23 +49,22 @@ class TooLong(ApiError):
 
 
 class Transcripts:
-    """Reads what runs have said. A few at one time, as each takes the event loop's time, and memory."""
+    """Reads what runs have said. A few at one time, as each takes the event loop's time, and memory.
+
+    `turn` is to be held from before a run is read until its messages are no longer needed.
+    """
 
     def __init__(self, reader: LogReader, settings: GatewaySettings, broker_settings: BrokerSettings) -> None:
         self._reader = reader
         self._settings = settings
         self._patience_seconds = broker_settings.read_patience_seconds
-        self._turn = asyncio.Semaphore(settings.concurrent_answers)
+        self.turn = asyncio.Semaphore(settings.concurrent_answers)
 
     async def of(self, record: RunRecord) -> list[Merged]:
         """Return a run's messages, those that have begun and not ended included.
 
         Raises `CursorExpired` when retention has removed any of it, `TooLong`, `Unavailable`.
         """
-        async with self._turn:
-            return await self._read(record)
-
-    async def _read(self, record: RunRecord) -> list[Merged]:
         address = LogAddress(record.id, record.shard)
         tip = await self._tip(record, address)
         if tip is None:

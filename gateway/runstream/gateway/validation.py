@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar, get_origin
 
 from aiohttp import web
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from runstream.broker.http_body import BadBody, BodyTooLarge, BodyTooSlow, NotJson, parse_body, read_body, unpacked
-from runstream.gateway.errors import ApiError, BadRequest, Invalid, TooLarge, TooSlow, Unreadable
+from runstream.broker.http_body import BadBody, BodyPacked, BodyTooLarge, BodyTooSlow, NotJson, parse_body, read_body
+from runstream.gateway.errors import ApiError, BadRequest, Invalid, Packed, TooLarge, TooSlow, Unreadable
+from runstream.gateway.quoting import quoted
 from runstream.gateway.services import SERVICES
 from runstream.schemas import (
     AGENT_PATH,
@@ -35,6 +36,9 @@ __all__ = [
 ]
 
 Model = TypeVar("Model", bound=BaseModel)
+
+MOST_ERRORS: Final = 12
+"""What is told of one request that is wrong: who mends these will see the rest."""
 
 EXAMPLE_AGENT = "agent-123e4567-e89b-42d3-8456-426614174000"
 
@@ -113,24 +117,27 @@ def _path(request: web.Request, name: str, adapter: TypeAdapter[str]) -> str:
 
 
 def _refuse(error: ValidationError, where: tuple[str, ...]) -> NoReturn:
-    raise Invalid(
-        [
-            {
-                "type": found["type"],
-                "loc": (*where, *found["loc"]),
-                "msg": found["msg"],
-                "input": found["input"],
-                **({"ctx": found["ctx"]} if "ctx" in found else {}),
-            }
-            for found in error.errors(include_url=False)
-        ]
-    ) from None
+    found = error.errors(include_url=False)
+    told = [
+        {
+            "type": one["type"],
+            "loc": (*where, *one["loc"]),
+            "msg": one["msg"],
+            "input": quoted(one["input"]),
+            **({"ctx": one["ctx"]} if "ctx" in one else {}),
+        }
+        for one in found[:MOST_ERRORS]
+    ]
+    if len(found) > MOST_ERRORS:
+        more = f"{len(found) - MOST_ERRORS} more errors are not shown"
+        told.append({"type": "too_many_errors", "loc": where, "msg": more, "input": None})
+    raise Invalid(told) from None
 
 
 async def body_of(kind: type[Model], request: web.Request, *, required: bool) -> tuple[Model, Any]:
     """Return the request's body as its model, and as it was sent; absent or null, it is an empty one unless `required`.
 
-    Raises `Invalid`, `TooLarge`, `TooSlow`, `Unreadable`.
+    Raises `Invalid`, `TooLarge`, `Packed`, `TooSlow`, `Unreadable`.
     """
     services = request.app[SERVICES]
     body = await _parsed(request, services.body_limit(), services.body_seconds)
@@ -140,7 +147,7 @@ async def body_of(kind: type[Model], request: web.Request, *, required: bool) ->
 async def _parsed(request: web.Request, limit: int, seconds: float) -> Any:
     """Return the body parsed if it is JSON or says nothing of its type, else its bytes; None if it is empty."""
     try:
-        raw = unpacked(await read_body(request, limit=limit, seconds=seconds), request, limit=limit)
+        raw = await read_body(request, limit=limit, seconds=seconds)
         if not raw:
             return None
         return parse_body(raw, limit=limit) if _is_json(request) else raw
@@ -152,6 +159,8 @@ def _translated(error: BadBody) -> ApiError:
     match error:
         case BodyTooLarge():
             return TooLarge(str(error))
+        case BodyPacked():
+            return Packed(str(error))
         case BodyTooSlow():
             return TooSlow(str(error))
         case NotJson(reason=reason, position=position):

@@ -59,6 +59,10 @@ Count = Annotated[int, Field(ge=0, le=MAX_SEQ_ID)]
 """Tokens or steps, as many as every client can count."""
 
 
+MAX_RUN_IDS = 1000
+"""Runs that one run's usage names: those it has called upon."""
+
+
 class ReportedUsage(_Body):
     """What a run used, in tokens and steps. Null: the provider did not say."""
 
@@ -66,7 +70,7 @@ class ReportedUsage(_Body):
     prompt_tokens: Count = 0
     total_tokens: Count = 0
     step_count: Count = 0
-    run_ids: list[str] | None = None
+    run_ids: Annotated[list[str], Field(max_length=MAX_RUN_IDS)] | None = None
     cached_input_tokens: Count | None = None
     cache_write_tokens: Count | None = None
     reasoning_tokens: Count | None = None

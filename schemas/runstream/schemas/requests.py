@@ -80,6 +80,24 @@ MAX_OTID_CHARACTERS: Final = 512
 MAX_TOOL_NAME_CHARACTERS: Final = 512
 """Characters of the name of a tool, or of its argument, that the run's record keeps."""
 
+MAX_MESSAGES: Final = 1000
+"""Messages in one request, and answers in one message: a request is a turn of a conversation, not the whole of it."""
+
+MAX_PARTS: Final = 1000
+"""Parts of one message's content: pages of a long document."""
+
+MAX_IN_MESSAGES: Final = 5000
+"""Parts and answers in all messages of a request together: each is validated by itself."""
+
+MAX_OFFERED: Final = 1000
+"""Tools of a client's, and skills: more than any model can be told of."""
+
+MAX_LINES: Final = 10_000
+"""Lines of what a tool wrote to one of its outputs."""
+
+MAX_TYPES: Final = 100
+"""Names of message types: there are less than twenty."""
+
 MAX_PAGE: Final = 1000
 """Entries on one page of a list: the reference's bound for runs."""
 DEFAULT_PAGE_OF_RUNS: Final = 100
@@ -160,12 +178,15 @@ class ContentPart(_Body):
     text: str | None = None
 
 
+_Content = str | Annotated[list[ContentPart], Field(max_length=MAX_PARTS)]
+
+
 class MessageCreate(_Body):
     """A message for the agent."""
 
     type: Literal["message"] | None = "message"
     role: Literal["user", "system", "assistant"]
-    content: str | list[ContentPart]
+    content: _Content
     name: str | None = None
     otid: str | None = None
     sender_id: str | None = None
@@ -186,11 +207,11 @@ class ToolResult(_Body):
     """What the client's own execution of one tool call returned."""
 
     type: Literal["tool"] = "tool"
-    tool_return: str | list[ContentPart]
+    tool_return: _Content
     status: Literal["success", "error"]
     tool_call_id: str
-    stdout: list[str] | None = None
-    stderr: list[str] | None = None
+    stdout: Annotated[list[str], Field(max_length=MAX_LINES)] | None = None
+    stderr: Annotated[list[str], Field(max_length=MAX_LINES)] | None = None
 
 
 def _get(value: object, name: str) -> object:
@@ -232,7 +253,7 @@ class ApprovalCreate(_Body):
     """
 
     type: Literal["approval"] = "approval"
-    approvals: list[_Answer] | None = None
+    approvals: Annotated[list[_Answer], Field(max_length=MAX_MESSAGES)] | None = None
     approve: bool | None = None
     approval_request_id: str | None = None
     reason: str | None = None
@@ -244,7 +265,7 @@ class ToolReturnCreate(_Body):
     """What the client's own execution of tool calls returned: an approval without the word."""
 
     type: Literal["tool_return"] = "tool_return"
-    tool_returns: list[ToolResult]
+    tool_returns: Annotated[list[ToolResult], Field(max_length=MAX_MESSAGES)]
     otid: str | None = None
     group_id: str | None = None
 
@@ -259,6 +280,18 @@ _Message = Annotated[
         custom_error_message="Input should have type 'message', 'approval' or 'tool_return'",
     ),
 ]
+
+
+def _few_in_all(value: object) -> object:
+    """Refuse messages that are few, and have very much in them, before anything of it is looked at."""
+    if isinstance(value, list) and len(value) <= MAX_MESSAGES:
+        lists = ("content", "approvals", "tool_returns")
+        found = [message[name] for message in value if isinstance(message, dict) for name in lists if name in message]
+        count = sum(len(items) for items in found if isinstance(items, list))
+        if count > MAX_IN_MESSAGES:
+            facts = {"field_type": "Messages together", "max_length": MAX_IN_MESSAGES, "actual_length": count}
+            raise PydanticKnownError("too_long", facts)
+    return value
 
 
 class ClientTool(_Body):
@@ -284,8 +317,8 @@ ToolName = Annotated[str, Field(max_length=MAX_TOOL_NAME_CHARACTERS)]
 class CreateMessagesRequest(_Body):
     """Messages for an agent: either `input`, which is one user message, or `messages`."""
 
-    input: str | list[ContentPart] | None = None
-    messages: list[_Message] | None = None
+    input: _Content | None = None
+    messages: Annotated[list[_Message], Field(max_length=MAX_MESSAGES), BeforeValidator(_few_in_all)] | None = None
     streaming: bool = False
     """False: one JSON object when the run has ended."""
     stream_tokens: bool = False
@@ -293,14 +326,14 @@ class CreateMessagesRequest(_Body):
     background: bool = False
     """The run can be resumed: its chunks have a seq_id."""
     include_pings: bool = True
-    include_return_message_types: list[MessageType] | None = None
+    include_return_message_types: Annotated[list[MessageType], Field(max_length=MAX_TYPES)] | None = None
     max_steps: int = 50
     use_assistant_message: bool = True
     assistant_message_tool_name: ToolName = "send_message"
     assistant_message_tool_kwarg: ToolName = "message"
     enable_thinking: str | bool = True
-    client_tools: list[ClientTool] | None = None
-    client_skills: list[ClientSkill] | None = None
+    client_tools: Annotated[list[ClientTool], Field(max_length=MAX_OFFERED)] | None = None
+    client_skills: Annotated[list[ClientSkill], Field(max_length=MAX_OFFERED)] | None = None
     override_model: str | None = None
     override_system: Annotated[str | None, Field(validation_alias=AliasChoices("override_system", "system"))] = None
     include_compaction_messages: bool = False

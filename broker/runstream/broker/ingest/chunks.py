@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from runstream.broker.errors import ChunkTooLarge
 from runstream.broker.ingest.errors import IngestError, translated
-from runstream.broker.raw_chunks import raw_array, raw_chunk
+from runstream.broker.raw_chunks import raw_array, raw_chunk, written
 from runstream.schemas import InvalidChunk, Kind, encode_chunk, kind_of
 
 if TYPE_CHECKING:
@@ -16,6 +16,9 @@ __all__ = ["Lines", "bodies_of", "body_of_line"]
 
 SHOWN_CHARACTERS = 200
 """How much of what is no chunk is shown: enough to know it again."""
+MOST_ITEMS = 10_000
+"""Chunks in one JSON body: two minutes of a fast agent. All of them are checked before any is stored, which takes some
+ten microseconds each; more is for an upload, line by line."""
 WHITE_SPACE = " \t\r\n"
 """JSON's."""
 WHERE_IT_BELONGS = {
@@ -26,18 +29,21 @@ WHERE_IT_BELONGS = {
 
 
 class Lines:
-    """Cuts bytes, in whatever pieces they come, into lines, the last of which need not end."""
+    """Cuts bytes, in whatever pieces they come, into lines, the last of which need not end. Empty ones are counted."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._held = bytearray()
         self.count = 0
-        """How many lines were given out."""
+        """How many lines there were, up to the one that was given out last."""
 
     def feed(self, piece: bytes) -> Iterator[bytes]:
         """Take the next bytes; yields the lines that they complete. Raises `IngestError` for one that is too long."""
         *complete, rest = piece.split(b"\n")
         for end in complete:
+            if not end and not self._held:
+                self.count += 1
+                continue
             self._take(end)
             yield self._given()
         self._take(rest)
@@ -72,27 +78,27 @@ def body_of_line(line: bytes, number: int, *, run_id: str, limit: int) -> bytes 
     return _checked(data, f"Line {number}", run_id, limit, line=number) if data else None
 
 
-def bodies_of(raw: bytes, *, run_id: str, limit: int) -> list[bytes]:
-    """Return the chunks of a JSON body, an object or an array of them, as they are stored; pings are left out.
+def bodies_of(raw: bytes, *, run_id: str, limit: int) -> Iterator[bytes | None]:
+    """Yield the chunks of a JSON body, an object or an array of them, as they are stored, and None for pings.
 
-    Raises `IngestError`, with the array's item: then nothing of it is to be stored.
+    Raises `IngestError`, with the array's item: then nothing of it is to be stored. How many there are is seen first.
     """
     try:
         data = raw.decode().strip(WHITE_SPACE)
     except UnicodeDecodeError as error:
         raise IngestError("invalid_request", f"The body is not UTF-8 ({error}).") from None
     if not data.startswith("["):
-        found = [_checked(data, "The body", run_id, limit)]
-    else:
-        try:
-            elements = raw_array(data)
-        except InvalidChunk as error:
-            raise IngestError("invalid_chunk", f"The body is {error}: {_shown(data)}") from None
-        found = [
-            _checked(element, f"Item {item} of the array", run_id, limit, item=item)
-            for item, element in enumerate(elements)
-        ]
-    return [body for body in found if body is not None]
+        yield _checked(data, "The body", run_id, limit)
+        return
+    try:
+        elements = raw_array(data)
+    except InvalidChunk as error:
+        raise IngestError("invalid_chunk", f"The body is {error}: {_shown(data)}") from None
+    if len(elements) > MOST_ITEMS:
+        detail = f"The array has {len(elements)} items; at most {MOST_ITEMS} are taken at a time: send fewer, or lines."
+        raise IngestError("body_too_large", detail)
+    for item, element in enumerate(elements):
+        yield _checked(written(element), f"Item {item} of the array", run_id, limit, item=item)
 
 
 def _checked(data: str, what: str, run_id: str, limit: int, **where: int) -> bytes | None:

@@ -26,7 +26,7 @@ from runstream.broker.errors import (
     Unavailable,
     Unsettled,
 )
-from runstream.broker.http_body import BadBody, BodyTooLarge, BodyTooSlow, NotJson
+from runstream.broker.http_body import BadBody, BodyPacked, BodyTooLarge, BodyTooSlow, NotJson
 from runstream.broker.operations import Answer, Body, Header
 
 __all__ = ["STATUSES", "IngestError", "not_usable", "refusals", "translated"]
@@ -53,12 +53,18 @@ STATUSES: Final[Mapping[str, HTTPStatus]] = {
     "store_full": HTTPStatus.INSUFFICIENT_STORAGE,
     "store_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "unsettled": HTTPStatus.SERVICE_UNAVAILABLE,
+    "broker_busy": HTTPStatus.SERVICE_UNAVAILABLE,
     "broker_stopping": HTTPStatus.SERVICE_UNAVAILABLE,
     "internal_error": HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 """The status of each error type. A 4xx is for the writer to mend; a 5xx may be sent again as it is, to any broker."""
 
-RETRY_AFTER: Final[Mapping[str, str]] = {"store_unavailable": "2", "unsettled": "2", "broker_stopping": "0"}
+RETRY_AFTER: Final[Mapping[str, str]] = {
+    "store_unavailable": "2",
+    "unsettled": "2",
+    "broker_busy": "2",
+    "broker_stopping": "0",
+}
 """Seconds: a restarted NATS is there again by then, an election mostly over; another broker is there already."""
 
 
@@ -171,6 +177,8 @@ def not_usable(error: BadBody) -> IngestError:
     match error:
         case BodyTooLarge():
             return IngestError("body_too_large", str(error))
+        case BodyPacked():
+            return IngestError("unsupported_media_type", str(error))
         case BodyTooSlow():
             return IngestError("too_slow", str(error))
         case NotJson():

@@ -34,6 +34,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 EXPECTED_INDEX: Final = "Expected-Index"
 MOST_DIGITS: Final = 9
+MOST_COMPLAINTS: Final = 12
+"""What is told of one body that is wrong: who mends these will see the rest."""
 JSON: Final = "application/json"
 INDEX_HEADER: Final = Header(
     EXPECTED_INDEX,
@@ -42,7 +44,14 @@ INDEX_HEADER: Final = Header(
 )
 OF_BODIES: Final = ("invalid_request", "unsupported_media_type", "body_too_large", "too_slow")
 OF_RUNS: Final = ("run_not_found", "not_ingested", "run_ended", "run_cancelled")
-OF_THE_STORE: Final = ("store_full", "store_unavailable", "unsettled", "broker_stopping", "internal_error")
+OF_THE_STORE: Final = (
+    "store_full",
+    "store_unavailable",
+    "unsettled",
+    "broker_busy",
+    "broker_stopping",
+    "internal_error",
+)
 OF_CLAIMS: Final = frozenset({"conflict", "conversation_deleted", "record_too_large"})
 LINES: Final = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
 
@@ -148,8 +157,10 @@ class _Routes:
 
         @wraps(handle)
         async def handler(request: web.Request) -> web.StreamResponse:
+            is_upload = operation == "append" and _media_type(request) in LINES
             try:
-                response = await handle(request)
+                with self._ingest.seat(is_upload=is_upload):
+                    response = await handle(request)
             except ConnectionError:
                 self._ingest.metrics.ingest_request(operation, "hung_up")
                 raise
@@ -268,6 +279,8 @@ def _valid(kind: type[Model], body: Any) -> Model:
     except ValidationError as error:
         complaints = [
             f"{'.'.join(map(str, found['loc'])) or 'the body'}: {found['msg']}"
-            for found in error.errors(include_url=False, include_input=False)
+            for found in error.errors(include_url=False, include_input=False)[:MOST_COMPLAINTS]
         ]
+        if (more := error.error_count() - len(complaints)) > 0:
+            complaints.append(f"and {more} more")
         raise IngestError("invalid_request", "; ".join(complaints)) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from runstream.broker.ending import Outcome, end_run
@@ -18,10 +18,10 @@ from runstream.broker.lease import Lease
 from runstream.broker.logs import get_logger
 from runstream.broker.publisher import Publisher, chunk_limit
 from runstream.broker.reader import LogReader
-from runstream.broker.tasks import end_task
+from runstream.broker.tasks import Turns, end_task
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
     from types import TracebackType
 
     from runstream.broker.ingest.runs import Standing
@@ -56,6 +56,8 @@ class Ingest:
         self.metrics = metrics
         self.runs = IngestedRuns(jetstream, settings, metrics)
         self.uploads = 0
+        self.requests = 0
+        """How many are served, beside uploads."""
         self._jetstream = jetstream
         self._reader = LogReader(jetstream, settings)
         self._stopping = asyncio.Event()
@@ -71,6 +73,21 @@ class Ingest:
         if self._at_it:
             await asyncio.wait(self._at_it, timeout=2 * STOPPING_SECONDS)
         await _cancelled_all(*self._at_it)
+
+    @contextmanager
+    def seat(self, *, is_upload: bool) -> Iterator[None]:
+        """Count a request while the block lasts. Raises `IngestError` while there are as many as may be."""
+        if is_upload and self.uploads >= self.settings.ingest_uploads:
+            raise IngestError("broker_busy", "This broker has as many uploads open as may be. Try another one.")
+        if not is_upload and self.requests >= self.settings.ingest_requests:
+            raise IngestError("broker_busy", "This broker serves as many requests as it may. Try again.")
+        self.uploads += is_upload
+        self.requests += not is_upload
+        try:
+            yield
+        finally:
+            self.uploads -= is_upload
+            self.requests -= not is_upload
 
     async def open(self, wanted: OpenRunRequest) -> dict[str, object]:
         """Open a run, though its writer may leave meanwhile."""
@@ -90,7 +107,12 @@ class Ingest:
     async def append(self, run_id: str, raw: bytes, expected_index: int | None) -> dict[str, object]:
         """Store the chunks of a JSON body, once all of them were looked at."""
         limit = chunk_limit(self._jetstream.connection.max_payload)
-        bodies = bodies_of(raw, run_id=run_id, limit=limit)
+        bodies: list[bytes] = []
+        turns = Turns()
+        for checked in bodies_of(raw, run_id=run_id, limit=limit):
+            if checked is not None:
+                bodies.append(checked)
+            await turns.give()
 
         async def read(appending: Appending) -> None:
             if len(bodies) > appending.room:
@@ -113,9 +135,11 @@ class Ingest:
         lines = Lines(chunk_limit(self._jetstream.connection.max_payload))
 
         async def read(appending: Appending) -> None:
+            turns = Turns()  # A ping is nothing to wait for.
             async with aclosing(pieces), aclosing(self._heard(pieces, lines)) as heard:
                 async for complete in heard:
                     for line in complete:
+                        await turns.give()
                         body = body_of_line(line, lines.count, run_id=run_id, limit=lines.limit)
                         if body is not None:
                             await appending.take(body)
@@ -123,11 +147,7 @@ class Ingest:
         async def stored() -> dict[str, object]:
             return await self._write(await self.runs.standing(run_id), expected_index, read, is_long=True)
 
-        self.uploads += 1
-        try:
-            return await self._to_its_end(stored())
-        finally:
-            self.uploads -= 1
+        return await self._to_its_end(stored())
 
     async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
         """Do what must not be broken off because its writer leaves."""

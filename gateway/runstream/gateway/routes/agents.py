@@ -16,6 +16,7 @@ from runstream.gateway.errors import (
     EmptyMessages,
     Gone,
     Invalid,
+    Packed,
     TooLarge,
     TooSlow,
     TryLater,
@@ -89,7 +90,17 @@ operations = [
         answers={
             200: WHOLE_OR_EVENTS,
             **refusals(
-                Invalid, EmptyMessages, Busy, PendingApproval, Gone, TooSlow, TooLarge, TooLong, TryLater, RunFailed
+                Invalid,
+                EmptyMessages,
+                Busy,
+                PendingApproval,
+                Gone,
+                TooSlow,
+                TooLarge,
+                Packed,
+                TooLong,
+                TryLater,
+                RunFailed,
             ),
         },
     ),
@@ -99,7 +110,7 @@ operations = [
         handler=create_message_stream,
         bodies=[Body([AgentStreamRequest])],
         is_body_required=True,
-        answers={200: EVENTS, **refusals(Invalid, EmptyMessages, Busy, Gone, TooSlow, TooLarge, TryLater)},
+        answers={200: EVENTS, **refusals(Invalid, EmptyMessages, Busy, Gone, TooSlow, TooLarge, Packed, TryLater)},
         is_deprecated=True,
     ),
     Operation(
@@ -107,6 +118,6 @@ operations = [
         path="/v1/agents/{agent_id}/messages/cancel",
         handler=cancel,
         bodies=[Body([CancelRequest])],
-        answers={200: CANCELLED, **refusals(Invalid, Busy, TooSlow, TooLarge, TryLater)},
+        answers={200: CANCELLED, **refusals(Invalid, Busy, TooSlow, TooLarge, Packed, TryLater)},
     ),
 ]

@@ -18,6 +18,7 @@ from runstream.gateway.errors import (
     Gone,
     Invalid,
     NotFound,
+    Packed,
     TooLarge,
     TooSlow,
     TryLater,
@@ -158,7 +159,7 @@ operations = [
         handler=create,
         query=OfAgent,
         bodies=[Body([CreateConversationRequest])],
-        answers={200: CONVERSATION, **refusals(Invalid, TooSlow, TooLarge, TryLater)},
+        answers={200: CONVERSATION, **refusals(Invalid, TooSlow, TooLarge, Packed, TryLater)},
     ),
     Operation(
         method="GET",
@@ -179,7 +180,7 @@ operations = [
         handler=update,
         bodies=[Body([UpdateConversationRequest])],
         is_body_required=True,
-        answers={200: CONVERSATION, **refusals(Invalid, NotFound, TooSlow, TooLarge, TryLater)},
+        answers={200: CONVERSATION, **refusals(Invalid, NotFound, TooSlow, TooLarge, Packed, TryLater)},
     ),
     Operation(
         method="DELETE",
@@ -193,7 +194,7 @@ operations = [
         handler=stream,
         path_patterns=ANY_CONVERSATION,
         bodies=[Body([RetrieveStreamRequest])],
-        answers={200: EVENTS, **refusals(Invalid, NotFound, Gone, TooSlow, TooLarge, TryLater)},
+        answers={200: EVENTS, **refusals(Invalid, NotFound, Gone, TooSlow, TooLarge, Packed, TryLater)},
     ),
     Operation(
         method="POST",
@@ -212,6 +213,7 @@ operations = [
                 PendingApproval,
                 Gone,
                 TooSlow,
+                Packed,
                 TooLarge,
                 TooLong,
                 TryLater,

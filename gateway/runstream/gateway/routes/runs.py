@@ -13,15 +13,16 @@ from runstream.gateway.errors import (
     Gone,
     Invalid,
     NotFound,
+    Packed,
     TooLarge,
     TooSlow,
     TryLater,
     refusals,
 )
 from runstream.gateway.eventsource import follow
-from runstream.gateway.paging import page_of
 from runstream.gateway.resuming import resume_and_stream
 from runstream.gateway.services import SERVICES, json_response, raw_json_response
+from runstream.gateway.streaming import seat
 from runstream.gateway.transcripts import TooLong
 from runstream.gateway.validation import query_of, run_path
 from runstream.schemas import ListActiveRunsRequest, ListRunMessagesRequest, ListRunsRequest, RetrieveStreamRequest
@@ -76,9 +77,9 @@ async def messages(request: web.Request) -> web.StreamResponse:
     services = request.app[SERVICES]
     run_id = run_path(request)
     wanted = query_of(ListRunMessagesRequest, request)
-    record = await services.lookup.by_id(run_id)
-    said = await services.transcripts.of(record)
-    return await services.answers.messages(request, page_of(said, wanted))
+    with seat(services.hub):
+        record = await services.lookup.by_id(run_id)
+        return await services.answers.messages(request, record, wanted)
 
 
 async def usage(request: web.Request) -> web.Response:
@@ -127,7 +128,7 @@ operations = [
         path="/v1/runs/{run_id}/stream",
         handler=stream,
         bodies=[Body([RetrieveStreamRequest])],
-        answers={200: EVENTS, **refusals(Invalid, NotFound, Gone, TooSlow, TooLarge, TryLater)},
+        answers={200: EVENTS, **refusals(Invalid, NotFound, Gone, TooSlow, TooLarge, Packed, TryLater)},
     ),
     Operation(
         method="GET",
