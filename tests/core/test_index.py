@@ -272,14 +272,14 @@ async def test_a_busy_conversation_is_refused_until_it_is_released(core: Core) -
 async def test_a_holder_that_is_over_is_no_holder(core: Core) -> None:
     """A conversation whose active run is terminal, or not there, is free, whoever forgot to say so."""
     for holder in (record_of(status="failed"), None):
-        conversation_id = new_conversation_id()
+        conversation_id, agent_id = new_conversation_id(), new_agent_id()
         run_id = new_run_id() if holder is None else holder.id
         if holder is not None:
             await core.index.release(ended(holder))
         await core.index.create_conversation(
-            ConversationRecord(id=conversation_id, agent_id=new_agent_id(), active_run=run_id)
+            ConversationRecord(id=conversation_id, agent_id=agent_id, active_run=run_id)
         )
-        run = await claimed(core, conversation_id=conversation_id)
+        run = await claimed(core, conversation_id=conversation_id, agent_id=agent_id)
         assert await active_run(core, conversation_id) == run.id
 
 

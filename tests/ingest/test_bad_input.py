@@ -385,3 +385,14 @@ async def test_otids_that_leave_no_room(broker: str) -> None:
     async with writing(broker, otids=otids) as writer:
         ended = await writer.post("fail", {"error_type": "x" * 300, "message": "漢" * 9000, "detail": "\x01" * 9000})
         assert ended.status == 200
+
+
+async def test_no_run_is_opened_in_another_agents_conversation(broker: str, stack: Stack) -> None:
+    """A copied id does not go unnoticed: its writer is told whose conversation it is."""
+    conversation_id = await stack.conversation()
+    whose = (await stack.fetch("GET", f"/v1/conversations/{conversation_id}")).json["agent_id"]
+    refused = await fetch(
+        broker, "POST", "/ingest/v1/runs", json={"agent_id": AGENT, "conversation_id": conversation_id}
+    )
+    assert (*told(refused), refused.json["agent_id"]) == (409, "wrong_agent", whose)
+    assert (await stack.fetch("POST", f"/v1/conversations/{conversation_id}/cancel")).status == 409

@@ -60,14 +60,14 @@ async def holds(stack: Stack, key: str) -> bool:
 
 async def test_a_conversation_is_made_and_is_busy_until_its_run_has_ended(stack: Stack, broker: str) -> None:
     """A second run of it is refused with the run that is in the way; after the end it is not."""
-    conversation_id = new_conversation_id()
-    run = await writer_of(broker, conversation_id=conversation_id)
-    busy = await open_run(broker, conversation_id=conversation_id)
+    conversation_id, agent_id = new_conversation_id(), new_agent_id()
+    run = await writer_of(broker, agent_id=agent_id, conversation_id=conversation_id)
+    busy = await open_run(broker, agent_id=agent_id, conversation_id=conversation_id)
     assert told(busy) == (409, "conflict")
     assert (busy.json["run_id"], busy.json["otid"], busy.json["is_repeated"]) == (run.run_id, None, False)
     assert (await run.end()).status == 200
     assert (await stack.fetch("GET", f"/v1/conversations/{conversation_id}")).status == 200
-    following = await writer_of(broker, conversation_id=conversation_id)
+    following = await writer_of(broker, agent_id=agent_id, conversation_id=conversation_id)
     assert (await following.end()).status == 200
 
 

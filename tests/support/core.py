@@ -160,8 +160,10 @@ async def _provisioned(jetstream: JetStream, settings: BrokerSettings) -> bool:
 
 
 def record_of(run_id: str | None = None, **facts: Any) -> RunRecord:
-    """The record of a run that was just made."""
-    known = {"agent_id": new_agent_id(), "shard": 0, **facts}
+    """The record of a run that was just made; all that are made in one conversation are of one agent."""
+    conversation_id = facts.get("conversation_id") or ""
+    agent_id = f"agent-{conversation_id.removeprefix('conv-')}" if conversation_id else new_agent_id()
+    known = {"agent_id": agent_id, "shard": 0, **facts}
     return RunRecord(id=run_id or new_run_id(), **known)
 
 

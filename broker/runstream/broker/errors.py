@@ -19,6 +19,7 @@ BrokerError
 ├── CursorExpired               retention has removed what the cursor asks for
 ├── Conflict                    a claim was refused: the conversation or an otid is taken
 ├── ConversationDeleted         a claim was refused: the conversation is there no more
+├── WrongAgent                  a claim was refused: the conversation is another agent's
 ├── Draining                    this process opens no further runs, as it is to stop
 ├── AgentFailed                 the agent ended with an error of its own
 ├── InvalidAgent                there is no such agent, or what names it is wrong
@@ -59,6 +60,7 @@ __all__ = [
     "Unavailable",
     "Unsettled",
     "ViewBehind",
+    "WrongAgent",
     "WrongLastSequence",
 ]
 
@@ -179,6 +181,15 @@ class ConversationDeleted(BrokerError):
     def __init__(self, *, conversation_id: str) -> None:
         self.conversation_id = conversation_id
         super().__init__(conversation_id=conversation_id)
+
+
+class WrongAgent(BrokerError):
+    """The conversation is another agent's."""
+
+    def __init__(self, *, conversation_id: str, agent_id: str) -> None:
+        self.conversation_id = conversation_id
+        self.agent_id = agent_id
+        super().__init__(conversation_id=conversation_id, agent_id=agent_id)
 
 
 class Draining(BrokerError):

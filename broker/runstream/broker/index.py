@@ -28,6 +28,7 @@ from runstream.broker.errors import (
     RecordTooLarge,
     Unavailable,
     Unsettled,
+    WrongAgent,
     WrongLastSequence,
 )
 from runstream.broker.keys import (
@@ -211,8 +212,8 @@ class Index:
         `request` is what its agent is asked, None for a run whose writer is there already: no worker executes it.
 
         Raises `Conflict` when another run holds the conversation or one of the otids; `ConversationDeleted`;
-        `RecordTooLarge`, also when the record would leave no room for its end; `Unavailable` when surely nothing was
-        stored; `Unsettled` when that could not be found out.
+        `WrongAgent`; `RecordTooLarge`, also when the record would leave no room for its end; `Unavailable` when surely
+        nothing was stored; `Unsettled` when that could not be found out.
         """
         unsettled = False
 
@@ -287,7 +288,7 @@ class Index:
         """Return the write that makes `record` the conversation's active run; raises `Conflict` when it has one.
 
         Raises `ConversationDeleted`: whoever looked at it before may have been overtaken, and who writes runs himself
-        does not look.
+        does not look; `WrongAgent`.
         """
         if stored is None:
             found = ConversationRecord(tenant=record.tenant, id=conversation_id, agent_id=record.agent_id)
@@ -295,6 +296,8 @@ class Index:
             found = stored.value
         if found.deleted:
             raise ConversationDeleted(conversation_id=conversation_id)
+        if found.agent_id != record.agent_id:
+            raise WrongAgent(conversation_id=conversation_id, agent_id=found.agent_id)
         if found.active_run is not None:
             holder = await self.run(record.tenant, found.active_run)
             if holder is not None and not holder.value.is_terminal:

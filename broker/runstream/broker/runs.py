@@ -158,8 +158,9 @@ class Runs:
         `otids` are those of the messages that the run answers, if they have any: no second run will have one of them.
         Only clients of a `background` run can resume it. Raises `ValueError` for ids that are none; entering the run
         raises `Conflict`, with the `run_id` that is in the way, when the conversation is busy or an otid is taken,
-        `ConversationDeleted` when a client has deleted it, `RecordTooLarge` when the otids are too long for the
-        server's `max_payload`, and `Unavailable`. Raises `Draining` once this process is to stop.
+        `ConversationDeleted` when a client has deleted it, `WrongAgent` when it is another agent's, `RecordTooLarge`
+        when the otids are too long for the server's `max_payload`, and `Unavailable`. Raises `Draining` once this
+        process is to stop.
         """
         if self._store is None:
             raise RuntimeError(NOT_ENTERED)

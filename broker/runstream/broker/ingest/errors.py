@@ -25,6 +25,7 @@ from runstream.broker.errors import (
     StoreFull,
     Unavailable,
     Unsettled,
+    WrongAgent,
 )
 from runstream.broker.http_body import BadBody, BodyPacked, BodyTooLarge, BodyTooSlow, NotJson
 from runstream.broker.operations import Answer, Body, Header
@@ -42,6 +43,7 @@ STATUSES: Final[Mapping[str, HTTPStatus]] = {
     "run_not_found": HTTPStatus.NOT_FOUND,
     "not_ingested": HTTPStatus.CONFLICT,
     "conversation_deleted": HTTPStatus.NOT_FOUND,
+    "wrong_agent": HTTPStatus.CONFLICT,
     "record_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "conflict": HTTPStatus.CONFLICT,
     "run_ended": HTTPStatus.CONFLICT,
@@ -84,6 +86,7 @@ class IngestRefusal(msgspec.Struct):
     status: str | UnsetType = UNSET
     stop_reason: str | UnsetType | None = UNSET
     run_type: str | UnsetType = UNSET
+    agent_id: str | UnsetType = UNSET
     reference: str | UnsetType = UNSET
 
 
@@ -131,7 +134,7 @@ class IngestError(Exception):
         return {"detail": self.detail, "error_type": self.error_type, **self.facts}
 
 
-def translated(error: BrokerError) -> IngestError:  # noqa: C901, PLR0911  # a table
+def translated(error: BrokerError) -> IngestError:  # noqa: C901, PLR0911, PLR0912  # a table
     """Choose what a writer is told of an error of the durable side."""
     match error:
         case Conflict(detail=detail, run_id=run_id, otid=otid, is_repeated=is_repeated):
@@ -140,6 +143,8 @@ def translated(error: BrokerError) -> IngestError:  # noqa: C901, PLR0911  # a t
             return IngestError(
                 "conversation_deleted", f"Conversation {conversation_id} was deleted: no run starts in it."
             )
+        case WrongAgent(conversation_id=conversation_id, agent_id=agent_id):
+            return IngestError("wrong_agent", f"Conversation {conversation_id} is {agent_id}'s.", agent_id=agent_id)
         case RecordTooLarge(size=size, limit=limit):
             return IngestError(
                 "record_too_large", f"What the store would keep of this has {size} bytes; at most {limit} are kept."

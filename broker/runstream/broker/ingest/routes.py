@@ -52,7 +52,7 @@ OF_THE_STORE: Final = (
     "broker_stopping",
     "internal_error",
 )
-OF_CLAIMS: Final = frozenset({"conflict", "conversation_deleted", "record_too_large"})
+OF_CLAIMS: Final = frozenset({"conflict", "conversation_deleted", "record_too_large", "wrong_agent"})
 LINES: Final = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
 
 
