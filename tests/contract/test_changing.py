@@ -168,7 +168,7 @@ async def test_the_largest_request_and_the_largest_error(stack: Stack) -> None:
     name, otids = "\x01" * 512, [f"{new_run_id()}".ljust(512, "\x01") for _ in range(64)]
     messages = [{"role": "user", "content": "x", "otid": otid} for otid in otids]
     body = message("x", messages=messages, assistant_message_tool_name=name, assistant_message_tool_kwarg=name)
-    body["include_return_message_types"] = ["user_message"] * 1000
+    body["include_return_message_types"] = ["user_message"] * 100
     size = len(json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode())
     room = stack.jetstream.connection.max_payload - 16 * 2**10 - size
     messages[-1] |= {"content": PUPPET, "name": "y" * (room - 20)}

@@ -55,10 +55,12 @@ async def test_a_client_that_leaves_while_its_run_is_started_locks_nothing(nats_
 async def test_a_run_whose_gateway_died_before_it_was_enqueued_is_executed(nats_url: str) -> None:
     """Claimed and never enqueued: a broker has the run executed, once, unasked, and its conversation is free again."""
     async with stack_running(nats_url, broker={"lease_seconds": 1}) as stack:
+        conversation_id = await stack.conversation()
+        conversation = await stack.fetch("GET", f"/v1/conversations/{conversation_id}")
         record = RunRecord(
             id=new_run_id(),
-            agent_id=new_agent_id(),
-            conversation_id=await stack.conversation(),
+            agent_id=conversation.json["agent_id"],
+            conversation_id=conversation_id,
             background=True,
             shard=0,
         )
