@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from runstream.gateway.upstream import Upstream
     from runstream.schemas import CreateConversationRequest, RunRecord
 
-__all__ = ["Conversations", "no_conversation"]
+__all__ = ["Conversations"]
 
 log = structlog.get_logger(__name__)
 
@@ -73,7 +73,7 @@ class Conversations:
             await self._index.create_conversation(found)
             stored = await self._index.conversation(DEFAULT_TENANT, conversation_id)
         if stored is None or stored.value.deleted:
-            raise no_conversation(conversation_id)
+            raise NotFound.conversation(conversation_id)
         return stored.value
 
     async def create(self, agent_id: str, wanted: CreateConversationRequest) -> ConversationRecord:
@@ -139,7 +139,7 @@ class Conversations:
     ) -> ConversationRecord:
         record = await self._index.update_conversation(DEFAULT_TENANT, conversation_id, change)
         if record is None:
-            raise no_conversation(conversation_id)
+            raise NotFound.conversation(conversation_id)
         return record
 
     async def _agent_of(self, upstream: Upstream, conversation_id: str, who: Mapping[str, str]) -> str:
@@ -155,7 +155,7 @@ class Conversations:
             detail = f"The platform has not answered within {PLATFORM_SECONDS:g} s."
             raise PlatformSilent(detail, should_retry=True) from error
         if status == HTTPStatus.NOT_FOUND:
-            raise no_conversation(conversation_id)
+            raise NotFound.conversation(conversation_id)
         body = _object(said)
         if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
             raise PlatformRefused(status, body)
@@ -166,11 +166,6 @@ class Conversations:
                 should_retry=True,
             )
         return agent_id
-
-
-def no_conversation(conversation_id: str) -> NotFound:
-    """Say that nobody has such a conversation."""
-    return NotFound(f"Conversation not found with id='{conversation_id}'")
 
 
 def _deleted(found: ConversationRecord) -> ConversationRecord:

@@ -351,7 +351,7 @@ def translated(error: BrokerError) -> ApiError:  # noqa: C901, PLR0911  # a tabl
         case Conflict():
             return _busy(error)
         case ConversationDeleted(conversation_id=conversation_id):
-            return NotFound(f"Conversation not found with id='{conversation_id}'")
+            return NotFound.conversation(conversation_id)
         case ConversationTooLarge(size=size, limit=limit):
             return TooLarge(f"The conversation would have {size} bytes; at most {limit} are kept.")
         case RecordTooLarge(size=size, limit=limit):

@@ -30,7 +30,7 @@ class Lists:
         self._tenant = tenant
 
     async def runs(self, wanted: ListRunsRequest) -> bytes:
-        """Return a page of runs. Raises `BadRequest` for a malformed cursor, `NotFound`, `ApiError` 400."""
+        """Return a page of runs. Raises `BadRequest` for a malformed cursor, `NotFound`, `BadStatus`."""
         for status in wanted.statuses:
             if status not in RUN_STATUSES:
                 raise BadStatus(status)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from runstream.broker.operations import Body, Operation
 from runstream.gateway.answering import PendingApproval, RunFailed
 from runstream.gateway.cancelling import cancel_run
-from runstream.gateway.conversations import no_conversation
 from runstream.gateway.creating import create_and_answer
 from runstream.gateway.described import CANCELLED, CONVERSATION, CONVERSATIONS, EVENTS, NULL, WHOLE_OR_EVENTS
 from runstream.gateway.errors import (
@@ -132,7 +131,7 @@ async def _to_cancel(request: web.Request, conversation_id: str) -> RunRecord | 
         return await services.lookup.to_cancel_in(found)
     agent_id = request.query.get("agent_id") if conversation_id == DEFAULT_CONVERSATION else conversation_id
     if agent_id is None or not is_agent_id(agent_id):
-        raise no_conversation(conversation_id)
+        raise NotFound.conversation(conversation_id)
     return await services.lookup.to_cancel_of_agent(agent_id)
 
 
