@@ -15,6 +15,7 @@ from runstream.broker.ending import failed
 from runstream.broker.errors import Fenced
 from runstream.broker.log import ENDING, entry_of
 from runstream.broker.logs import get_logger
+from runstream.broker.tasks import Shielded
 from runstream.broker.topology import LogAddress
 from runstream.schemas import Kind
 
@@ -42,12 +43,11 @@ class Remover:
         self._jetstream = jetstream
         self._index = index
         self._take_over = take_over
-        self._removing: set[asyncio.Task[bool]] = set()
+        self._removing = Shielded()
 
     async def close(self) -> None:
         """Wait for the runs that are being removed: whoever asked for it may have left."""
-        if self._removing:
-            await asyncio.wait(self._removing, timeout=CLOSE_SECONDS)
+        await self._removing.close(CLOSE_SECONDS)
 
     async def remove(self, record: RunRecord) -> bool:
         """Remove a run; False if it goes on. Raises `Unavailable`.
@@ -55,15 +55,7 @@ class Remover:
         Who is cancelled meanwhile has left, and the run is removed all the same: without its log it would still be
         listed, and could not be read.
         """
-        removing = asyncio.create_task(self._remove(record), name=f"remove-{record.id}")
-        self._removing.add(removing)
-        removing.add_done_callback(self._removed)
-        return await asyncio.shield(removing)
-
-    def _removed(self, removing: asyncio.Task[bool]) -> None:
-        self._removing.discard(removing)
-        if not removing.cancelled():
-            removing.exception()  # Its client hears of it, if it is still there.
+        return await self._removing.do(self._remove(record), name=f"remove-{record.id}")
 
     async def _remove(self, record: RunRecord) -> bool:
         if not record.is_terminal:

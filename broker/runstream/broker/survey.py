@@ -17,6 +17,7 @@ from runstream.broker.ending import Outcome, ended, told
 from runstream.broker.errors import Unavailable
 from runstream.broker.log import ENDING, RUN, entry_of
 from runstream.broker.logs import get_logger
+from runstream.broker.tasks import cancel_all
 from runstream.broker.topology import LogAddress, log_streams
 from runstream.schemas import REQUIRES_APPROVAL, Kind, RunRecord, status_of
 
@@ -194,6 +195,4 @@ async def each(items: Iterable[T], action: Callable[[T], Awaitable[None]]) -> No
     try:
         await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(*tasks)

@@ -1,16 +1,21 @@
-"""How a task that somebody owns is ended, and how one with much to do lets others have their turn."""
+"""Tasks that somebody owns: how they are ended, outlive who asked for them, and let others have their turn."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from runstream.broker.logs import get_logger
 
-__all__ = ["Turns", "end_task"]
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+__all__ = ["Shielded", "Turns", "cancel_all", "end_task"]
 
 log = get_logger(__name__)
+
+T = TypeVar("T")
 
 TURN_SECONDS: Final = 0.005
 """How long one task may work before others on the event loop get their turn: nobody notices it."""
@@ -27,6 +32,38 @@ class Turns:
         if time.monotonic() - self._since > TURN_SECONDS:
             await asyncio.sleep(0)
             self._since = time.monotonic()
+
+
+class Shielded:
+    """Work that goes on to its end though whoever asked for it leaves, and its owner."""
+
+    def __init__(self) -> None:
+        self._going_on: set[asyncio.Task[Any]] = set()
+
+    async def do(self, work: Coroutine[Any, Any, T], *, name: str) -> T:
+        """Do it, and return or raise what came of it. Who is cancelled meanwhile hears no more of it."""
+        task = asyncio.create_task(work, name=name)
+        self._going_on.add(task)
+        task.add_done_callback(self._done)
+        return await asyncio.shield(task)
+
+    async def close(self, patience_seconds: float) -> None:
+        """Wait so long for what is going on, and cancel the rest. Give it nothing more to do meanwhile."""
+        if self._going_on:
+            await asyncio.wait(self._going_on, timeout=patience_seconds)
+        await cancel_all(*self._going_on)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._going_on.discard(task)
+        if not task.cancelled():
+            task.exception()  # Who asked for it hears of it, if there still is anybody.
+
+
+async def cancel_all(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel what is still going on, and wait until it is over; what came of it was heard, or is of no interest."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def end_task(task: asyncio.Task[None]) -> None:

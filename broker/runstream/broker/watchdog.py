@@ -26,7 +26,7 @@ from runstream.broker.log import entry_of
 from runstream.broker.logs import get_logger
 from runstream.broker.survey import logged_run
 from runstream.broker.takeover import TakeOver, is_executable
-from runstream.broker.tasks import end_task
+from runstream.broker.tasks import cancel_all, end_task
 from runstream.schemas import Kind, status_of
 
 if TYPE_CHECKING:
@@ -136,9 +136,7 @@ class Watchdog:
 
     async def _stop_looking(self) -> None:
         self._is_left = True
-        for task in self._busy.values():
-            task.cancel()
-        await asyncio.gather(*self._busy.values(), return_exceptions=True)
+        await cancel_all(*self._busy.values())
 
     async def has_lapsed(self, run_id: str) -> bool:
         """Tell whether a run's lease has lapsed, and is still as it was then. Raises `Unavailable`."""

@@ -28,7 +28,7 @@ from runstream.broker.publisher import Publisher, Write
 from runstream.broker.recording import Recording
 from runstream.broker.repair import watch_over
 from runstream.broker.takeover import is_executable
-from runstream.broker.tasks import end_task
+from runstream.broker.tasks import cancel_all, end_task
 from runstream.broker.topology import LogAddress
 from runstream.schemas import INTERNAL_ERROR, WAITING_FOR_APPROVAL, Kind, SchemaError, carries_approval, status_of
 
@@ -101,9 +101,7 @@ class Worker:
         self._leaving.set_result(None)
         if running := [*self._running.values()]:
             await asyncio.wait(running, timeout=FAREWELL_SECONDS)
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await cancel_all(*running)
         if self._dismissed:
             await asyncio.wait(self._dismissed, timeout=FAREWELL_SECONDS)
 

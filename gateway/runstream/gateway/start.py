@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from runstream.broker.errors import BrokerError, Fenced, Unsettled
 from runstream.broker.index import Claimed
 from runstream.broker.opening import claim
 from runstream.broker.publisher import Publisher
+from runstream.broker.tasks import Shielded
 from runstream.broker.topology import LogAddress, shard_of
 from runstream.gateway.credentials import Credentials
 from runstream.gateway.errors import TryLater
@@ -64,12 +64,11 @@ class Starter:
         self._always_background = always_background
         self._credentials = Credentials(jetstream.connection)
         self._settings = settings
-        self._starting: set[asyncio.Task[Claimed]] = set()
+        self._starting = Shielded()
 
     async def close(self) -> None:
         """Wait for the runs that are being started: whoever asked for them may have left."""
-        if self._starting:
-            await asyncio.wait(self._starting, timeout=FIRST_MESSAGE_PATIENCE_SECONDS)
+        await self._starting.close(FIRST_MESSAGE_PATIENCE_SECONDS)
         self._credentials.close()
 
     async def start(
@@ -114,15 +113,7 @@ class Starter:
             body=body,
             traceparent=_traceparent(headers),
         )
-        starting = asyncio.create_task(self._start(record, request, headers), name=f"start-{run_id}")
-        self._starting.add(starting)
-        starting.add_done_callback(self._started)
-        return await asyncio.shield(starting)
-
-    def _started(self, starting: asyncio.Task[Claimed]) -> None:
-        self._starting.discard(starting)
-        if not starting.cancelled():
-            starting.exception()  # Its client hears of it, if it is still there.
+        return await self._starting.do(self._start(record, request, headers), name=f"start-{run_id}")
 
     async def _start(self, record: RunRecord, request: RunRequest, headers: Mapping[str, str]) -> Claimed:
         presence = await self._presence.find()

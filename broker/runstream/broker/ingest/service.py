@@ -18,7 +18,7 @@ from runstream.broker.lease import Lease
 from runstream.broker.logs import get_logger
 from runstream.broker.publisher import Publisher, chunk_limit
 from runstream.broker.reader import LogReader
-from runstream.broker.tasks import Turns, end_task
+from runstream.broker.tasks import Shielded, Turns, cancel_all, end_task
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
@@ -61,7 +61,7 @@ class Ingest:
         self._jetstream = jetstream
         self._reader = LogReader(jetstream, settings)
         self._stopping = asyncio.Event()
-        self._at_it: set[asyncio.Task[Any]] = set()
+        self._at_it = Shielded()
 
     async def __aenter__(self) -> Self:
         return self
@@ -70,9 +70,7 @@ class Ingest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stopping.set()
-        if self._at_it:
-            await asyncio.wait(self._at_it, timeout=2 * STOPPING_SECONDS)
-        await _cancelled_all(*self._at_it)
+        await self._at_it.close(2 * STOPPING_SECONDS)
 
     @contextmanager
     def seat(self, *, is_upload: bool) -> Iterator[None]:
@@ -154,18 +152,10 @@ class Ingest:
         if self._stopping.is_set():
             work.close()
             raise _stopping()
-        task = asyncio.create_task(work, name="ingest")
-        self._at_it.add(task)
-        task.add_done_callback(self._done)
         try:
-            return await asyncio.shield(task)
+            return await self._at_it.do(work, name="ingest")
         except BrokerError as error:
             raise translated(error) from error
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._at_it.discard(task)
-        if not task.cancelled():
-            task.exception()  # Its writer hears of it, if it is still there.
 
     async def _heard(self, pieces: AsyncGenerator[bytes], lines: Lines) -> AsyncGenerator[Iterable[bytes]]:
         """Yield an upload's lines as they come, unless none is complete for too long.
@@ -269,7 +259,7 @@ class Ingest:
                 raise _stopping()
             reading.result()
         finally:
-            await _cancelled_all(reading, stopping)
+            await cancel_all(reading, stopping)
 
     async def _cancelled(
         self, standing: Standing, publisher: Publisher, appending: Appending, reason: RunCancelled
@@ -318,10 +308,3 @@ async def _all_of_it(appending: Appending, read: Callable[[Appending], Awaitable
 
 def _stopping() -> IngestError:
     return IngestError("broker_stopping", "This broker stops: go on at another one, with Expected-Index.")
-
-
-async def _cancelled_all(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel what is still going on, and wait until it is over; what came of it was heard, or is of no interest."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
