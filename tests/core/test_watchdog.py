@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
+from runstream.broker.bucket import Stored
 from runstream.broker.ending import Outcome, end_run
 from runstream.broker.index import Index
 from runstream.broker.keys import run_key, subject_of
@@ -154,6 +155,42 @@ async def test_a_run_without_a_record_is_ended_by_what_its_log_says(core: Core) 
             record = await over(core, run)
     assert ((record.error or {})["error_type"], record.agent_id) == ("run_lost", run.agent_id)
     assert record.first_seq == run.first_seq
+
+
+class Meanwhile(Index):
+    """An index in which a writer does something just before the record of its run is read."""
+
+    def __init__(self, core: Core, run: RunRecord, action: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(core.jetstream)
+        self._run_id = run.id
+        self._action = action
+        self.reads = 0
+
+    async def run(self, tenant: str, run_id: str) -> Stored[RunRecord] | None:
+        if run_id == self._run_id:
+            self.reads += 1
+            if self.reads == 1:
+                await self._action()
+        return await super().run(tenant, run_id)
+
+
+async def test_a_writer_that_comes_back_while_its_lease_is_looked_at_lives(core: Core) -> None:
+    """A run that is written again after its lease was found lapsed is not ended: its writer was seen to live."""
+    seconds = core.settings.lease_seconds
+    async with speaking(core) as (run, publisher), contextlib.AsyncExitStack() as stack:
+
+        async def come_back() -> None:
+            lease = Lease(core.jetstream, core.index, publisher, tenant=run.tenant, seconds=seconds)
+            await stack.enter_async_context(lease)
+            await publisher.publish(chunk(1))
+
+        index = Meanwhile(core, run, come_back)
+        with capture_logs() as logs:
+            async with watchdog(core, index):
+                await wait_until(lambda: index.reads > 0, seconds + 5)
+                await asyncio.sleep(2 * seconds)  # in which it would be ended, and not a wait
+                await publisher.publish(chunk(2))
+        assert "run_ended_by_watchdog" not in [line["event"] for line in logs]
 
 
 async def test_a_run_that_is_met_is_looked_after(core: Core) -> None:

@@ -5,8 +5,10 @@ lease has lapsed when it has not been renewed for as long as a lease lasts *whil
 the index and heard of it*: it writes a pulse, and waits to hear it. Where a pulse does not come back, all counts start
 anew, so an outage, in which nobody can renew anything, ends no run. A time-to-live would end them all.
 
-Before it does anything to a run it reads the lease from the leader: a renewal that it did not hear of counts. What it
-then does is fenced (`takeover.py`), so two watchdogs, or a watchdog and a writer that was only slow, cannot both win.
+Before it takes a run over it reads its log's last message, and *then* the lease, both from the leader. A writer has its
+lease before it writes: one that had written that message had renewed it, and is seen; one that writes after it has the
+take-over fenced (`takeover.py`). Read the other way round, a run that another worker begins in between is ended. Nor
+can two watchdogs, or a watchdog and a writer that was only slow, both win.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
     from runstream.broker.connection import Message
     from runstream.broker.index import Index
-    from runstream.broker.jetstream import JetStream
+    from runstream.broker.jetstream import JetStream, StoredMessage
     from runstream.broker.metrics import BrokerMetrics
     from runstream.broker.queue import WorkQueue
     from runstream.broker.settings import BrokerSettings
@@ -143,8 +145,7 @@ class Watchdog:
         lease = self._leases.get(run_id)
         if lease is None or not lease.has_lapsed(time.monotonic()):
             return False
-        found = await self._index.lease(run_id)
-        return found is not None and found.revision == lease.revision
+        return await self._lapsed(run_id) is not None
 
     # -- hearing ------------------------------------------------------------------------------------------------
 
@@ -288,11 +289,11 @@ class Watchdog:
         """End a run at once that is to end and that nobody has begun: there is no writer who could do it."""
         tenant = await self._index.cancel_wish(run_id)
         stored = None if tenant is None else await self._index.run(tenant, run_id)
-        if tenant is None or stored is None or stored.value.status != "created":
+        if stored is None or stored.value.status != "created":
             return
         last = await self._take_over.last_of(stored.value)
         if last is None or entry_of(last).kind is Kind.PING:
-            await self._end(tenant, run_id, Outcome("cancelled"), "nobody_had_begun")
+            await self._end(stored.value, last, Outcome("cancelled"), "nobody_had_begun")
 
     async def _enforce_cancel(self, run_id: str) -> None:
         """End a run that is to end, and has not."""
@@ -303,51 +304,70 @@ class Watchdog:
         for _ in range(RACES):
             # A writer that goes on talking may be faster, and be so again: it is to lose within the second.
             with contextlib.suppress(Fenced):
-                await self._end(tenant, run_id, Outcome("cancelled"), "writer_did_not_obey")
+                record, last = await self._found(tenant, run_id)
+                if record is None:
+                    await self._forget(run_id)
+                else:
+                    await self._end(record, last, Outcome("cancelled"), "writer_did_not_obey")
                 return
 
     async def _look_after(self, run_id: str) -> None:
         """Do for a run whose lease has lapsed what its writer cannot: have it executed again, or end it."""
-        lease, found = self._leases.get(run_id), await self._index.lease(run_id)
-        if lease is None or found is None:
-            self._leases.pop(run_id, None)
+        tenant = await self._lapsed(run_id)
+        if tenant is None:
             return
-        if found.revision != lease.revision:
-            lease.hear(found.revision, lease.seconds)
+        record, last = await self._found(tenant, run_id)
+        if await self._lapsed(run_id) is None:
             return
+        lease = self._leases[run_id]
         lease.looks += 1
         # Also for an end that cannot be stored: whoever has a thousand of them must not try all of them all the time.
         lease.look_at = time.monotonic() + self._seconds * min(2 ** (lease.looks - 1), LONGEST_LOOK_FACTOR)
-        if not await self._enqueued(found.value, run_id):
+        if record is None:
+            await self._forget(run_id)
+        elif not await self._enqueued(record, last):
             try:
-                await self._end(found.value, run_id, failed(run_id, "run_lost"), "writer_lost")
+                await self._end(record, last, failed(run_id, "run_lost"), "writer_lost")
             except Fenced:
                 lease.look_at = 0.0
                 raise
 
-    async def _enqueued(self, tenant: str, run_id: str) -> bool:
-        """See that a run which nobody has begun is on the work queue; False when none of it can be executed."""
-        stored = await self._index.run(tenant, run_id)
-        if stored is None or stored.value.is_terminal:
-            return False
-        if not is_executable(stored.value, await self._take_over.last_of(stored.value)):
-            return False
-        if await self._index.request(tenant, run_id) is None:
-            return False
-        if await self._queue.put(tenant, run_id):
-            self._metrics.repaired("not_enqueued")
-            log.info("run_enqueued_again", run_id=run_id)
-        return True
+    async def _lapsed(self, run_id: str) -> str | None:
+        """Read whose run it is from its lapsed lease; None when that is gone, or was renewed, heard of here or not."""
+        found = await self._index.lease(run_id)
+        lease = self._leases.get(run_id)
+        if lease is None or found is None:
+            self._leases.pop(run_id, None)
+            return None
+        if found.revision > lease.revision:
+            lease.hear(found.revision, lease.seconds)
+        return found.value if lease.has_lapsed(time.monotonic()) else None
 
-    async def _end(self, tenant: str, run_id: str, outcome: Outcome, why: str) -> None:
+    async def _found(self, tenant: str, run_id: str) -> tuple[RunRecord | None, StoredMessage | None]:
+        """Read a run's record and its log's last message; no record: there is no log either."""
         stored = await self._index.run(tenant, run_id)
         record = stored.value if stored is not None else await self._recovered(run_id)
-        if record is None:
-            await self._index.forget(run_id)
-            self._metrics.repaired("lease_without_run")
-            log.warning("lease_without_run", run_id=run_id)
-            return
-        ended = await self._take_over.end(record, await self._take_over.last_of(record), outcome)
+        return record, None if record is None else await self._take_over.last_of(record)
+
+    async def _enqueued(self, record: RunRecord, last: StoredMessage | None) -> bool:
+        """See that a run which nobody has begun is on the work queue; False when none of it can be executed."""
+        if record.is_terminal or not is_executable(record, last):
+            return False
+        if await self._index.request(record.tenant, record.id) is None:
+            return False
+        if await self._queue.put(record.tenant, record.id):
+            self._metrics.repaired("not_enqueued")
+            log.info("run_enqueued_again", run_id=record.id)
+        return True
+
+    async def _forget(self, run_id: str) -> None:
+        await self._index.forget(run_id)
+        self._metrics.repaired("lease_without_run")
+        log.warning("lease_without_run", run_id=run_id)
+
+    async def _end(self, record: RunRecord, last: StoredMessage | None, outcome: Outcome, why: str) -> None:
+        run_id = record.id
+        ended = await self._take_over.end(record, last, outcome)
         if ended.is_last:
             self._metrics.run_ended(status_of(ended.stop_reason))
         if not ended.was_told:
