@@ -135,7 +135,7 @@ async def test_every_way_to_come_back(stack: Stack, state: str) -> None:
             await creator.rest()
         answering = asyncio.gather(*(called(stack.base, call) for call in calls))
         if state == "live":
-            await wait_until(lambda: stack.hub.followers == 1 + len(calls))
+            await wait_until(lambda: stack.hub.seats.taken == 1 + len(calls))
             stack.puppet.finish(run_id)
             await creator.rest()
         answers = await answering

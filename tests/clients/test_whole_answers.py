@@ -42,7 +42,7 @@ def check(stack: Stack, answer: Any) -> str:
     assert [message.message_type for message in answer.messages] == TYPES
     assert len(answer.messages[-1].content.split()) == 20
     assert (answer.stop_reason.stop_reason, answer.usage.completion_tokens) == ("end_turn", 20)
-    assert stack.hub.followers == 0
+    assert stack.hub.seats.taken == 0
     return str(answer.messages[0].run_id)
 
 

@@ -363,7 +363,7 @@ async def test_full_gateway(stack: Stack) -> None:
         async with source(stack, record.id, version="1.0") as old:
             assert (await old.connection.reader.read()).startswith(b"retry: ")
         opened[0].leave()
-        await wait_until(lambda: not stack.hub.is_full)
+        await wait_until(lambda: not stack.hub.seats.is_full)
         async with source(stack, record.id) as stream:
             assert stored(await stream.rest()) == told
         await asyncio.gather(*(stream.__aexit__(None, None, None) for stream in streams))

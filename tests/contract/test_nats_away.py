@@ -116,7 +116,7 @@ async def test_who_waits_for_a_whole_answer_is_told_of_the_run(
     # Sent again all the same it waits for the same run, and an outage that passes is not noticed by who waits.
     async with asyncio.TaskGroup() as group:
         waiting = group.create_task(fetch(stack.base, "POST", path, json=body))
-        await wait_until(lambda: stack.hub.followers == 1)
+        await wait_until(lambda: stack.hub.seats.taken == 1)
         await leave()
         await come_back()
         await back(stack, nats_server)

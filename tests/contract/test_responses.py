@@ -193,7 +193,7 @@ async def test_clients_that_leave_cost_nothing(stack: Stack) -> None:
         opened: list[EventStream] = await asyncio.gather(*(stream.__aenter__() for stream in streams))
         for stream in opened:
             await stream.take(2)
-        assert (stack.hub.followers, stack.hub.live_tails) == (50, 1)
+        assert (stack.hub.seats.taken, stack.hub.live_tails) == (50, 1)
         assert live_subscriptions(stack) == 1
         for stream in opened:
             stream.leave()
@@ -252,7 +252,7 @@ async def test_as_many_followers_as_may_be(stack: Stack) -> None:
         assert ready.status == 503
         # Nothing was started, so the conversation is free.
         opened[0].leave()
-        await wait_until(lambda: not stack.hub.is_full)
+        await wait_until(lambda: not stack.hub.seats.is_full)
         async with stack.say_in(conversation_id, {"chunks": 1}) as stream:
             assert (await stream.rest())[-1] == DONE
         assert (await stack.fetch("GET", "/readyz")).status == 200
@@ -271,7 +271,7 @@ async def test_burst_of_followers_stays_within_the_bound(stack: Stack) -> None:
             await connection.send("POST", f"/v1/runs/{run_id}/stream", json={})
         statuses = [status for status, _ in await asyncio.gather(*(connection.head() for connection in connections))]
         assert (statuses.count(200), statuses.count(503)) == (MAX_FOLLOWERS - 1, MAX_FOLLOWERS + 1)
-        assert stack.hub.followers == MAX_FOLLOWERS
+        assert stack.hub.seats.taken == MAX_FOLLOWERS
 
 
 async def test_foreground_stream_with_many_followers_has_one_style_each(stack: Stack) -> None:

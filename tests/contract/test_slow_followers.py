@@ -68,7 +68,7 @@ async def test_a_slow_follower_delays_nobody_and_loses_nothing(patient: Stack) -
     """While one does not read, twenty megabytes go to the others at full speed; then it reads, and has everything."""
     count = 20 * 10**6 // CHUNK_BYTES
     async with patient.live() as (run_id, fast), patient.resume(run_id, receive_buffer=RECEIVE_BUFFER) as slow:
-        await wait_until(lambda: patient.hub.followers == 2)
+        await wait_until(lambda: patient.hub.seats.taken == 2)
         held = followers_of(run_id)
         peak = 0
         clock = asyncio.get_running_loop().time
@@ -113,7 +113,7 @@ async def test_several_speeds_at_once(patient: Stack) -> None:
 async def test_who_never_reads_again_is_cut(impatient: Stack) -> None:
     """A write that stays blocked past the deadline ends the response, incomplete, and gives its memory back."""
     async with impatient.live() as (run_id, fast), impatient.resume(run_id, receive_buffer=RECEIVE_BUFFER) as slow:
-        await wait_until(lambda: impatient.hub.followers == 2)
+        await wait_until(lambda: impatient.hub.seats.taken == 2)
         held = followers_of(run_id)
         transports = [follower.response._transport for follower in held]
         before = await metric(impatient, "runstream_streams_cut_total", cause="blocked")
@@ -121,7 +121,7 @@ async def test_who_never_reads_again_is_cut(impatient: Stack) -> None:
         begun = clock()
         impatient.puppet.say(run_id, 400, size=CHUNK_BYTES)
         await fast.take(400)
-        await wait_until(lambda: impatient.hub.followers == 1, WRITE_DEADLINE_SECONDS + DEADLINE_SECONDS)
+        await wait_until(lambda: impatient.hub.seats.taken == 1, WRITE_DEADLINE_SECONDS + DEADLINE_SECONDS)
         assert clock() - begun > WRITE_DEADLINE_SECONDS
         assert await metric(impatient, "runstream_streams_cut_total", cause="blocked") == before + 1
         await wait_until(
@@ -144,8 +144,8 @@ async def test_who_does_not_read_a_finished_run_is_cut(impatient: Stack) -> None
     """The same for a reader of the log: nothing of a run that has ended is held for it past the deadline."""
     run_id, events = await impatient.finished({"chunks": 400, "interval_ms": 0, "chunk_bytes": CHUNK_BYTES})
     async with impatient.resume(run_id, receive_buffer=RECEIVE_BUFFER) as slow:
-        await wait_until(lambda: impatient.hub.followers == 1)
-        await wait_until(lambda: impatient.hub.followers == 0)
+        await wait_until(lambda: impatient.hub.seats.taken == 1)
+        await wait_until(lambda: impatient.hub.seats.taken == 0)
         with pytest.raises(Cut):
             await slow.rest()
         assert slow.seen == events[: len(slow.seen)]

@@ -182,7 +182,7 @@ async def test_a_client_that_leaves_ends_nothing(stack: Stack) -> None:
     async with Connection.open(stack.base) as gone:
         await gone.send("POST", path, json={**message("", **said), **besides})
         run_id = await run_of(stack, otid)
-        assert stack.hub.followers == 1
+        assert stack.hub.seats.taken == 1
     await stack.nobody_follows()
     stack.puppet.say(run_id)
     stack.puppet.finish(run_id)

@@ -208,7 +208,7 @@ class Stack:
     async def nobody_follows(self) -> None:
         """Wait until the gateway holds no follower and no tail."""
         hub = self.hub
-        await wait_until(lambda: not hub.followers and not hub.live_tails, 10, "somebody still follows")
+        await wait_until(lambda: not hub.seats.taken and not hub.live_tails, 10, "somebody still follows")
 
     async def is_back(self) -> None:
         """Wait until the gateway, and the test's own connection, have NATS again."""

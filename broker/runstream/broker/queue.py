@@ -130,6 +130,15 @@ class WorkQueue:
         finally:
             unlisten()
             await subscription.close()
+            with contextlib.suppress(Unavailable):
+                await self._give_back_unseen(queue)
+
+    async def _give_back_unseen(self, queue: asyncio.Queue[Message | None]) -> None:
+        """Let others have at once what came and was not yielded; what is on its way now comes back after a lease."""
+        while not queue.empty():
+            message = queue.get_nowait()
+            if message is not None and "Status" not in (message.headers or {}):
+                await self._jetstream.connection.publish(message.reply, b"-NAK")
 
     async def _pull(self, inbox: str, queue: asyncio.Queue[Message | None], batch: int) -> AsyncIterator[Message]:
         """Ask for up to `batch` messages and yield those that come, until they have, or the pull has run out."""

@@ -7,7 +7,7 @@ import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from runstream.broker.connection import Connection
+from runstream.broker.connection import Connection, Subscription
 from runstream.broker.errors import BrokerError, Unavailable
 from runstream.broker.http import description_operation, health_operations, metrics_operation, serving
 from runstream.broker.index import Index
@@ -109,6 +109,8 @@ class Broker:
         self._judges_approvals = judges_approvals
         self._listener = listener
         self._metrics_listener = metrics_listener
+        self._announced: Subscription | None = None
+        self._is_draining = False
         self._presence = Presence(forwards_credentials=forwards_credentials)
         self._owns_nats = owns_nats
         self._patient = patient
@@ -133,8 +135,8 @@ class Broker:
             if self._agent is not None:
                 worker = self._worker(jetstream, self._agent, watchdog)
                 self.worker = await self._reached(lambda: stack.enter_async_context(worker))
-                presence = await self._reached(lambda: announce(connection, self._presence))
-                stack.push_async_callback(presence.close)
+                self._announced = await self._reached(lambda: announce(connection, self._presence))
+                stack.push_async_callback(self._announced.close)
             # Last, so that it is the first to be left: who has an upload open is told before NATS is given up.
             await stack.enter_async_context(ingest)
             self._stack = stack.pop_all()
@@ -143,7 +145,11 @@ class Broker:
     async def _serve(self, stack: AsyncExitStack, jetstream: JetStream, ingest: Ingest) -> None:
         """Answer on the broker's port, before NATS is there: who asks is told what is being waited for."""
         readiness = Readiness(jetstream, self._settings)
-        operations = health_operations(readiness.unready)
+
+        async def unready() -> str | None:
+            return "This broker stops." if self._is_draining else await readiness.unready()
+
+        operations = health_operations(unready)
         metrics = metrics_operation(self.metrics.registry)
         if self._metrics_listener is None:
             operations.append(metrics)
@@ -164,6 +170,20 @@ class Broker:
                     raise
                 log.warning("nats_awaited", error=str(error))
                 await asyncio.sleep(RETRY_SECONDS)
+
+    async def drain(self) -> None:
+        """Take no further run, and give those that are executed here `drain_seconds` to end by themselves.
+
+        What it does for the runs of others it does until it is left.
+        """
+        self._is_draining = True
+        if self.worker is None:
+            return
+        log.info("draining", runs=self.worker.count(), seconds=self._settings.drain_seconds)
+        if self._announced is not None:
+            await self._announced.close()
+        await self.worker.drain(self._settings.drain_seconds)
+        log.info("drained", runs=self.worker.count())
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()

@@ -137,6 +137,10 @@ class BrokerSettings(BaseSettings):
     worker_concurrency: int = Field(default=1000, ge=1)
     """Runs one broker executes at one time."""
 
+    drain_seconds: Annotated[Duration, Field(ge=0)] = 15.0
+    """Seconds that a gateway takes to send its readers away, and a broker gives its runs to end, after SIGTERM. With
+    what each has to do then, ten seconds at most, this is within the thirty after which Kubernetes kills."""
+
     body_seconds: Annotated[Duration, Field(gt=0)] = 30.0
     """Seconds the body of a request to the ingest API may take to arrive, an upload's aside; as at the gateway."""
 

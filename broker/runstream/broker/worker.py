@@ -96,14 +96,24 @@ class Worker:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._taker is not None:
-            await end_task(self._taker)
+        await self._take_no_more()
         self._leaving.set_result(None)
         if running := [*self._running.values()]:
             await asyncio.wait(running, timeout=FAREWELL_SECONDS)
         await cancel_all(*running)
         if self._dismissed:
             await asyncio.wait(self._dismissed, timeout=FAREWELL_SECONDS)
+
+    async def drain(self, seconds: float) -> None:
+        """Take no further run, and wait so long for those that are being executed to end by themselves."""
+        await self._take_no_more()
+        if self._running:
+            await asyncio.wait(self._running.values(), timeout=seconds)
+
+    async def _take_no_more(self) -> None:
+        taker, self._taker = self._taker, None
+        if taker is not None:
+            await end_task(taker)
 
     def count(self) -> int:
         """Return how many runs are being executed."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+import asyncio
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Self
 
 import structlog
@@ -118,6 +119,7 @@ class Gateway:
         self._metrics_listener = metrics_listener
         self._patient = patient
         self._upstream = upstream
+        self._passthrough: PassThrough | None = None
         self._connections: list[Connection] = []
         self._stack = AsyncExitStack()
 
@@ -143,6 +145,23 @@ class Gateway:
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
+
+    async def drain(self) -> None:
+        """Take no new streams and send away those that are open, then return: leaving it is then no loss to anybody.
+
+        Each is cut at a moment of its own within `drain_seconds`, and written to until then. What else goes on has
+        all of that time: whole answers, and what the platform is asked for. Requests are answered meanwhile, each as
+        the last of its connection.
+        """
+        seats, seconds = self.hub.seats, self._broker_settings.drain_seconds
+        log.info("draining", streams=seats.taken, seconds=seconds)
+        seats.drain(seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await seats.emptied()
+                if self._passthrough is not None:
+                    await self._passthrough.places.emptied()
+        log.info("drained", streams=seats.taken)
 
     async def reached(self) -> None:
         """Wait for NATS. Raises `ServerTooOld`."""
@@ -171,6 +190,14 @@ class Gateway:
     def _services(self, jetstream: JetStream) -> Services:
         index = Index(jetstream)
         conversations = Conversations(index, self._upstream)
+        if self._upstream is not None:
+            self._passthrough = PassThrough(
+                self._upstream,
+                self._settings,
+                self.metrics,
+                is_ours=is_ours,
+                heard=conversations.platform_answered,
+            )
         readiness = Readiness(jetstream, self._broker_settings)
         presence = AgentPresence(jetstream.connection, grace_seconds=self._settings.agent_grace_seconds)
 
@@ -183,7 +210,9 @@ class Gateway:
         )
 
         async def unready() -> str | None:
-            if self.hub.is_full:
+            if self.hub.seats.is_draining:
+                return "This gateway stops."
+            if self.hub.seats.is_full:
                 return "As many streams are open as may be."
             return await readiness.unready()
 
@@ -206,22 +235,16 @@ class Gateway:
             remover=Remover(jetstream, index, TakeOver(jetstream, self._broker_settings, index)),
             answers=answers,
             conversations=conversations,
-            passthrough=self._passthrough(conversations),
+            passthrough=self._passthrough,
             body_limit=lambda: jetstream.connection.max_payload - BODY_RESERVE_BYTES,
             body_seconds=self._settings.body_seconds,
             unready=unready,
         )
 
-    def _passthrough(self, conversations: Conversations) -> PassThrough | None:
-        if self._upstream is None:
-            return None
-        return PassThrough(
-            self._upstream, self._settings, self.metrics, is_ours=is_ours, heard=conversations.platform_answered
-        )
-
     def _watch(self, connection: Connection) -> None:
         hub, metrics, view = self.hub, self.metrics, self.view
-        metrics.watch("followers", "Open streams.", lambda: hub.followers)
+        metrics.watch("followers", "Open streams.", lambda: hub.seats.taken)
+        metrics.watch("draining", "1 once this gateway sends its readers away, to stop.", lambda: hub.seats.is_draining)
         metrics.watch("live_tails", "Runs held in memory.", lambda: hub.live_tails)
         metrics.watch(
             "holes_repaired",
@@ -244,6 +267,12 @@ class Gateway:
             "nats_reconnects", "Reconnects to NATS since this process started.", lambda: connection.reconnects
         )
 
+    async def _close_when_draining(self, _: web.Request, response: web.StreamResponse) -> None:
+        """Make an answer the last of its connection: the client's next one leads to a gateway that stays."""
+        if self.hub.seats.is_draining:
+            response.force_close()
+            response.headers["Connection"] = "close"
+
     async def _serve(self, stack: AsyncExitStack, services: Services) -> None:
         app = web.Application(middlewares=[answer_errors])
         app[SERVICES] = services
@@ -261,7 +290,7 @@ class Gateway:
         )
         app.add_routes([*mounted(served), *routes(for_operators)])
         app.router.add_route("*", "/{path:.*}", fallback)
-        app.on_response_prepare.append(name_server)
+        app.on_response_prepare.extend([name_server, self._close_when_draining])
         app.on_shutdown.append(services.answers.leave)
         deprecation.add_to(app)
         if self._settings.cors_origins is not None:

@@ -18,7 +18,7 @@ from runstream.broker.agents.settings import UpstreamSettings
 from runstream.broker.errors import BrokerError
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.gateway.logs import configure_logs
-from runstream.gateway.process import CannotStart, until_stopped
+from runstream.gateway.process import CannotStart, Termination, until_stopped
 from runstream.gateway.provisioning import provision_once
 from runstream.gateway.serving import serve_broker, serve_gateway
 from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings, UpSettings
@@ -52,6 +52,7 @@ NatsUrl = Annotated[
     str | None, typer.Option(help="Where NATS is; several servers with commas. [nats://127.0.0.1:4222]")
 ]
 AGENT_HELP = "What answers messages: demo, module:callable, or a platform's URL."
+DRAIN_HELP = "How long it may take, after SIGTERM, to"
 UPSTREAM_HELP = "A Letta platform's root: it answers what runstream does not."
 Background = Annotated[
     str | None, typer.Option(help="always: every run can be resumed, whether it was asked for or not. [as-asked]")
@@ -127,6 +128,7 @@ def gateway_command(  # noqa: PLR0917  # typer reads options off the parameters
     nats_url: NatsUrl = None,
     upstream: Annotated[str | None, typer.Option(help=UPSTREAM_HELP)] = None,
     background: Background = None,
+    drain_seconds: Annotated[str | None, typer.Option(help=f"{DRAIN_HELP} send its readers away. [15s]")] = None,
     log_level: LogLevel = "info",
     log_json: LogJson = None,
 ) -> None:
@@ -134,14 +136,16 @@ def gateway_command(  # noqa: PLR0917  # typer reads options off the parameters
     given = {"host": host, "port": port, "metrics_port": metrics_port}
     with _told(log_level, log_json):
         settings = resolved(GatewaySettings, {"upstream": upstream, "background": background})
+        termination = Termination()
         service = serve_gateway(
             resolved(GatewayServiceSettings, given),
             settings,
-            resolved(BrokerSettings, {"nats_url": nats_url}),
+            resolved(BrokerSettings, {"nats_url": nats_url, "drain_seconds": drain_seconds}),
+            termination=termination,
             ready=_ready,
             upstream=_upstream(platform_at(settings.upstream)),
         )
-        uvloop.run(until_stopped(service))
+        uvloop.run(until_stopped(service, termination))
 
 
 @app.command("broker")
@@ -151,6 +155,7 @@ def broker_command(  # noqa: PLR0917  # typer reads options off the parameters
     metrics_port: MetricsPort = None,
     nats_url: NatsUrl = None,
     agent: Annotated[str | None, typer.Option(help=f"{AGENT_HELP} Without one, no run is executed here.")] = None,
+    drain_seconds: Annotated[str | None, typer.Option(help=f"{DRAIN_HELP} let its runs end. [15s]")] = None,
     log_level: LogLevel = "info",
     log_json: LogJson = None,
 ) -> None:
@@ -158,13 +163,15 @@ def broker_command(  # noqa: PLR0917  # typer reads options off the parameters
     given = {"host": host, "port": port, "metrics_port": metrics_port, "agent": agent}
     with _told(log_level, log_json):
         settings = resolved(BrokerServiceSettings, given)
+        termination = Termination()
         service = serve_broker(
             settings,
-            resolved(BrokerSettings, {"nats_url": nats_url}),
+            resolved(BrokerSettings, {"nats_url": nats_url, "drain_seconds": drain_seconds}),
             agent=None if settings.agent is None else agent_source(settings.agent, resolved(UpstreamSettings)),
+            termination=termination,
             ready=_ready,
         )
-        uvloop.run(until_stopped(service))
+        uvloop.run(until_stopped(service, termination))
 
 
 @app.command("provision")

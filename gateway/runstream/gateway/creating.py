@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from runstream.broker.errors import Unavailable
 from runstream.gateway.errors import EmptyMessages, TryLater
-from runstream.gateway.streaming import seat, stream_run
+from runstream.gateway.streaming import stream_run
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -34,7 +34,7 @@ async def create_and_answer(
     """
     if wanted.messages_are_empty:
         raise EmptyMessages
-    with seat(services.hub):
+    with services.hub.seats.take():
         claimed = await services.starter.start(
             wanted,
             body,

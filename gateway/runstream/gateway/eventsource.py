@@ -18,7 +18,7 @@ from runstream.gateway.errors import RETRY_SECONDS, ApiError, TryLater, translat
 from runstream.gateway.response import EventResponse
 from runstream.gateway.services import SERVICES
 from runstream.gateway.sse import Style, retry_line
-from runstream.gateway.streaming import seat, stream_run
+from runstream.gateway.streaming import stream_run
 from runstream.gateway.validation import query_of
 from runstream.schemas import MAX_SEQ_ID, RetrieveStreamRequest
 
@@ -44,7 +44,7 @@ async def follow(request: web.Request, run_id: str) -> web.StreamResponse:
     wanted = query_of(RetrieveStreamRequest, request, "starting_after", "include_pings")
     seen = last_event_id(request.headers.get("Last-Event-ID", ""))
     try:
-        with seat(services.hub):
+        with services.hub.seats.take():
             record = await services.lookup.to_resume(run_id)
             await services.repair.watch_over(record)
             return await stream_run(

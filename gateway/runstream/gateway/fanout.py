@@ -22,6 +22,7 @@ from runstream.broker.errors import BrokerError, CursorExpired, Unavailable
 from runstream.broker.tail import LiveTail, TailCounters
 from runstream.broker.topology import LogAddress, shard_of_cursor
 from runstream.gateway.follower import Follower, Watch, newest_seq_id
+from runstream.gateway.seats import Seats
 from runstream.gateway.window import Frame, Window
 from runstream.schemas import Kind
 
@@ -184,18 +185,13 @@ class Hub:
         self.broker_settings = broker_settings
         self.metrics = metrics
         self.counters = TailCounters()
-        self.followers = 0
+        self.seats = Seats(settings, metrics)
         self._tails: dict[str, RunTail] = {}
 
     @property
     def live_tails(self) -> int:
         """How many runs are held in memory."""
         return len(self._tails)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether there is no room for another follower."""
-        return self.followers >= self.settings.max_followers
 
     def drop(self, tail: RunTail) -> None:
         """Let nobody else join a tail that has failed or lost its last follower."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, urlsplit
@@ -30,9 +30,10 @@ from runstream.gateway.errors import (
 )
 from runstream.gateway.paths import as_read, stays_below
 from runstream.gateway.response import cut, reset
+from runstream.gateway.seats import Places
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 
     from aiohttp import ClientResponse
 
@@ -157,7 +158,9 @@ class PassThrough:
         self._metrics = metrics
         self._is_ours = is_ours
         self._heard = heard
-        self._open = 0
+        self.places = Places(
+            settings.max_passed_on, lambda: TryLater("This gateway passes on as many requests as it may. Try again.")
+        )
         self._name = f"runstream-{secrets.token_hex(8)}"
         """This gateway's own, so that it knows what it has passed on itself."""
 
@@ -168,7 +171,7 @@ class PassThrough:
         """
         path = self._path(request)
         upload = _Upload(request, self._settings.upload_silence_seconds)
-        with self._seat():
+        with self.places.take():
             outcome = "left"
             try:
                 async with self._upstream.ask(
@@ -189,16 +192,6 @@ class PassThrough:
             finally:
                 self._metrics.passed_on(outcome)
         return response
-
-    @contextmanager
-    def _seat(self) -> Iterator[None]:
-        if self._open >= self._settings.max_passed_on:
-            raise TryLater("This gateway passes on as many requests as it may. Try again.")
-        self._open += 1
-        try:
-            yield
-        finally:
-            self._open -= 1
 
     def _path(self, request: web.Request) -> str:
         """Return the platform's path of a request. Raises `ApiError` for what is not passed on."""

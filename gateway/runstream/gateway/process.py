@@ -1,4 +1,8 @@
-"""What every service does as a process: it takes its ports, and runs until SIGINT or SIGTERM."""
+"""What every service does as a process: it takes its ports, and runs until SIGINT or SIGTERM.
+
+Ctrl-C is somebody who waits: it stops a service at once. SIGTERM is whoever replaces the process, and waits for it to
+end by itself: a service that knows how first gives up, bit by bit, what others can go on with.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ import structlog
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-__all__ = ["CannotStart", "bind", "until_stopped", "url_of"]
+__all__ = ["CannotStart", "Termination", "bind", "until_stopped", "url_of"]
 
 log = structlog.get_logger(__name__)
 
@@ -47,10 +51,30 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def until_stopped(service: Coroutine[None, None, None]) -> None:
+class Termination:
+    """SIGTERM, as a service waits for it. To one that does not it is as SIGINT."""
+
+    def __init__(self) -> None:
+        self._came: asyncio.Future[None] | None = None
+
+    async def comes(self) -> None:
+        """Wait for the signal. Whoever then returns has ended the process."""
+        self._came = asyncio.get_running_loop().create_future()
+        await self._came
+
+    def tell(self) -> bool:
+        """Say that the signal has come; False if nobody waits for it."""
+        if self._came is None or self._came.done():
+            return False
+        self._came.set_result(None)
+        return True
+
+
+async def until_stopped(service: Coroutine[None, None, None], termination: Termination | None = None) -> None:
     """Run `service` until SIGINT or SIGTERM, then cancel it and wait until it has given everything back.
 
-    A second signal ends the process at once. Raises what the service raises; one that returns ends this.
+    One that waits for its `termination` is not cancelled by SIGTERM: it ends by itself. A second signal ends the
+    process at once. Raises what the service raises; one that returns ends this.
     """
     running = asyncio.create_task(service, name="service")
     stopped = asyncio.Event()
@@ -60,8 +84,9 @@ async def until_stopped(service: Coroutine[None, None, None]) -> None:
         if stopped.is_set():
             os._exit(128 + number)
         stopped.set()
-        running.cancel()
-        log.info("stopping")
+        if number != signal.SIGTERM or termination is None or not termination.tell():
+            running.cancel()
+        log.info("stopping", signal=number.name)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)

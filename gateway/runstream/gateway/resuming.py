@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runstream.gateway.services import SERVICES
-from runstream.gateway.streaming import seat, stream_run
+from runstream.gateway.streaming import stream_run
 from runstream.gateway.validation import body_of
 from runstream.schemas import RetrieveStreamRequest
 
@@ -25,7 +25,7 @@ async def resume_and_stream(
     """Stream the run that `find` makes of the body, from the body's cursor. An absent body asks for everything."""
     services = request.app[SERVICES]
     wanted, _ = await body_of(RetrieveStreamRequest, request, required=False)
-    with seat(services.hub):
+    with services.hub.seats.take():
         record = await find(wanted)
         await services.repair.watch_over(record)
         return await stream_run(

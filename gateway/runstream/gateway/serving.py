@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ import structlog
 from runstream.broker.service import Broker
 from runstream.broker.settings import without_password
 from runstream.gateway.app import Gateway
-from runstream.gateway.process import bind, url_of
+from runstream.gateway.process import Termination, bind, url_of
 
 if TYPE_CHECKING:
     import socket
@@ -33,10 +32,13 @@ async def serve_gateway(
     settings: GatewaySettings,
     broker_settings: BrokerSettings,
     *,
+    termination: Termination,
     ready: Callable[[str], None],
     upstream: Upstream | None = None,
 ) -> None:
-    """Serve a gateway until cancelled; without NATS it goes on trying. `ready` is called once NATS was reached.
+    """Serve a gateway until cancelled, or told to terminate, and drained; without NATS it goes on trying.
+
+    `ready` is called once NATS was reached.
 
     Raises `CannotStart`, `ServerTooOld`.
     """
@@ -55,7 +57,8 @@ async def serve_gateway(
         await gateway.reached()
         _announce("ready", listener, metrics_listener, broker_settings)
         ready(url_of(listener))
-        await asyncio.Event().wait()
+        await termination.comes()
+        await gateway.drain()
 
 
 async def serve_broker(
@@ -63,9 +66,12 @@ async def serve_broker(
     settings: BrokerSettings,
     *,
     agent: AgentSource | None,
+    termination: Termination,
     ready: Callable[[str], None],
 ) -> None:
-    """Serve a broker until cancelled; without NATS it goes on trying. `ready` is called once it executes runs.
+    """Serve a broker until cancelled, or told to terminate, and drained; without NATS it goes on trying.
+
+    `ready` is called once it executes runs.
 
     Raises `CannotStart`, `TopologyError`.
     """
@@ -85,7 +91,8 @@ async def serve_broker(
         await stack.enter_async_context(broker)
         _announce("ready", listener, metrics_listener, settings)
         ready(url_of(listener))
-        await asyncio.Event().wait()
+        await termination.comes()
+        await broker.drain()
 
 
 def _ports(

@@ -80,6 +80,10 @@ class GatewaySettings(BaseSettings):
     """Bytes a second that the reader of such a body has to take, all in all, `write_deadline_seconds` aside: half a
     megabit, so that the largest is held for nine minutes."""
 
+    max_stream_seconds: Annotated[Duration, Field(gt=0)] = 3600.0
+    """Seconds after which a stream is cut, up to a quarter less: readers come back to whichever gateway there is, so
+    that one that was added takes a part of those that were there."""
+
     body_seconds: Annotated[Duration, Field(gt=0)] = 30.0
     """Seconds a request's body may take to arrive: a megabyte over a slow line. Half a request is none."""
 

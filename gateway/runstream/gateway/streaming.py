@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -10,35 +9,18 @@ import structlog
 from aiohttp import ClientConnectionResetError, web
 
 from runstream.broker.errors import BrokerError, CursorExpired
-from runstream.gateway.errors import RETRY_SECONDS, TryLater
+from runstream.gateway.errors import RETRY_SECONDS
 from runstream.gateway.follower import Follower
 from runstream.gateway.response import EventResponse
 from runstream.gateway.sse import Style, cut_error, retry_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from runstream.gateway.fanout import Hub
     from runstream.schemas import RunRecord
 
-__all__ = ["seat", "stream_run"]
+__all__ = ["stream_run"]
 
 log = structlog.get_logger(__name__)
-
-
-@contextmanager
-def seat(hub: Hub) -> Iterator[None]:
-    """Count a follower while the block lasts; raises `TryLater` while the gateway has all it may have.
-
-    Taken before anything is awaited: counted at its first event, a burst of followers would pass the bound.
-    """
-    if hub.is_full:
-        raise TryLater("This gateway serves as many streams as it may. Try again.")
-    hub.followers += 1
-    try:
-        yield
-    finally:
-        hub.followers -= 1
 
 
 async def stream_run(
@@ -70,7 +52,8 @@ async def stream_run(
             if style is Style.EVENT_SOURCE:
                 # At once: of a gateway that is killed nobody hears anything more.
                 response.write_event(retry_line(hub.settings.event_source_retry_seconds))
-            await hub.serve(tail, follower)
+            with hub.seats.staying(follower):
+                await hub.serve(tail, follower)
             if follower.is_done:
                 await response.finish(hub.settings.write_deadline_seconds)
         except BrokerError as error:

@@ -22,7 +22,6 @@ from runstream.gateway.errors import (
 from runstream.gateway.eventsource import follow
 from runstream.gateway.resuming import resume_and_stream
 from runstream.gateway.services import SERVICES, json_response, raw_json_response
-from runstream.gateway.streaming import seat
 from runstream.gateway.transcripts import TooLong
 from runstream.gateway.validation import query_of, run_path
 from runstream.schemas import ListActiveRunsRequest, ListRunMessagesRequest, ListRunsRequest, RetrieveStreamRequest
@@ -77,7 +76,7 @@ async def messages(request: web.Request) -> web.StreamResponse:
     services = request.app[SERVICES]
     run_id = run_path(request)
     wanted = query_of(ListRunMessagesRequest, request)
-    with seat(services.hub):
+    with services.hub.seats.take():
         record = await services.lookup.by_id(run_id)
         return await services.answers.messages(request, record, wanted)
 
