@@ -2,9 +2,8 @@
 
 import asyncio
 import contextlib
-import os
 import signal
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,48 +11,12 @@ import pytest
 
 from runstream.broker.embedded import EmbeddedServer
 from runstream.schemas import new_agent_id, new_conversation_id, new_run_id
-from tests.support.http import DONE, Cut, Event, Reply, fetch, open_stream
+from tests.support.http import DONE, Cut, Event, fetch, open_stream
 from tests.support.nats import free_ports
-from tests.support.processes import RunningProcess, running, runstream
+from tests.support.processes import running, runstream
+from tests.support.services import SOURCE, START_SECONDS, Service, service
 from tests.support.stack import message
 from tests.support.waiting import wait_until
-
-ROOT = Path(__file__).parents[2]
-SOURCE = {"PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("schemas", "broker", "gateway"))}
-START_SECONDS = 20.0
-LEASE = {"RUNSTREAM_LEASE_SECONDS": "1"}
-
-
-class Service:
-    """A process that serves HTTP on a port that was chosen beforehand."""
-
-    def __init__(self, process: RunningProcess, port: int) -> None:
-        self.process = process
-        self.base = f"http://127.0.0.1:{port}"
-
-    async def get(self, path: str) -> Reply:
-        return await fetch(self.base, "GET", path)
-
-    async def answers(self, path: str, status: int) -> bool:
-        with contextlib.suppress(OSError, EOFError, Cut):
-            return (await self.get(path)).status == status
-        return False
-
-    async def is_ready(self) -> None:
-        await self.process.wait_for_line("^ready ", START_SECONDS)
-
-    async def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        assert await self.process.wait() == -signal.SIGKILL
-
-
-@contextlib.asynccontextmanager
-async def service(kind: str, nats_url: str, *args: str, env: Mapping[str, str] | None = None) -> AsyncIterator[Service]:
-    """One of the two commands; whether it is ready is for the test to find out."""
-    (port,) = free_ports(1)
-    argv = runstream(kind, "--nats-url", nats_url, "--port", str(port), *args)
-    async with running(*argv, env={**SOURCE, **LEASE, **(env or {})}) as process:
-        yield Service(process, port)
 
 
 def create(gateway: Service, **knobs: Any) -> open_stream:
