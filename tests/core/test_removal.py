@@ -6,7 +6,7 @@ import pytest
 
 from runstream.broker import removal
 from runstream.broker.ending import STEPS, Ending, Outcome, failed, first_message
-from runstream.broker.errors import Fenced
+from runstream.broker.errors import Fenced, Unavailable
 from runstream.broker.publisher import Write
 from runstream.broker.rebuild import _Rebuilding
 from runstream.broker.removal import Remover
@@ -137,3 +137,23 @@ async def test_a_client_that_leaves_in_the_middle(core: Core) -> None:
     go_on.set()
     await remover.close()
     assert await is_gone(core, over)
+
+
+async def test_a_log_that_does_not_come_to_its_end_is_given_up(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where neither its writer nor this one can end it, whoever wants it removed is told to try again."""
+    _, told = await run_up_to(core, 2)
+    taking_over = TakeOver(core.jetstream, core.settings, core.index)
+    tries = 0
+
+    async def too_late(*_: object) -> None:
+        nonlocal tries
+        tries += 1
+        raise Fenced(run_id=told.id)
+
+    replaced(taking_over, "end", too_late)
+    monkeypatch.setattr(removal, "SEAL_SECONDS", 0.0)
+    monkeypatch.setattr(removal, "GIVE_UP_SECONDS", 0.2)
+    with pytest.raises(Unavailable):
+        await Remover(core.jetstream, core.index, taking_over).remove(told)
+    assert tries > 1
+    assert not await is_gone(core, told)

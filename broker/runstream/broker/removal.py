@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from runstream.broker.ending import failed
-from runstream.broker.errors import Fenced
+from runstream.broker.errors import Fenced, Unavailable
 from runstream.broker.log import ENDING, entry_of
 from runstream.broker.logs import get_logger
 from runstream.broker.tasks import Shielded
@@ -33,6 +33,8 @@ SEAL_SECONDS = 1.0
 """How long a run's writer may take from the terminal record to the log's end, milliseconds mostly, before the end is
 stored here: it may be dead."""
 SEAL_LOOK_SECONDS = 0.02
+GIVE_UP_SECONDS = 5.0
+"""How long that is tried: a leader that lags may take a moment to show what was stored, and a client waits."""
 CLOSE_SECONDS = 10.0
 
 
@@ -75,12 +77,15 @@ class Remover:
 
         A run's record is terminal before its log has its end. That is waited for, and then stored for its writer.
         """
-        deadline = time.monotonic() + SEAL_SECONDS
+        begun_at = time.monotonic()
         while True:
             last = await self._take_over.last_of(record)
             if last is None or entry_of(last).kind is Kind.END or ENDING not in last.headers:
                 return last
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - begun_at
+            if waited > GIVE_UP_SECONDS:
+                raise Unavailable(f"The log of {record.id} does not come to its end.")
+            if waited > SEAL_SECONDS:
                 with contextlib.suppress(Fenced):  # Its writer was faster.
                     await self._take_over.end(record, last, failed(record.id, "run_lost"))
             await asyncio.sleep(SEAL_LOOK_SECONDS)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from runstream.broker.errors import Unavailable
-from runstream.gateway.errors import EmptyMessages, TryLater
+from runstream.gateway.answering import PendingApproval, RunFailed
+from runstream.gateway.errors import Busy, EmptyMessages, Gone, TryLater
 from runstream.gateway.streaming import stream_run
+from runstream.gateway.transcripts import TooLong
+from runstream.gateway.validation import OF_BODIES
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -14,7 +17,12 @@ if TYPE_CHECKING:
     from runstream.gateway.services import Services
     from runstream.schemas import CreateMessagesRequest
 
-__all__ = ["create_and_answer"]
+__all__ = ["OF_ANSWERS", "OF_STREAMS", "create_and_answer"]
+
+OF_STREAMS: Final = (*OF_BODIES, EmptyMessages, Busy, Gone, TryLater)
+"""What a message whose answer is streamed is refused with."""
+OF_ANSWERS: Final = (*OF_STREAMS, PendingApproval, TooLong, RunFailed)
+"""What a message may be refused with, or answered in place of a whole answer."""
 
 
 async def create_and_answer(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from runstream.schemas import PathPattern
 
 __all__ = [
+    "OF_BODIES",
     "agent_path",
     "body_of",
     "check_conversation_id",
@@ -36,6 +37,9 @@ __all__ = [
 ]
 
 Model = TypeVar("Model", bound=BaseModel)
+
+OF_BODIES: Final = (Invalid, TooSlow, TooLarge, Packed)
+"""What `body_of` refuses, but for what every request may be refused for."""
 
 MOST_ERRORS: Final = 12
 """What is told of one request that is wrong: who mends these will see the rest."""

@@ -6,25 +6,17 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from runstream.broker.operations import Body, Operation
-from runstream.gateway.answering import PendingApproval, RunFailed
 from runstream.gateway.cancelling import cancel_run
-from runstream.gateway.creating import create_and_answer
+from runstream.gateway.creating import OF_ANSWERS, OF_STREAMS, create_and_answer
 from runstream.gateway.described import CANCELLED, EVENTS, WHOLE_OR_EVENTS
 from runstream.gateway.errors import (
     NOT_AGAIN,
     Busy,
-    EmptyMessages,
-    Gone,
-    Invalid,
-    Packed,
-    TooLarge,
-    TooSlow,
     TryLater,
     refusals,
 )
 from runstream.gateway.services import SERVICES, json_response
-from runstream.gateway.transcripts import TooLong
-from runstream.gateway.validation import agent_path, body_of
+from runstream.gateway.validation import OF_BODIES, agent_path, body_of
 from runstream.schemas import AgentMessagesRequest, AgentStreamRequest, CancelRequest
 
 if TYPE_CHECKING:
@@ -89,19 +81,7 @@ operations = [
         is_body_required=True,
         answers={
             200: WHOLE_OR_EVENTS,
-            **refusals(
-                Invalid,
-                EmptyMessages,
-                Busy,
-                PendingApproval,
-                Gone,
-                TooSlow,
-                TooLarge,
-                Packed,
-                TooLong,
-                TryLater,
-                RunFailed,
-            ),
+            **refusals(*OF_ANSWERS),
         },
     ),
     Operation(
@@ -110,7 +90,7 @@ operations = [
         handler=create_message_stream,
         bodies=[Body([AgentStreamRequest])],
         is_body_required=True,
-        answers={200: EVENTS, **refusals(Invalid, EmptyMessages, Busy, Gone, TooSlow, TooLarge, Packed, TryLater)},
+        answers={200: EVENTS, **refusals(*OF_STREAMS)},
         is_deprecated=True,
     ),
     Operation(
@@ -118,6 +98,6 @@ operations = [
         path="/v1/agents/{agent_id}/messages/cancel",
         handler=cancel,
         bodies=[Body([CancelRequest])],
-        answers={200: CANCELLED, **refusals(Invalid, Busy, TooSlow, TooLarge, Packed, TryLater)},
+        answers={200: CANCELLED, **refusals(*OF_BODIES, Busy, TryLater)},
     ),
 ]

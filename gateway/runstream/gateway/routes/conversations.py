@@ -5,28 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runstream.broker.operations import Body, Operation
-from runstream.gateway.answering import PendingApproval, RunFailed
 from runstream.gateway.cancelling import cancel_run
-from runstream.gateway.creating import create_and_answer
+from runstream.gateway.creating import OF_ANSWERS, create_and_answer
 from runstream.gateway.described import CANCELLED, CONVERSATION, CONVERSATIONS, EVENTS, NULL, WHOLE_OR_EVENTS
 from runstream.gateway.errors import (
     NOT_AGAIN,
     BadRequest,
     Busy,
-    EmptyMessages,
     Gone,
     Invalid,
     NotFound,
-    Packed,
-    TooLarge,
-    TooSlow,
     TryLater,
     refusals,
 )
 from runstream.gateway.resuming import resume_and_stream
 from runstream.gateway.services import SERVICES, json_response, raw_json_response
-from runstream.gateway.transcripts import TooLong
-from runstream.gateway.validation import body_of, conversation_path, query_of, strict_conversation_path
+from runstream.gateway.validation import OF_BODIES, body_of, conversation_path, query_of, strict_conversation_path
 from runstream.schemas import (
     AGENT_PATH,
     CONVERSATION_PATH,
@@ -158,7 +152,7 @@ operations = [
         handler=create,
         query=OfAgent,
         bodies=[Body([CreateConversationRequest])],
-        answers={200: CONVERSATION, **refusals(Invalid, TooSlow, TooLarge, Packed, TryLater)},
+        answers={200: CONVERSATION, **refusals(*OF_BODIES, TryLater)},
     ),
     Operation(
         method="GET",
@@ -179,7 +173,7 @@ operations = [
         handler=update,
         bodies=[Body([UpdateConversationRequest])],
         is_body_required=True,
-        answers={200: CONVERSATION, **refusals(Invalid, NotFound, TooSlow, TooLarge, Packed, TryLater)},
+        answers={200: CONVERSATION, **refusals(*OF_BODIES, NotFound, TryLater)},
     ),
     Operation(
         method="DELETE",
@@ -193,7 +187,7 @@ operations = [
         handler=stream,
         path_patterns=ANY_CONVERSATION,
         bodies=[Body([RetrieveStreamRequest])],
-        answers={200: EVENTS, **refusals(Invalid, NotFound, Gone, TooSlow, TooLarge, Packed, TryLater)},
+        answers={200: EVENTS, **refusals(*OF_BODIES, NotFound, Gone, TryLater)},
     ),
     Operation(
         method="POST",
@@ -204,20 +198,7 @@ operations = [
         is_body_required=True,
         answers={
             200: WHOLE_OR_EVENTS,
-            **refusals(
-                Invalid,
-                EmptyMessages,
-                NotFound,
-                Busy,
-                PendingApproval,
-                Gone,
-                TooSlow,
-                Packed,
-                TooLarge,
-                TooLong,
-                TryLater,
-                RunFailed,
-            ),
+            **refusals(*OF_ANSWERS, NotFound),
         },
     ),
     Operation(

@@ -13,9 +13,6 @@ from runstream.gateway.errors import (
     Gone,
     Invalid,
     NotFound,
-    Packed,
-    TooLarge,
-    TooSlow,
     TryLater,
     refusals,
 )
@@ -23,7 +20,7 @@ from runstream.gateway.eventsource import follow
 from runstream.gateway.resuming import resume_and_stream
 from runstream.gateway.services import SERVICES, json_response, raw_json_response
 from runstream.gateway.transcripts import TooLong
-from runstream.gateway.validation import query_of, run_path
+from runstream.gateway.validation import OF_BODIES, query_of, run_path
 from runstream.schemas import ListActiveRunsRequest, ListRunMessagesRequest, ListRunsRequest, RetrieveStreamRequest
 
 if TYPE_CHECKING:
@@ -127,7 +124,7 @@ operations = [
         path="/v1/runs/{run_id}/stream",
         handler=stream,
         bodies=[Body([RetrieveStreamRequest])],
-        answers={200: EVENTS, **refusals(Invalid, NotFound, Gone, TooSlow, TooLarge, Packed, TryLater)},
+        answers={200: EVENTS, **refusals(*OF_BODIES, NotFound, Gone, TryLater)},
     ),
     Operation(
         method="GET",
