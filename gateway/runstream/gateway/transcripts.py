@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from runstream.broker.errors import CursorExpired, Unavailable
 from runstream.broker.log import ENDING
+from runstream.broker.tasks import Turns
 from runstream.broker.topology import LogAddress
 from runstream.gateway.errors import NOT_AGAIN, SHOULD_RETRY, ApiError, UnavailableRefusal
 from runstream.schemas import Kind, Merging
@@ -26,18 +27,16 @@ __all__ = ["TooLong", "Transcripts", "in_turns"]
 
 RETRY_SECONDS = 0.1
 """How long to wait before a leader that lags is asked again."""
-ITEMS_PER_TURN = 500
-"""Events or messages that are worked on before others on the event loop get their turn: some milliseconds."""
 
 T = TypeVar("T")
 
 
 async def in_turns(items: Iterable[T]) -> AsyncGenerator[T]:
-    """Give what there is, and others on the event loop their turn again and again."""
-    for at, item in enumerate(items, start=1):
+    """Yield the items; others on the event loop get their turn in between."""
+    turns = Turns()
+    for item in items:
+        await turns.give()
         yield item
-        if at % ITEMS_PER_TURN == 0:
-            await asyncio.sleep(0)
 
 
 class TooLong(ApiError):
