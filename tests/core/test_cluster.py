@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest_asyncio
 
-from runstream.broker.errors import Conflict, Unavailable
+from runstream.broker.errors import Conflict, Unavailable, WrongLastSequence
 from runstream.broker.feed import Feed, KeyWrite
 from runstream.broker.keys import subject_of
 from runstream.broker.log import Entry, entry_of
@@ -74,6 +74,19 @@ async def test_writing_reading_following(core: Core) -> None:
     assert await core.bodies(address) == [*(chunk(number) for number in range(500)), b""]
     assert [entry.seq for entry in follower.entries] == seqs
     assert await read(core, address, seqs[-1]) == follower.entries
+
+
+async def test_of_many_who_write_a_key_at_once_one_does_and_the_others_know_it(core: Core) -> None:
+    """While a cluster stores one, it cannot say yet who was first: that is waited for, and is no outage."""
+    run = await submit(core)
+    for _ in range(10):
+        lease = await core.index.lease(run.id)
+        assert lease is not None
+        renewals = [core.index.renew_lease(run.tenant, run.id, lease.revision) for _ in range(8)]
+        found = await asyncio.gather(*renewals, return_exceptions=True)
+        overtaken = [outcome for outcome in found if isinstance(outcome, WrongLastSequence)]
+        written = [outcome for outcome in found if isinstance(outcome, int)]
+        assert (len(written), len(overtaken)) == (1, 7), found
 
 
 async def test_a_feed_has_what_was_stored_before(core: Core, nats_cluster: NatsCluster) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
-from runstream.broker.errors import RecordTooLarge, Unavailable, WrongLastSequence
+from runstream.broker.errors import Contended, RecordTooLarge, Unavailable, WrongLastSequence
 from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, BatchWrite
 from runstream.broker.keys import KV_OPERATION, key_of, subject_of
 from runstream.broker.topology import INDEX_STREAM
@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 FIRST_DELAY_SECONDS = 0.02
 LONGEST_DELAY_SECONDS = 1.0
+CONTENDED_SECONDS = 2.0
+"""How long another write to the same key is waited for: a cluster takes milliseconds to store it."""
 BATCHES_IN_FLIGHT = 16
 """The server takes 50 unfinished batches on a stream; several gateways and brokers share them."""
 
@@ -102,9 +104,23 @@ class Bucket:
             messages.append(BatchWrite(subject_of(put.key), put.value or b"", headers))
         self._check(messages)
         if len(messages) == 1:
-            return await self._jetstream.publish(messages[0].subject, messages[0].body, messages[0].headers)
+            return await self._write_one(messages[0])
         async with self._batches:
             return await self._jetstream.publish_batch(messages, secrets.token_hex(16))
+
+    async def _write_one(self, message: BatchWrite) -> int:
+        """Write one key. Another write to it that is under way is waited for: it may still come to nothing.
+
+        A single server tells at once who was first; a cluster tells all but the first that it does not know yet.
+        """
+        deadline = time.monotonic() + CONTENDED_SECONDS
+        while True:
+            try:
+                return await self._jetstream.publish(message.subject, message.body, message.headers)
+            except Contended:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(FIRST_DELAY_SECONDS * secrets.randbelow(100) / 100)
 
     def _check(self, messages: Sequence[BatchWrite]) -> None:
         # The server would not refuse it: it ends the connection, with everything on it.

@@ -3,6 +3,7 @@
 BrokerError
 ├── Unavailable                 NATS cannot be reached, or does not answer in time
 │   ├── NoResponders            nobody listens to the subject that was asked
+│   ├── Contended               another write to the same subject is under way: this one was not stored
 │   ├── StoreUnavailable        a write stayed unanswered for the writer's whole patience
 │   ├── Unsettled               whether the claim was stored could not be found out
 │   └── ViewBehind              what lists are made of does not have what was stored before
@@ -39,6 +40,7 @@ __all__ = [
     "BrokerError",
     "ChunkTooLarge",
     "Conflict",
+    "Contended",
     "ConversationDeleted",
     "ConversationTooLarge",
     "CursorExpired",
@@ -85,6 +87,10 @@ class Unavailable(BrokerError):
 
 class NoResponders(Unavailable):
     """Nobody answers."""
+
+
+class Contended(Unavailable):
+    """Another write to the same subject is under way."""
 
 
 class StoreUnavailable(Unavailable):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import msgspec
 
 from runstream.broker.errors import (
+    Contended,
     NotStored,
     StoreFull,
     StoreRefused,
@@ -64,8 +65,10 @@ FULL = frozenset({10023, 10028, 10047, 10077})
 WRONG_LAST = frozenset({10071})
 ABSENT = frozenset({10014, 10037, 10059})
 """Consumer, message, stream not found."""
-TEMPORARY = frozenset({10008, 10009, 10164, 10176})
-"""No leader yet; another write to this subject is in flight; a batch arrived incomplete, which is also what the server
+CONTENDED = frozenset({10164})
+"""Of a cluster, which checks what a write expects before its majority has stored the one before it."""
+TEMPORARY = frozenset({10008, 10009, 10176})
+"""No leader yet; a batch arrived incomplete, which is also what the server
 says, and stores nothing, when too many batches (50 on a stream) are in flight."""
 TEMPORARY_STATUS = frozenset({408, 429, 503})
 
@@ -503,6 +506,8 @@ def _translated(error: _Error, **facts: object) -> Exception:
         return StoreFull(error.description, code=code, **facts)
     if code in ABSENT:
         return NotStored(error.description, code=code, **facts)
+    if code in CONTENDED:
+        return Contended(error.description, err_code=code, **facts)
     if code in TEMPORARY or error.code in TEMPORARY_STATUS:
         return Unavailable(error.description, err_code=code, **facts)
     return StoreRefused(error.description, code=code, **facts)

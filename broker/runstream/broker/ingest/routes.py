@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable
 from functools import wraps
+from http import HTTPStatus
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -166,6 +167,12 @@ class _Routes:
                 raise
             except Exception as error:  # noqa: BLE001  # a defect is answered, too
                 refused = _refused(error, request)
+                if (
+                    isinstance(cause := refused.__cause__ or error, BrokerError)
+                    and refused.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+                ):
+                    # What NATS said is for the log; the writer gets what it can act on.
+                    log.warning("request_failed", operation=operation, path=request.path, error=str(cause))
                 self._ingest.metrics.ingest_request(operation, refused.error_type)
                 response = _json(refused.body, status=refused.status)
                 response.headers.update(refused.headers)
