@@ -1,0 +1,1 @@
+"""Everything is killed, nothing is lost, and a checker proves it: `make chaos`."""
