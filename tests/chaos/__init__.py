@@ -1,1 +1,1 @@
-"""Everything is killed, nothing is lost, and a checker proves it: `make chaos`."""
+"""Everything is killed, cut and filled up, and the history of what was written and read is proven to be right."""

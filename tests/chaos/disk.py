@@ -1,0 +1,80 @@
+"""A small file system, to be full: a tmpfs in a mount namespace that one process holds.
+
+Its files are reached from here through `/proc/<pid>/root`, so that nobody else enters the namespace. In a user
+namespace of its own nobody needs a privilege to mount; where those are forbidden, only root may.
+"""
+
+import asyncio
+import contextlib
+import os
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+WAYS = (("unshare", "--user", "--map-root-user", "--mount"), ("unshare", "--mount"))
+SCRIPT = 'mount -t tmpfs -o size="$1",mode=700 runstream-chaos /mnt && echo mounted && exec cat'
+"""`cat` ends when its input is closed, which is when whoever started it ends, however that is."""
+REMEDY = (
+    "a small file system cannot be mounted: allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, "
+    "kernel.apparmor_restrict_unprivileged_userns=0), or run as root with CAP_SYS_ADMIN (docker run --cap-add "
+    "SYS_ADMIN --security-opt apparmor=unconfined)"
+)
+
+
+class SmallDisk:
+    """A mounted file system of a few megabytes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        """Where its root is, for processes of this user."""
+        self._ballast = path / "ballast"
+
+    @property
+    def free_bytes(self) -> int:
+        """What `df` says."""
+        state = os.statvfs(self.path)
+        return state.f_bavail * state.f_frsize
+
+    def fill(self) -> int:
+        """Leave no byte to anybody else; returns how many that took."""
+        taken = 0
+        with self._ballast.open("ab", buffering=0) as file:
+            for size in (2**20, 2**12, 1):
+                with contextlib.suppress(OSError):
+                    while True:
+                        taken += file.write(b"." * size)
+        return taken
+
+    def empty(self) -> None:
+        """Give back what `fill` has taken."""
+        self._ballast.unlink(missing_ok=True)
+
+
+@contextlib.asynccontextmanager
+async def small_disk(size_bytes: int) -> AsyncIterator[SmallDisk]:
+    """A file system of that size while the block lasts. Raises `OSError`, with the remedy, where none can be."""
+    complaints = []
+    for way in WAYS:
+        holder = await asyncio.create_subprocess_exec(
+            *way, "sh", "-c", SCRIPT, "sh", str(size_bytes), stdin=PIPE, stdout=PIPE, stderr=PIPE, process_group=0
+        )
+        assert holder.stdout is not None
+        assert holder.stderr is not None
+        if await holder.stdout.readline() == b"mounted\n":
+            break
+        complaints.append(f"{' '.join(way)}: {(await holder.stderr.read()).decode().strip()}")
+        await _ended(holder)
+    else:
+        raise OSError(f"{REMEDY}; tried {'; '.join(complaints)}")
+    try:
+        yield SmallDisk(Path(f"/proc/{holder.pid}/root/mnt"))
+    finally:
+        await _ended(holder)
+
+
+async def _ended(holder: Process) -> None:
+    assert holder.stdin is not None
+    holder.stdin.close()
+    with contextlib.suppress(OSError):  # it had ended before it read
+        await holder.stdin.wait_closed()
+    await holder.wait()

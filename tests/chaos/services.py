@@ -1,0 +1,152 @@
+"""What runs in a chaos world: processes that can be killed, stopped and paused, and are found again where they were."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from runstream.broker.embedded import DIE_WITH_PARENT, EmbeddedServer
+from tests.support.http import Cut, fetch
+from tests.support.nats import answers
+from tests.support.processes import GRACE_SECONDS, is_stopped
+from tests.support.waiting import wait_until
+
+READY_SECONDS = 30.0
+"""A service imports for most of a second, on a machine that is busy with all the others."""
+ASK_SECONDS = 2.0
+
+
+class Victim(Protocol):
+    """Whatever a fault may be done to."""
+
+    name: str
+
+    @property
+    def pid(self) -> int | None:
+        """The process that runs now, if one does."""
+
+    async def start(self) -> None:
+        """Run, at the same place; returns when there is a process, which need not serve yet."""
+
+    async def stop(self, how: signal.Signals) -> None:
+        """Send the signal, and wait until the process has ended."""
+
+    async def is_ready(self) -> bool:
+        """Whether it serves."""
+
+
+class Service:
+    """A process of its own, whose output goes to `<directory>/<name>.log`; it dies with who started it.
+
+    One with a `url` is ready when its `/readyz` says so, one without when it runs.
+    """
+
+    def __init__(
+        self, name: str, argv: Sequence[str], directory: Path, *, env: Mapping[str, str] | None = None, url: str = ""
+    ) -> None:
+        self.name = name
+        self.url = url
+        self.log_file = directory / f"{name}.log"
+        self._argv = argv
+        self._env = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int | None:
+        running = self._process is not None and self._process.returncode is None
+        return self._process.pid if running and self._process else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """How the last process ended, if one has."""
+        return None if self._process is None else self._process.returncode
+
+    async def start(self) -> None:
+        assert self.pid is None, f"{self.name} runs already"
+        argv = [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, str(os.getpid()), *self._argv]
+        with self.log_file.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *argv, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=self._env, process_group=0
+            )
+
+    async def stop(self, how: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(how)
+        await self._process.wait()
+
+    async def wait(self) -> int:
+        """Its exit code, once it has ended by itself."""
+        assert self._process is not None
+        return await self._process.wait()
+
+    async def is_ready(self) -> bool:
+        if not self.url or self.pid is None:
+            return self.pid is not None
+        with contextlib.suppress(OSError, Cut, TimeoutError):
+            async with asyncio.timeout(ASK_SECONDS):
+                return (await fetch(self.url, "GET", "/readyz")).status == 200
+        return False
+
+    async def close(self) -> None:
+        """End it, whatever state it is in."""
+        if self.pid is None:
+            return
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGCONT)
+        self._process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GRACE_SECONDS):
+                await self._process.wait()
+        if self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+
+
+class Node:
+    """One nats-server, alone or of a cluster."""
+
+    def __init__(self, name: str, server: EmbeddedServer) -> None:
+        self.name = name
+        self.embedded = server
+
+    @property
+    def pid(self) -> int | None:
+        return self.embedded.pid
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens."""
+        return self.embedded.host, self.embedded.port
+
+    async def start(self) -> None:
+        await self.embedded.start()
+
+    async def stop(self, how: signal.Signals) -> None:
+        await self.embedded.stop(how)
+
+    async def is_ready(self) -> bool:
+        return self.pid is not None and await answers(self.embedded.url)
+
+    async def close(self) -> None:
+        """End it, whatever state it is in."""
+        if self.pid is not None:
+            os.kill(self.pid, signal.SIGCONT)
+        await self.embedded.stop(signal.SIGKILL)
+
+
+async def paused(victim: Victim) -> int:
+    """Stop the process where it stands; returns its id when all its threads have."""
+    pid = victim.pid
+    assert pid is not None, f"{victim.name} does not run"
+    os.kill(pid, signal.SIGSTOP)
+    await wait_until(lambda: is_stopped(pid), message=f"{victim.name} does not stop")
+    return pid
+
+
+async def ready(victim: Victim, timeout: float = READY_SECONDS) -> None:
+    """Wait until it serves."""
+    await wait_until(victim.is_ready, timeout, f"{victim.name} is not ready")
