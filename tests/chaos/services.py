@@ -18,6 +18,8 @@ from tests.support.waiting import wait_until
 READY_SECONDS = 30.0
 """A service imports for most of a second, on a machine that is busy with all the others."""
 ASK_SECONDS = 2.0
+STOP_SECONDS = 40.0
+"""Who has not ended so long after a signal hangs: twice the longest that a service takes to give its work away."""
 
 
 class Victim(Protocol):
@@ -33,7 +35,7 @@ class Victim(Protocol):
         """Run, at the same place; returns when there is a process, which need not serve yet."""
 
     async def stop(self, how: signal.Signals) -> None:
-        """Send the signal, and wait until the process has ended."""
+        """Send the signal, and wait until the process has ended. Raises `AssertionError` if it hangs."""
 
     async def is_ready(self) -> bool:
         """Whether it serves."""
@@ -76,7 +78,12 @@ class Service:
     async def stop(self, how: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(how)
-        await self._process.wait()
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self._process.wait()
+        except TimeoutError:
+            complaint = f"{self.name} runs on {STOP_SECONDS:g} s after {how.name}: see {self.log_file}"
+            raise AssertionError(complaint) from None
 
     async def wait(self) -> int:
         """Its exit code, once it has ended by itself."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from runstream.broker.connection import Connection
 from runstream.broker.embedded import EmbeddedServer
-from runstream.broker.errors import BrokerError
+from runstream.broker.errors import BrokerError, Unavailable
 from runstream.broker.jetstream import JetStream
 from runstream.schemas import new_run_id
 from tests.chaos.disk import SmallDisk, small_disk
@@ -44,6 +44,8 @@ class Plan:
     agent: str = "demo"
     disk_bytes: int = 0
     """The size of a file system of its own for the nats-server; 0: it has what the directory has."""
+    pace: float = 1.0
+    """How long faults last, of what they would by themselves."""
     env: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -96,27 +98,31 @@ class World:
         """Where library writers find NATS."""
         return nats_url(self.links["library-nats"])
 
-    async def state(self, stream: str = LOG) -> dict[str, Any]:
-        """What JetStream knows of a stream: `config`, `state`, `cluster`. Raises `BrokerError`."""
-        info: dict[str, Any] = await self.jetstream.api(f"STREAM.INFO.{stream}", None)
-        return info
-
-    async def patient_state(self, stream: str = LOG) -> dict[str, Any]:
-        """The same, once it answers."""
+    async def api(self, call: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
+        """Call the JetStream API, and again until it answers. Raises `BrokerError` for what it refuses."""
 
         async def answered() -> dict[str, Any] | None:
-            with contextlib.suppress(BrokerError):
-                return await self.state(stream)
+            with contextlib.suppress(Unavailable):
+                answer: dict[str, Any] = await self.jetstream.api(call, body)
+                return answer
             return None
 
-        found = await wait_until(answered, CLUSTER_SECONDS, f"nothing is known of {stream}")
-        return found or {}
+        return await wait_until(answered, CLUSTER_SECONDS, f"JetStream does not answer {call}") or {}
+
+    async def state(self, stream: str = LOG) -> dict[str, Any]:
+        """What JetStream knows of a stream: `config`, `state`, `cluster`."""
+        return await self.api(f"STREAM.INFO.{stream}")
 
     async def leader(self, stream: str = LOG) -> str:
         """The name of the node that leads a stream; empty while none does."""
-        with contextlib.suppress(BrokerError):
-            return str((await self.state(stream)).get("cluster", {}).get("leader", ""))
+        with contextlib.suppress(Unavailable):
+            info = await self.jetstream.api(f"STREAM.INFO.{stream}", None)
+            return str(info.get("cluster", {}).get("leader", ""))
         return ""
+
+    async def linger(self, seconds: float) -> None:
+        """Leave things as they are for so long, at the plan's pace."""
+        await asyncio.sleep(seconds * self.plan.pace)
 
     async def probe(self, size: int = 1024) -> str:
         """Store a message that belongs to no run; returns why it was refused, empty if it was stored."""
