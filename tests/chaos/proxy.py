@@ -12,7 +12,7 @@ import struct
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from enum import Enum
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 QUEUE_BYTES = 256 * 2**10
 """What one direction of a connection takes while nothing moves: then its sender's socket fills, as on a real way."""
@@ -179,8 +179,8 @@ class End(asyncio.Protocol):
         self._passage = passage
         self._outgoing, self._incoming = outgoing, incoming
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, made: asyncio.BaseTransport) -> None:
+        transport = cast("asyncio.Transport", made)  # uvloop's is none by its class
         # A piece of its own must be a segment of its own.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._outgoing.source = self._incoming.sink = transport

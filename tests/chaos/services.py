@@ -15,6 +15,7 @@ from tests.support.nats import answers
 from tests.support.processes import GRACE_SECONDS, is_stopped
 from tests.support.waiting import wait_until
 
+ROOT = Path(__file__).parents[2]
 READY_SECONDS = 30.0
 """A service imports for most of a second, on a machine that is busy with all the others."""
 ASK_SECONDS = 2.0
@@ -72,7 +73,13 @@ class Service:
         argv = [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, str(os.getpid()), *self._argv]
         with self.log_file.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *argv, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=self._env, process_group=0
+                *argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._env,
+                cwd=ROOT,
+                process_group=0,
             )
 
     async def stop(self, how: signal.Signals) -> None:
@@ -85,10 +92,9 @@ class Service:
             complaint = f"{self.name} runs on {STOP_SECONDS:g} s after {how.name}: see {self.log_file}"
             raise AssertionError(complaint) from None
 
-    async def wait(self) -> int:
-        """Its exit code, once it has ended by itself."""
-        assert self._process is not None
-        return await self._process.wait()
+    def obituary(self) -> str:
+        """Say how it has ended."""
+        return f"{self.name} has ended with exit code {self.exit_code}: see {self.log_file}"
 
     async def is_ready(self) -> bool:
         if not self.url or self.pid is None:

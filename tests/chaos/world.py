@@ -142,11 +142,7 @@ class World:
 
     def dead(self) -> list[str]:
         """Who has ended without being asked to, and how."""
-        return [
-            f"{service.name} has ended with exit code {service.exit_code}: see {service.log_file}"
-            for service in self.services
-            if service.pid is None
-        ]
+        return [service.obituary() for service in self.services if service.pid is None]
 
     async def healed(self) -> None:
         """Wait until everything serves again. Raises `AssertionError` if it does not, or a link is not as it was."""
