@@ -56,7 +56,16 @@ async def small_disk(size_bytes: int) -> AsyncIterator[SmallDisk]:
     complaints = []
     for way in WAYS:
         holder = await asyncio.create_subprocess_exec(
-            *way, "sh", "-c", SCRIPT, "sh", str(size_bytes), stdin=PIPE, stdout=PIPE, stderr=PIPE, process_group=0
+            *way,
+            "sh",
+            "-c",
+            SCRIPT,
+            "sh",
+            str(size_bytes),
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=PIPE,
+            start_new_session=True,
         )
         assert holder.stdout is not None
         assert holder.stderr is not None

@@ -79,18 +79,21 @@ class Service:
                 stderr=log,
                 env=self._env,
                 cwd=ROOT,
-                process_group=0,
+                start_new_session=True,
             )
 
     async def stop(self, how: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(how)
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
+        assert await self.ended(STOP_SECONDS), f"{self.name} runs on after {how.name}: see {self.log_file}"
+
+    async def ended(self, seconds: float) -> bool:
+        """Wait so long for the process to end; whether it has."""
+        assert self._process is not None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
                 await self._process.wait()
-        except TimeoutError:
-            complaint = f"{self.name} runs on {STOP_SECONDS:g} s after {how.name}: see {self.log_file}"
-            raise AssertionError(complaint) from None
+        return self._process.returncode is not None
 
     def obituary(self) -> str:
         """Say how it has ended."""
@@ -111,10 +114,7 @@ class Service:
         assert self._process is not None
         os.kill(self._process.pid, signal.SIGCONT)
         self._process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(GRACE_SECONDS):
-                await self._process.wait()
-        if self._process.returncode is None:
+        if not await self.ended(GRACE_SECONDS):
             self._process.kill()
             await self._process.wait()
 
