@@ -161,5 +161,10 @@ async def paused(victim: Victim) -> int:
 
 
 async def ready(victim: Victim, timeout: float = READY_SECONDS) -> None:
-    """Wait until it serves."""
-    await wait_until(victim.is_ready, timeout, f"{victim.name} is not ready")
+    """Wait until it serves. Raises `AssertionError` if it does not, at once if it has ended."""
+
+    async def serves() -> bool:
+        assert not isinstance(victim, Service) or victim.exit_code is None, victim.obituary()
+        return await victim.is_ready()
+
+    await wait_until(serves, timeout, f"{victim.name} is not ready")
