@@ -35,6 +35,8 @@ Chance: TypeAlias = random.Random
 Kind: TypeAlias = Literal["outage", "drain", "full", "retention"]
 Role: TypeAlias = Literal["gateway", "broker", "writer", "nats"]
 
+REPLACED: Sequence[Kind] = ("drain", "outage")
+"""Who is told to end gives its work away; who begins listens before it has reached NATS."""
 SEEN_SECONDS = 5.0
 """How long a fault may take to be seen: a link without traffic shows nothing of its weather."""
 ELECTION_SECONDS = 60.0
@@ -46,7 +48,8 @@ class Injected:
     """What was done, from when to when, and what was seen of it. `ended` is when its target served again."""
 
     name: str
-    kind: Kind
+    kinds: Sequence[Kind]
+    """What clients may take it for."""
     target: str
     began: float
     ended: float
@@ -66,7 +69,7 @@ class Seen:
 class Fault(abc.ABC):
     """Something that can be done to a world."""
 
-    kind: Kind = "outage"
+    kinds: Sequence[Kind] = ("outage",)
 
     def __init__(self, name: str, place: str) -> None:
         self.name = name
@@ -77,7 +80,7 @@ class Fault(abc.ABC):
         """Do it, and take it back. Raises `AssertionError` if what it was done to does not serve again."""
         began = time.monotonic()
         seen = await self.done_to(world, chance)
-        return Injected(self.name, self.kind, seen.target, began, time.monotonic(), seen.effective, seen.evidence)
+        return Injected(self.name, self.kinds, seen.target, began, time.monotonic(), seen.effective, seen.evidence)
 
     @abc.abstractmethod
     async def done_to(self, world: World, chance: Chance) -> Seen:
@@ -120,7 +123,7 @@ class Restarted(Fault):
         super().__init__(name, role)
         self._role, self._how = role, how
         if how is signal.SIGTERM and role != "nats":
-            self.kind = "drain"
+            self.kinds = REPLACED
 
     async def done_to(self, world: World, chance: Chance) -> Seen:
         return await restarted(world, chance.choice(victims(world, self._role)), self._how, chance.choice([0, 1, 3]))
@@ -129,7 +132,7 @@ class Restarted(Fault):
 class Rolled(Fault):
     """All of a kind end by SIGTERM and are started again, each when the one before serves."""
 
-    kind = "drain"
+    kinds = REPLACED
 
     def __init__(self, name: str, role: Role) -> None:
         super().__init__(name, role)
@@ -333,7 +336,7 @@ def link_faults(place: str) -> list[Fault]:
 class LogFull(Fault):
     """The log may have no more bytes than it has, for a while."""
 
-    kind = "full"
+    kinds = ("full",)
 
     def __init__(self) -> None:
         super().__init__("log full", "store")
@@ -388,7 +391,7 @@ async def refused(world: World, error: str) -> str:
 class Expired(Fault):
     """The log loses its oldest messages, past where one of the readers is that are furthest behind."""
 
-    kind = "retention"
+    kinds = ("retention",)
 
     def __init__(self) -> None:
         super().__init__("retention", "store")

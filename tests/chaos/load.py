@@ -35,25 +35,21 @@ class Load:
 
     def __init__(self, world: World, history: Path, seed: int) -> None:
         self._world, self._history, self._seed = world, history, seed
-        # By the names that faults call them.
-        gateways = [
-            f"--gateway={each.name}={url}" for each, url in zip(world.gateways, world.gateway_urls, strict=True)
-        ]
-        brokers = [f"--broker={each.name}={url}" for each, url in zip(world.brokers, world.broker_urls, strict=True)]
-        nats = f"--nats-url={world.library_nats_url}"
+        gateways = named("gateway", world.gateways, world.gateway_urls)
+        brokers = named("broker", world.brokers, world.broker_urls)
         self.writers = [
-            self._process("writer", "library", "--mode=library", nats),
-            self._process("writer", "ingest", "--mode=ingest", *brokers),
-            self._process("writer", "capture", "--mode=capture", *gateways),
+            self._process("writer", "library", "--modes=library", f"--nats-url={world.library_nats_url}"),
+            self._process("writer", "clients", "--modes=ingest,capture", "--runs=10", *brokers, *gateways),
         ]
-        self.readers = [self._process("reader", f"readers-{number}", *gateways) for number in range(2)]
-        # The only one that is killed: another mode's writer is a client, whose runs end by their leases or go on.
+        self.readers = [self._process("reader", f"readers{number}", *gateways) for number in range(2)]
+        # The only one that is killed: in the others are clients, of which readers are the ones that come and go.
         world.writers.append(self.writers[0])
         world.cursors = self.cursors
 
     def _process(self, module: str, name: str, *options: str) -> Service:
         common = [f"--directory={self._history}", f"--name={name}", f"--seed={self._seed}"]
-        return Service(name, python("-m", f"tests.chaos.{module}", *common, *options), self._world.plan.directory)
+        argv = python("-m", f"tests.chaos.{module}", *common, *options)
+        return Service(name, argv, self._world.plan.directory, env=self._world.plan.settings)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["Load"]:
@@ -80,6 +76,11 @@ class Load:
         """Where readers stand, as far as they have recorded it lately."""
         lately = {got.reader: got.seq for path in files_of(self._history, "reader") for got in _recent(path)}
         return [seq for seq in lately.values() if seq is not None]
+
+
+def named(option: str, services: Sequence[Service], urls: Sequence[str]) -> list[str]:
+    """Where services are found, by the names that faults call them."""
+    return [f"--{option}={service.name}={url}" for service, url in zip(services, urls, strict=True)]
 
 
 async def _finished(processes: Sequence[Service]) -> None:

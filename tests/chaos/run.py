@@ -113,17 +113,17 @@ class Act:
 
     def _note(self, injected: Injected, recorder: Recorder) -> None:
         """Record a fault, and say so in a line."""
-        recorder.write(
-            FaultRecord(
+        for kind in injected.kinds:
+            record = FaultRecord(
                 at=injected.began,
                 name=injected.name,
                 target=injected.target,
                 ended=time.monotonic(),
                 effective=injected.effective,
                 evidence=injected.evidence,
-                kind=injected.kind,
+                kind=kind,
             )
-        )
+            recorder.write(record)
         self._score.injected += 1
         self._score.effective += injected.effective
         self._score.kills += injected.effective and injected.name.startswith("kill ")
