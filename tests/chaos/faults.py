@@ -39,6 +39,8 @@ REPLACED: Sequence[Kind] = ("drain", "outage")
 """Who is told to end gives its work away; who begins listens before it has reached NATS."""
 SEEN_SECONDS = 5.0
 """How long a fault may take to be seen: a link without traffic shows nothing of its weather."""
+USED_SECONDS = 10.0
+"""How long it may take until somebody uses a link: whoever was just started again imports for seconds."""
 ELECTION_SECONDS = 60.0
 """An election takes 4 to 9 s on a machine that has nothing else to do."""
 
@@ -217,10 +219,15 @@ class Toppled(Fault):
 Reckoning: TypeAlias = Callable[[Counts], int]
 
 
-def link_of(world: World, place: str, chance: Chance) -> Link:
-    """One of the links between two kinds, one that somebody uses if there is one."""
-    links = world.links[place]
-    return chance.choice([link for link in links if link.passages] or links)
+async def link_of(world: World, place: str, chance: Chance) -> Link:
+    """One of the links between two kinds that somebody uses; any of them if nobody comes to use one."""
+
+    def used() -> list[Link]:
+        return [link for link in world.links[place] if link.passages]
+
+    with contextlib.suppress(AssertionError):
+        return chance.choice(await wait_until(used, USED_SECONDS))
+    return chance.choice(world.links[place])
 
 
 class Weathered(Fault):
@@ -239,7 +246,7 @@ class Weathered(Fault):
         self._made, self._counted, self._seconds = made, counted, seconds
 
     async def done_to(self, world: World, chance: Chance) -> Seen:
-        link, weather = link_of(world, self.place, chance), self._made(chance)
+        link, weather = await link_of(world, self.place, chance), self._made(chance)
         before, resets, since = self._counted(link.counts), link.counts.reset, time.monotonic()
         link.weather = weather
         try:
@@ -271,15 +278,9 @@ class Severed(Fault):
         self._severed = severed
 
     async def done_to(self, world: World, chance: Chance) -> Seen:
-        def link() -> Link | None:
-            found = link_of(world, self.place, chance)
-            return found if found.passages else None
-
-        with contextlib.suppress(AssertionError):
-            if found := await wait_until(link, SEEN_SECONDS):
-                count = self._severed(found)
-                return Seen(found.name, count > 0, f"{count} connections ended")
-        return Seen(self.place, False, "nobody was connected")
+        link = await link_of(world, self.place, chance)
+        count = self._severed(link)
+        return Seen(link.name, count > 0, f"{count} connections ended")
 
 
 def delayed(chance: Chance) -> Weather:
