@@ -165,7 +165,8 @@ class _Run(msgspec.Struct):
     said: "array[float]" = msgspec.field(default_factory=lambda: array("d"))
     digests: "array[int]" = msgspec.field(default_factory=lambda: array("Q"))
     acknowledged: int = 0
-    acknowledged_seqs: dict[int, int] = msgspec.field(default_factory=dict)
+    acknowledged_seqs: "array[int]" = msgspec.field(default_factory=lambda: array("q"))
+    """By index: the sequence under which a chunk was acknowledged, 0 if none was told."""
     last_sent: float = 0.0
     sign: float = 0.0
     cancelling: float | None = None
@@ -258,13 +259,12 @@ class Checker:
         run.last_sent = max(run.last_sent, stored.sent)
         if stored.last_seq is None or stored.count == 0:
             return
-        index = stored.index + stored.count - 1
-        if run.acknowledged_seqs.setdefault(index, stored.last_seq) != stored.last_seq:
-            self._accuse(
-                Rule.DISAGREE,
-                run,
-                f"chunk {index} was acknowledged as {run.acknowledged_seqs[index]}, and as {stored.last_seq}",
-            )
+        index, known = stored.index + stored.count - 1, run.acknowledged_seqs
+        known.extend([0] * (index + 1 - len(known)))
+        if known[index] not in (0, stored.last_seq):
+            text = f"chunk {index} was acknowledged as {known[index]}, and as {stored.last_seq}"
+            self._accuse(Rule.DISAGREE, run, text)
+        known[index] = stored.last_seq
 
     # What was read.
 
@@ -443,9 +443,8 @@ class Checker:
     def _judge_run(self, run: _Run) -> None:
         for reader in run.readers:
             self._judge_reader(reader)
-        for index, seq in run.acknowledged_seqs.items():
-            shown = run.seqs[index] if index < len(run.seqs) else 0
-            if shown not in (0, -1, seq):
+        for index, (seq, shown) in enumerate(zip(run.acknowledged_seqs, run.seqs, strict=False)):
+            if seq > 0 and shown not in (0, -1, seq):
                 self._accuse(Rule.DISAGREE, run, f"chunk {index} was acknowledged as {seq}, and shown as {shown}")
         if run.done_at is not None and run.last_sent > run.done_at:
             late = run.last_sent - run.done_at

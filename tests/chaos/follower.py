@@ -31,7 +31,7 @@ from tests.chaos.history import (
 CONNECT_SECONDS = 3.0
 FIRST_PAUSE_SECONDS = 0.1
 LAST_PAUSE_SECONDS = 2.0
-_KINDS: Mapping[str, EventKind] = {
+KINDS: Mapping[str, EventKind] = {
     "ping": "ping",
     "stop_reason": "stop",
     "usage_statistics": "usage",
@@ -261,7 +261,7 @@ class Follower:
         if message.run_id and not self.run_id:
             self.run_id = message.run_id
             self._on_run(message.run_id)
-        kind = _KINDS.get(message.message_type or "", "chunk")
+        kind = KINDS.get(message.message_type or "", "chunk")
         seq = own_id if self._is_source else message.seq_id
         if kind == "error" and message.seq_id is None and self._background:
             self._notice = message.error_type or ""

@@ -10,11 +10,13 @@ import argparse
 import asyncio
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 
 import aiohttp
 
 from tests.chaos.follower import Follower, Whim, session_of
 from tests.chaos.history import Opened, ReaderKind, Recorder, Watch
+from tests.chaos.letta_follower import Clients, LettaFollower
 from tests.chaos.processes import Tasks, arguments, own_name, run
 
 LOOK_SECONDS = 0.2
@@ -36,14 +38,20 @@ class Readers:
     """The followers of one process."""
 
     def __init__(
-        self, options: argparse.Namespace, recorder: Recorder, session: aiohttp.ClientSession, stopping: asyncio.Event
+        self,
+        options: argparse.Namespace,
+        recorder: Recorder,
+        session: aiohttp.ClientSession,
+        clients: Clients,
+        stopping: asyncio.Event,
     ) -> None:
-        self._options, self._recorder, self._session, self._stopping = options, recorder, session, stopping
+        self._options, self._recorder, self._stopping = options, recorder, stopping
+        self._session, self._clients = session, clients
         self._name = own_name(options.name)
         self._chance = random.Random(f"{options.seed} {options.name}")
         self._watch = Watch(options.directory, [Opened])
         self._runs: dict[str, Opened] = {}
-        self._followers: set[Follower] = set()
+        self._followers: set[Follower | LettaFollower] = set()
         self._made = 0
         self._whole: set[str] = set()
         self._cursors: defaultdict[str, int] = defaultdict(int)
@@ -74,7 +82,7 @@ class Readers:
     def _how_many(self) -> int:
         room: int = self._options.followers - len(self.tasks)
         drawn = round(self._chance.expovariate(1 / self._options.each))
-        return max(min(drawn, room), 0)
+        return max(min(max(drawn, 1), room), 0)
 
     async def _come(self, opened: Opened) -> None:
         """Follow a run, at once or later, from its beginning or from where another was."""
@@ -85,8 +93,12 @@ class Readers:
         except TimeoutError:
             pass
         after = self._cursor_in(opened.token) if self._chance.random() < 0.2 else 0
-        kind: ReaderKind = self._chance.choice(["letta", "event_source"])
-        await self._follow(opened, kind, after, self._whims())
+        kind = self._kind()
+        await self._follow(opened, kind, 0 if kind == "letta_client" else after, self._whims())
+
+    def _kind(self) -> ReaderKind:
+        kinds: list[ReaderKind] = ["letta", "event_source", "letta_client"]
+        return self._chance.choices(kinds, [6, 6, 1])[0]
 
     def _cursor_in(self, token: str) -> int:
         """Where a reader of the run is, or was last: whoever comes may begin there, as another device does."""
@@ -102,20 +114,8 @@ class Readers:
             whims.append(Whim(int(chance.expovariate(1 / 100)), "leave"))
         return sorted(whims)
 
-    async def _follow(self, opened: Opened, kind: ReaderKind, after: int = 0, whims: list[Whim] | None = None) -> None:
-        self._made += 1
-        follower = Follower(
-            self._session,
-            self._recorder,
-            self._options.gateway,
-            self._chance,
-            name=f"{self._name}-{self._made}",
-            token=opened.token,
-            run_id=opened.run_id,
-            kind=kind,
-            after=after,
-            whims=whims or (),
-        )
+    async def _follow(self, opened: Opened, kind: ReaderKind, after: int = 0, whims: Sequence[Whim] = ()) -> None:
+        follower = self._reader(opened, kind, after, whims)
         if self._stopping.is_set():
             follower.hurries.set()
         self._followers.add(follower)
@@ -128,6 +128,26 @@ class Readers:
         if follower.is_done and not after:
             self._whole.add(opened.token)
 
+    def _reader(self, opened: Opened, kind: ReaderKind, after: int, whims: Sequence[Whim]) -> Follower | LettaFollower:
+        self._made += 1
+        name = f"{self._name}-{self._made}"
+        if kind == "letta_client":
+            return LettaFollower(
+                self._clients, self._recorder, self._chance, name=name, token=opened.token, run_id=opened.run_id
+            )
+        return Follower(
+            self._session,
+            self._recorder,
+            self._options.gateway,
+            self._chance,
+            name=name,
+            token=opened.token,
+            run_id=opened.run_id,
+            kind=kind,
+            after=after,
+            whims=whims,
+        )
+
     async def _audit(self) -> None:
         """Read as a whole what was not."""
         while len(self.tasks) > 1:  # This is one.
@@ -136,7 +156,7 @@ class Readers:
 
         async def keep_following() -> None:
             while unread:
-                await self._follow(unread.pop(), "letta")
+                await self._follow(unread.pop(), self._kind())
 
         async with asyncio.TaskGroup() as group:
             for _ in range(AUDITS_AT_ONCE):
@@ -146,8 +166,8 @@ class Readers:
 async def main(options: argparse.Namespace, stopping: asyncio.Event) -> None:
     """Read until `stopping`, and then to the end."""
     with Recorder(options.directory, "reader", own_name(options.name)) as recorder:
-        async with session_of(options.silence) as session:
-            readers = Readers(options, recorder, session, stopping)
+        async with session_of(options.silence) as session, Clients(options.gateway, options.silence) as clients:
+            readers = Readers(options, recorder, session, clients, stopping)
             print("ready", flush=True)
             async with readers.tasks.finished(options.patience, stopping):
                 readers.tasks.start(readers.keep_reading(), "reading")
