@@ -37,8 +37,8 @@ PAIRED = 0.25
 """How often two faults come at once."""
 BREATH_SECONDS = (0.2, 3.0)
 """Between faults: what is only ever seen to recover would never be seen to work."""
-KILLS = 4
-"""So many times is a kill among the faults for each other one: it is what most can go wrong with."""
+KILLS = 10
+"""So many times is each kill among the faults for once each other one: half of all that is done are kills."""
 
 
 class Options(argparse.Namespace):
@@ -49,6 +49,7 @@ class Options(argparse.Namespace):
     seed: int
     directory: Path | None
     nodes: list[int]
+    only: list[str]
 
 
 class Score(msgspec.Struct):
@@ -71,8 +72,8 @@ class Score(msgspec.Struct):
 class Act:
     """One world, from its start to the verdict on its history."""
 
-    def __init__(self, plan: Plan, seconds: float, seed: int, score: Score) -> None:
-        self._plan, self._seconds, self._seed, self._score = plan, seconds, seed, score
+    def __init__(self, plan: Plan, options: Options, seconds: float, seed: int, score: Score) -> None:
+        self._plan, self._only, self._seconds, self._seed, self._score = plan, options.only, seconds, seed, score
         self._history = plan.directory / "history"
         self._began = time.monotonic()
 
@@ -91,22 +92,15 @@ class Act:
     async def _disturb(self, world: World, load: Load, recorder: Recorder) -> None:
         """Inject faults until the time is over, and let each heal."""
         chance = random.Random(self._seed)
-        bag = drawn(catalogue(world), chance)
+        faults = [fault for fault in catalogue(world) if fault.name.startswith(tuple(self._only))]
+        assert faults, f"this world has no fault whose name begins with any of {self._only}"
+        bag = drawn(faults, chance)
         await world.healed()
         deadline = time.monotonic() + self._seconds
         while time.monotonic() < deadline:
-            faults = [next(bag)]
-            if chance.random() < PAIRED:
-                faults.append(next(fault for fault in bag if fault.place != faults[0].place))
-            chances = [random.Random(chance.random()) for _ in faults]
-            doing = (fault.inject(world, own) for fault, own in zip(faults, chances, strict=True))
-            done = await asyncio.gather(*doing, return_exceptions=True)
-            for outcome in done:
-                if isinstance(outcome, BaseException):
-                    raise outcome
+            done = await injected_at_once(world, together(bag, chance), chance)
             await world.healed()
             for injected in done:
-                assert isinstance(injected, Injected)
                 self._note(injected, recorder)
             assert not load.dead(), "; ".join(load.dead())
             await asyncio.sleep(chance.uniform(*BREATH_SECONDS))
@@ -147,6 +141,26 @@ class Act:
         self._score.complaints.append(complaint)
 
 
+async def injected_at_once(world: World, faults: Sequence[Fault], chance: random.Random) -> list[Injected]:
+    """Inject them all, and wait for all of them, whatever becomes of one."""
+    chances = [random.Random(chance.random()) for _ in faults]
+    doing = (fault.inject(world, own) for fault, own in zip(faults, chances, strict=True))
+    done = await asyncio.gather(*doing, return_exceptions=True)
+    for outcome in done:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return [outcome for outcome in done if isinstance(outcome, Injected)]
+
+
+def together(bag: Iterator[Fault], chance: random.Random) -> list[Fault]:
+    """Draw what comes next: one fault, or two that are at different places."""
+    faults = [next(bag)]
+    if chance.random() < PAIRED:
+        second = next(bag)
+        faults += [second] * (second.place != faults[0].place)
+    return faults
+
+
 def drawn(faults: Sequence[Fault], chance: random.Random) -> Iterator[Fault]:
     """Give faults for ever: all of them in some order, then all of them in another."""
     while True:
@@ -175,7 +189,7 @@ async def play(options: Options, directory: Path) -> Score:
         )
         plan.directory.mkdir(parents=True)
         print(f"-- act {number + 1} of {count}: {nodes} nats-server{'s' * (nodes > 1)}, {total / count:.0f} s")
-        await Act(plan, total / count, options.seed + number, score).play()
+        await Act(plan, options, total / count, options.seed + number, score).play()
     return score
 
 
@@ -201,6 +215,9 @@ def parsed(argv: Sequence[str] | None = None) -> Options:
     parser.add_argument("--directory", type=Path, help="where histories and logs go [a new one in the temporary one]")
     parser.add_argument(
         "--nodes", type=int, nargs="+", choices=(1, 3), default=[1, 3], help="nats-servers, act by act [1 3]"
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="NAME", help="faults whose names begin so [all there are]"
     )
     return parser.parse_args(argv, namespace=Options())
 
