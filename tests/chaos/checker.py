@@ -201,6 +201,7 @@ class Checker:
         self._violations: list[Violation] = []
         self._count: Counter[Rule] = Counter()
         self._faults = Faults([])
+        self._gone: set[str] = set()
         self.figures = Figures()
 
     def check(self, directory: Path) -> Verdict:
@@ -433,6 +434,7 @@ class Checker:
         self._faults.gateways = {reader.gateway for reader in self._readers.values()} | {
             error.gateway for _, error in self._errors
         }
+        self._gone = {fault.gone for fault in self._injected if fault.effective}
         for run in self._runs.values():
             self._judge_run(run)
         for reader, error in self._errors:
@@ -459,7 +461,7 @@ class Checker:
         if reader.first > 0 or reader.index < 0:
             self._judge_start(reader)
         if reader.done_at is None:
-            if reader.left is None:
+            if reader.left is None and reader.name.partition("-")[0] not in self._gone:
                 self._accuse(Rule.NO_END, run, f"{reader.name} stayed, and was never told the end")
             return
         total = max(len(run.seqs), run.acknowledged)

@@ -115,7 +115,10 @@ class GaveUp(_Record):
 
 
 class Joined(_Record):
-    """A reader has begun with a run, after the sequence `after`; 0 is from the beginning."""
+    """A reader has begun with a run, after the sequence `after`; 0 is from the beginning.
+
+    Its name is that of its process's file, a hyphen, and what tells it from the others there.
+    """
 
     reader: str
     token: str
@@ -174,7 +177,8 @@ class Fault(_Record):
     """What was done to the services, from `at` until they were well again, and whether it was seen to take effect.
 
     `target` is what it was done to: the name of a service, or of several, with `->` or commas between them. If any of
-    them is a gateway, as readers name it, the fault is only theirs who were served by it.
+    them is a gateway, as readers name it, the fault is only theirs who were served by it. A process of the load that
+    was killed is `gone`, by the name of its files, and its readers with it.
     """
 
     name: str
@@ -183,6 +187,7 @@ class Fault(_Record):
     effective: bool = True
     evidence: str = ""
     kind: FaultKind = "outage"
+    gone: str = ""
 
 
 Record: TypeAlias = (

@@ -535,6 +535,15 @@ def test_who_leaves_is_owed_no_end() -> None:
     assert list(story.verdict().count) == [Rule.LOST]
 
 
+def test_readers_are_gone_with_their_process() -> None:
+    """They are owed no end if it was killed, and if that is known."""
+    for gone, unfinished in [("live", 0), ("source", 1), ("", 1)]:
+        story = Story(random.Random(1)).tell()
+        hide_the_end(story)
+        story.written.append(Fault(at=100, ended=100, name="kill", target="writer", gone=gone))
+        assert story.verdict().count == ({Rule.NO_END: 1} if unfinished else {})
+
+
 @pytest.mark.parametrize(
     ("ends", "type_", "rule"), [("cancelled", Cancelling, "unexplained"), ("end_turn", Ending, "unexplained")]
 )

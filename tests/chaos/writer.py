@@ -55,7 +55,14 @@ async def main(options: argparse.Namespace, stopping: asyncio.Event) -> None:
     ):
         async with session_of(options.silence) as session, _library(options, modes, stopping) as runs:
             writing = Writing(
-                session, recorder, reading, chance, brokers=options.broker, gateways=options.gateway, runs=runs
+                session,
+                recorder,
+                reading,
+                chance,
+                name=name,
+                brokers=options.broker,
+                gateways=options.gateway,
+                runs=runs,
             )
 
             async def keep_writing() -> None:

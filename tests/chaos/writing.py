@@ -49,10 +49,12 @@ class Writing:
         reading: Recorder,
         chance: random.Random,
         *,
+        name: str,
         brokers: Sequence[Broker],
         gateways: Sequence[Gateway],
         runs: Runs | None = None,
     ) -> None:
+        self.name = name
         self.session, self.recorder, self.reading, self.chance = session, recorder, reading, chance
         self.brokers, self.gateways, self.runs = brokers, gateways, runs
         self._cancels: set[asyncio.Task[None]] = set()
@@ -322,7 +324,7 @@ class CaptureWriter(_Writer):
             self.writing.reading,
             self.writing.gateways,
             self.writing.chance,
-            name=f"asks-{plan.token}",
+            name=f"{self.writing.name}-{plan.token}",
             token=plan.token,
             background=plan.background,
             opening=self._ask,
