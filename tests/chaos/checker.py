@@ -567,7 +567,9 @@ class Checker:
             return
         what = f"{error.how} {error.detail}".strip()
         kinds = _explains_response(error)
-        if not self._faults.explain(error.at, error.at, kinds, place=error.gateway):
+        # What retention has removed stays away: who comes late is told so long after.
+        since = error.at if kinds != ("retention",) else reader.run.opening
+        if not self._faults.explain(since, error.at, kinds, place=error.gateway):
             rule = Rule.BAD_END if error.how == "clean" else Rule.UNEXPLAINED
             self._accuse(
                 rule,

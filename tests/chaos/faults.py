@@ -57,6 +57,8 @@ class Injected:
     ended: float
     effective: bool
     evidence: str
+    gone: str = ""
+    """A process of the load that was killed, by the name of its files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Seen:
     target: str
     effective: bool
     evidence: str
+    gone: str = ""
 
 
 class Fault(abc.ABC):
@@ -82,7 +85,9 @@ class Fault(abc.ABC):
         """Do it, and take it back. Raises `AssertionError` if what it was done to does not serve again."""
         began = time.monotonic()
         seen = await self.done_to(world, chance)
-        return Injected(self.name, self.kinds, seen.target, began, time.monotonic(), seen.effective, seen.evidence)
+        return Injected(
+            self.name, self.kinds, seen.target, began, time.monotonic(), seen.effective, seen.evidence, seen.gone
+        )
 
     @abc.abstractmethod
     async def done_to(self, world: World, chance: Chance) -> Seen:
@@ -128,7 +133,10 @@ class Restarted(Fault):
             self.kinds = REPLACED
 
     async def done_to(self, world: World, chance: Chance) -> Seen:
-        return await restarted(world, chance.choice(victims(world, self._role)), self._how, chance.choice([0, 1, 3]))
+        victim = chance.choice(victims(world, self._role))
+        gone = f"{victim.name}p{victim.pid}" if self._role == "writer" and self._how is signal.SIGKILL else ""
+        seen = await restarted(world, victim, self._how, chance.choice([0, 1, 3]))
+        return dataclasses.replace(seen, gone=gone)
 
 
 class Rolled(Fault):

@@ -42,8 +42,7 @@ class Load:
             self._process("writer", "clients", "--modes=ingest,capture", "--runs=10", *brokers, *gateways),
         ]
         self.readers = [self._process("reader", f"readers{number}", *gateways) for number in range(2)]
-        # The only one that is killed: in the others are clients, of which readers are the ones that come and go.
-        world.writers.append(self.writers[0])
+        world.writers += self.writers
         world.cursors = self.cursors
 
     def _process(self, module: str, name: str, *options: str) -> Service:
@@ -64,8 +63,8 @@ class Load:
             await asyncio.gather(*(process.close() for process in processes))
 
     def dead(self) -> list[str]:
-        """Who has ended without being asked to, and how."""
-        return [process.obituary() for process in [*self.writers, *self.readers] if process.pid is None]
+        """Which readers have ended without being asked to, and how; the world looks after the writers."""
+        return [process.obituary() for process in self.readers if process.pid is None]
 
     async def finish(self) -> None:
         """Let writers end what they have, then readers read it to the end. Raises `AssertionError` for who does not."""

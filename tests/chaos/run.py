@@ -116,6 +116,7 @@ class Act:
                 effective=injected.effective,
                 evidence=injected.evidence,
                 kind=kind,
+                gone=injected.gone,
             )
             recorder.write(record)
         self._score.injected += 1

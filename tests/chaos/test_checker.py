@@ -469,7 +469,7 @@ def test_an_error_is_explained_by_a_fault_of_its_kind_and_place(
     for seconds, given_kind, given_target, effective, unexplained in [
         (149.5, kind, target, True, 0),
         (150.05, kind, target, True, 0),  # just over
-        (150.2, kind, target, True, 1),
+        (150.2, kind, target, True, kind != "retention"),  # what it has removed does not come back
         (148.9, kind, target, True, 1),
         (149.5, others[kind], target, True, 1),
         (149.5, kind, "gateway-1", True, 1),

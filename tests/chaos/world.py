@@ -73,7 +73,7 @@ class World:
         self.brokers: list[Service] = []
         self.gateways: list[Service] = []
         self.writers: list[Service] = []
-        """Processes of library writers: the load's, which puts them here."""
+        """Processes of writers: the load's, which puts them here."""
         self.links: dict[str, list[Link]] = {kind: [] for kind in KINDS}
         self.cursors: Callable[[], Sequence[int]] = tuple
         """Where readers stand: the load's, which puts it here."""
