@@ -1,12 +1,14 @@
 """A small file system, to be full: a tmpfs in a mount namespace that one process holds.
 
 Its files are reached from here through `/proc/<pid>/root`, so that nobody else enters the namespace. In a user
-namespace of its own nobody needs a privilege to mount; where those are forbidden, only root may.
+namespace of its own nobody needs a privilege to mount; where those are forbidden, only root may. A container that may
+do neither can be started with one: `docker run --tmpfs /small:size=512m`, and `RUNSTREAM_CHAOS_DISK=/small`.
 """
 
 import asyncio
 import contextlib
 import os
+import tempfile
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,10 +16,14 @@ from pathlib import Path
 WAYS = (("unshare", "--user", "--map-root-user", "--mount"), ("unshare", "--mount"))
 SCRIPT = 'mount -t tmpfs -o size="$1",mode=700 runstream-chaos /mnt && echo mounted && exec cat'
 """`cat` ends when its input is closed, which is when whoever started it ends, however that is."""
+GIVEN = "RUNSTREAM_CHAOS_DISK"
+LARGEST_BYTES = 4 * 2**30
+"""What is filled up is somebody's: a file system that is larger than this was not meant to be."""
 REMEDY = (
     "a small file system cannot be mounted: allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, "
     "kernel.apparmor_restrict_unprivileged_userns=0), or run as root with CAP_SYS_ADMIN (docker run --cap-add "
-    "SYS_ADMIN --security-opt apparmor=unconfined)"
+    "SYS_ADMIN --security-opt apparmor=unconfined), or give one that is mounted already (docker run --tmpfs "
+    f"/small:size=512m -e {GIVEN}=/small)"
 )
 
 
@@ -52,7 +58,26 @@ class SmallDisk:
 
 @contextlib.asynccontextmanager
 async def small_disk(size_bytes: int) -> AsyncIterator[SmallDisk]:
-    """A file system of that size while the block lasts. Raises `OSError`, with the remedy, where none can be."""
+    """A file system of that size while the block lasts, or a directory of the one that is given.
+
+    Raises `OSError`, with what to do, where none can be mounted, and where the given one is not small.
+    """
+    if GIVEN in os.environ:
+        with tempfile.TemporaryDirectory(dir=os.environ[GIVEN]) as directory:
+            state = os.statvfs(directory)
+            if (size := state.f_blocks * state.f_frsize) > LARGEST_BYTES:
+                raise OSError(f"{GIVEN}={os.environ[GIVEN]} has {size} bytes, and would be filled up: give a small one")
+            yield SmallDisk(Path(directory))
+        return
+    holder = await _mounted(size_bytes)
+    try:
+        yield SmallDisk(Path(f"/proc/{holder.pid}/root/mnt"))
+    finally:
+        await _ended(holder)
+
+
+async def _mounted(size_bytes: int) -> Process:
+    """Start what holds the mount."""
     complaints = []
     for way in WAYS:
         holder = await asyncio.create_subprocess_exec(
@@ -70,15 +95,10 @@ async def small_disk(size_bytes: int) -> AsyncIterator[SmallDisk]:
         assert holder.stdout is not None
         assert holder.stderr is not None
         if await holder.stdout.readline() == b"mounted\n":
-            break
+            return holder
         complaints.append(f"{' '.join(way)}: {(await holder.stderr.read()).decode().strip()}")
         await _ended(holder)
-    else:
-        raise OSError(f"{REMEDY}; tried {'; '.join(complaints)}")
-    try:
-        yield SmallDisk(Path(f"/proc/{holder.pid}/root/mnt"))
-    finally:
-        await _ended(holder)
+    raise OSError(f"{REMEDY}; tried {'; '.join(complaints)}")
 
 
 async def _ended(holder: Process) -> None:
