@@ -27,6 +27,10 @@ REMEDY = (
 )
 
 
+class NoSmallDisk(OSError):
+    """There is none, and none can be made: what to do about it."""
+
+
 class SmallDisk:
     """A mounted file system of a few megabytes."""
 
@@ -60,13 +64,14 @@ class SmallDisk:
 async def small_disk(size_bytes: int) -> AsyncIterator[SmallDisk]:
     """A file system of that size while the block lasts, or a directory of the one that is given.
 
-    Raises `OSError`, with what to do, where none can be mounted, and where the given one is not small.
+    Raises `NoSmallDisk`, with what to do, where none can be mounted, and where the given one is not small.
     """
     if GIVEN in os.environ:
         with tempfile.TemporaryDirectory(dir=os.environ[GIVEN]) as directory:
             state = os.statvfs(directory)
             if (size := state.f_blocks * state.f_frsize) > LARGEST_BYTES:
-                raise OSError(f"{GIVEN}={os.environ[GIVEN]} has {size} bytes, and would be filled up: give a small one")
+                complaint = f"{GIVEN}={os.environ[GIVEN]} has {size} bytes, and would be filled up: give a small one"
+                raise NoSmallDisk(complaint)
             yield SmallDisk(Path(directory))
         return
     holder = await _mounted(size_bytes)
@@ -98,7 +103,7 @@ async def _mounted(size_bytes: int) -> Process:
             return holder
         complaints.append(f"{' '.join(way)}: {(await holder.stderr.read()).decode().strip()}")
         await _ended(holder)
-    raise OSError(f"{REMEDY}; tried {'; '.join(complaints)}")
+    raise NoSmallDisk(f"{REMEDY}; tried {'; '.join(complaints)}")
 
 
 async def _ended(holder: Process) -> None:

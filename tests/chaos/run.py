@@ -8,7 +8,6 @@ that did not heal, or when fewer than `EFFECTIVE` of the faults were seen to tak
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import random
 import sys
@@ -21,7 +20,9 @@ from pathlib import Path
 import msgspec
 import uvloop
 
+from runstream.broker.errors import BrokerError
 from tests.chaos.checker import Checker, Figures
+from tests.chaos.disk import NoSmallDisk
 from tests.chaos.faults import Fault, Injected, catalogue
 from tests.chaos.history import Fault as FaultRecord
 from tests.chaos.history import Recorder
@@ -85,7 +86,7 @@ class Act:
                 with Recorder(self._history, "driver", "faults") as recorder:
                     await self._disturb(world, load, recorder)
                 await load.finish()
-        except AssertionError as complaint:
+        except (AssertionError, BrokerError) as complaint:
             self._complain(str(complaint))
         self._judge()
 
@@ -230,11 +231,15 @@ def main() -> int:
     directory.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(filename=directory / "driver.log", level=logging.INFO)
     print(f"-- seed {options.seed}, histories and logs in {directory}")
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         score = uvloop.run(play(options, directory))
-        tell(score, options.seed)
-        return 0 if score.is_good else 1
-    return 130
+    except NoSmallDisk as missing:
+        print(missing, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    tell(score, options.seed)
+    return 0 if score.is_good else 1
 
 
 if __name__ == "__main__":

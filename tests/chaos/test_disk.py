@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from tests.chaos.disk import GIVEN, small_disk
+from tests.chaos.disk import GIVEN, NoSmallDisk, small_disk
 
 MEBIBYTE = 2**20
 
@@ -43,7 +43,7 @@ async def test_a_large_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     async with small_disk(8 * MEBIBYTE) as mounted:
         monkeypatch.setenv(GIVEN, str(mounted.path))
         monkeypatch.setattr("tests.chaos.disk.LARGEST_BYTES", MEBIBYTE)
-        with pytest.raises(OSError, match="would be filled up: give a small one"):
+        with pytest.raises(NoSmallDisk, match="would be filled up: give a small one"):
             async with small_disk(MEBIBYTE):
                 pass
         assert list(mounted.path.iterdir()) == []
@@ -52,6 +52,6 @@ async def test_a_large_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_one_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing may be mounted, that is an error that says what to allow."""
     monkeypatch.setattr("tests.chaos.disk.WAYS", [("false",), ("sh", "-c", "echo 'Operation not permitted' >&2")])
-    with pytest.raises(OSError, match=r"allow user namespaces .*; tried false: ; sh -c .*Operation not permitted"):
+    with pytest.raises(NoSmallDisk, match=r"allow user namespaces .*; tried false: ; sh -c .*Operation not permitted"):
         async with small_disk(MEBIBYTE):
             pass
