@@ -41,7 +41,7 @@ async def main(options: argparse.Namespace, stopping: asyncio.Event) -> None:
     chance = random.Random(f"{options.seed} {options.name}")
     modes = options.modes.split(",")
     plans = Plans(
-        chance,
+        random.Random(f"{options.seed} {options.name} plans"),
         modes,
         lambda number: f"{name}n{number}",
         longest=options.longest,
