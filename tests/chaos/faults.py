@@ -209,7 +209,7 @@ class Toppled(Fault):
                 evidence = f"{gone}, {other} led {LOG} in the place of {leader} after {time.monotonic() - since:.1f} s"
             else:
                 await world.linger(chance.uniform(0.5, 5))
-                evidence = f"{gone} while {await world.leader()} led {LOG}"
+                evidence = f"{gone} while {await world.leader() or leader} led {LOG}"
         await ready(victim)
         is_another = victim.pid not in {None, before}
         return Seen(victim.name, is_another or self._how is signal.SIGSTOP, evidence)
