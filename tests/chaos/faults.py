@@ -27,7 +27,7 @@ from typing import Literal, TypeAlias
 
 from tests.chaos.proxy import BOTH, FAIR, Counts, Link, Way, Weather
 from tests.chaos.services import Victim, paused, ready
-from tests.chaos.world import LOG, World
+from tests.chaos.world import LOG, SILENCE, World
 from tests.support.processes import alive
 from tests.support.waiting import wait_until
 
@@ -37,6 +37,8 @@ Role: TypeAlias = Literal["gateway", "broker", "writer", "nats"]
 
 REPLACED: Sequence[Kind] = ("drain", "outage")
 """Who is told to end gives its work away; who begins listens before it has reached NATS."""
+FULL = "10077"
+"""The error of a stream that has as many bytes as it may have."""
 SEEN_SECONDS = 5.0
 """How long a fault may take to be seen: a link without traffic shows nothing of its weather."""
 USED_SECONDS = 10.0
@@ -355,7 +357,7 @@ class LogFull(Fault):
         config, limit = found["config"], max(1, int(found["state"]["bytes"]))
         await world.api(f"STREAM.UPDATE.{LOG}", {**config, "max_bytes": limit})
         try:
-            refusal = await refused(world, "StoreFull")
+            refusal = await refused(world, FULL)
             await world.linger(chance.uniform(0.5, 3))
         finally:
             await world.api(f"STREAM.UPDATE.{LOG}", config)
@@ -376,7 +378,7 @@ class DiskFull(Fault):
         assert disk is not None, "this world has no small disk: give its plan disk_bytes"
         await asyncio.to_thread(disk.fill)
         try:
-            free, refusal = disk.free_bytes, await refused(world, "Unavailable")
+            free, refusal = disk.free_bytes, await refused(world, SILENCE)
             await world.linger(chance.uniform(0.5, 3))
         finally:
             disk.empty()
@@ -386,7 +388,7 @@ class DiskFull(Fault):
 
 
 async def refused(world: World, error: str) -> str:
-    """Write until it is refused by that error; what it says, empty if it never is."""
+    """Write until that is the answer; all of what it says, empty if it never is."""
 
     async def found() -> str:
         refusal = await world.probe()

@@ -131,6 +131,14 @@ class Node:
         return self.embedded.pid
 
     @property
+    def is_awake(self) -> bool:
+        """Whether it runs, and has not been stopped where it stands."""
+        try:
+            return self.pid is not None and not is_stopped(self.pid)
+        except OSError:  # a thread, or all of it, has ended meanwhile
+            return False
+
+    @property
     def address(self) -> tuple[str, int]:
         """Where it listens."""
         return self.embedded.host, self.embedded.port

@@ -184,7 +184,7 @@ async def test_a_full_disk(tmp_path: Path) -> None:
     plan = Plan(tmp_path, brokers=1, gateways=1, disk_bytes=64 * MEBIBYTE, pace=BRIEF)
     async with loaded(plan) as small:
         injected = await survived(small, fault_named(small, "disk full"))
-    assert "0 bytes free: Unavailable" in injected.evidence
+    assert "0 bytes free: no answer" in injected.evidence
 
 
 def test_every_fault_has_a_test() -> None:

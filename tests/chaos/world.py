@@ -12,19 +12,23 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runstream.broker.connection import Connection
+import msgspec
+
 from runstream.broker.embedded import EmbeddedServer
-from runstream.broker.errors import BrokerError, Unavailable
-from runstream.broker.jetstream import JetStream
 from runstream.schemas import new_run_id
 from tests.chaos.disk import SmallDisk, small_disk
 from tests.chaos.proxy import FAIR, Link
 from tests.chaos.services import READY_SECONDS, Node, Service, ready
-from tests.support.nats import free_ports, streams_lead
+from tests.support.nats import free_ports, request, streams_lead
 from tests.support.processes import runstream
 from tests.support.waiting import wait_until
 
 LOG = "RUNS_0"
+SILENCE = "no answer"
+"""What a write came to that nobody answered."""
+UNAVAILABLE = 503
+"""What the JetStream API says while nobody leads."""
+ASK_SECONDS = 2.0
 CLUSTER_SECONDS = 90.0
 """An election takes 4 to 9 s, and a node that was away has to catch up, on two cores that are busy."""
 HEAL_SECONDS = 60.0
@@ -64,12 +68,10 @@ class Plan:
 class World:
     """What runs, and the links between."""
 
-    def __init__(self, plan: Plan, jetstream: JetStream, disk: SmallDisk | None) -> None:
+    def __init__(self, plan: Plan, nodes: list[Node], disk: SmallDisk | None) -> None:
         self.plan = plan
-        self.jetstream = jetstream
-        """A connection of the driver's own, by no link: what is done is looked at from outside."""
+        self.nodes = nodes
         self.disk = disk
-        self.nodes: list[Node] = []
         self.brokers: list[Service] = []
         self.gateways: list[Service] = []
         self.writers: list[Service] = []
@@ -98,16 +100,24 @@ class World:
         """Where library writers find NATS."""
         return nats_url(self.links["library-nats"])
 
+    async def asked(self, subject: str, body: bytes = b"") -> dict[str, Any] | None:
+        """One request to a node that runs, by no link: what is done is looked at from outside. None: no answer."""
+        for node in self.nodes:
+            if node.is_awake:
+                return await request(node.embedded.url, subject, body, timeout=ASK_SECONDS)
+        return None
+
     async def api(self, call: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
-        """Call the JetStream API, and again until it answers. Raises `BrokerError` for what it refuses."""
+        """Call the JetStream API, and again until it answers. Raises `AssertionError` for what it refuses."""
 
         async def answered() -> dict[str, Any] | None:
-            with contextlib.suppress(Unavailable):
-                answer: dict[str, Any] = await self.jetstream.api(call, body)
-                return answer
-            return None
+            answer = await self.asked(f"$JS.API.{call}", b"" if body is None else msgspec.json.encode(body))
+            is_final = answer is not None and answer.get("error", {}).get("code") != UNAVAILABLE
+            return answer if is_final else None
 
-        return await wait_until(answered, CLUSTER_SECONDS, f"JetStream does not answer {call}") or {}
+        answer = await wait_until(answered, CLUSTER_SECONDS, f"JetStream does not answer {call}") or {}
+        assert "error" not in answer, f"{call} is refused: {answer['error']}"
+        return answer
 
     async def state(self, stream: str = LOG) -> dict[str, Any]:
         """What JetStream knows of a stream: `config`, `state`, `cluster`."""
@@ -115,10 +125,8 @@ class World:
 
     async def leader(self, stream: str = LOG) -> str:
         """The name of the node that leads a stream; empty while none does."""
-        with contextlib.suppress(Unavailable):
-            info = await self.jetstream.api(f"STREAM.INFO.{stream}", None)
-            return str(info.get("cluster", {}).get("leader", ""))
-        return ""
+        info = await self.asked(f"$JS.API.STREAM.INFO.{stream}") or {}
+        return str(info.get("cluster", {}).get("leader", ""))
 
     async def linger(self, seconds: float) -> None:
         """Leave things as they are for so long, at the plan's pace."""
@@ -126,11 +134,10 @@ class World:
 
     async def probe(self, size: int = 1024) -> str:
         """Store a message that belongs to no run; returns why it was refused, empty if it was stored."""
-        try:
-            await self.jetstream.publish(f"runs.0.{new_run_id()}", b"." * size, {})
-        except BrokerError as error:
-            return f"{type(error).__name__}: {error}"
-        return ""
+        answer = await self.asked(f"runs.0.{new_run_id()}", b"." * size)
+        if answer is None:
+            return SILENCE
+        return f"{answer['error']['err_code']} {answer['error']['description']}" if "error" in answer else ""
 
     async def is_writable(self) -> bool:
         """Whether the log takes a message."""
@@ -171,12 +178,7 @@ async def world_running(plan: Plan) -> AsyncIterator[World]:
     async with contextlib.AsyncExitStack() as stack:
         disk = await stack.enter_async_context(small_disk(plan.disk_bytes)) if plan.disk_bytes else None
         nodes = await _nodes(plan, disk, stack)
-        url = ",".join(node.embedded.url for node in nodes)
-        connection = await stack.enter_async_context(Connection(url, name="chaos"))
-        jetstream = JetStream(connection, timeout_seconds=2)
-        stack.push_async_callback(jetstream.close)
-        world = World(plan, jetstream, disk)
-        world.nodes = nodes
+        world = World(plan, nodes, disk)
         await _links(world, "library", stack)
         for number in range(plan.brokers):
             argv = ["broker", "--agent", plan.agent]
