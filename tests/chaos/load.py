@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from tests.chaos.history import Got, files_of
-from tests.chaos.services import Service
+from tests.chaos.services import Service, ready
 from tests.chaos.world import World
 from tests.support.processes import python
 from tests.support.waiting import wait_until
@@ -57,6 +57,8 @@ class Load:
         try:
             for process in processes:
                 await process.start()
+            for process in processes:
+                await ready(process)
             await wait_until(self.cursors, FLOW_SECONDS, f"nobody has read anything: see {self._world.plan.directory}")
             yield self
         finally:

@@ -45,7 +45,7 @@ class Victim(Protocol):
 class Service:
     """A process of its own, whose output goes to `<directory>/<name>.log`; it dies with who started it.
 
-    One with a `url` is ready when its `/readyz` says so, one without when it runs.
+    One with a `url` is ready when its `/readyz` says so, one without when it has said `ready`.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Service:
         self._argv = argv
         self._env = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
         self._process: asyncio.subprocess.Process | None = None
+        self._log_start = 0
 
     @property
     def pid(self) -> int | None:
@@ -72,6 +73,7 @@ class Service:
         assert self.pid is None, f"{self.name} runs already"
         argv = [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, str(os.getpid()), *self._argv]
         with self.log_file.open("ab") as log:
+            self._log_start = log.tell()
             self._process = await asyncio.create_subprocess_exec(
                 *argv,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -100,12 +102,19 @@ class Service:
         return f"{self.name} has ended with exit code {self.exit_code}: see {self.log_file}"
 
     async def is_ready(self) -> bool:
-        if not self.url or self.pid is None:
-            return self.pid is not None
+        if self.pid is None:
+            return False
+        if not self.url:
+            return self._has_said_ready()
         with contextlib.suppress(OSError, Cut, TimeoutError):
             async with asyncio.timeout(ASK_SECONDS):
                 return (await fetch(self.url, "GET", "/readyz")).status == 200
         return False
+
+    def _has_said_ready(self) -> bool:
+        with self.log_file.open("rb") as log:
+            log.seek(self._log_start)
+            return any(line.startswith(b"ready") for line in log)
 
     async def close(self) -> None:
         """End it, whatever state it is in."""

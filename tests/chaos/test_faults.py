@@ -37,6 +37,7 @@ import asyncio, sys, time
 from runstream.broker.errors import BrokerError
 from runstream.schemas import new_agent_id, new_conversation_id
 from tests.support.library_writer import main
+print("ready")
 while True:
     try:
         asyncio.run(main(sys.argv[1], new_agent_id(), new_conversation_id(), "steady"))
