@@ -35,7 +35,7 @@ class Faults:
         return max(until - since, 0.0) - max(self._covered_until(until) - self._covered_until(since), 0.0)
 
     def _over(self, fault: Fault) -> float:
-        return float("inf") if fault.ended is None else fault.ended + self._recovery
+        return float("inf") if fault.ended is None else fault.ended + max(self._recovery, fault.recovery)
 
     def _touches(self, fault: Fault, place: str) -> bool:
         named = set(re.split(r"->|[\s,]+", fault.target)) & set(self.gateways)

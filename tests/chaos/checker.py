@@ -382,7 +382,9 @@ class Checker:
         run = reader.run
         if got.kind == "notice":
             return
-        if reader.ending and (got.kind == "ping" or reader.ending[-1].kind == "done"):
+        # The end may have to wait for NATS, and its readers are kept company meanwhile; but what has an error is all.
+        last = reader.ending[-1].kind if reader.ending else None
+        if last == "done" or (last == "error" and got.kind == "ping"):
             self._accuse(Rule.AFTER_END, run, f"{reader.name} was shown {got.kind} after {reader.ending[-1].kind}")
             return
         if got.kind == "ping":
@@ -555,7 +557,7 @@ class Checker:
             if refused.why in _CANCELLED and run.cancelling is not None and run.cancelling <= refused.at:
                 continue
             kinds = _EXPLAINS_REFUSAL.get(refused.why, ())
-            since = refused.at if refused.why not in _OUTLASTS else run.opening
+            since = run.opening if refused.why in _OUTLASTS else refused.since or refused.at
             if not self._faults.explain(since, refused.at, kinds, place=refused.place):
                 self._accuse(
                     Rule.UNEXPLAINED, run, f"its writer was told {refused.why} by {refused.place}; no {_or(kinds)}"
@@ -568,7 +570,7 @@ class Checker:
         what = f"{error.how} {error.detail}".strip()
         kinds = _explains_response(error)
         # What retention has removed stays away: who comes late is told so long after.
-        since = error.at if kinds != ("retention",) else reader.run.opening
+        since = reader.run.opening if kinds == ("retention",) else error.since or error.at
         if not self._faults.explain(since, error.at, kinds, place=error.gateway):
             rule = Rule.BAD_END if error.how == "clean" else Rule.UNEXPLAINED
             self._accuse(
@@ -619,7 +621,7 @@ _EXPLAINS_REFUSAL: dict[str, tuple[FaultKind, ...]] = {
     "fenced": _DISTURBED,
     "run_ended": _DISTURBED,
     "too_slow": ("outage",),
-    "store_unavailable": ("outage",),
+    "store_unavailable": _DISTURBED,
     "unsettled": ("outage",),
     "broker_stopping": ("drain",),
     "Draining": ("drain",),
@@ -629,7 +631,7 @@ _EXPLAINS_REFUSAL: dict[str, tuple[FaultKind, ...]] = {
     "507": ("full",),
     "expired": ("retention",),
 }
-_OUTLASTS = frozenset({"Fenced", "fenced", "run_ended", "expired", "timeout", "StoreUnavailable"})
+_OUTLASTS = frozenset({"Fenced", "fenced", "run_ended", "expired", "StoreUnavailable"})
 """What may be heard of long after its reason is over, by a writer that had nothing to say meanwhile."""
 _CANCELLED = frozenset({"run_cancelled", "RunCancelled"})
 

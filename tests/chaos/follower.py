@@ -119,6 +119,8 @@ class Follower:
         self._retry: float | None = None
         self._tail = b""
         self._notice = ""
+        self._heard = 0.0
+        """When it asked, or was told something last."""
         self._write(Joined(at=now(), reader=name, token=token, kind=kind, after=after))
 
     async def follow(self) -> None:
@@ -137,7 +139,7 @@ class Follower:
 
     async def _read_once(self, gateway: Gateway) -> None:
         """Make one request, and read its answer for as long as it lasts."""
-        self._tail, self._notice = b"", ""
+        self._tail, self._notice, self._heard = b"", "", now()
         was_answered = False
         try:
             async with self._request(gateway) as response:
@@ -160,13 +162,13 @@ class Follower:
             self._take_retry(self._tail)
             how = "announced"
         detail = "" if how == "done" else self._notice
-        self._write(Disconnected(at=now(), reader=self.name, gateway=gateway.name, how=how, detail=detail))
+        self._disconnected(gateway, how, detail)
         if not self._background and not self.is_done and was_answered:
             raise _Over("it cannot be resumed")
 
     async def _ask_once_more(self) -> None:
         """Do what a browser does whose page has not closed its EventSource at [DONE]: be told that there is no more."""
-        gateway = self._chance.choice(self._gateways)
+        gateway, self._heard = self._chance.choice(self._gateways), now()
         try:
             async with self._request(gateway) as response:
                 if response.status != 200:
@@ -193,9 +195,15 @@ class Follower:
 
     def _refused(self, gateway: Gateway, status: int) -> None:
         how: How = "no_content" if status == 204 else "refused"
-        self._write(Disconnected(at=now(), reader=self.name, gateway=gateway.name, how=how, detail=str(status)))
+        self._disconnected(gateway, how, str(status))
         if status < 500:
             raise _Over("expired" if status in {404, 410} else f"refused with {status}")
+
+    def _disconnected(self, gateway: Gateway, how: How, detail: str) -> None:
+        record = Disconnected(
+            at=now(), reader=self.name, gateway=gateway.name, how=how, detail=detail, since=self._heard
+        )
+        self._write(record)
 
     async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         """Give the bytes as they come, when the reader's whims let it read."""
@@ -228,7 +236,7 @@ class Follower:
 
     def _take(self, data: bytes) -> None:
         """Record the events that these bytes complete."""
-        at = now()
+        self._heard = at = now()
         *blocks, self._tail = (self._tail + data).split(b"\n\n")
         got = [event for block in blocks if (event := self._event(block, at)) is not None]
         if got:

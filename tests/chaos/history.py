@@ -79,11 +79,15 @@ class Stored(_Record):
 
 
 class Refused(_Record):
-    """A writer's request was refused, or its answer lost; it goes on trying. `place` is what it talked to."""
+    """A writer's request was refused, or its answer lost; it goes on trying.
+
+    `place` is what it talked to, and `since` when it asked.
+    """
 
     token: str
     why: str
     place: str
+    since: float | None = None
 
 
 class Cancelling(_Record):
@@ -107,11 +111,12 @@ class Ended(_Record):
 
 
 class GaveUp(_Record):
-    """The writer writes no more to the run, and has not ended it: `why` is the error's name."""
+    """The writer writes no more to the run, and has not ended it: `why` is the error's name, the rest as above."""
 
     token: str
     why: str
     place: str
+    since: float | None = None
 
 
 class Joined(_Record):
@@ -151,12 +156,16 @@ class Got(_Record):
 
 
 class Disconnected(_Record):
-    """A response has ended, or there was none. What a reader ends by itself is no record."""
+    """A response has ended, or there was none. What a reader ends by itself is no record.
+
+    `since` is when the reader asked, or heard something last.
+    """
 
     reader: str
     gateway: str
     how: How
     detail: str = ""
+    since: float | None = None
 
 
 class Stalled(_Record):
@@ -178,7 +187,8 @@ class Fault(_Record):
 
     `target` is what it was done to: the name of a service, or of several, with `->` or commas between them. If any of
     them is a gateway, as readers name it, the fault is only theirs who were served by it. A process of the load that
-    was killed is `gone`, by the name of its files, and its readers with it.
+    was killed is `gone`, by the name of its files, and its readers with it. `recovery` is how many seconds what it did
+    may still be felt once it has ended, if that is longer than for others.
     """
 
     name: str
@@ -188,6 +198,7 @@ class Fault(_Record):
     evidence: str = ""
     kind: FaultKind = "outage"
     gone: str = ""
+    recovery: float = 0.0
 
 
 Record: TypeAlias = (

@@ -47,6 +47,7 @@ class LettaFollower:
         self.hurries = asyncio.Event()
         self._clients, self._recorder, self._chance = clients, recorder, chance
         self._cursor = 0
+        self._heard = 0.0
         self._recorder.write(Joined(at=now(), reader=name, token=token, kind="letta_client"))
 
     async def follow(self) -> None:
@@ -54,7 +55,7 @@ class LettaFollower:
         pause = FIRST_PAUSE_SECONDS
         while not self.is_done:
             gateway, client = self._clients.choose(self._chance)
-            before = self._cursor
+            before, self._heard = self._cursor, now()
             how, detail = await self._read_once(gateway, client)
             self._recorder.write(Disconnected(at=now(), reader=self.name, gateway=gateway.name, how=how, detail=detail))
             if how == "refused" and int(detail) < 500:
@@ -100,6 +101,7 @@ class LettaFollower:
 
     def _got(self, message: Mapping[str, Any]) -> Got:
         seq = message.get("seq_id")
+        self._heard = now()
         self._cursor = seq or self._cursor
         kind = KINDS.get(message["message_type"], "chunk")
         if kind == "chunk":

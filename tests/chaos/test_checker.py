@@ -510,6 +510,36 @@ def test_a_fault_puts_off_when_the_end_is_due() -> None:
         assert story.verdict().count[Rule.LATE_END] == late
 
 
+def test_what_a_fault_did_may_be_felt_for_longer() -> None:
+    """A fault that takes longer to get over says so."""
+    for recovery, unexplained in [(0.0, 1), (1.0, 0)]:
+        story = Story(random.Random(1)).tell()
+        story.refuse(150.9)
+        story.written.append(Fault(at=149, ended=150, name="kill leader", target="nats-1", recovery=recovery))
+        assert story.verdict().count[Rule.UNEXPLAINED] == unexplained
+
+
+@pytest.mark.parametrize(("kind", "wrong"), [("stop", 0), ("usage", 0), ("done", 1)])
+def test_a_silent_end_is_kept_company(kind: str, wrong: int) -> None:
+    """A ping may come while the end waits for NATS, and none after the end."""
+    story = Story(random.Random(1)).tell()
+    (at,) = story.places(Got, lambda got: (got.reader, got.kind) == ("live-first", kind))
+    story.read.insert(at + 1, Got(at=story.read[at].at, reader="live-first", kind="ping"))
+    assert story.verdict().count[Rule.AFTER_END] == wrong
+
+
+def test_an_answer_is_explained_by_what_was_when_it_was_asked_for() -> None:
+    """A refusal may take as long as a writer's patience, and a connection that is dead as long as a reader's."""
+    for since, unexplained in [(None, 2), (150.5, 2), (149.5, 0)]:
+        story = Story(random.Random(1)).tell()
+        story.fault("everything")
+        story.refuse(155)
+        (at,) = story.places(Disconnected, lambda record: record.at == 155)
+        story.mend(at, since=since)
+        story.written.append(Refused(at=155, token="first", why="timeout", place="broker-1", since=since))
+        assert story.verdict().count[Rule.UNEXPLAINED] == unexplained
+
+
 def test_a_stall_of_its_own_explains_what_a_reader_meets() -> None:
     """Who reads nothing is told late, and may be cut."""
     story = Story(random.Random(1)).tell()

@@ -17,7 +17,7 @@ from tests.support.processes import python, running
 from tests.support.stack import Stack, stack_running
 from tests.support.waiting import wait_until
 
-SECONDS = 20.0
+SECONDS = 45.0
 """What a process of the load may take to begin, or to finish: machines are slow."""
 Making = Callable[[Entry, Style], bytes]
 
@@ -55,7 +55,7 @@ async def test_a_load_that_is_not_disturbed_is_right(nats_url: str, tmp_path: Pa
     figures = verdict.figures
     assert figures.runs >= 12
     assert figures.deliveries > figures.chunks >= figures.acknowledged > 0
-    assert 0 < figures.readers_to_the_end <= figures.readers < figures.connections
+    assert 0 < figures.readers_to_the_end <= figures.readers <= figures.connections
     records = list(records_of(tmp_path, ["writer", "reader"]))
     assert {it.mode for it in records if isinstance(it, Opening)} == {"library", "ingest", "capture"}
     assert {it.kind for it in records if isinstance(it, Joined)} == {"letta", "event_source", "letta_client"}

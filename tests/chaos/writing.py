@@ -124,9 +124,9 @@ class _Writer:
         """Note that its end was acknowledged."""
         self.recorder.write(Ended(at=now(), token=self.plan.token, stop_reason="end_turn"))
 
-    def gave_up(self, why: str, place: str) -> None:
+    def gave_up(self, why: str, place: str, since: float | None = None) -> None:
         """Note why it is written no more."""
-        self.recorder.write(GaveUp(at=now(), token=self.plan.token, why=why, place=place))
+        self.recorder.write(GaveUp(at=now(), token=self.plan.token, why=why, place=place, since=since))
 
     def cancel_if_due(self, index: int) -> None:
         """Have it cancelled, if that is planned."""
@@ -265,6 +265,7 @@ class IngestWriter(_Writer):
         """Make a request to any broker. Raises `_Again` if it may be made again, `_Stopped` if nothing more may."""
         broker = self.writing.chance.choice(self.writing.brokers)
         path = f"/{self.run_id}/{what}" if what else ""
+        since = now()
         given = {"timeout": aiohttp.ClientTimeout(total=REQUEST_SECONDS), **request}
         try:
             async with self.writing.session.post(f"{broker.url}/ingest/v1/runs{path}", **given) as response:
@@ -283,15 +284,15 @@ class IngestWriter(_Writer):
                 return answer
         if what == "lease":
             raise _Again  # Whether it is alive it hears of when it says something.
-        self._refused(why, broker)
+        self._refused(why, broker, since)
         raise _Again
 
-    def _refused(self, why: str, broker: Broker) -> None:
+    def _refused(self, why: str, broker: Broker, since: float) -> None:
         """Note a refusal. Raises `_Stopped` if it is for good."""
         if why not in _PASSING:
-            self.gave_up(why, broker.name)
+            self.gave_up(why, broker.name, since)
             raise _Stopped
-        self.recorder.write(Refused(at=now(), token=self.plan.token, why=why, place=broker.name))
+        self.recorder.write(Refused(at=now(), token=self.plan.token, why=why, place=broker.name, since=since))
 
     def _chunk(self, index: int, text: str) -> dict[str, object]:
         """Make a chunk, the same whenever it is made."""
