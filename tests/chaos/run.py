@@ -1,0 +1,246 @@
+"""The fault driver: `python -m tests.chaos.run --seconds 120 --seed 7`.
+
+A run is a row of acts, each a fresh world under a mixed load: now one nats-server on a small disk, now a cluster of
+three. Faults come one after the other, some two at once, at random and seeded. At the end of an act everything heals,
+the load finishes, and the checker says what the history of it proves. The exit code is 1 after any violation, anything
+that did not heal, or when fewer than `EFFECTIVE` of the faults were seen to take effect.
+"""
+
+import argparse
+import asyncio
+import logging
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from runstream.broker.errors import BrokerError
+from tests.chaos.checker import Checker, Figures
+from tests.chaos.disk import NoSmallDisk
+from tests.chaos.faults import Fault, Injected, catalogue
+from tests.chaos.history import Fault as FaultRecord
+from tests.chaos.history import Recorder
+from tests.chaos.load import AGENT, Load
+from tests.chaos.world import Plan, World, world_running
+
+EFFECTIVE = 0.9
+ACT_SECONDS = 600.0
+"""Long enough for leases and elections, and short enough for what is stored to have room on the small disk."""
+DISK_BYTES = 512 * 2**20
+"""Takes what an act stores; filling it up takes a part of a second."""
+PAIRED = 0.25
+"""How often two faults come at once."""
+BREATH_SECONDS = (0.2, 3.0)
+"""Between faults: what is only ever seen to recover would never be seen to work."""
+KILLS = 10
+"""So many times is each kill among the faults for once each other one: half of all that is done are kills."""
+
+
+class Options(argparse.Namespace):
+    """What was asked for on the command line."""
+
+    seconds: float
+    hours: float
+    seed: int
+    directory: Path | None
+    nodes: list[int]
+    only: list[str]
+
+
+class Score(msgspec.Struct):
+    """What all acts came to."""
+
+    acts: int = 0
+    injected: int = 0
+    effective: int = 0
+    kills: int = 0
+    figures: Counter[str] = msgspec.field(default_factory=Counter)
+    violations: int = 0
+    complaints: list[str] = msgspec.field(default_factory=list)
+    """What did not heal, ended by itself, or did not finish."""
+
+    @property
+    def is_good(self) -> bool:
+        return not self.violations and not self.complaints and self.effective >= EFFECTIVE * self.injected > 0
+
+
+class Act:
+    """One world, from its start to the verdict on its history."""
+
+    def __init__(self, plan: Plan, options: Options, seconds: float, seed: int, score: Score) -> None:
+        self._plan, self._only, self._seconds, self._seed, self._score = plan, options.only, seconds, seed, score
+        self._history = plan.directory / "history"
+        self._began = time.monotonic()
+
+    async def play(self) -> None:
+        """Do it all; what goes wrong is in the score."""
+        self._score.acts += 1
+        try:
+            async with world_running(self._plan) as world, Load(world, self._history, self._seed).running() as load:
+                with Recorder(self._history, "driver", "faults") as recorder:
+                    await self._disturb(world, load, recorder)
+                await load.finish()
+        except (AssertionError, BrokerError) as complaint:
+            self._complain(str(complaint))
+        self._judge()
+
+    async def _disturb(self, world: World, load: Load, recorder: Recorder) -> None:
+        """Inject faults until the time is over, and let each heal."""
+        chance = random.Random(self._seed)
+        faults = [fault for fault in catalogue(world) if fault.name.startswith(tuple(self._only))]
+        assert faults, f"this world has no fault whose name begins with any of {self._only}"
+        bag = drawn(faults, chance)
+        await world.healed()
+        deadline = time.monotonic() + self._seconds
+        while time.monotonic() < deadline:
+            done = await injected_at_once(world, together(bag, chance), chance)
+            await world.healed()
+            for injected in done:
+                self._note(injected, recorder)
+            assert not load.dead(), "; ".join(load.dead())
+            await asyncio.sleep(chance.uniform(*BREATH_SECONDS))
+
+    def _note(self, injected: Injected, recorder: Recorder) -> None:
+        """Record a fault, and say so in a line."""
+        for kind in injected.kinds:
+            record = FaultRecord(
+                at=injected.began,
+                name=injected.name,
+                target=injected.target,
+                ended=time.monotonic(),
+                effective=injected.effective,
+                evidence=injected.evidence,
+                kind=kind,
+                gone=injected.gone,
+            )
+            recorder.write(record)
+        self._score.injected += 1
+        self._score.effective += injected.effective
+        self._score.kills += injected.effective and injected.name.startswith("kill ")
+        word = "effective" if injected.effective else "NO EFFECT"
+        at, lasted = injected.began - self._began, injected.ended - injected.began
+        print(f"{at:7.1f} s  {word}  {injected.name:28} {injected.target:24} {lasted:5.1f} s  {injected.evidence}")
+        sys.stdout.flush()
+
+    def _judge(self) -> None:
+        """Check the history of the act."""
+        since = time.monotonic()
+        verdict = Checker().check(self._history)
+        for violation in verdict.violations:
+            print(f"VIOLATION  {violation}")
+        self._score.violations += verdict.total
+        self._score.figures.update(counted(verdict.figures))
+        print(f"           {verdict.figures.deliveries} deliveries checked in {time.monotonic() - since:.1f} s")
+
+    def _complain(self, complaint: str) -> None:
+        print(f"NOT WELL   {complaint}")
+        self._score.complaints.append(complaint)
+
+
+async def injected_at_once(world: World, faults: Sequence[Fault], chance: random.Random) -> list[Injected]:
+    """Inject them all, and wait for all of them, whatever becomes of one."""
+    chances = [random.Random(chance.random()) for _ in faults]
+    doing = (fault.inject(world, own) for fault, own in zip(faults, chances, strict=True))
+    done = await asyncio.gather(*doing, return_exceptions=True)
+    for outcome in done:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return [outcome for outcome in done if isinstance(outcome, Injected)]
+
+
+def together(bag: Iterator[Fault], chance: random.Random) -> list[Fault]:
+    """Draw what comes next: one fault, or two that are at different places."""
+    faults = [next(bag)]
+    if chance.random() < PAIRED:
+        second = next(bag)
+        faults += [second] * (second.place != faults[0].place)
+    return faults
+
+
+def drawn(faults: Sequence[Fault], chance: random.Random) -> Iterator[Fault]:
+    """Give faults for ever: all of them in some order, then all of them in another."""
+    while True:
+        bag = [fault for fault in faults for _ in range(KILLS if fault.name.startswith("kill ") else 1)]
+        chance.shuffle(bag)
+        yield from bag
+
+
+def counted(figures: Figures) -> dict[str, int]:
+    """Those that can be added up."""
+    return {name: value for name, value in msgspec.structs.asdict(figures).items() if isinstance(value, int)}
+
+
+async def play(options: Options, directory: Path) -> Score:
+    """Play act after act, until the time is over."""
+    score = Score()
+    total = options.hours * 3600 or options.seconds
+    count = max(len(options.nodes), round(total / ACT_SECONDS))
+    for number in range(count):
+        nodes = options.nodes[number % len(options.nodes)]
+        plan = Plan(
+            directory / f"act-{number}",
+            nodes=nodes,
+            agent=AGENT,
+            disk_bytes=DISK_BYTES if nodes == 1 else 0,
+        )
+        plan.directory.mkdir(parents=True)
+        print(f"-- act {number + 1} of {count}: {nodes} nats-server{'s' * (nodes > 1)}, {total / count:.0f} s")
+        await Act(plan, options, total / count, options.seed + number, score).play()
+    return score
+
+
+def tell(score: Score, seed: int) -> None:
+    """Print what all came to."""
+    figures = score.figures
+    share = score.effective / score.injected if score.injected else 0
+    print(f"-- seed {seed}, {score.acts} acts")
+    print(f"faults       {score.injected}, {share:.0%} of them effective, {score.kills} kills survived")
+    print(f"checked      {figures['runs']} runs, {figures['acknowledged']} chunks, {figures['deliveries']} deliveries")
+    print(f"readers      {figures['readers']}, which came back {figures['reconnects']} times")
+    print(f"violations   {score.violations}")
+    for complaint in score.complaints:
+        print(f"not well     {complaint}")
+
+
+def parsed(argv: Sequence[str] | None = None) -> Options:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.run", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=120, help="how long faults are injected [120]")
+    parser.add_argument("--hours", type=float, default=0, help="the same, in hours")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="repeats the same faults [the time]")
+    parser.add_argument("--directory", type=Path, help="where histories and logs go [a new one in the temporary one]")
+    parser.add_argument(
+        "--nodes", type=int, nargs="+", choices=(1, 3), default=[1, 3], help="nats-servers, act by act [1 3]"
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="NAME", help="faults whose names begin so [all there are]"
+    )
+    return parser.parse_args(argv, namespace=Options())
+
+
+def main() -> int:
+    """Play, and say what it came to."""
+    options = parsed()
+    directory = options.directory or Path(tempfile.mkdtemp(prefix="runstream-chaos-"))
+    directory.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(filename=directory / "driver.log", level=logging.INFO)
+    print(f"-- seed {options.seed}, histories and logs in {directory}")
+    try:
+        score = uvloop.run(play(options, directory))
+    except NoSmallDisk as missing:
+        print(missing, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    tell(score, options.seed)
+    return 0 if score.is_good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

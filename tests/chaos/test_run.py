@@ -1,0 +1,61 @@
+"""What a run of the chaos comes to: which faults a seed gives, and when it has failed."""
+
+import random
+from itertools import islice
+
+import pytest
+
+from tests.chaos.faults import link_faults
+from tests.chaos.run import Score, drawn, parsed, together
+from tests.chaos.world import KINDS
+
+FAULTS = [fault for place in KINDS for fault in link_faults(place)]
+
+
+def names(seed: int, count: int) -> list[list[str]]:
+    """What is drawn first."""
+    chance = random.Random(seed)
+    bag = drawn(FAULTS, chance)
+    return [[fault.name for fault in together(bag, chance)] for _ in range(count)]
+
+
+def test_a_seed_repeats_its_faults() -> None:
+    """And another gives others."""
+    assert names(7, 50) == names(7, 50) != names(8, 50)
+
+
+def test_every_fault_has_its_turn() -> None:
+    """Before any comes again."""
+    bag = drawn(FAULTS, random.Random(7))
+    assert {fault.name for fault in islice(bag, len(FAULTS))} == {fault.name for fault in FAULTS}
+
+
+def test_two_at_once_are_at_two_places() -> None:
+    """What is done to one place twice at a time could not be told apart."""
+    chance = random.Random(7)
+    bag = drawn(FAULTS, chance)
+    pairs = [drawn_now for _ in range(500) if len(drawn_now := together(bag, chance)) == 2]
+    assert pairs
+    assert all(one.place != other.place for one, other in pairs)
+
+
+@pytest.mark.parametrize(
+    ("score", "is_good"),
+    [
+        (Score(injected=10, effective=9), True),
+        (Score(injected=10, effective=8), False),
+        (Score(), False),
+        (Score(injected=10, effective=10, violations=1), False),
+        (Score(injected=10, effective=10, complaints=["broker-0 has ended"]), False),
+    ],
+)
+def test_when_a_run_has_failed(score: Score, is_good: bool) -> None:
+    """Any violation, anything that is not well after it, too few effective faults, or none at all."""
+    assert score.is_good == is_good
+
+
+def test_the_command_line() -> None:
+    """Both topologies and all faults, unless told otherwise."""
+    options = parsed(["--seed", "3", "--hours", "2"])
+    assert (options.seed, options.hours, options.nodes, options.only) == (3, 2, [1, 3], [""])
+    assert parsed(["--nodes", "3", "--only", "kill", "log full"]).only == ["kill", "log full"]
