@@ -127,6 +127,29 @@ async def test_a_dead_read_loop_is_noticed(other: Connection, nats_url: str, mon
         assert deaf.reconnects == 1
 
 
+async def test_a_write_to_a_connection_that_has_just_broken(
+    connection: Connection, other: Connection, ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is an outage, however the event loop says so: uvloop's transports raise RuntimeError."""
+    client = connection._client
+
+    def closed(_: object) -> None:
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+    assert client._flusher_task is not None
+    client._flusher_task.cancel()
+    await asyncio.wait([client._flusher_task])
+    monkeypatch.setattr(client._transport, "writelines", closed)
+    with pytest.raises(Unavailable):
+        await connection.request("$JS.API.INFO", b"", seconds=0.5)
+    with pytest.raises(Unavailable):
+        await connection.publish(SUBJECT, b"lost")
+    with pytest.raises(Unavailable):
+        await connection.subscribe("another", ear.on_message)
+    client._abort()
+    await ear.hears(other, b"back")
+
+
 # -- reconnecting -------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import nats.errors
 from nats.aio.client import Client
@@ -64,6 +64,13 @@ class _Client(Client):
             await super().close()
         finally:
             aborting.cancel()
+
+    async def _flush_pending(self, force_flush: bool = False) -> Any:  # noqa: FBT001, FBT002  # as nats-py has it
+        """Write what waits to be written. uvloop has its own error for a connection that has just broken."""
+        try:
+            return await super()._flush_pending(force_flush)
+        except RuntimeError as error:
+            raise ConnectionResetError(str(error)) from error
 
     def _abort(self) -> None:
         writer = getattr(self._transport, "_io_writer", None)
