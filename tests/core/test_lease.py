@@ -16,6 +16,30 @@ ANSWER_SECONDS = 0.12
 """What each answer takes: a renewal that begins with a wrong revision needs four of them, and has time for two."""
 
 
+class Contested(Index):
+    """An index in which others renew a lease, too, each time right before a writer does: so often as is said."""
+
+    def __init__(self, core: Core, times: int) -> None:
+        super().__init__(core.jetstream)
+        self.left = times
+
+    async def renew_lease(self, tenant: str, run_id: str, revision: int, *, seconds: float | None = None) -> int:
+        if self.left and revision:
+            self.left -= 1
+            await super().renew_lease(tenant, run_id, revision)
+        return await super().renew_lease(tenant, run_id, revision, seconds=seconds)
+
+
+async def test_a_lease_that_others_renew_at_the_same_moment_is_taken(core: Core) -> None:
+    """Requests of one run that go to several brokers overtake each other again and again: none of them fails."""
+    index = Contested(core, 3)
+    async with core.publisher(core.address()) as publisher:
+        await publisher.publish(chunk(0))
+        async with Lease(core.jetstream, index, publisher, tenant=DEFAULT_TENANT, seconds=60) as lease:
+            assert index.left == 0
+            assert not lease.over.done()
+
+
 class SlowJetStream(JetStream):
     """JetStream whose writes and reads each take their time."""
 

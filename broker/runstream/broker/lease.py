@@ -11,7 +11,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Self
 
-from runstream.broker.errors import BrokerError, Fenced, RunCancelled, WrongLastSequence
+from runstream.broker.errors import BrokerError, Fenced, RunCancelled, Unavailable, WrongLastSequence
 from runstream.broker.keys import KV_OPERATION, cancel_key, live_subject
 from runstream.broker.logs import get_logger
 from runstream.broker.tasks import end_task
@@ -30,6 +30,8 @@ log = get_logger(__name__)
 
 RENEWALS_PER_LEASE = 3
 RETRY_SECONDS = 0.2
+RACES = 10
+"""How often the lease is tried again that others renew, too: requests of one run that go to several brokers do so."""
 
 
 class Lease:
@@ -140,21 +142,28 @@ class Lease:
 
     async def _renewed(self) -> int:
         """Write the lease; returns its revision. Raises `Fenced` when the run is no longer this writer's."""
-        try:
-            return await self._renew_at(self._revision)
-        except WrongLastSequence:
-            # Renewed by a try whose answer was lost, or by another writer; or the lease is gone.
-            lease = await self._index.lease(self._run_id)
-            if lease is not None:
-                # Kept whatever comes of this try: one that NATS is too slow for would else be followed by one that
-                # begins with a write that is refused, and so on until the lease has lapsed.
-                self._revision = lease.revision
-            if not await self._owns_log():
-                raise Fenced("Its lease is gone, or another's.", run_id=self._run_id) from None
-            if lease is None:
-                self._revision = await self._index.restore_lease(self._tenant, self._run_id)
-                log.warning("lease_restored", run_id=self._run_id)
-            return await self._renew_at(self._revision)
+        for _ in range(RACES):
+            try:
+                return await self._renew_at(self._revision)
+            except WrongLastSequence:
+                # Renewed by a try whose answer was lost, or by another writer; or the lease is gone.
+                self._revision = await self._revision_to_follow()
+        raise Unavailable("Others renew its lease all the time.", run_id=self._run_id)
+
+    async def _revision_to_follow(self) -> int:
+        """Read the revision that the lease has now, or restore it. Raises `Fenced` as `_renewed`."""
+        lease = await self._index.lease(self._run_id)
+        if lease is not None:
+            # Kept whatever comes of this try: one that NATS is too slow for would else be followed by one that begins
+            # with a write that is refused, and so on until the lease has lapsed.
+            self._revision = lease.revision
+        if not await self._owns_log():
+            raise Fenced("Its lease is gone, or another's.", run_id=self._run_id) from None
+        if lease is not None:
+            return lease.revision
+        restored = await self._index.restore_lease(self._tenant, self._run_id)
+        log.warning("lease_restored", run_id=self._run_id)
+        return restored
 
     async def _renew_at(self, revision: int) -> int:
         return await self._index.renew_lease(self._tenant, self._run_id, revision, seconds=self._seconds)
