@@ -423,9 +423,10 @@ class Checker:
         elif ended.how == "done":
             if not told:
                 self._accuse(Rule.BAD_END, reader.run, f"{reader.name}'s response was complete without [DONE]")
-        elif told:
+        elif told and ended.how == "clean":
             self._accuse(Rule.BAD_END, reader.run, f"{reader.name}'s response was {ended.how} after [DONE]")
         else:
+            # After the end, too: a gateway may be killed between it and the last chunk of the response.
             self._errors.append((reader, ended))
 
     # The judgement.

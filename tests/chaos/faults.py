@@ -302,7 +302,8 @@ def throttled(chance: Chance) -> Weather:
 
 
 def split(chance: Chance) -> Weather:
-    return Weather(segment_bytes=chance.choice([1, 7, 100]))
+    # Smaller, what comes meanwhile would be as many writes as it has bytes, and all other links would wait for them.
+    return Weather(segment_bytes=chance.choice([7, 30, 100]))
 
 
 def dead(_: Chance) -> Weather:
