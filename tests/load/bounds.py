@@ -14,7 +14,16 @@ STYLES = 2
 
 def follower_bytes(gateway: GatewaySettings, broker: BrokerSettings, max_payload: int) -> int:
     """What waits for one reader that takes nothing: a buffer up to its mark, and what was written onto that at once."""
-    return gateway.follower_buffer_bytes + max(broker.catchup_bytes, DIRECT_GET_BYTES + max_payload)
+    return gateway.follower_buffer_bytes + _written_at_once(broker, max_payload)
+
+
+def slow_follower_bytes(gateway: GatewaySettings, broker: BrokerSettings, max_payload: int) -> int:
+    """The same of one that takes a little: what was written before is held as well, until all of it is sent."""
+    return gateway.follower_buffer_bytes + 2 * _written_at_once(broker, max_payload)
+
+
+def _written_at_once(broker: BrokerSettings, max_payload: int) -> int:
+    return max(broker.catchup_bytes, DIRECT_GET_BYTES + max_payload)
 
 
 def tail_bytes(gateway: GatewaySettings, max_payload: int) -> int:

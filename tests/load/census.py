@@ -73,7 +73,7 @@ async def keys(nats_url: str) -> Counter[str]:
 
 async def logs(nats_url: str) -> int:
     """How many runs have a log."""
-    return int((await state(nats_url, "RUNS_0"))["num_subjects"])
+    return int((await state(nats_url, "RUNS_0")).get("num_subjects", 0))
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from runstream.gateway import cli
 from runstream.gateway.mounting import OPERATIONS, operations
 from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings, UpSettings
 from runstream.schemas import ERROR_TYPES, Kind
-from tests.load.bounds import follower_bytes, tail_bytes, upload_bytes
+from tests.load.bounds import follower_bytes, slow_follower_bytes, tail_bytes, upload_bytes
 
 ROOT = Path(__file__).parents[2]
 GATEWAY = ROOT / "gateway" / "runstream" / "gateway"
@@ -181,6 +181,7 @@ def test_bounds_are_those_of_the_default_settings(monkeypatch: pytest.MonkeyPatc
     said = {row[0]: row[2] for heading in ("A gateway", "A broker") for row in table(BOUNDS, heading)}
     at_worst = {
         "a stream whose reader takes nothing": follower_bytes(gateway, broker, MAX_PAYLOAD_BYTES),
+        "a stream whose reader takes too little": slow_follower_bytes(gateway, broker, MAX_PAYLOAD_BYTES),
         "a run that somebody follows": tail_bytes(gateway, MAX_PAYLOAD_BYTES),
         "an open upload": upload_bytes(broker, MAX_PAYLOAD_BYTES),
         "whole answers": gateway.held_answer_bytes,
