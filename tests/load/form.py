@@ -9,6 +9,7 @@ class Form:
     """Numbers of one form. Clients come at `clients_per_minute`, or as fast as the machine takes them."""
 
     clients: int
+    clients_in_process: int
     clients_per_minute: int
     stalled_readers: int
     stalled_uploads: int
@@ -21,6 +22,7 @@ class Form:
 
 SHORT = Form(
     clients=1_700,
+    clients_in_process=200,
     clients_per_minute=10_000,
     stalled_readers=40,
     stalled_uploads=40,
@@ -31,6 +33,7 @@ SHORT = Form(
 )
 LONG = Form(
     clients=100_000,
+    clients_in_process=5_000,
     clients_per_minute=10_000,
     stalled_readers=400,
     stalled_uploads=400,

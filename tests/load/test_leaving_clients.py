@@ -134,8 +134,7 @@ async def test_no_task_is_left_of_clients_that_leave(nats_url: str) -> None:
         await leaving.come(20, FORM.clients_per_minute)
         await wait_until(is_quiet, 20)
         before = tasks()
-        await leaving.come(FORM.refused, FORM.clients_per_minute)
+        await leaving.come(FORM.clients_in_process, FORM.clients_per_minute)
         await wait_until(is_quiet, 20, "clients that have left still follow")
         await wait_until(lambda: tasks() <= before, message="tasks are left")
-        assert asyncio.current_task() is not None
         assert not stream.is_complete
