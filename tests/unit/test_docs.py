@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings
 from runstream.broker.agents import demo
 from runstream.broker.agents.settings import UpstreamSettings
 from runstream.broker.connection import Connection
+from runstream.broker.embedded import MAX_PAYLOAD_BYTES
 from runstream.broker.http import description_operation, health_operations, metrics_operation
 from runstream.broker.ingest.errors import STATUSES
 from runstream.broker.ingest.routes import ingest_operations
@@ -28,11 +29,13 @@ from runstream.gateway import cli
 from runstream.gateway.mounting import OPERATIONS, operations
 from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings, UpSettings
 from runstream.schemas import ERROR_TYPES, Kind
+from tests.load.bounds import follower_bytes, slow_follower_bytes, tail_bytes, upload_bytes
 
 ROOT = Path(__file__).parents[2]
 GATEWAY = ROOT / "gateway" / "runstream" / "gateway"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROTOCOL = (ROOT / "PROTOCOL.md").read_text(encoding="utf-8")
+BOUNDS = (ROOT / "docs" / "bounds.md").read_text(encoding="utf-8")
 DEMO_AGENT = (ROOT / "docs" / "demo-agent.md").read_text(encoding="utf-8")
 DOCUMENTS = [
     path
@@ -164,10 +167,30 @@ def settings() -> dict[str, Setting]:
     }
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"RUNSTREAM_[A-Z_]+[A-Z]", README + PROTOCOL))))
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"RUNSTREAM_[A-Z_]+[A-Z]", README + PROTOCOL + BOUNDS))))
 def test_settings_that_are_named_exist(name: str) -> None:
     """Nobody sets what nobody reads."""
     assert name in settings() or name == WORK_STREAM
+
+
+def test_bounds_are_those_of_the_default_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the page says a stream, a run and an upload may take is what the tests under load hold them to."""
+    for name in settings():
+        monkeypatch.delenv(name, raising=False)
+    gateway, broker = GatewaySettings(), BrokerSettings()
+    said = {row[0]: row[2] for heading in ("A gateway", "A broker") for row in table(BOUNDS, heading)}
+    at_worst = {
+        "a stream whose reader takes nothing": follower_bytes(gateway, broker, MAX_PAYLOAD_BYTES),
+        "a stream whose reader takes too little": slow_follower_bytes(gateway, broker, MAX_PAYLOAD_BYTES),
+        "a run that somebody follows": tail_bytes(gateway, MAX_PAYLOAD_BYTES),
+        "an open upload": upload_bytes(broker, MAX_PAYLOAD_BYTES),
+        "whole answers": gateway.held_answer_bytes,
+        "a whole answer that is being made": gateway.max_answer_bytes,
+        "lists": 2 * gateway.view_bytes,
+        "another ingest request": 2 * broker.ingest_body_bytes,
+        "a run that it executes": broker.writer_queue_bytes,
+    }
+    assert said == {what: f"{size / 2**20:g} MiB" for what, size in at_worst.items()}
 
 
 def test_readme_shows_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

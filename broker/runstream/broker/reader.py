@@ -114,6 +114,8 @@ class LogReader:
         `until` is a sequence the log is known to hold, `after_index` the index of the entry at `after` where it is
         known (-1: `after` is the log's beginning). Raises `CursorExpired` when retention overtakes the read,
         `Unavailable` when NATS stays away longer than the reader's patience. Close it (`aclosing`) when leaving early.
+
+        A batch is its taker's: nothing of it is kept here, so that one who clears it before waiting holds nothing.
         """
         position = _Position(after, after_index)
         deadline = time.monotonic() + self._settings.read_patience_seconds
@@ -123,7 +125,9 @@ class LogReader:
             try:
                 async with aclosing(self._stretch(address, position.seq)) as stretch:
                     async for messages in stretch:
-                        yield position.advance(messages)
+                        entries = position.advance(messages)
+                        messages.clear()
+                        yield entries
                 if position.seq == before and await self._is_empty_after(address, before):
                     raise CursorExpired(seq=before)
             except Unavailable:
@@ -144,16 +148,17 @@ class LogReader:
 
     async def _stretch(self, address: LogAddress, after: int) -> AsyncGenerator[list[StoredMessage]]:
         messages = await self._jetstream.direct_batch(address.stream, address.subject, after=after)
-        if messages:
-            yield messages
-        if not messages or messages[-1].pending <= DIRECT_GET_BATCH:
-            # Nothing more, or so little that another batch is cheaper than a consumer.
+        if not messages:
             return
+        seq, pending = messages[-1].seq, messages[-1].pending
+        yield messages
+        if pending <= DIRECT_GET_BATCH:
+            return  # Nothing more, or so little that another batch is cheaper than a consumer.
         async with self._consumers:
             rest = await self._jetstream.consume(
                 address.stream,
                 address.subject,
-                after=messages[-1].seq,
+                after=seq,
                 limit=self._settings.catchup_chunks,
                 max_bytes=self._settings.catchup_bytes,
             )

@@ -125,7 +125,8 @@ class BrokerSettings(BaseSettings):
     """Chunks one such read takes at most before its slot goes to the next reader."""
 
     catchup_bytes: int = Field(default=2**20, ge=2**10)
-    """Bytes one such read takes at most: what a slow client may hold in the gateway's memory."""
+    """Bytes one such read takes at most, a chunk that is larger aside: what a slow client may hold in the gateway's
+    memory."""
 
     silence_seconds: Annotated[Duration, Field(gt=0)] = 2.0
     """Seconds a live run may be silent before its tip is compared with the leader's."""

@@ -108,13 +108,15 @@ class LiveTail:
         return tip
 
     async def close(self) -> None:
-        """Leave nothing behind: no task, no subscription, no listener."""
+        """Leave nothing behind: no task, no subscription, no listener; not even if whoever closes it is cancelled."""
         watch, self._watch = self._watch, None
-        if watch is not None and watch is not asyncio.current_task():
-            watch.cancel()
-            # Not awaited itself: what it raised has been reported, and must not keep the rest from being let go.
-            await asyncio.wait([watch])
-        await self._stop_listening()
+        try:
+            if watch is not None and watch is not asyncio.current_task():
+                watch.cancel()
+                # Not awaited itself: what it raised has been reported, and must not keep the rest from being let go.
+                await asyncio.wait([watch])
+        finally:
+            await self._stop_listening()
 
     async def _stop_listening(self) -> None:
         unlisten, self._unlisten = self._unlisten, None

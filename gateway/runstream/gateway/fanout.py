@@ -101,11 +101,13 @@ class RunTail:
             self._opening.result()  # A defect in opening is the waiters' to hear, not only the loop's.
 
     async def close(self) -> None:
-        """Leave no task and no subscription behind."""
-        if self._opening is not None and not self._opening.done():
-            self._opening.cancel()
-            await asyncio.wait([self._opening])
-        await self._tail.close()
+        """Leave no task and no subscription behind: not even if the client of the last follower leaves meanwhile."""
+        try:
+            if self._opening is not None and not self._opening.done():
+                self._opening.cancel()
+                await asyncio.wait([self._opening])
+        finally:
+            await self._tail.close()
 
     async def first_seq(self) -> int:
         """Return the sequence of the run's first message. Raises `CursorExpired` when there is none."""
@@ -278,23 +280,27 @@ class Hub:
         """Take one step: from the log, from the window, or, when nothing is left, live until something happens."""
         if tail.failure is not None:
             raise tail.failure
-        frames = tail.window.after(follower.cursor)
-        if frames is None:
+        if follower.cursor < tail.window.base:
             await self._catch_up(tail, follower)
-        elif frames:
-            await self._write(follower, self._stretch(frames))
+        elif self._write_stretch(tail.window, follower):
+            await follower.response.drained(self.settings.write_deadline_seconds)
         else:
             tail.join(follower)
             await follower.woken.wait()
 
-    def _stretch(self, frames: Sequence[Frame]) -> Sequence[Frame]:
-        """Return as many of the first frames as may wait in a socket at one time; one of them at least."""
-        size = 0
-        for count, frame in enumerate(frames[:STRETCH_FRAMES], start=1):
-            size += frame.size
-            if size >= self.settings.follower_buffer_bytes:
-                return frames[:count]
-        return frames[:STRETCH_FRAMES]
+    def _write_stretch(self, window: Window, follower: Follower) -> bool:
+        """Write as many of the next frames as may wait in a socket at one time, one at least; tell whether any.
+
+        Nobody refers to them when the caller waits: a slow follower would keep what the window has dropped.
+        """
+        size = count = 0
+        frames = window.after(follower.cursor, STRETCH_FRAMES)
+        while count < len(frames) and size < self.settings.follower_buffer_bytes:
+            size += frames[count].size
+            count += 1
+        if count:
+            self._write(follower, frames[:count])
+        return count > 0
 
     async def _catch_up(self, tail: RunTail, follower: Follower) -> None:
         """Read the log until the window reaches back to the follower."""
@@ -303,13 +309,13 @@ class Hub:
             async for entries in batches:
                 if len(entries) > 1 and entries[-1].kind is Kind.ERROR and entries[-1].seq > tail.window.base:
                     entries.pop()  # It comes with the end, from the window: the tail has it wait for that.
-                frames = [Frame(entry) for entry in entries]
-                self.metrics.caught_up(len(frames))
-                await self._write(follower, frames)
+                self.metrics.caught_up(len(entries))
+                self._write(follower, [Frame(entry) for entry in entries])
+                entries.clear()  # What waits for a slow follower waits in its socket, and nowhere else.
+                await follower.response.drained(self.settings.write_deadline_seconds)
                 if follower.is_done or follower.response.is_closed or follower.cursor >= tail.window.base:
                     return
 
-    async def _write(self, follower: Follower, frames: Sequence[Frame]) -> None:
+    def _write(self, follower: Follower, frames: Sequence[Frame]) -> None:
         follower.write(frames)
         self.metrics.delivered(len(frames))
-        await follower.response.drained(self.settings.write_deadline_seconds)

@@ -82,8 +82,7 @@ class Window:
         oldest = self._frames[0].entry
         return oldest.seq <= cursor or oldest.index == 0
 
-    def after(self, cursor: int) -> list[Frame] | None:
-        """Return the frames after `cursor`, oldest first; None when some of them are no longer here."""
-        if cursor < self.base:
-            return None
-        return self._frames[bisect_right(self._seqs, cursor) :]
+    def after(self, cursor: int, limit: int) -> list[Frame]:
+        """Return the first `limit` frames after `cursor`, which is not before `base`, oldest first."""
+        first = bisect_right(self._seqs, cursor)
+        return self._frames[first : first + limit]
