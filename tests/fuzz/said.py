@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from hypothesis import strategies as st
 
 from tests.support.eventsource import open_source, source_path
@@ -95,6 +96,14 @@ MESSAGE_TYPES = st.sampled_from(
 )
 
 
+def is_json(value: Any) -> bool:
+    """Whether there is a word for it in JSON, and a character in UTF-8."""
+    try:
+        return bool(msgspec.json.encode(value)) and value == value  # noqa: PLR0124  # NaN is not
+    except (OverflowError, UnicodeEncodeError):
+        return False
+
+
 def _nested(depth: int) -> Any:
     value: Any = 1
     for turn in range(depth):
@@ -116,10 +125,10 @@ MARKED = "whose"
 """The key that says which run's a chunk is, where it has one."""
 
 
-def written(value: Any, *, is_ascii: bool) -> bytes:
+def written(value: Any, *, is_ascii: bool, indent: int | None = None) -> bytes:
     """JSON, or what some languages take for it: NaN, and half a character."""
     try:
-        return json.dumps(value, ensure_ascii=is_ascii).encode("utf-8", "surrogatepass")
+        return json.dumps(value, ensure_ascii=is_ascii, indent=indent).encode("utf-8", "surrogatepass")
     except RecursionError:
         return b"[" * 5000 + b"]" * 5000
 
@@ -168,7 +177,16 @@ ODD_TEXTS = st.one_of(
         ]
     ),
 )
-TEXTS = st.one_of(JSON_TEXTS, ODD_TEXTS)
+PLAIN_TEXTS = st.builds(
+    lambda value, kind, indent: written({**value, "message_type": kind}, is_ascii=False, indent=indent),
+    st.dictionaries(
+        st.one_of(KNOWN_KEYS, st.text(max_size=5)), st.one_of(LEAVES.filter(is_json), st.just([{}])), max_size=4
+    ),
+    st.sampled_from(["assistant_message", "tool_call_message", "nobody's", 7]),
+    st.sampled_from([None, None, 1]),
+)
+"""Chunks that are well-formed, whatever is in them, and however many lines they have."""
+TEXTS = st.one_of(PLAIN_TEXTS, PLAIN_TEXTS, JSON_TEXTS, ODD_TEXTS)
 
 
 async def told_of(stack: Stack, run_id: str) -> list[Event]:
