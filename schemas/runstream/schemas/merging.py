@@ -70,11 +70,15 @@ class Merging:
         """Take the next event, as the log stores it. Raises `InvalidChunk` for what is not a JSON object."""
         seen = _look_at(body)
         message = self._continued_by(seen)
-        if message is None:
-            self._begin(seen, body)
-            self.size += len(body)
-        else:
-            self.size += message.add(body)
+        if message is not None:
+            try:
+                self.size += message.add(body)
+            except RecursionError:
+                seen = _NAMELESS
+            else:
+                return
+        self._begin(seen, body)
+        self.size += len(body)
 
     def messages(self) -> Iterator[Merged]:
         """Give the messages so far."""
@@ -124,6 +128,8 @@ class _Seen(NamedTuple):
     otid: str | None
 
 
+_NAMELESS: Final = _Seen(None, None, None)
+"""Of an event that is nested too deep to be looked into: it stands for itself."""
 _naming_in: Final = msgspec.json.Decoder(_Naming).decode
 
 
@@ -131,7 +137,10 @@ def _look_at(body: bytes) -> _Seen:
     try:
         found = _naming_in(body)
         return _Seen(_text_in(found.id), _text_in(found.message_type), _text_in(found.otid))
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        # How deep is too deep depends on the stack: whoever stored it may have stood less deep in his.
+        return _NAMELESS
+    except ValueError as error:
         raise InvalidChunk(f"This is not a JSON object: {error}") from error
 
 
@@ -151,12 +160,16 @@ class _Message:
         self._whole: _Object | None = None
 
     def add(self, body: bytes) -> int:
-        """Take the message's next event; returns about how many bytes it is longer by."""
+        """Take the message's next event; returns about how many bytes it is longer by.
+
+        Raises `RecursionError` if it, or the first one, is nested too deep to be looked into: then it is not taken.
+        """
+        piece = _fields_in(body)
         if self._whole is None:
-            self._whole = _Object() if self._making is None else self._making()
-            self._whole.add(_fields_in(self._first))
-            self._first = b""
-        return self._whole.add(_fields_in(body))
+            whole = _Object() if self._making is None else self._making()
+            whole.add(_fields_in(self._first))
+            self._whole, self._first = whole, b""
+        return self._whole.add(piece)
 
     def body(self) -> bytes:
         """Give the message so far."""

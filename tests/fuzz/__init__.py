@@ -1,0 +1,1 @@
+"""Bad input, made by the thousand: see `tests.fuzz.cases` for how many."""
