@@ -180,6 +180,7 @@ async def starter(core: Core) -> AsyncIterator[Starter]:
         core.settings,
         index=core.index,
         queue=WorkQueue(core.jetstream),
+        patience_seconds=5,
         presence=SaysYes(core.connection, grace_seconds=15),
         repair=Repair(core.jetstream, core.settings, core.index, observe=lambda _: None),
     )

@@ -44,11 +44,8 @@ async def back(stack: Stack, nats_server: NatsServer) -> None:
     await wait_until(is_ready, 20, "the gateway does not become ready again")
 
 
-async def test_requests_are_told_to_try_again(
-    stack: Stack, nats_server: NatsServer, outage: Outage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_requests_are_told_to_try_again(stack: Stack, nats_server: NatsServer, outage: Outage) -> None:
     """Without NATS every request is answered within the deadline: 503, and when to come back or that it must not."""
-    monkeypatch.setattr("runstream.broker.index.CLAIM_PATIENCE_SECONDS", 1.0)
     conversation_id, agent_id = await stack.conversation(), new_agent_id()
     run_id, events = await stack.finished({"chunks": 3})
     resume = [

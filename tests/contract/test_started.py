@@ -11,7 +11,8 @@ from tests.support.waiting import wait_until
 
 async def test_a_started_run_that_cannot_be_read_is_not_to_be_repeated(nats_url: str) -> None:
     """The 503 of a run that exists names it, and keeps letta-client from posting the message again."""
-    async with stack_running(nats_url, gateway={"open_seconds": 0.000_001}) as stack:
+    async with stack_running(nats_url) as stack:
+        stack.hub.settings = stack.hub.settings.model_copy(update={"open_seconds": 0.000_001})
         path = f"/v1/agents/{new_agent_id()}/messages/stream"
         reply = await stack.fetch("POST", path, json=message("hello", background=True))
         assert reply.status == 503

@@ -441,6 +441,7 @@ async def test_a_claim_that_cannot_be_settled_says_so(
 ) -> None:
     """When NATS goes away with the batch, its outcome is unknown; when it was away before, nothing was stored."""
     monkeypatch.setattr("runstream.broker.index.CLAIM_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("runstream.broker.index.SETTLING_SECONDS", 0.5)
     record = record_of(conversation_id=new_conversation_id(), otids=[new_otid()])
     gone = False
 

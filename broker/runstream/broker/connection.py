@@ -33,6 +33,9 @@ T = TypeVar("T")
 
 PING_INTERVAL_SECONDS = 5
 """The default of nats-py, two minutes, is how long a dead peer would go unnoticed."""
+PROBE_SECONDS = 3.0
+"""How long a probe may stay unanswered. With the pause between two of them, a connection that looks alive and is not is
+noticed within eight seconds; a server that is only busy answers in one."""
 RECONNECT_WAIT_SECONDS = 0.2
 """Short enough that a restarted server is found before a client's keep-alive, long enough not to hammer it."""
 CONNECT_TIMEOUT_SECONDS = 2
@@ -49,7 +52,7 @@ TRANSLATED = (nats.errors.Error, asyncio.TimeoutError, OSError, EOFError)
 
 
 class _Client(Client):
-    """nats-py's client, which closes whatever the server does, and reads headers faster.
+    """nats-py's client, which closes whatever the server does, keeps one socket, and reads headers faster.
 
     Its own reading takes a third of all that a message costs: it decodes each name and value apart, and looks for white
     space in every character of a name.
@@ -71,6 +74,15 @@ class _Client(Client):
             return await super()._flush_pending(force_flush)
         except RuntimeError as error:
             raise ConnectionResetError(str(error)) from error
+
+    async def give_up(self) -> None:
+        """Reconnect, whatever waits to be written: nats-py would first wait until the other end has taken that."""
+        self._abort()
+        await self.force_reconnect()
+
+    async def _connect_to_server(self, s: Any) -> None:
+        self._abort()  # The try before this one, if it was not finished: its socket would stay open for ever.
+        await super()._connect_to_server(s)
 
     def _abort(self) -> None:
         writer = getattr(self._transport, "_io_writer", None)
@@ -330,12 +342,13 @@ class Connection:
 
     async def _probe(self) -> None:
         try:
-            await _heeding_cancellation(self._client.rtt(timeout=PING_INTERVAL_SECONDS))
+            async with asyncio.timeout(PROBE_SECONDS):  # The client's own begins when the ping is on its way.
+                await _heeding_cancellation(self._client.rtt(timeout=PROBE_SECONDS))  # type: ignore[arg-type]
         except TRANSLATED as error:
             if self._client.is_connected:
                 log.warning("nats_probe_failed", connection=self.name, error=_reason(error))
                 with contextlib.suppress(*TRANSLATED):
-                    await self._client.force_reconnect()
+                    await self._client.give_up()
 
     async def _replace(self) -> None:
         self._lost.clear()

@@ -70,7 +70,11 @@ __all__ = ["Claimed", "Index"]
 T = TypeVar("T")
 
 CLAIM_PATIENCE_SECONDS = 5.0
-"""How long a claim is tried: shorter than a client's time-out, longer than a leader's election mostly takes."""
+"""How long a claim is tried, and any other change that somebody waits for: shorter than a client's time-out, longer
+than a leader's election mostly takes."""
+SETTLING_SECONDS = 2.5
+"""How long it is tried to find out what became of a claim whose answer was lost, on top of the patience: a client that
+is told that nobody knows can neither repeat its request nor follow its run."""
 UPDATE_PATIENCE_SECONDS = 60.0
 """How long a change to a run's record is tried: its writer has nothing better to do, and the run is not lost by it."""
 CONVERSATION_SHARE = 4
@@ -99,10 +103,14 @@ def _approval_key_of(record: RunRecord) -> str:
 
 
 class Index:
-    """Questions to the index, and the few ways it changes. Every call raises `Unavailable`."""
+    """Questions to the index, and the few ways it changes. Every call raises `Unavailable`.
 
-    def __init__(self, jetstream: JetStream) -> None:
+    `patience_seconds`: how long a change is tried that somebody waits for, in place of `CLAIM_PATIENCE_SECONDS`.
+    """
+
+    def __init__(self, jetstream: JetStream, *, patience_seconds: float | None = None) -> None:
         self._jetstream = jetstream
+        self._patience_seconds = CLAIM_PATIENCE_SECONDS if patience_seconds is None else patience_seconds
         self._bucket = Bucket(jetstream)
 
     # -- questions ----------------------------------------------------------------------------------------------
@@ -152,7 +160,7 @@ class Index:
             if waiting is not None and waiting.value == run.id:
                 await self._bucket.write([Put(key, None, waiting.revision)])
 
-        await persist(attempt, CLAIM_PATIENCE_SECONDS)
+        await persist(attempt, self._patience_seconds)
 
     # -- conversations ------------------------------------------------------------------------------------------
 
@@ -165,7 +173,7 @@ class Index:
             with contextlib.suppress(WrongLastSequence):
                 await self._bucket.write([Put(conversation_key(record.tenant, record.id), value, 0)])
 
-        await persist(attempt, CLAIM_PATIENCE_SECONDS)
+        await persist(attempt, self._patience_seconds)
 
     async def update_conversation(
         self, tenant: str, conversation_id: str, change: Callable[[ConversationRecord], ConversationRecord]
@@ -195,7 +203,7 @@ class Index:
                 raise
             return changed
 
-        return await persist(attempt, CLAIM_PATIENCE_SECONDS)
+        return await persist(attempt, self._patience_seconds)
 
     def _encoded(self, record: ConversationRecord, *, instead_of: ConversationRecord | None = None) -> bytes:
         value = encode_conversation(record)
@@ -228,11 +236,14 @@ class Index:
                 raise
 
         try:
-            claimed = await persist(attempt, CLAIM_PATIENCE_SECONDS)
-        except Unavailable as error:
-            if unsettled:
+            claimed = await persist(attempt, self._patience_seconds)
+        except Unavailable:
+            if not unsettled:
+                raise
+            try:
+                claimed = await persist(attempt, SETTLING_SECONDS)
+            except Unavailable as error:
                 raise Unsettled(run_id=record.id) from error
-            raise
         if claimed.is_new:
             await self._note_agent(record)
         return claimed
@@ -258,6 +269,9 @@ class Index:
         if request is not None:
             puts.append(Put(request_key(tenant, record.id), encode_run_request(request), 0))
         puts.append(Put(lease_key(record.id), tenant.encode(), 0))
+        if not record.otids and conversation_id is None:
+            # Nothing was asked so far: whether NATS is there is found out before anything is sent that may be stored.
+            await self._bucket.get_any(run_key(tenant, record.id))
         if not self._jetstream.connection.is_connected:
             # What is sent now would wait for the next connection, and nobody could say any more that it was not stored.
             raise Unavailable("NATS is not connected.")
@@ -412,7 +426,7 @@ class Index:
             if puts:
                 await self._bucket.write(puts)
 
-        await persist(attempt, CLAIM_PATIENCE_SECONDS)
+        await persist(attempt, self._patience_seconds)
 
     # -- leases and wishes to cancel ------------------------------------------------------------------------------
 
@@ -443,7 +457,7 @@ class Index:
         async def attempt() -> None:
             await self._bucket.write([Put(cancel_key(run_id), tenant.encode())])
 
-        await persist(attempt, CLAIM_PATIENCE_SECONDS)
+        await persist(attempt, self._patience_seconds)
 
     async def cancel_wish(self, run_id: str) -> str | None:
         """Return the tenant of a run that somebody wishes to end, None when nobody does."""

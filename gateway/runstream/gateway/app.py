@@ -172,7 +172,8 @@ class Gateway:
     async def _jetstream(self, stack: AsyncExitStack, name: str) -> JetStream:
         connection = Connection(self._broker_settings.nats_url, name=name, patient=self._patient)
         self._connections.append(await stack.enter_async_context(connection))
-        jetstream = JetStream(connection, timeout_seconds=self._broker_settings.request_timeout_seconds)
+        seconds = min(self._broker_settings.request_timeout_seconds, self._settings.open_seconds)
+        jetstream = JetStream(connection, timeout_seconds=seconds)
         stack.push_async_callback(jetstream.close)
         return jetstream
 
@@ -188,7 +189,7 @@ class Gateway:
         )
 
     def _services(self, jetstream: JetStream) -> Services:
-        index = Index(jetstream)
+        index = Index(jetstream, patience_seconds=self._settings.open_seconds)
         conversations = Conversations(index, self._upstream)
         if self._upstream is not None:
             self._passthrough = PassThrough(
@@ -228,6 +229,7 @@ class Gateway:
                 queue=WorkQueue(jetstream),
                 presence=presence,
                 repair=repair,
+                patience_seconds=self._settings.open_seconds,
                 always_background=self._settings.background == "always",
             ),
             repair=repair,

@@ -21,6 +21,8 @@ NOBODY_SECONDS = 0.2
 """How long it is good for that nobody answered: less, as whoever started a broker wants to use it."""
 ANSWER_SECONDS = 1.0
 """How long a broker may take to answer; it takes a fraction of a millisecond."""
+KNOWN_SECONDS = 0.25
+"""How long it may take if there was one a moment ago: who is taken to be there in any case is not waited for."""
 
 
 class AgentPresence:
@@ -51,7 +53,8 @@ class AgentPresence:
     async def _ask(self) -> None:
         found = None
         try:
-            found = await anybody_there(self._connection, seconds=ANSWER_SECONDS)
+            seconds = KNOWN_SECONDS if self._was_there_within_grace() else ANSWER_SECONDS
+            found = await anybody_there(self._connection, seconds=seconds)
         except Unavailable:
             if not self._was_there_within_grace():
                 raise

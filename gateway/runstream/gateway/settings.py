@@ -95,8 +95,12 @@ class GatewaySettings(BaseSettings):
     cors_origins: CorsOrigins = None
     """Origins whose pages may read what is answered, separated by commas; `*`: of any. None: no page of another."""
 
-    open_seconds: Annotated[Duration, Field(gt=0)] = 5.0
-    """Seconds a request waits for NATS before it is answered 503: less than clients wait for headers."""
+    open_seconds: Annotated[Duration, Field(gt=0)] = 1.5
+    """Seconds a request waits for NATS before it is answered 503, so that with all else it takes less than two. Not the
+    four to eight that a leader's election takes: who is told to come back is served by the first attempt after it, and
+    letta-client makes two more by itself, while one that is kept holds its place for nothing. Only a request that may
+    have started a run is kept longer, as it could not be told to come back; and writers have a patience of their own.
+    """
 
     background: Literal["as-asked", "always"] = "as-asked"
     """Which runs can be resumed: those that were asked for in the background, or all of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Starter"]
 
 FIRST_MESSAGE_PATIENCE_SECONDS = 10.0
-"""A client waits for its headers meanwhile."""
+"""How long it is tried to begin a run's log, whoever has been told meanwhile to resume it: a watchdog does it after."""
 
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 """W3C's; a `traceparent` of any other form is none."""
@@ -54,6 +55,7 @@ class Starter:
         queue: WorkQueue,
         presence: AgentPresence,
         repair: Repair,
+        patience_seconds: float,
         always_background: bool = False,
     ) -> None:
         self._jetstream = jetstream
@@ -61,6 +63,7 @@ class Starter:
         self._queue = queue
         self._presence = presence
         self._repair = repair
+        self._patience_seconds = patience_seconds
         self._always_background = always_background
         self._credentials = Credentials(jetstream.connection)
         self._settings = settings
@@ -136,9 +139,9 @@ class Starter:
             self._credentials.drop(record.id)
             return claimed
         try:
-            await self._hand_over(record)
-        except BrokerError as error:
-            log.warning("run_not_enqueued", run_id=record.id, error=str(error))
+            async with asyncio.timeout(self._patience_seconds):
+                await self._starting.do(self._hand_over(record), name=f"hand-over-{record.id}")
+        except (BrokerError, TimeoutError) as error:
             raise TryLater(
                 f"Run {record.id} was claimed, but the store went away before it could be handed to a worker.",
                 run_id=record.id,
@@ -149,11 +152,15 @@ class Starter:
         """Store the log's first message, then enqueue: a worker that takes the run finds its log begun."""
         address = LogAddress(record.id, record.shard)
         publisher = Publisher(self._jetstream, address, self._settings, patience_seconds=FIRST_MESSAGE_PATIENCE_SECONDS)
-        async with publisher:
-            # Fenced: a broker was faster, and has begun the log, or ended it for a client that cancelled the run.
-            with contextlib.suppress(Fenced):
-                await publisher.publish_marked(first_message(record))
-        await self._queue.put(record.tenant, record.id)
+        try:
+            async with publisher:
+                # Fenced: a broker was faster, and has begun the log, or ended it for a client that cancelled the run.
+                with contextlib.suppress(Fenced):
+                    await publisher.publish_marked(first_message(record))
+            await self._queue.put(record.tenant, record.id)
+        except BrokerError as error:
+            log.warning("run_not_enqueued", run_id=record.id, error=str(error))
+            raise
 
 
 def _traceparent(headers: Mapping[str, str]) -> str | None:
