@@ -301,7 +301,7 @@ async def test_a_run_that_waits_for_approval_waits_no_longer_when_it_is_removed(
     assert events[-3].json == {"message_type": "stop_reason", "stop_reason": "end_turn"}
 
 
-@pytest.mark.parametrize(("run_id", "status"), [("run-x", 400), (new_run_id(), 404)])
+@pytest.mark.parametrize(("run_id", "status"), [("run-x", 400), (new_run_id(), 404)], ids=["no id", "nobody's"])
 async def test_runs_that_never_were(stack: Stack, run_id: str, status: int) -> None:
     """As when they are read."""
     assert (await fetch(stack.base, "DELETE", f"/v1/runs/{run_id}")).status == status
