@@ -36,8 +36,9 @@ $(TYPESCRIPT_STAMP): $(STAMP) $(addprefix $(TYPESCRIPT)/,package.json package-lo
 run: $(STAMP) ## everything in one command: nats-server, broker, gateway and a demo agent (ARGS="--port 8080")
 	@exec $(BIN)/runstream up $(ARGS)
 
-test: install ## all tests, on real nats-servers (ARGS="tests/unit -x")
-	$(PY) -m pytest $(ARGS)
+# A module has its servers to itself. ARGS="-n 0" runs one test after the other.
+test: install ## all tests, on real nats-servers, two modules at a time (ARGS="tests/unit -x")
+	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-browser: install ## what a page sees, in Debian's chromium, which must be there (ARGS="-k readme")
 	$(PY) -m pytest tests/browser $(ARGS)

@@ -7,12 +7,13 @@ import pytest
 from letta_client import AsyncLetta
 
 from runstream.gateway.deprecation import SINCE
-from runstream.schemas import new_agent_id
 from tests.support.http import open_stream
 from tests.support.letta import chunks_of, types_of
 from tests.support.stack import Stack, message, stack_running
 
-AGENT = new_agent_id()
+# Ids of their own would give each process that collects these tests other names for them.
+AGENT = "agent-5b0ae4f1-6f0e-4c0f-9a53-0d3c37a1f7c1"
+IDLE_AGENT = "agent-7c2f4b58-93cd-4d4a-8f0e-2b1d7e6a9f02"
 TEXT = {"input": '{"chunks": 1, "interval_ms": 0}'}
 
 
@@ -33,8 +34,8 @@ def test_since_when() -> None:
         ("/agents/agent-1/messages/stream", TEXT, 422),
         (f"/conversations/{AGENT}/messages", TEXT, 200),
         (f"/conversations/{AGENT}/messages", {}, 422),
-        (f"/conversations/{new_agent_id()}/stream", {}, 400),
-        (f"/conversations/{new_agent_id()}/cancel", {}, 409),
+        (f"/conversations/{IDLE_AGENT}/stream", {}, 400),
+        (f"/conversations/{IDLE_AGENT}/cancel", {}, 409),
     ],
 )
 async def test_deprecated(stack: Stack, prefix: str, path: str, body: dict[str, Any], status: int) -> None:

@@ -100,7 +100,7 @@ async def test_a_run_in_the_list_is_the_run(stack: Stack) -> None:
         ({"order_by": "created_at"}, lambda _: True),
         ({"zzz": "passed over"}, lambda _: True),
     ],
-    ids=str,
+    ids=lambda value: "" if callable(value) else str(value),
 )
 async def test_filters(stack: Stack, some: list[RunRecord], query: dict[str, Any], matches: Any) -> None:
     """Each filter, and several together, in either order and in pages."""

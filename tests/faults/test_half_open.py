@@ -85,7 +85,7 @@ async def connections_of(proxy: HalfOpen, stack: Stack) -> int:
     return proxy.passing
 
 
-@pytest.mark.parametrize("ways", WAYS, ids="-".join)
+@pytest.mark.parametrize("ways", WAYS, ids=lambda ways: "-".join(sorted(ways)))
 async def test_followers_and_writers_lose_nothing(
     proxy: HalfOpen, ways: frozenset[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 FIRST_DELAY_SECONDS = 0.02
 LONGEST_DELAY_SECONDS = 1.0
+CONTEST_SECONDS = 5.0
+"""How long a change is tried that others overtake, whatever patience there is with a NATS that is away."""
 CONTENDED_SECONDS = 2.0
 """How long another write to the same key is waited for: a cluster takes milliseconds to store it."""
 BATCHES_IN_FLIGHT = 16
@@ -135,20 +137,25 @@ class Bucket:
 async def persist(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
     """Repeat an attempt that reads and then writes, until it is through: it was overtaken, or NATS was away.
 
-    An attempt whose answer was lost is repeated too: it reads what it wrote. Raises `Unavailable` after `seconds`.
+    An attempt whose answer was lost is repeated too: it reads what it wrote. Raises `Unavailable` when NATS has been
+    away for `seconds`, or when the attempt was overtaken for as long, `CONTEST_SECONDS` at least: who is overtaken is
+    answered, and one of those who compete gets through each time.
     """
-    deadline = time.monotonic() + seconds
+    began_at = answered_at = time.monotonic()
     delay = FIRST_DELAY_SECONDS
     while True:
         try:
             return await attempt()
         except WrongLastSequence as overtaken:
-            failure: Unavailable = Unavailable(f"Overtaken for {seconds:g} s: {overtaken}")
+            answered_at = time.monotonic()
+            give_up_at = began_at + max(seconds, CONTEST_SECONDS)
+            failure: Unavailable = Unavailable(f"Overtaken for {answered_at - began_at:.1f} s: {overtaken}")
             pause = FIRST_DELAY_SECONDS * secrets.randbelow(100) / 100
         except Unavailable as unavailable:
+            give_up_at = answered_at + seconds
             failure = unavailable
             pause = delay
             delay = min(2 * delay, LONGEST_DELAY_SECONDS)
-        if time.monotonic() + pause > deadline:
+        if time.monotonic() + pause > give_up_at:
             raise failure
         await asyncio.sleep(pause)

@@ -1,0 +1,46 @@
+"""Changes of the index are tried again: for long while others are faster, for as long as was said while NATS is away."""
+
+import time
+
+import pytest
+
+from runstream.broker import bucket
+from runstream.broker.bucket import persist
+from runstream.broker.errors import Unavailable, WrongLastSequence
+
+PATIENCE_SECONDS = 0.05
+
+
+async def test_who_is_overtaken_is_not_told_that_nats_is_away() -> None:
+    """Competing for longer than an outage is waited for, it gets through all the same."""
+    through_at = time.monotonic() + 4 * PATIENCE_SECONDS
+
+    async def attempt() -> str:
+        if time.monotonic() < through_at:
+            raise WrongLastSequence
+        return "through"
+
+    assert await persist(attempt, PATIENCE_SECONDS) == "through"
+
+
+async def test_an_outage_is_waited_for_from_when_it_begins() -> None:
+    """Not from the first attempt: until it was overtaken last, NATS was there."""
+    away_at = time.monotonic() + 4 * PATIENCE_SECONDS
+
+    async def attempt() -> None:
+        raise WrongLastSequence if time.monotonic() < away_at else Unavailable
+
+    with pytest.raises(Unavailable):
+        await persist(attempt, PATIENCE_SECONDS)
+    assert away_at <= time.monotonic() < away_at + 1
+
+
+async def test_who_is_overtaken_for_ever_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is an end to it."""
+    monkeypatch.setattr(bucket, "CONTEST_SECONDS", 0.2)
+
+    async def attempt() -> None:
+        raise WrongLastSequence
+
+    with pytest.raises(Unavailable, match="Overtaken"):
+        await persist(attempt, PATIENCE_SECONDS)
