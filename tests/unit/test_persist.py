@@ -1,4 +1,4 @@
-"""Changes of the index are tried again: for long while others are faster, for as long as was said while NATS is away."""
+"""Changes of the index are tried again: long while others are faster, as long as was said while NATS is away."""
 
 import time
 
