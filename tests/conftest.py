@@ -1,11 +1,19 @@
 """Fixtures for every test: a real nats-server per module, or a cluster of three. A missing server fails."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 
 import pytest
 import pytest_asyncio
 
 from tests.support.nats import NatsCluster, NatsServer, nats_cluster_running, nats_server_running
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let what a test has printed pass between two processes: some of it is no text, as it is about what is none."""
+    report = yield
+    report.sections = [(name, said.encode(errors="backslashreplace").decode()) for name, said in report.sections]
+    return report
 
 
 @pytest_asyncio.fixture(scope="module")

@@ -6,11 +6,13 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+import pytest
 from prometheus_client import generate_latest
 
+from runstream.gateway.response import FAREWELL_SECONDS
 from runstream.schemas import DEFAULT_TENANT, new_agent_id
 from tests.support.eventsource import EventSource, SourceStream, open_source, source_path
-from tests.support.http import DONE, Connection, Cut, EventStream, fetch
+from tests.support.http import DONE, Connection, Cut, EventStream, fetch, open_stream
 from tests.support.stack import PUPPET, Stack, message, stack_running
 from tests.support.waiting import wait_until
 
@@ -143,6 +145,29 @@ async def test_a_reader_is_written_to_until_it_leaves(nats_url: str) -> None:
         assert events[-1] == DONE
 
 
+async def test_who_cannot_come_back_has_all_of_the_time(nats_url: str) -> None:
+    """A foreground run cannot be resumed: its reader is not sent away before the window is over, nor for its age."""
+    age = {"max_stream_seconds": 0.3}
+    async with stack(nats_url, gateway=age) as running, running.live(1, background=False) as (_, stream):
+        reading = asyncio.create_task(moment_of_the_cut(stream))
+        await asyncio.sleep(0.5)  # longer than a stream may last, and not a wait
+        assert not reading.done()
+        begun_at = time.monotonic()
+        async with draining(running):
+            assert await reading - begun_at >= WINDOW_SECONDS
+
+
+async def test_a_client_without_chunks_sees_that_it_was_cut(nats_url: str) -> None:
+    """HTTP/1.0 has nothing but the end of the connection: it is a reset, also when the gateway just stops."""
+    async with stack(nats_url) as running, running.live(1) as (run_id, _):
+        path = f"/v1/runs/{run_id}/stream"
+        async with open_stream(running.base, path, {}, version="1.0") as old:
+            await old.take(2)
+            await running.gateway.__aexit__(None, None, None)
+            with pytest.raises(ConnectionResetError):
+                await old.next()
+
+
 async def test_a_run_that_ends_meanwhile_ends_its_streams(nats_url: str) -> None:
     """Its readers get its end, complete, and the drain does not wait for the rest of its window."""
     async with stack(nats_url, window=60) as running, running.live(1) as (run_id, stream):
@@ -174,6 +199,8 @@ async def test_a_stalled_reader_does_not_hold_the_drain_up(nats_url: str) -> Non
         async with draining(running):
             pass
         assert time.monotonic() - began_at <= WINDOW_SECONDS + SLACK_SECONDS
+        # What waits for it goes out for a moment more, if it takes it.
+        await wait_until(lambda: not running.hub.seats.taken, FAREWELL_SECONDS + SLACK_SECONDS)
 
 
 async def test_a_whole_answer_has_all_of_the_time(nats_url: str) -> None:

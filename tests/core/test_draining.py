@@ -13,9 +13,11 @@ from runstream.broker.presence import anybody_there
 from runstream.broker.queue import WorkQueue
 from runstream.broker.service import Broker
 from runstream.broker.topology import WORK_STREAM, WORKERS
-from runstream.schemas import Kind
+from runstream.schemas import Kind, new_agent_id
 from tests.support.core import Core, said
+from tests.support.http import fetch
 from tests.support.runs import GOOD_END, Line, answer, empty_queue, following, over, queue_empty, scripted, submit
+from tests.support.stack import listener, url_of
 from tests.support.waiting import wait_until
 
 
@@ -138,6 +140,16 @@ async def _held(core: Core, count: int) -> bool:
     """Whether so many requests were handed out."""
     info = await core.jetstream.api(f"CONSUMER.INFO.{WORK_STREAM}.{WORKERS}", None)
     return bool(info["num_ack_pending"] == count)
+
+
+async def test_other_writers_are_told_to_go_elsewhere(core: Core) -> None:
+    """A broker that drains opens no runs for them."""
+    bound = listener()
+    async with Broker(core.settings, agent=None, listener=bound) as one:
+        await one.drain()
+        body = {"agent_id": new_agent_id()}
+        refused = await fetch(url_of(bound), "POST", "/ingest/v1/runs", json=body)
+    assert (refused.status, refused.json["error_type"]) == (503, "broker_stopping")
 
 
 async def test_a_broker_without_an_agent_has_nothing_to_wait_for(core: Core) -> None:

@@ -30,7 +30,7 @@ FIRST_DELAY_SECONDS = 0.02
 LONGEST_DELAY_SECONDS = 1.0
 CONTEST_SECONDS = 5.0
 """How long a change is tried that others overtake, whatever patience there is with a NATS that is away."""
-CONTENDED_SECONDS = 2.0
+CONTENDED_SECONDS = 1.0
 """How long another write to the same key is waited for: a cluster takes milliseconds to store it."""
 BATCHES_IN_FLIGHT = 16
 """The server takes 50 unfinished batches on a stream; several gateways and brokers share them."""
@@ -138,8 +138,8 @@ async def persist(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
     """Repeat an attempt that reads and then writes, until it is through: it was overtaken, or NATS was away.
 
     An attempt whose answer was lost is repeated too: it reads what it wrote. Raises `Unavailable` when NATS has been
-    away for `seconds`, or when the attempt was overtaken for as long, `CONTEST_SECONDS` at least: who is overtaken is
-    answered, and one of those who compete gets through each time.
+    away for `seconds` before another attempt, or when the attempt was overtaken for as long, `CONTEST_SECONDS` at
+    least: who is overtaken is answered, and one of those who compete gets through each time.
     """
     began_at = answered_at = time.monotonic()
     delay = FIRST_DELAY_SECONDS

@@ -68,8 +68,8 @@ ABSENT = frozenset({10014, 10037, 10059})
 CONTENDED = frozenset({10164})
 """Of a cluster, which checks what a write expects before its majority has stored the one before it."""
 TEMPORARY = frozenset({10008, 10009, 10176})
-"""No leader yet; a batch arrived incomplete, which is also what the server
-says, and stores nothing, when too many batches (50 on a stream) are in flight."""
+"""No leader yet; a batch arrived incomplete, which is also what the server says, and stores nothing, when too many
+batches (50 on a stream) are in flight."""
 TEMPORARY_STATUS = frozenset({408, 429, 503})
 
 

@@ -147,10 +147,10 @@ class Lease:
                 return await self._renew_at(self._revision)
             except WrongLastSequence:
                 # Renewed by a try whose answer was lost, or by another writer; or the lease is gone.
-                self._revision = await self._revision_to_follow()
+                await self._find_revision()
         raise Unavailable("Others renew its lease all the time.", run_id=self._run_id)
 
-    async def _revision_to_follow(self) -> int:
+    async def _find_revision(self) -> None:
         """Read the revision that the lease has now, or restore it. Raises `Fenced` as `_renewed`."""
         lease = await self._index.lease(self._run_id)
         if lease is not None:
@@ -159,11 +159,9 @@ class Lease:
             self._revision = lease.revision
         if not await self._owns_log():
             raise Fenced("Its lease is gone, or another's.", run_id=self._run_id) from None
-        if lease is not None:
-            return lease.revision
-        restored = await self._index.restore_lease(self._tenant, self._run_id)
-        log.warning("lease_restored", run_id=self._run_id)
-        return restored
+        if lease is None:
+            self._revision = await self._index.restore_lease(self._tenant, self._run_id)
+            log.warning("lease_restored", run_id=self._run_id)
 
     async def _renew_at(self, revision: int) -> int:
         return await self._index.renew_lease(self._tenant, self._run_id, revision, seconds=self._seconds)

@@ -35,7 +35,7 @@ stored here: it may be dead."""
 SEAL_LOOK_SECONDS = 0.02
 GIVE_UP_SECONDS = 5.0
 """How long that is tried: a leader that lags may take a moment to show what was stored, and a client waits."""
-CLOSE_SECONDS = 10.0
+CLOSE_SECONDS = 5.0
 
 
 class Remover:

@@ -111,6 +111,7 @@ class Broker:
         self._metrics_listener = metrics_listener
         self._announced: Subscription | None = None
         self._is_draining = False
+        self._ingest: Ingest | None = None
         self._presence = Presence(forwards_credentials=forwards_credentials)
         self._owns_nats = owns_nats
         self._patient = patient
@@ -122,6 +123,7 @@ class Broker:
             jetstream = JetStream(connection, timeout_seconds=self._settings.request_timeout_seconds)
             ingest = Ingest(jetstream, self._settings, self.metrics)
             self.metrics.watch_uploads(lambda: ingest.uploads)
+            self._ingest = ingest
             await self._serve(stack, jetstream, ingest)
             await stack.enter_async_context(connection)
             stack.push_async_callback(jetstream.close)
@@ -174,9 +176,12 @@ class Broker:
     async def drain(self) -> None:
         """Take no further run, and give those that are executed here `drain_seconds` to end by themselves.
 
-        What it does for the runs of others it does until it is left.
+        Those of other writers go on at another broker, and their writers are told so at once. It looks after all runs
+        until it is left.
         """
         self._is_draining = True
+        if self._ingest is not None:
+            self._ingest.stop()
         if self.worker is None:
             return
         log.info("draining", runs=self.worker.count(), seconds=self._settings.drain_seconds)

@@ -139,8 +139,9 @@ class BrokerSettings(BaseSettings):
     """Runs one broker executes at one time."""
 
     drain_seconds: Annotated[Duration, Field(ge=0)] = 15.0
-    """Seconds that a gateway takes to send its readers away, and a broker gives its runs to end, after SIGTERM. With
-    what each has to do then, ten seconds at most, this is within the thirty after which Kubernetes kills."""
+    """Seconds that a gateway takes to send its readers away, and a broker gives its runs to end, after SIGTERM. What
+    each has to do then takes a second or two, and ten more while NATS is away or agents do not stop: all in all within
+    the thirty after which Kubernetes kills. Docker kills after ten unless it is told otherwise."""
 
     body_seconds: Annotated[Duration, Field(gt=0)] = 30.0
     """Seconds the body of a request to the ingest API may take to arrive, an upload's aside; as at the gateway."""

@@ -48,9 +48,10 @@ class Shielded:
         return await asyncio.shield(task)
 
     async def close(self, patience_seconds: float) -> None:
-        """Wait so long for what is going on, and cancel the rest. Give it nothing more to do meanwhile."""
-        if self._going_on:
-            await asyncio.wait(self._going_on, timeout=patience_seconds)
+        """Wait so long for what is going on, and for what that begins meanwhile; cancel the rest."""
+        deadline = time.monotonic() + patience_seconds
+        while self._going_on and (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait(self._going_on, timeout=left)
         await cancel_all(*self._going_on)
 
     def _done(self, task: asyncio.Task[Any]) -> None:

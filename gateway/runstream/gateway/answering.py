@@ -136,7 +136,7 @@ class Answers:
         self._transcripts = transcripts
         self._settings = settings
 
-    async def leave(self, _: web.Application) -> None:
+    def leave(self) -> None:
         """Answer whoever waits at once: this gateway stops, and the runs go on."""
         self._waiter.leave()
 

@@ -137,8 +137,7 @@ class Gateway:
             if self._upstream is not None:
                 await stack.enter_async_context(self._upstream)
             services = self._services(jetstream)
-            stack.push_async_callback(services.starter.close)
-            stack.push_async_callback(services.remover.close)
+            stack.push_async_callback(_finished, services)
             await self._serve(stack, services)
             self._stack = stack.pop_all()
         return self
@@ -162,6 +161,7 @@ class Gateway:
                 if self._passthrough is not None:
                     await self._passthrough.places.emptied()
         log.info("drained", streams=seats.taken)
+        seats.close()
 
     async def reached(self) -> None:
         """Wait for NATS. Raises `ServerTooOld`."""
@@ -189,7 +189,8 @@ class Gateway:
         )
 
     def _services(self, jetstream: JetStream) -> Services:
-        index = Index(jetstream, patience_seconds=self._settings.open_seconds)
+        # The last attempt begins by then, and has `open_seconds` itself: so all of it takes less than two.
+        index = Index(jetstream, patience_seconds=self._settings.open_seconds / 4)
         conversations = Conversations(index, self._upstream)
         if self._upstream is not None:
             self._passthrough = PassThrough(
@@ -269,6 +270,11 @@ class Gateway:
             "nats_reconnects", "Reconnects to NATS since this process started.", lambda: connection.reconnects
         )
 
+    async def _leave(self, app: web.Application) -> None:
+        """Let nobody wait for what will not come any more."""
+        self.hub.seats.close()
+        app[SERVICES].answers.leave()
+
     async def _close_when_draining(self, _: web.Request, response: web.StreamResponse) -> None:
         """Make an answer the last of its connection: the client's next one leads to a gateway that stays."""
         if self.hub.seats.is_draining:
@@ -293,7 +299,7 @@ class Gateway:
         app.add_routes([*mounted(served), *routes(for_operators)])
         app.router.add_route("*", "/{path:.*}", fallback)
         app.on_response_prepare.extend([name_server, self._close_when_draining])
-        app.on_shutdown.append(services.answers.leave)
+        app.on_shutdown.append(self._leave)
         deprecation.add_to(app)
         if self._settings.cors_origins is not None:
             Cors(self._settings.cors_origins).add_to(app)
@@ -308,3 +314,8 @@ class Gateway:
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.SockSite(runner, self._listener, backlog=1024).start()
+
+
+async def _finished(services: Services) -> None:
+    """Wait for what goes on though its clients may have left."""
+    await asyncio.gather(services.starter.close(), services.remover.close())

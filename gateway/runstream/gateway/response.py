@@ -25,6 +25,8 @@ FAREWELL_SECONDS = 5.0
 
 RESET = struct.pack("ii", 1, 0)
 """SO_LINGER, on, for no time: closing sends a reset."""
+AS_EVER = struct.pack("ii", 0, 0)
+"""SO_LINGER, off."""
 
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -45,11 +47,15 @@ def cut(transport: asyncio.Transport) -> None:
 
 def reset(transport: asyncio.Transport) -> None:
     """End a response at once, and visibly to a client that counts on nothing but its end."""
+    # Closed in the ordinary way the connection would look complete to a client that counts on its end.
+    _linger(transport, RESET)
+    transport.abort()
+
+
+def _linger(transport: asyncio.Transport, how: bytes) -> None:
     connection = transport.get_extra_info("socket")
     if connection is not None:
-        # Closed in the ordinary way the connection would look complete to a client that counts on its end.
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-    transport.abort()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, how)
 
 
 class EventResponse:
@@ -69,6 +75,10 @@ class EventResponse:
             self._response.force_close()
         await self._response.prepare(self._request)
         self._transport = self._request.transport
+        if not self._is_chunked and self._transport is not None:
+            # It counts on nothing but the end of its connection: whoever ends that before `finish`, were it a kill,
+            # must not seem to have sent it all.
+            _linger(self._transport, RESET)
 
     @property
     def prepared(self) -> web.StreamResponse:
@@ -106,6 +116,8 @@ class EventResponse:
 
     async def finish(self, seconds: float) -> None:
         """End the response as complete. Raises TimeoutError when the client has not taken it after `seconds`."""
+        if not self._is_chunked and self._transport is not None:
+            _linger(self._transport, AS_EVER)
         async with asyncio.timeout(seconds):
             await self._response.write_eof()
 

@@ -75,7 +75,7 @@ class Seats(Places):
         self.is_draining = False
         self._settings = settings
         self._metrics = metrics
-        self._departures: dict[Follower, asyncio.TimerHandle] = {}
+        self._departures: dict[Follower, asyncio.TimerHandle | None] = {}
         self._empty_at = 0.0
 
     @contextmanager
@@ -89,29 +89,44 @@ class Seats(Places):
     @contextmanager
     def staying(self, follower: Follower) -> Iterator[None]:
         """Send a follower away that is still there when it has stayed long enough, or the gateway drains."""
-        self._schedule(follower)
+        self._departures[follower] = self._departure(follower)
         try:
             yield
         finally:
-            self._departures.pop(follower).cancel()
+            self._call_off(follower)
+            del self._departures[follower]
 
     def drain(self, seconds: float) -> None:
         """Take nobody more, and send every follower away within `seconds`; until then it is written to."""
         self.is_draining = True
         self._empty_at = time.monotonic() + seconds
-        for follower, departure in list(self._departures.items()):
-            departure.cancel()
-            self._schedule(follower)
+        for follower in self._departures:
+            self._call_off(follower)
+            self._departures[follower] = self._departure(follower)
 
-    def _schedule(self, follower: Follower) -> None:
-        """Draw when a follower is to leave."""
+    def close(self) -> None:
+        """Send everybody away who is still there, at once: left to the server, some would be taken to have it all."""
+        for follower in self._departures:
+            self._send_away(follower, "stop")
+
+    def _call_off(self, follower: Follower) -> None:
+        departure = self._departures[follower]
+        if departure is not None:
+            departure.cancel()
+
+    def _departure(self, follower: Follower) -> asyncio.TimerHandle | None:
+        """Draw when a follower is to leave. One who could not come back has all the time there is."""
+        is_resumable = follower.style is not Style.FOREGROUND
         if self.is_draining:
-            cause, least, most = "drain", 0.0, max(0.0, self._empty_at - time.monotonic())
-        else:
+            cause, most = "drain", max(0.0, self._empty_at - time.monotonic())
+            least = 0.0 if is_resumable else most
+        elif is_resumable:
             cause, most = "age", self._settings.max_stream_seconds
             least = LEAST_AGE * most
+        else:
+            return None
         seconds = random.uniform(least, most)  # noqa: S311  # nothing hangs on who guesses it
-        self._departures[follower] = asyncio.get_running_loop().call_later(seconds, self._send_away, follower, cause)
+        return asyncio.get_running_loop().call_later(seconds, self._send_away, follower, cause)
 
     def _send_away(self, follower: Follower, cause: str) -> None:
         if follower.is_done or follower.response.is_closed:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Starter"]
 
+CLOSE_SECONDS = 5.0
 FIRST_MESSAGE_PATIENCE_SECONDS = 10.0
 """How long it is tried to begin a run's log, whoever has been told meanwhile to resume it: a watchdog does it after."""
 
@@ -71,7 +72,7 @@ class Starter:
 
     async def close(self) -> None:
         """Wait for the runs that are being started: whoever asked for them may have left."""
-        await self._starting.close(FIRST_MESSAGE_PATIENCE_SECONDS)
+        await self._starting.close(CLOSE_SECONDS)
         self._credentials.close()
 
     async def start(

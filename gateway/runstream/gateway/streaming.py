@@ -55,6 +55,8 @@ async def stream_run(
             with hub.seats.staying(follower):
                 await hub.serve(tail, follower)
             if follower.is_done:
+                if hub.seats.is_draining:
+                    response.prepared.force_close()  # Its next request leads to a gateway that stays.
                 await response.finish(hub.settings.write_deadline_seconds)
         except BrokerError as error:
             # What NATS said, with its subjects, is for the log; the client gets what it can act on.
