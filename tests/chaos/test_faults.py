@@ -85,6 +85,7 @@ class Load:
 
     async def _write(self, url: str) -> None:
         opened = await fetch(url, "POST", "/ingest/v1/runs", json={"agent_id": new_agent_id()})
+        assert opened.status == 201, opened
         run_id = opened.json["run_id"]
         for number in itertools.count():
             async with asyncio.timeout(5):
