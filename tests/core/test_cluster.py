@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator
 from functools import partial
 
@@ -9,6 +10,7 @@ import pytest_asyncio
 
 from runstream.broker.errors import Conflict, Unavailable, WrongLastSequence
 from runstream.broker.feed import Feed, KeyWrite
+from runstream.broker.index import Index
 from runstream.broker.keys import subject_of
 from runstream.broker.log import Entry, entry_of
 from runstream.broker.service import Broker
@@ -74,6 +76,13 @@ async def test_writing_reading_following(core: Core) -> None:
     assert await core.bodies(address) == [*(chunk(number) for number in range(500)), b""]
     assert [entry.seq for entry in follower.entries] == seqs
     assert await read(core, address, seqs[-1]) == follower.entries
+
+
+async def test_claims_that_compete_are_no_outage(core: Core) -> None:
+    """However little patience there is with a NATS that is away: it is there, and says who was first."""
+    hasty = dataclasses.replace(core, index=Index(core.jetstream, patience_seconds=0.01))
+    for _ in range(3):
+        assert len(await winners(hasty)) == 1
 
 
 async def test_of_many_who_write_a_key_at_once_one_does_and_the_others_know_it(core: Core) -> None:
@@ -192,7 +201,7 @@ async def test_the_logs_leader_dies_in_mid_run(core: Core, nats_cluster: NatsClu
             seqs: list[int] = []
             while not go.is_set():
                 seqs.append(await publisher.publish(chunk(len(seqs))))
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.005)  # its pace
             return [*seqs, await publisher.publish_marked(END)]
 
         writing = asyncio.create_task(write())

@@ -6,18 +6,19 @@ import pytest
 
 from runstream.broker import bucket
 from runstream.broker.bucket import persist
-from runstream.broker.errors import Unavailable, WrongLastSequence
+from runstream.broker.errors import Contended, Unavailable, WrongLastSequence
 
 PATIENCE_SECONDS = 0.05
 
 
-async def test_who_is_overtaken_is_not_told_that_nats_is_away() -> None:
+@pytest.mark.parametrize("overtaken", [WrongLastSequence, Contended])
+async def test_who_is_overtaken_is_not_told_that_nats_is_away(overtaken: type[Exception]) -> None:
     """Competing for longer than an outage is waited for, it gets through all the same."""
     through_at = time.monotonic() + 4 * PATIENCE_SECONDS
 
     async def attempt() -> str:
         if time.monotonic() < through_at:
-            raise WrongLastSequence
+            raise overtaken
         return "through"
 
     assert await persist(attempt, PATIENCE_SECONDS) == "through"

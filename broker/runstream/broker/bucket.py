@@ -146,7 +146,7 @@ async def persist(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
     while True:
         try:
             return await attempt()
-        except WrongLastSequence as overtaken:
+        except (WrongLastSequence, Contended) as overtaken:
             answered_at = time.monotonic()
             give_up_at = began_at + max(seconds, CONTEST_SECONDS)
             failure: Unavailable = Unavailable(f"Overtaken for {answered_at - began_at:.1f} s: {overtaken}")

@@ -21,6 +21,7 @@ from runstream.broker.bucket import Bucket, Put, Stored, persist
 from runstream.broker.ending import ENDING_BYTES
 from runstream.broker.errors import (
     Conflict,
+    Contended,
     ConversationDeleted,
     ConversationTooLarge,
     Fenced,
@@ -270,13 +271,16 @@ class Index:
             puts.append(Put(request_key(tenant, record.id), encode_run_request(request), 0))
         puts.append(Put(lease_key(record.id), tenant.encode(), 0))
         if not record.otids and conversation_id is None:
-            # Nothing was asked so far: whether NATS is there is found out before anything is sent that may be stored.
+            # Nothing was asked so far: whether NATS is there is found out, for the price of one more answer, before
+            # anything is sent that may be stored.
             await self._bucket.get_any(run_key(tenant, record.id))
         if not self._jetstream.connection.is_connected:
             # What is sent now would wait for the next connection, and nobody could say any more that it was not stored.
             raise Unavailable("NATS is not connected.")
         try:
             await self._bucket.write(puts)
+        except Contended:
+            raise  # Surely not stored: another write is under way.
         except Unavailable as error:
             raise Unsettled(run_id=record.id) from error
         return Claimed(record, is_new=True)
