@@ -5,6 +5,7 @@ import contextlib
 import random
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,7 +115,7 @@ class Balancer:
 
 
 @dataclass
-class Reader:
+class Reader(ABC):
     """Somebody who follows a run to its end, and comes back after each cut; anything else fails it."""
 
     balancer: Balancer
@@ -127,8 +128,9 @@ class Reader:
         while not await self._read(self.balancer.choose().base):
             pass
 
+    @abstractmethod
     async def _read(self, base: str) -> bool:
-        raise NotImplementedError
+        """Read from one gateway; False if the response was cut."""
 
     def texts(self) -> list[int]:
         """The numbers of the chunks, as they came."""

@@ -615,7 +615,7 @@ async def test_bytes_are_no_sign_of_life() -> None:
         await exchange.say(b"data: ")
         while not exchange.left.is_set():
             await exchange.say(b"x")
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # the platform's pace
 
     async with answering(script, **SHORT) as (_, agent):
         async with asyncio.timeout(5):
@@ -630,7 +630,7 @@ async def test_comments_and_pings_are_signs_of_life(sign: bytes) -> None:
     async def script(exchange: Exchange) -> None:
         await exchange.head()
         for _ in range(15):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # it thinks
             await exchange.say(sign)
         await exchange.say(b"\n", STOP, DONE)
         await exchange.end()

@@ -281,7 +281,7 @@ async def script(exchange):
     await exchange.head()
     for number in itertools.count():
         await exchange.say(event(word(number)))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # the platform's pace
 
 async def main():
     upstream = Upstream(script)

@@ -133,7 +133,7 @@ class Writer:
 
     async def _keep_saying(self, run: _Run, per_second: float) -> None:
         while True:
-            await asyncio.sleep(1 / per_second)
+            await asyncio.sleep(1 / per_second)  # the pace
             await run.say()
 
     async def cursor(self, run_id: str) -> int:

@@ -75,7 +75,7 @@ class Load:
         while True:
             with contextlib.suppress(*AWAY):
                 await once(url)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # before it tries again
 
     async def _read(self, url: str) -> None:
         async with open_stream(url, f"/v1/agents/{new_agent_id()}/messages/stream", asking(10_000)) as stream:
@@ -91,7 +91,7 @@ class Load:
             async with asyncio.timeout(5):
                 stored = await fetch(url, "POST", f"/ingest/v1/runs/{run_id}/chunks", json=said(number))
             assert stored.status == 200, stored
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # its pace
 
 
 def asking(chunks: int) -> dict[str, object]:

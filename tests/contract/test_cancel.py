@@ -198,7 +198,7 @@ async def deaf(_: RunRequest) -> AsyncGenerator[Chunk, None]:
     """An agent that swallows its cancellation and goes on talking."""
     for number in range(100_000):
         with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.005)  # its pace
         yield AssistantMessage(content=str(number))
 
 
@@ -208,7 +208,7 @@ async def tidy(_: RunRequest) -> AsyncGenerator[Chunk, None]:
         yield AssistantMessage(content="0")
         await asyncio.Event().wait()
     finally:
-        await asyncio.sleep(2)
+        await asyncio.sleep(2)  # what it takes to clean up
 
 
 async def late(_: RunRequest) -> AsyncGenerator[Chunk, None]:

@@ -36,6 +36,7 @@ SEAL_LOOK_SECONDS = 0.02
 GIVE_UP_SECONDS = 5.0
 """How long that is tried: a leader that lags may take a moment to show what was stored, and a client waits."""
 CLOSE_SECONDS = 5.0
+"""How long removals are waited for at the end: one that is broken off can be asked for again."""
 
 
 class Remover:

@@ -1,4 +1,4 @@
-"""What every service does as a process: it takes its ports, and runs until SIGINT or SIGTERM; what it frees is free.
+"""What every service does as a process: it takes its ports, and runs until SIGINT or SIGTERM.
 
 Ctrl-C is somebody who waits: it stops a service at once. SIGTERM is whoever replaces the process, and waits for it to
 end by itself: a service that knows how first gives up, bit by bit, what others can go on with.
@@ -7,7 +7,6 @@ end by itself: a service that knows how first gives up, bit by bit, what others 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 import socket
@@ -15,19 +14,14 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from runstream.gateway.memory import keep_memory_whole
+
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
 __all__ = ["CannotStart", "Termination", "bind", "until_stopped", "url_of"]
 
 log = structlog.get_logger(__name__)
-
-M_MMAP_THRESHOLD, M_MMAP_MAX = -3, -4
-"""glibc's names for what `mallopt` sets."""
-LARGE_BYTES = 128 * 2**10
-"""A piece of memory that is given back to the system by itself: glibc's own size, before it raises that."""
-MOST_LARGE = 2**15
-"""How many of them there may be: half of what Linux allows a process to map; the others lie among the small ones."""
 
 
 class CannotStart(Exception):
@@ -51,19 +45,6 @@ def bind(host: str, port: int, what: str) -> socket.socket:
             f"The {what} {host}:{port} cannot be taken: {error.strerror}. Choose another with --{flag} (0: a free one)."
         ) from error
     return listener
-
-
-def keep_memory_whole() -> None:
-    """Have every large piece of memory given back to the system when it is freed; where glibc is, else nothing.
-
-    By itself glibc does so only until the first one is freed: from then on pieces as large as that lie among all
-    others. Large chunks that come, and wait for readers who are slow, then leave holes that the next do not fit into:
-    twice what is held, and never given back.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
-        mallopt(M_MMAP_MAX, MOST_LARGE)
 
 
 def url_of(listener: socket.socket) -> str:

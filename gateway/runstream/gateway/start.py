@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Starter"]
 
 CLOSE_SECONDS = 5.0
+"""How long runs that are being started are waited for at the end: what is left of one a watchdog does."""
 FIRST_MESSAGE_PATIENCE_SECONDS = 10.0
 """How long it is tried to begin a run's log, whoever has been told meanwhile to resume it: a watchdog does it after."""
 
