@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from runstream.broker.errors import BrokerError, CursorExpired, Unavailable
+from runstream.broker.errors import BrokenLog, BrokerError, CursorExpired, Unavailable
 from runstream.broker.tail import LiveTail, TailCounters
 from runstream.broker.topology import LogAddress, shard_of_cursor
 from runstream.gateway.follower import Follower, Watch, newest_seq_id
@@ -95,7 +95,7 @@ class RunTail:
     async def opened(self) -> None:
         """Wait until the window holds the newest part of the log. Raises what kept it from doing so."""
         await self._ready.wait()
-        if self.failure is not None:
+        if self.failure is not None and not (isinstance(self.failure, BrokenLog) and self.tip is not None):
             raise self.failure
         if self._opening is not None and self._opening.done():
             self._opening.result()  # A defect in opening is the waiters' to hear, not only the loop's.
@@ -276,9 +276,10 @@ class Hub:
 
     async def _advance(self, tail: RunTail, follower: Follower) -> None:
         """Take one step: from the log, from the window, or, when nothing is left, live until something happens."""
-        if tail.failure is not None:
-            raise tail.failure
         frames = tail.window.after(follower.cursor)
+        # What is before a message that cannot be read is there for everybody.
+        if tail.failure is not None and not (isinstance(tail.failure, BrokenLog) and (frames is None or frames)):
+            raise tail.failure
         if frames is None:
             await self._catch_up(tail, follower)
         elif frames:
