@@ -121,7 +121,9 @@ async def survey(jetstream: JetStream) -> Survey:
         address = LogAddress(run_id, int(shard))
         try:
             newest = await before_strangers(jetstream, address, last)
-            run = None if newest is None else await _logged_run(jetstream, address, newest)
+            if newest is None:
+                raise BrokenLog("It has only somebody else's messages.")
+            run = await _logged_run(jetstream, address, newest)
         except (BrokenLog, KeyError, ValueError, msgspec.MsgspecError) as error:
             found.unreadable += 1
             log.warning("log_unreadable", run_id=run_id, error=repr(error))
