@@ -80,11 +80,11 @@ class Core:
             headers = {KIND: Kind.DATA, WRITER: writer_header("test", len(log))}
             if turn in {1, len(turns)} or turn % 1000 == 0:
                 # What is sent on one connection is stored in its order: the answers between are not needed.
-                seq = await self.jetstream.publish(address.subject, b"%d" % len(log), headers)
+                seq = await self.jetstream.publish(address.subject, chunk(len(log)), headers)
             else:
-                await self.connection.publish(address.subject, b"%d" % len(log), headers=headers)
+                await self.connection.publish(address.subject, chunk(len(log)), headers=headers)
                 seq += 1
-            log.append(Entry(seq, Kind.DATA, b"%d" % len(log), len(log)))
+            log.append(Entry(seq, Kind.DATA, chunk(len(log)), len(log)))
         assert seq - next(iter(logs.values()))[0].seq == len(turns) - 1, "something else was stored in between"
         return logs
 
@@ -181,7 +181,9 @@ def request_of(record: RunRecord, said: str = "hello") -> RunRequest:
 
 def chunk(number: int, *, size: int = 0) -> bytes:
     """A chunk's body, padded to exactly `size` bytes where that is more."""
-    return b"%d" % number if not size else b'{"n":%d,"pad":"' % number + b"." * (size - len(str(number)) - 15) + b'"}'
+    if not size:
+        return b'{"n":%d}' % number
+    return b'{"n":%d,"pad":"' % number + b"." * (size - len(str(number)) - 15) + b'"}'
 
 
 def texts(messages: Sequence[StoredMessage]) -> list[str]:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
-from runstream.broker.errors import Contended, RecordTooLarge, Unavailable, WrongLastSequence
+from runstream.broker.errors import BrokenRecord, Contended, RecordTooLarge, Unavailable, WrongLastSequence
 from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, BatchWrite
 from runstream.broker.keys import KV_OPERATION, key_of, subject_of
 from runstream.broker.topology import INDEX_STREAM
+from runstream.schemas import NewerRecord
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -68,9 +69,20 @@ class Bucket:
         self._batches = asyncio.Semaphore(BATCHES_IN_FLIGHT)
 
     async def get(self, key: str, decode: Callable[[bytes], T]) -> Stored[T] | None:
-        """Return a key's value as `decode` reads it, with its revision; None if it is absent or deleted."""
+        """Return a key's value as `decode` reads it, with its revision; None if it is absent or deleted.
+
+        Raises `BrokenRecord`.
+        """
         raw = await self.get_any(key)
-        return None if raw.value is None else Stored(decode(raw.value), raw.revision)
+        return None if raw.value is None else Stored(self.read(key, raw.value, raw.revision, decode), raw.revision)
+
+    def read(self, key: str, value: bytes, revision: int, decode: Callable[[bytes], T]) -> T:
+        """Read a value. Raises `BrokenRecord`."""
+        try:
+            return decode(value)
+        except ValueError as error:
+            self._jetstream.findings.note(key.partition(".")[0], subject_of(key), revision, str(error))
+            raise BrokenRecord(str(error), is_newer=isinstance(error, NewerRecord), key=key) from error
 
     async def get_any(self, key: str) -> Stored[bytes | None]:
         """Return a key's value (None: absent or deleted) with the revision that a write must expect."""

@@ -12,6 +12,7 @@ that tells which are missing: the log's last message carries the stop reason onc
 
 from __future__ import annotations
 
+import contextlib
 import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ import msgspec
 
 from runstream.broker.errors import Unavailable
 from runstream.broker.keys import digest
-from runstream.broker.log import ENDING, RUN, entry_of
+from runstream.broker.log import ENDING, RUN, kind_of
 from runstream.broker.logs import get_logger
 from runstream.broker.publisher import Write
 from runstream.schemas import (
@@ -205,16 +206,18 @@ async def end_run(publisher: Publisher, index: Index, record: RunRecord, outcome
 
 def told(stop_reason: str, last: StoredMessage) -> Outcome:
     """Give the outcome that an ending tells, of which `last` is the last message; a log's end says no more of it."""
-    kind = entry_of(last).kind
-    if kind is Kind.ERROR:
-        return Outcome(stop_reason, error=msgspec.json.decode(last.body, type=ErrorMessage))
-    held = decode_chunk(last.body) if kind is Kind.PLAIN else None
+    kind, held = kind_of(last), None
+    # What cannot be read says nothing more of it; the run has ended all the same.
+    with contextlib.suppress(ValueError):
+        if kind is Kind.ERROR:
+            return Outcome(stop_reason, error=msgspec.json.decode(last.body, type=ErrorMessage))
+        held = decode_chunk(last.body) if kind is Kind.PLAIN else None
     return Outcome(stop_reason, usage=held if isinstance(held, UsageStatistics) else None)
 
 
 async def finish_run(publisher: Publisher, index: Index, record: RunRecord, last: StoredMessage) -> None:
     """Do what is left of an ending that `last`, the log's last message, is a part of."""
-    stop_reason, kind = last.headers[ENDING], entry_of(last).kind
+    stop_reason, kind = last.headers[ENDING], kind_of(last)
     ending = Ending(publisher, index, record, told(stop_reason, last))
     await ending.release()
     if kind is not Kind.END:

@@ -11,6 +11,9 @@ BrokerError
 │   ├── StoreFull               a limit of the stream is reached
 │   ├── WrongLastSequence       a compare-and-set lost: the caller decides what that means
 │   └── NotStored               the message, stream or consumer asked for is not there
+├── Broken                      what is stored is not as runstream writes it
+│   ├── BrokenRecord            what stands under a key of the index
+│   └── BrokenLog               a message of a run's log
 ├── Fenced                      another writer has taken the run over
 ├── RunCancelled                somebody wishes that the run end
 ├── RunTooLong                  the run's log has room for its ending only
@@ -37,6 +40,9 @@ from __future__ import annotations
 
 __all__ = [
     "AgentFailed",
+    "Broken",
+    "BrokenLog",
+    "BrokenRecord",
     "BrokerError",
     "ChunkTooLarge",
     "Conflict",
@@ -123,6 +129,23 @@ class WrongLastSequence(StoreRefused):
 
 class NotStored(StoreRefused):
     """Nothing is stored under that name."""
+
+
+class Broken(BrokerError):
+    """What is stored cannot be read."""
+
+
+class BrokenRecord(Broken):
+    """What the index holds under this key cannot be read."""
+
+    def __init__(self, detail: str = "", *, is_newer: bool = False, **facts: object) -> None:
+        self.is_newer = is_newer
+        """Whether a newer runstream wrote it, which can read it."""
+        super().__init__(detail, **facts)
+
+
+class BrokenLog(Broken):
+    """A message of the run's log cannot be read."""
 
 
 class Fenced(BrokerError):

@@ -13,6 +13,7 @@ request, repeated after the end, is answered by the same run.
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -20,6 +21,7 @@ import msgspec
 from runstream.broker.bucket import Bucket, Put, Stored, persist
 from runstream.broker.ending import ENDING_BYTES
 from runstream.broker.errors import (
+    BrokenRecord,
     Conflict,
     Contended,
     ConversationDeleted,
@@ -46,11 +48,12 @@ from runstream.broker.keys import (
     request_key,
     run_key,
 )
-from runstream.broker.log import entry_of
+from runstream.broker.log import first_of, place_of
 from runstream.broker.topology import INDEX_STREAM, LogAddress
 from runstream.schemas import (
     REQUIRES_APPROVAL,
     ConversationRecord,
+    InvalidRecord,
     RunRecord,
     RunRequest,
     decode_conversation,
@@ -59,6 +62,7 @@ from runstream.schemas import (
     encode_conversation,
     encode_run,
     encode_run_request,
+    is_run_id,
 )
 
 if TYPE_CHECKING:
@@ -78,6 +82,8 @@ SETTLING_SECONDS = 2.5
 is told that nobody knows can neither repeat its request nor follow its run."""
 UPDATE_PATIENCE_SECONDS = 60.0
 """How long a change to a run's record is tried: its writer has nothing better to do, and the run is not lost by it."""
+TENANT = re.compile(r"[-/_=a-zA-Z0-9]+")
+"""What a tenant is called: one token of a key."""
 CONVERSATION_SHARE = 4
 """A conversation may have a fourth of the server's `max_payload`, in bytes of its record, when a client makes it or
 changes it: every run in it writes it twice, with what that adds, and a release that did not fit would leave the run
@@ -92,7 +98,18 @@ class Claimed(msgspec.Struct, frozen=True):
 
 
 def _decode_id(value: bytes) -> str:
-    return value.decode()
+    found = value.decode()
+    if not is_run_id(found):
+        raise InvalidRecord("This is not the id of a run.")
+    return found
+
+
+def decode_tenant(value: bytes) -> str:
+    """Read whose run a lease, or a wish to cancel, is about. Raises `InvalidRecord`."""
+    found = value.decode()
+    if not TENANT.fullmatch(found):
+        raise InvalidRecord("This is not the name of a tenant.")
+    return found
 
 
 def _claim_key_of(record: RunRecord) -> str:
@@ -104,7 +121,7 @@ def _approval_key_of(record: RunRecord) -> str:
 
 
 class Index:
-    """Questions to the index, and the few ways it changes. Every call raises `Unavailable`.
+    """Questions to the index, and the few ways it changes. Every call raises `Unavailable`, and `BrokenRecord`.
 
     `patience_seconds`: how long a change is tried that somebody waits for, in place of `CLAIM_PATIENCE_SECONDS`.
     """
@@ -144,12 +161,19 @@ class Index:
 
     async def latest_run_of_agent(self, tenant: str, agent_id: str) -> Stored[RunRecord] | None:
         """Return the run that was last started for an agent, in whichever conversation."""
-        found = await self._bucket.get(agent_key(tenant, agent_id), _decode_id)
+        found = await self._hint(agent_key(tenant, agent_id))
         return None if found is None else await self.run(tenant, found.value)
+
+    async def _hint(self, key: str) -> Stored[str] | None:
+        """Return the run that a key leads to which its next run overwrites: what cannot be read there leads nowhere."""
+        try:
+            return await self._bucket.get(key, _decode_id)
+        except BrokenRecord:
+            return None
 
     async def waiting_for_approval(self, tenant: str, scope: str) -> str | None:
         """Return the run that waits for approval in a conversation, or with an agent outside of one."""
-        found = await self._bucket.get(approval_key(tenant, scope), _decode_id)
+        found = await self._hint(approval_key(tenant, scope))
         return None if found is None else found.value
 
     async def withdraw_approval(self, run: RunRecord) -> None:
@@ -157,7 +181,7 @@ class Index:
         key = _approval_key_of(run)
 
         async def attempt() -> None:
-            waiting = await self._bucket.get(key, _decode_id)
+            waiting = await self._hint(key)
             if waiting is not None and waiting.value == run.id:
                 await self._bucket.write([Put(key, None, waiting.revision)])
 
@@ -259,7 +283,9 @@ class Index:
         if record.otids:
             key = _claim_key_of(record)
             claimed = await self._bucket.get_any(key)
-            existing = None if claimed.value is None else await self.run(tenant, _decode_id(claimed.value))
+            existing = None
+            if claimed.value is not None:
+                existing = await self.run(tenant, self._bucket.read(key, claimed.value, claimed.revision, _decode_id))
             if existing is not None:
                 return Claimed(existing.value, is_new=False)
             puts.append(Put(key, record.id.encode(), claimed.revision))
@@ -295,7 +321,8 @@ class Index:
     async def _take_otid(self, record: RunRecord, otid: str, held: Stored[bytes | None]) -> Put:
         """Return the write that gives `otid` to `record`; raises `Conflict` when another request's run holds it."""
         if held.value is not None:
-            run_id = _decode_id(held.value)
+            key = otid_key(record.tenant, digest(otid))
+            run_id = self._bucket.read(key, held.value, held.revision, _decode_id)
             if await self.run(record.tenant, run_id) is not None:
                 raise Conflict(run_id=run_id, otid=otid, shares_otid=True)
         return Put(otid_key(record.tenant, digest(otid)), record.id.encode(), held.revision)
@@ -317,7 +344,11 @@ class Index:
         if found.agent_id != record.agent_id:
             raise WrongAgent(conversation_id=conversation_id, agent_id=found.agent_id)
         if found.active_run is not None:
-            holder = await self.run(record.tenant, found.active_run)
+            try:
+                holder = await self.run(record.tenant, found.active_run)
+            except BrokenRecord as error:
+                # As far as can be told it goes on: who is refused for it sees to it that a watchdog finds out.
+                raise Conflict(run_id=found.active_run, otid=None, shares_otid=False) from error
             if holder is not None and not holder.value.is_terminal:
                 otid = holder.value.otids[0] if holder.value.otids else None
                 raise Conflict(run_id=found.active_run, otid=otid, shares_otid=False)
@@ -367,10 +398,11 @@ class Index:
             if stored.value is None and stored.revision and not await self._has_beginning(run):
                 raise Fenced("It was removed.", run_id=run.id)
             # It was lost: the bucket was, or somebody deleted it who had no reason that the run's writer knows of.
-            current = run if stored.value is None else decode_run(stored.value)
+            known = None if stored.value is None else self._as_stored(run, stored.value, stored.revision)
+            current = known or run
             changed = current if current.is_terminal else change(current)
             puts: list[Put] = []
-            if stored.value is None or changed != current:
+            if known is None or changed != current:
                 puts.append(Put(key, encode_run(changed), stored.revision))
                 if changed.is_terminal:
                     puts.append(Put(request_key(run.tenant, run.id), None))
@@ -383,12 +415,21 @@ class Index:
 
         return await persist(attempt, UPDATE_PATIENCE_SECONDS)
 
+    def _as_stored(self, run: RunRecord, value: bytes, revision: int) -> RunRecord | None:
+        """Read a run's record; None for what cannot be read: what its writer knows of it is written in its place."""
+        try:
+            return self._bucket.read(run_key(run.tenant, run.id), value, revision, decode_run)
+        except BrokenRecord as error:
+            if error.is_newer:
+                raise
+            return None
+
     async def _has_beginning(self, run: RunRecord) -> bool:
         """Whether a run's log is there from its first message on: that of a run that was removed never is again."""
         address = LogAddress(run.id, run.shard)
         with contextlib.suppress(NotStored):
-            first = await self._jetstream.first_message(address.stream, address.subject)
-            return first is not None and entry_of(first).index == 0
+            first = await first_of(self._jetstream, address)
+            return first is not None and place_of(first) == 0
         return False
 
     async def _settle_approval(self, ended: RunRecord) -> list[Put]:
@@ -398,13 +439,16 @@ class Index:
             return [Put(key, ended.id.encode())]
         if ended.answers is None:
             return []
-        waiting = await self._bucket.get(key, _decode_id)
+        waiting = await self._hint(key)
         return [Put(key, None, waiting.revision)] if waiting is not None and waiting.value == ended.answers else []
 
     async def _free_conversation(self, run: RunRecord) -> list[Put]:
         if run.holds is None:
             return []
-        stored = await self.conversation(run.tenant, run.holds)
+        try:
+            stored = await self.conversation(run.tenant, run.holds)
+        except BrokenRecord:
+            return []  # The run ends all the same.
         if stored is None or stored.value.active_run != run.id:
             return []
         freed = msgspec.structs.replace(stored.value, active_run=None, last_run_completion=run.completed_at)
@@ -436,7 +480,7 @@ class Index:
 
     async def lease(self, run_id: str) -> Stored[str] | None:
         """Return a run's lease: its tenant, and a revision that is another after each sign of life."""
-        return await self._bucket.get(lease_key(run_id), bytes.decode)
+        return await self._bucket.get(lease_key(run_id), decode_tenant)
 
     async def renew_lease(self, tenant: str, run_id: str, revision: int, *, seconds: float | None = None) -> int:
         """Give a sign of life; returns the lease's new revision. Raises `WrongLastSequence` if it is not `revision`.
@@ -465,8 +509,12 @@ class Index:
 
     async def cancel_wish(self, run_id: str) -> str | None:
         """Return the tenant of a run that somebody wishes to end, None when nobody does."""
-        wish = await self._bucket.get(cancel_key(run_id), bytes.decode)
+        wish = await self._bucket.get(cancel_key(run_id), decode_tenant)
         return None if wish is None else wish.value
+
+    async def is_wished_cancelled(self, run_id: str) -> bool:
+        """Whether somebody wishes that a run end, whoever that is."""
+        return (await self._bucket.get_any(cancel_key(run_id))).value is not None
 
     async def forget(self, run_id: str) -> None:
         """Delete what an ended run no longer needs: its lease, and its cancel key if there is one."""

@@ -24,6 +24,7 @@ from runstream.broker.errors import (
     Unavailable,
     WrongLastSequence,
 )
+from runstream.broker.findings import Findings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -33,7 +34,15 @@ if TYPE_CHECKING:
     _Answers: TypeAlias = asyncio.Queue[Message | None]
     """None: what comes may not be all any more."""
 
-__all__ = ["EXPECTED_LAST_SEQUENCE", "BatchWrite", "Consumer", "JetStream", "StoredMessage", "deliveries"]
+__all__ = [
+    "EXPECTED_LAST_SEQUENCE",
+    "BatchWrite",
+    "Consumer",
+    "JetStream",
+    "StoredMessage",
+    "deliveries",
+    "stream_sequence",
+]
 
 EXPECTED_LAST_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 """Compare-and-set: the write is refused unless the subject's last message has this sequence (0: none)."""
@@ -132,8 +141,10 @@ class JetStream:
     `Unavailable` from a write leaves its outcome unknown; the caller settles it.
     """
 
-    def __init__(self, connection: Connection, *, timeout_seconds: float) -> None:
+    def __init__(self, connection: Connection, *, timeout_seconds: float, findings: Findings | None = None) -> None:
         self.connection = connection
+        self.findings = findings or Findings()
+        """Where whoever reads tells of what is not as runstream writes it."""
         self._seconds = timeout_seconds
         self._inbox = _Inbox(connection)
 
@@ -522,6 +533,11 @@ def deliveries(reply: str) -> int:
     """Read from a delivery's reply subject how often its message has been delivered."""
     tokens = reply.split(".")
     return int(tokens[_metadata_at(tokens)])
+
+
+def stream_sequence(reply: str) -> int:
+    """Read from a delivery's reply subject which of the stream's messages it is."""
+    return _delivery(reply).stream_seq
 
 
 class _Delivery(msgspec.Struct, frozen=True):

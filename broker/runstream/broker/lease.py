@@ -11,8 +11,10 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Self
 
+from runstream.broker.bucket import Stored
 from runstream.broker.errors import BrokerError, Fenced, RunCancelled, Unavailable, WrongLastSequence
-from runstream.broker.keys import KV_OPERATION, cancel_key, live_subject
+from runstream.broker.keys import KV_OPERATION, cancel_key, lease_key, live_subject
+from runstream.broker.log import last_of
 from runstream.broker.logs import get_logger
 from runstream.broker.tasks import end_task
 
@@ -96,7 +98,7 @@ class Lease:
             self._stop(RunCancelled(run_id=self._run_id))
 
     async def _look_for_wish(self) -> None:
-        if await self._index.cancel_wish(self._run_id) is not None:
+        if await self._index.is_wished_cancelled(self._run_id):
             self._stop(RunCancelled(run_id=self._run_id))
 
     async def _look_for_wishes(self) -> None:
@@ -152,7 +154,7 @@ class Lease:
 
     async def _find_revision(self) -> None:
         """Read the revision that the lease has now, or restore it. Raises `Fenced` as `_renewed`."""
-        lease = await self._index.lease(self._run_id)
+        lease = await self._lease()
         if lease is not None:
             # Kept whatever comes of this try: one that NATS is too slow for would else be followed by one that begins
             # with a write that is refused, and so on until the lease has lapsed.
@@ -163,13 +165,18 @@ class Lease:
             self._revision = await self._index.restore_lease(self._tenant, self._run_id)
             log.warning("lease_restored", run_id=self._run_id)
 
+    async def _lease(self) -> Stored[bytes] | None:
+        # As it is: what somebody else may have written there is overwritten by whoever owns the log.
+        stored = await self._index.stored(lease_key(self._run_id))
+        return None if stored.value is None else Stored(stored.value, stored.revision)
+
     async def _renew_at(self, revision: int) -> int:
         return await self._index.renew_lease(self._tenant, self._run_id, revision, seconds=self._seconds)
 
     async def _owns_log(self) -> bool:
         """Tell whether nobody has written to the log after this writer, nor ended it."""
         address = self._publisher.address
-        last = await self._jetstream.last_message(address.stream, address.subject)
+        last = await last_of(self._jetstream, address)
         if last is None:
             return False
         # Older than what this writer has stored: the log's leader is new and lags.

@@ -52,6 +52,12 @@ class BrokerMetrics:
             ["kind"],
             registry=self.registry,
         )
+        self._broken = Counter(
+            "runstream_broken",
+            "Keys and messages found that are not as runstream writes them, by kind, each once.",
+            ["kind"],
+            registry=self.registry,
+        )
         self._swept = Counter(
             "runstream_index_keys_swept",
             "Keys removed from the index because their run's log is gone, by what they say.",
@@ -87,6 +93,10 @@ class BrokerMetrics:
     def repaired(self, kind: str) -> None:
         """Something in the index or the queue did not agree with a log, and was mended."""
         self._repaired.labels(kind).inc()
+
+    def broken(self, kind: str) -> None:
+        """Something was found stored that cannot be read: a kind of key, a `message` of a log, or `work`."""
+        self._broken.labels(kind).inc()
 
     def key_swept(self, kind: str) -> None:
         """A key was removed from the index: `run`, `lease`, and so on."""

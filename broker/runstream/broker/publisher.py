@@ -33,7 +33,7 @@ from runstream.broker.errors import (
     WrongLastSequence,
 )
 from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, BatchWrite
-from runstream.broker.log import ENDING, KIND, WRITER, entry_of, writer_header
+from runstream.broker.log import ENDING, KIND, WRITER, before_strangers, is_stranger, place_of, writer_header
 from runstream.schemas import Kind
 
 if TYPE_CHECKING:
@@ -115,6 +115,8 @@ class Publisher:
         self._arrived = asyncio.Event()
         self._taken = asyncio.Event()
         self._turn = asyncio.Lock()
+        self._passed_over = 0
+        """The sequence of what somebody else has stored behind the last message of all, and is no part of the log."""
         self._failure: BrokerError | None = None
         self.failed: asyncio.Future[BrokerError]
         """Resolved when a message cannot be stored: who has queued it, and says nothing more, hears of it in no other
@@ -133,7 +135,7 @@ class Publisher:
         observe: Callable[[float], None] = lambda _: None,
     ) -> Self:
         """Make the writer that goes on after `last`, the log's last message; None: the log is empty."""
-        last_seq, next_index = (0, 0) if last is None else (last.seq, entry_of(last).index + 1)
+        last_seq, next_index = (0, 0) if last is None else (last.seq, place_of(last) + 1)
         return cls(
             jetstream,
             address,
@@ -336,7 +338,7 @@ class Publisher:
             )
             for at, write in enumerate(writes)
         ]
-        messages[0].headers[EXPECTED_LAST_SEQUENCE] = str(self.last_seq)
+        messages[0].headers[EXPECTED_LAST_SEQUENCE] = str(max(self.last_seq, self._passed_over))
         if len(messages) == 1:
             return await self._jetstream.publish(messages[0].subject, messages[0].body, messages[0].headers)
         return await self._jetstream.publish_batch(messages, secrets.token_hex(16))
@@ -344,14 +346,19 @@ class Publisher:
     async def _settle(self, index: int, refused: WrongLastSequence) -> int | None:
         """Say what became of a refused publish: its sequence, or None to try again. Raises `Fenced`."""
         try:
-            last = await self._jetstream.last_message(self.address.stream, self.address.subject)
+            newest = await self._jetstream.last_message(self.address.stream, self.address.subject)
+            last = await before_strangers(self._jetstream, self.address, newest)
         except Unavailable:
             return None
         if last is not None and last.headers.get(WRITER) == writer_header(self.writer, index):
             return last.seq
         if (last.seq if last is not None else 0) == self.last_seq:
-            # A new leader that had not yet applied our last message when it refused.
+            # A stranger's message, which is passed over; or a new leader that had not yet applied our last message when
+            # it refused.
+            self._passed_over = newest.seq if newest is not None and is_stranger(newest) else 0
             return None
+        if last is not newest and last is not None and last.seq < self.last_seq:
+            return None  # A replica that lags behind was asked for what is before a stranger's message.
         if last is None:
             raise Fenced("Its log is gone.", run_id=self.address.run_id) from refused
         found = last.headers.get(WRITER, "?")

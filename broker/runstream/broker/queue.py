@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from runstream.broker.errors import Unavailable, WrongLastSequence
-from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, deliveries
+from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, deliveries, stream_sequence
 from runstream.broker.logs import get_logger
 from runstream.broker.topology import WORK_STREAM, WORKERS
+from runstream.schemas import is_run_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -36,6 +38,10 @@ FIRST_RETURN_SECONDS = 0.5
 LONGEST_RETURN_SECONDS = 30.0
 
 
+TOKEN = re.compile(r"[-/_=a-zA-Z0-9]+")
+"""One part of a key."""
+
+
 class _Work(msgspec.Struct):
     """The body of a message: which run is to be executed."""
 
@@ -43,11 +49,18 @@ class _Work(msgspec.Struct):
     run_id: str
 
 
+def _place(message: Message) -> tuple[str, int]:
+    """Give the subject and the sequence of a message of the queue."""
+    return message.subject, stream_sequence(message.reply)
+
+
 class Task:
     """One run request, held by this process until it is acknowledged or not extended for a lease."""
 
     def __init__(self, connection: Connection, message: Message) -> None:
         work = msgspec.json.decode(message.data, type=_Work)
+        if not (is_run_id(work.run_id) and TOKEN.fullmatch(work.tenant)):
+            raise msgspec.ValidationError("It names no run.")
         self.tenant = work.tenant
         self.run_id = work.run_id
         self._connection = connection
@@ -123,7 +136,7 @@ class WorkQueue:
                         task = Task(connection, message)
                     except msgspec.MsgspecError as error:
                         # Nobody will ever be able to read it: off the queue with it, or it comes back for ever.
-                        log.warning("work_unreadable", error=str(error))
+                        self._jetstream.findings.note("work", *_place(message), str(error))
                         await connection.publish(message.reply, b"+TERM")
                         continue
                     yield task

@@ -15,13 +15,14 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from runstream.broker.errors import CursorExpired, Unavailable
+from runstream.broker.errors import BrokenLog, CursorExpired, Unavailable
 from runstream.broker.jetstream import DIRECT_GET_BATCH
-from runstream.broker.log import Entry, entry_of
+from runstream.broker.log import Entry, entry_of, first_of, is_stranger, last_of, place_of, whole
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from runstream.broker.findings import Findings
     from runstream.broker.jetstream import JetStream, StoredMessage
     from runstream.broker.settings import BrokerSettings
     from runstream.broker.topology import LogAddress
@@ -43,12 +44,17 @@ class LogReader:
 
     async def first(self, address: LogAddress) -> Entry | None:
         """Return the oldest entry retention has left, None for a log without messages."""
-        message = await self._jetstream.first_message(address.stream, address.subject)
+        oldest = await self._jetstream.first_message(address.stream, address.subject)
+        if oldest is None or not is_stranger(oldest):
+            return None if oldest is None else entry_of(oldest)
+        message = await first_of(self._jetstream, address)
+        if message is not None and place_of(message) > 0:
+            raise BrokenLog("Its first message is not there, and somebody else's is.", run_id=address.run_id)
         return None if message is None else entry_of(message)
 
     async def last(self, address: LogAddress) -> StoredMessage | None:
         """Return the newest message of a run's log, as its leader has it; None for a log without messages."""
-        return await self._jetstream.last_message(address.stream, address.subject)
+        return await last_of(self._jetstream, address)
 
     async def is_kept(self, address: LogAddress, seq: int) -> bool:
         """Tell whether the stream still holds message `seq`, and so everything after it.
@@ -113,11 +119,12 @@ class LogReader:
 
         `until` is a sequence the log is known to hold, `after_index` the index of the entry at `after` where it is
         known (-1: `after` is the log's beginning). Raises `CursorExpired` when retention overtakes the read,
-        `Unavailable` when NATS stays away longer than the reader's patience. Close it (`aclosing`) when leaving early.
+        `Unavailable` when NATS stays away longer than the reader's patience, `BrokenLog` at a message that cannot be
+        read, behind those before it. Close it (`aclosing`) when leaving early.
 
         A batch is its taker's: nothing of it is kept here, so that one who clears it before waiting holds nothing.
         """
-        position = _Position(after, after_index)
+        position = _Position(after, after_index, address, self._jetstream.findings)
         deadline = time.monotonic() + self._settings.read_patience_seconds
         delay = FIRST_DELAY_SECONDS
         while position.seq < until:
@@ -127,7 +134,10 @@ class LogReader:
                     async for messages in stretch:
                         entries = position.advance(messages)
                         messages.clear()
-                        yield entries
+                        if entries:
+                            yield entries
+                        if position.broken is not None:
+                            raise position.broken
                 if position.seq == before and await self._is_empty_after(address, before):
                     raise CursorExpired(seq=before)
             except Unavailable:
@@ -141,6 +151,14 @@ class LogReader:
             else:
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, LONGEST_DELAY_SECONDS)
+
+    async def check_next(self, address: LogAddress, after: int) -> None:
+        """Raise `BrokenLog` if what follows sequence `after` cannot be read, in a log of which that is known."""
+        if self._jetstream.findings.knows(address.subject):
+            position = _Position(after, None, address, self._jetstream.findings)
+            found = await self._jetstream.direct_batch(address.stream, address.subject, after=after)
+            if not position.advance(found) and position.broken is not None:
+                raise position.broken
 
     async def _is_empty_after(self, address: LogAddress, seq: int) -> bool:
         """Tell whether the leader, too, has nothing of the run after `seq`: a replica that has nothing may only lag."""
@@ -170,14 +188,42 @@ class LogReader:
 class _Position:
     """How far a read has come, and the check that nothing was left out."""
 
-    def __init__(self, seq: int, index: int | None) -> None:
+    def __init__(self, seq: int, index: int | None, address: LogAddress, findings: Findings) -> None:
         self.seq = seq
         self.index = index
+        self.broken: BrokenLog | None = None
+        """What is wrong with the message that comes next."""
+        self._address = address
+        self._findings = findings
+        self._is_first = seq == 0
+        self._has_strangers = False
 
     def advance(self, messages: list[StoredMessage]) -> list[Entry]:
-        entries = [entry_of(message) for message in messages]
-        for entry in entries:
-            if self.index is not None and entry.index != self.index + 1:
-                raise CursorExpired(seq=self.seq)
-            self.seq, self.index = entry.seq, entry.index
+        """Return the entries of these messages, up to the first that cannot be read: that is in `broken`."""
+        entries: list[Entry] = []
+        for message in messages:
+            if is_stranger(message):
+                self._note(message, "Somebody else's message, which is passed over.")
+                self.seq, self._has_strangers = message.seq, True
+                continue
+            try:
+                entry = whole(entry_of(message))
+                self._check_place(entry)
+            except BrokenLog as error:
+                self._note(message, str(error))
+                self.broken = error
+                break
+            self.seq, self.index, self._has_strangers, self._is_first = entry.seq, entry.index, False, False
+            entries.append(entry)
         return entries
+
+    def _check_place(self, entry: Entry) -> None:
+        expected = self.index + 1 if self.index is not None else (0 if self._has_strangers and self._is_first else None)
+        if expected is None or entry.index == expected:
+            return
+        if self._has_strangers:
+            raise BrokenLog("A message is not there, and somebody else's is.", index=expected, seq=entry.seq)
+        raise CursorExpired(seq=self.seq)
+
+    def _note(self, message: StoredMessage, reason: str) -> None:
+        self._findings.note("message", self._address.subject, message.seq, reason)

@@ -13,7 +13,9 @@ import msgspec
 
 from runstream.broker.bucket import Stored
 from runstream.broker.ending import ended
+from runstream.broker.errors import Broken
 from runstream.broker.keys import agent_key, approval_key, claim_key, conversation_key, lease_key, otid_key, run_key
+from runstream.broker.log import last_of
 from runstream.broker.logs import get_logger
 from runstream.broker.survey import each, is_sealed, outcome_of, stored_at, survey
 from runstream.schemas import (
@@ -97,7 +99,7 @@ class _Rebuilding:
                 await self._index.persist(lambda: self._restore_live(run))
             else:
                 await self._index.persist(lambda: self._restore_ended(run, run.last))
-        except InvalidRecord as error:
+        except (InvalidRecord, Broken) as error:
             # One that nobody can read is for people to look at; the others must not wait for that.
             self.done.unreadable += 1
             log.warning("record_unreadable", run_id=run.id, error=str(error))
@@ -128,7 +130,7 @@ class _Rebuilding:
         # Before the log: an end that comes after it is read changes these, and the batch is refused.
         lease = await self._index.stored(lease_at)
         stored = await self._index.stored(record_key)
-        last = await self._jetstream.last_message(run.address.stream, run.address.subject)
+        last = await last_of(self._jetstream, run.address)
         if last is None:
             return
         if is_sealed(last):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from runstream.broker.ending import failed
 from runstream.broker.errors import Fenced, Unavailable
-from runstream.broker.log import ENDING, entry_of
+from runstream.broker.log import ENDING, kind_of
 from runstream.broker.logs import get_logger
 from runstream.broker.tasks import Shielded
 from runstream.broker.topology import LogAddress
@@ -64,7 +64,7 @@ class Remover:
         if not record.is_terminal:
             return False
         last = await self._end_of(record)
-        if last is not None and entry_of(last).kind is not Kind.END:
+        if last is not None and kind_of(last) is not Kind.END:
             return False
         if last is not None:
             address = LogAddress(record.id, record.shard)
@@ -81,7 +81,7 @@ class Remover:
         begun_at = time.monotonic()
         while True:
             last = await self._take_over.last_of(record)
-            if last is None or entry_of(last).kind is Kind.END or ENDING not in last.headers:
+            if last is None or kind_of(last) is Kind.END or ENDING not in last.headers:
                 return last
             waited = time.monotonic() - begun_at
             if waited > GIVE_UP_SECONDS:

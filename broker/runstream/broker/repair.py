@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runstream.broker.ending import failed
-from runstream.broker.errors import Fenced
-from runstream.broker.log import entry_of
+from runstream.broker.errors import BrokenRecord, Fenced
+from runstream.broker.keys import lease_key
+from runstream.broker.log import kind_of
 from runstream.broker.logs import get_logger
 from runstream.broker.takeover import TakeOver
 from runstream.schemas import Kind
@@ -51,12 +52,18 @@ class Repair:
 
         One that has not, and has no lease, is given one, so that a watchdog finds out what became of its writer.
         """
-        stored = await self._index.run(tenant, run_id)
+        try:
+            stored = await self._index.run(tenant, run_id)
+        except BrokenRecord:
+            if (await self._index.stored(lease_key(run_id))).value is None:
+                await self._index.restore_lease(tenant, run_id)
+                self._observe("lease_missing")
+            return False
         if stored is None or stored.value.is_terminal:
             return True
         record = stored.value
         last = await self._take_over.last_of(record)
-        if last is not None and entry_of(last).kind is Kind.END:
+        if last is not None and kind_of(last) is Kind.END:
             return await self._finished(record)
         await watch_over(self._index, record, self._observe)
         return False

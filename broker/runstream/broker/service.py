@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from runstream.broker.connection import Connection, Subscription
 from runstream.broker.errors import BrokerError, Unavailable
+from runstream.broker.findings import Findings
 from runstream.broker.http import description_operation, health_operations, metrics_operation, serving
 from runstream.broker.index import Index
 from runstream.broker.ingest.routes import ingest_operations, unknown_route
@@ -120,7 +121,11 @@ class Broker:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             connection = Connection(self._settings.nats_url, name="broker", patient=self._patient)
-            jetstream = JetStream(connection, timeout_seconds=self._settings.request_timeout_seconds)
+            jetstream = JetStream(
+                connection,
+                timeout_seconds=self._settings.request_timeout_seconds,
+                findings=Findings(self.metrics.broken),
+            )
             ingest = Ingest(jetstream, self._settings, self.metrics)
             self.metrics.watch_uploads(lambda: ingest.uploads)
             self._ingest = ingest

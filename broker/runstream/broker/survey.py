@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from runstream.broker.ending import Outcome, ended, told
-from runstream.broker.errors import Unavailable
-from runstream.broker.log import ENDING, RUN, entry_of
+from runstream.broker.errors import BrokenLog, Unavailable
+from runstream.broker.log import ENDING, RUN, before_strangers, first_of, kind_of, last_of, place_of
 from runstream.broker.logs import get_logger
 from runstream.broker.tasks import cancel_all
 from runstream.broker.topology import LogAddress, log_streams
@@ -81,7 +81,7 @@ class LoggedRun(msgspec.Struct, frozen=True):
     def record(self, last: StoredMessage, outcome: Outcome | None = None) -> RunRecord:
         """Make the record of a run whose log's last message is `last`; `outcome`: what the run came to with it."""
         known = self.known
-        is_begun = entry_of(last).kind is not Kind.PING
+        is_begun = kind_of(last) is not Kind.PING
         record = RunRecord(
             v=known.v,
             tenant=known.tenant,
@@ -120,8 +120,11 @@ async def survey(jetstream: JetStream) -> Survey:
         shard, run_id = last.subject.split(".")[1:]
         address = LogAddress(run_id, int(shard))
         try:
-            run = await _logged_run(jetstream, address, last)
-        except (KeyError, ValueError, msgspec.MsgspecError) as error:
+            newest = await before_strangers(jetstream, address, last)
+            if newest is None:
+                raise BrokenLog("It has only somebody else's messages.")
+            run = await _logged_run(jetstream, address, newest)
+        except (BrokenLog, KeyError, ValueError, msgspec.MsgspecError) as error:
             found.unreadable += 1
             log.warning("log_unreadable", run_id=run_id, error=repr(error))
             return
@@ -145,9 +148,9 @@ async def logged_run(jetstream: JetStream, run_id: str) -> LoggedRun | None:
     """
     for shard in await log_streams(jetstream):
         address = LogAddress(run_id, shard)
-        last = await jetstream.last_message(address.stream, address.subject)
-        if last is not None:
-            with contextlib.suppress(KeyError, ValueError, msgspec.MsgspecError):
+        with contextlib.suppress(BrokenLog, KeyError, ValueError, msgspec.MsgspecError):
+            last = await last_of(jetstream, address)
+            if last is not None:
                 return await _logged_run(jetstream, address, last)
     return None
 
@@ -156,15 +159,15 @@ async def _logged_run(jetstream: JetStream, address: LogAddress, last: StoredMes
     """Read what a log knows of its run, None if its first message is gone. Raises what reading a strange log does."""
     if is_sealed(last):
         last.headers[ENDING]
-    first = await jetstream.first_message(address.stream, address.subject)
-    if first is None or entry_of(first).index > 0:
+    first = await first_of(jetstream, address)
+    if first is None or place_of(first) > 0:
         return None
     return LoggedRun(address, msgspec.json.decode(first.headers[RUN], type=_Known), first.seq, last)
 
 
 def is_sealed(last: StoredMessage) -> bool:
     """Whether a log that ends with `last` has its end."""
-    return entry_of(last).kind is Kind.END
+    return kind_of(last) is Kind.END
 
 
 async def outcome_of(jetstream: JetStream, address: LogAddress, end: StoredMessage) -> Outcome:
@@ -172,8 +175,10 @@ async def outcome_of(jetstream: JetStream, address: LogAddress, end: StoredMessa
     stop_reason = end.headers[ENDING]
     if status_of(stop_reason) == "cancelled":
         return Outcome(stop_reason)
-    before = await jetstream.message_before(address.stream, address.subject, end.seq)
-    if before is None or entry_of(before).index != entry_of(end).index - 1:
+    before = await before_strangers(
+        jetstream, address, await jetstream.message_before(address.stream, address.subject, end.seq)
+    )
+    if before is None or place_of(before) != place_of(end) - 1:
         raise Unavailable("A replica lags behind.", run_id=address.run_id)
     return told(stop_reason, before)
 

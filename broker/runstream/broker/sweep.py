@@ -14,6 +14,7 @@ of runs, and nobody hears of a purge.
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import time
 from datetime import datetime
@@ -47,6 +48,8 @@ KEYS_PER_SECOND = 1000
 """One is removed after the other, which a writer of the index does not notice; the pauses leave the rest to others."""
 KEYS_PER_PAUSE = 100
 RETRY_SECONDS = 10.0
+TOKEN = re.compile(r"[-/_=a-zA-Z0-9]+")
+"""One part of a key."""
 NANOSECONDS = 1_000_000_000
 
 
@@ -164,9 +167,17 @@ class _Sweep:
         kind, _, rest = key_of(message.subject).partition(".")
         is_needed = KV_OPERATION not in message.headers and kind != "pulse"
         if is_needed:
-            is_needed = not await self._is_gone(*_run_of(kind, rest, message))
+            is_needed = await self._leads_to_a_run(kind, rest, message)
         if not is_needed:
             await self._remove(message)
+
+    async def _leads_to_a_run(self, kind: str, rest: str, message: StoredMessage) -> bool:
+        """Whether the run that an old key is about, or leads to, is kept. What names no run leads to none."""
+        run = _run_of(kind, rest, message)
+        if run is None:
+            self._jetstream.findings.note(kind, message.subject, message.seq, "It names no run.")
+            return False
+        return not await self._is_gone(*run)
 
     async def _is_gone(self, tenant: str, run_id: str) -> bool:
         """Whether a run has no record. One that is old and without a log is removed, before what leads to it is."""
@@ -182,7 +193,7 @@ class _Sweep:
                 return False
         except (InvalidRecord, NotStored) as error:
             # What cannot be read, or whose log's whole stream is gone, is for people to look at.
-            log.warning("sweep_passed_over", subject=message.subject, error=str(error))
+            self._jetstream.findings.note("run", message.subject, message.seq, str(error))
             return False
         if record.is_terminal:
             return await self._remove(message)
@@ -224,10 +235,12 @@ class _Sweep:
         return True
 
 
-def _run_of(kind: str, rest: str, message: StoredMessage) -> tuple[str, str]:
-    """Read from a key and its value the tenant and the id of the run that it is about, or leads to."""
+def _run_of(kind: str, rest: str, message: StoredMessage) -> tuple[str, str] | None:
+    """Read from a key and its value the tenant and the id of the run that it is about, or leads to; None: none."""
     value = message.body.decode(errors="replace")
     if kind in {"lease", "cancel"}:
-        return value, rest
-    tenant, _, named = rest.partition(".")
-    return tenant, named if kind in {"run", "request"} else value
+        tenant, run_id = value, rest
+    else:
+        tenant, _, named = rest.partition(".")
+        run_id = named if kind in {"run", "request"} else value
+    return (tenant, run_id) if TOKEN.fullmatch(tenant) and TOKEN.fullmatch(run_id) else None

@@ -17,8 +17,8 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from runstream.broker.errors import BrokerError, CursorExpired, Unavailable
-from runstream.broker.log import Entry, entry_of, live_entry
+from runstream.broker.errors import BrokenLog, BrokerError, CursorExpired, Unavailable
+from runstream.broker.log import Entry, entry_of, is_stranger, last_of, live_entry
 from runstream.broker.logs import get_logger
 from runstream.schemas import Kind
 
@@ -128,7 +128,7 @@ class LiveTail:
 
     async def _tip(self) -> Entry | None:
         self._counters.tip_checks += 1
-        message = await self._jetstream.last_message(self.address.stream, self.address.subject)
+        message = await last_of(self._jetstream, self.address)
         return None if message is None else entry_of(message)
 
     async def _on_message(self, message: Message) -> None:
@@ -136,10 +136,15 @@ class LiveTail:
             if self._defect is None:
                 self._hear(message)
         except Exception as defect:  # noqa: BLE001  # nats-py would log it and go on, with the entry left out
+            if isinstance(defect, BrokenLog):
+                seq = int((message.headers or {}).get("Nats-Sequence", 0))
+                self._jetstream.findings.note("message", self.address.subject, seq, str(defect))
             self._defect = defect
             self._wake.set()
 
     def _hear(self, message: Message) -> None:
+        if is_stranger(message):
+            return  # It is passed over: what follows it shows a hole, and the log says what belongs there.
         entry, previous = live_entry(message)
         self._heard_at, self._silences = time.monotonic(), 0
         self._newest = max(self._newest, entry.seq)

@@ -13,10 +13,10 @@ import msgspec
 from runstream.broker.ending import end_run, finish_run, first_message
 from runstream.broker.errors import Fenced
 from runstream.broker.keys import run_key
-from runstream.broker.log import ENDING, entry_of
+from runstream.broker.log import ENDING, kind_of, last_of, place_of
 from runstream.broker.publisher import Publisher
 from runstream.broker.topology import LogAddress
-from runstream.schemas import Kind, decode_run
+from runstream.schemas import InvalidRecord, Kind, decode_run
 
 if TYPE_CHECKING:
     from runstream.broker.ending import Outcome
@@ -36,9 +36,9 @@ def is_executable(record: RunRecord, last: StoredMessage | None) -> bool:
     if last is None:
         # Begun, it had a log, and retention has removed what was said in it.
         return record.first_seq is None
-    entry = entry_of(last)
+    kind = kind_of(last)
     # The first message aside, there is nothing before an attempt but attempts.
-    return entry.kind is Kind.PING or (entry.kind is Kind.ATTEMPT and entry.index < MOST_ATTEMPTS)
+    return kind is Kind.PING or (kind is Kind.ATTEMPT and place_of(last) < MOST_ATTEMPTS)
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -62,7 +62,7 @@ class TakeOver:
     async def last_of(self, record: RunRecord) -> StoredMessage | None:
         """Return the last message of a run's log, as its leader has it."""
         address = LogAddress(record.id, record.shard)
-        return await self._jetstream.last_message(address.stream, address.subject)
+        return await last_of(self._jetstream, address)
 
     async def end(self, record: RunRecord, last: StoredMessage | None, outcome: Outcome) -> Ended:
         """Bring a run to its end from `last`, its log's last message: with `outcome`, or as its writer had begun to.
@@ -89,7 +89,7 @@ class TakeOver:
                 record = msgspec.structs.replace(record, first_seq=first.seq if first is not None else None)
             if last is not None and ENDING in last.headers:
                 await finish_run(publisher, self._index, record, last)
-                return Ended(last.headers[ENDING], was_told=True, is_last=entry_of(last).kind is not Kind.END)
+                return Ended(last.headers[ENDING], was_told=True, is_last=kind_of(last) is not Kind.END)
             await end_run(publisher, self._index, record, outcome)
             return Ended(outcome.stop_reason, was_told=False, is_last=True)
 
@@ -103,5 +103,8 @@ class TakeOver:
             if stored.revision:
                 raise Fenced("It was removed.", run_id=record.id)
             return None
-        current = decode_run(stored.value)
+        try:
+            current = decode_run(stored.value)
+        except InvalidRecord:
+            return None  # Nobody can tell: the end is stored, whoever may have told one.
         return (current.stop_reason or "error") if current.is_terminal else None

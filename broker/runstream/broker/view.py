@@ -14,8 +14,7 @@ import msgspec
 
 from runstream.broker.errors import ViewBehind
 from runstream.broker.feed import Feed
-from runstream.broker.keys import conversation_key, run_key
-from runstream.broker.logs import get_logger
+from runstream.broker.keys import conversation_key, run_key, subject_of
 from runstream.broker.rows import SCANNED_ROWS, ConversationRow, ConversationRows, RunFilter, RunRows, Span
 from runstream.schemas import (
     InvalidRecord,
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from runstream.broker.rows import Bounds, ConversationFilter, ConversationOrder, Position, RunRow
 
 __all__ = ["View"]
-
-log = get_logger(__name__)
 
 
 class View:
@@ -55,6 +52,7 @@ class View:
         marks_seconds: float,
     ) -> None:
         self._index = index
+        self._findings = jetstream.findings
         self._run_bounds = runs
         self._conversation_bounds = conversations
         self._patience_seconds = patience_seconds
@@ -154,7 +152,9 @@ class View:
             elif is_conversation_id(named):  # Else it is an agent's default one, which no list shows.
                 self._apply_conversation(named, write)
         except InvalidRecord as error:
-            log.warning("view_passed_over", key=write.key, error=str(error))
+            self._findings.note(kind, subject_of(write.key), write.revision, str(error))
+            rows = self._runs if kind == "run" else self._conversations
+            rows.drop(named)  # As it was before it is no more.
 
     def _apply_run(self, run_id: str, write: KeyWrite) -> None:
         if write.value is None:

@@ -20,11 +20,12 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Self
 
+from runstream.broker.bucket import Stored
 from runstream.broker.ending import Outcome, failed
-from runstream.broker.errors import BrokerError, Fenced
+from runstream.broker.errors import Broken, BrokenRecord, BrokerError, Fenced
 from runstream.broker.keys import KV_OPERATION, LEASE_SECONDS, cancel_key, key_of, lease_key, live_subject, pulse_key
 from runstream.broker.lease import RENEWALS_PER_LEASE
-from runstream.broker.log import entry_of
+from runstream.broker.log import kind_of
 from runstream.broker.logs import get_logger
 from runstream.broker.survey import logged_run
 from runstream.broker.takeover import TakeOver, is_executable
@@ -62,6 +63,10 @@ SPREAD_SECONDS = 0.1
 """Brokers see a lapse in the same moment; each waits up to this long, so that mostly one has the work."""
 LONGEST_LOOK_FACTOR = 8
 """A run that waits for a worker is looked at ever more rarely, up to this many leases apart."""
+
+
+LONGEST_LEASE_SECONDS = 3600.0
+"""A lease that says it is longer was not written by a writer: its run would never be found to be lost."""
 
 
 class _Watched:
@@ -177,7 +182,7 @@ class Watchdog:
 
     def _hear(self, run_id: str, revision: int, headers: Mapping[str, str]) -> None:
         # Of two that differ the longer one: a writer that renews as often as its own lease demands is alive.
-        seconds = max(self._seconds, float(headers.get(LEASE_SECONDS, 0)))
+        seconds = max(self._seconds, _seconds(headers.get(LEASE_SECONDS, "0")))
         lease = self._leases.get(run_id)
         if lease is None:
             self._leases[run_id] = _Watched(revision, seconds)
@@ -278,33 +283,45 @@ class Watchdog:
             except Fenced as error:
                 # Its writer, or another broker, was faster: what is left to do shows when it is looked at again.
                 log.info("run_moved_on", run_id=run_id, error=str(error))
+            except Broken:
+                # Noted where it was found. Whoever can mend it, or read it, will; until then it is looked at rarely.
+                self._postpone(run_id)
             except BrokerError as error:
                 log.warning("run_not_looked_after", run_id=run_id, error=str(error))
             except Exception:
                 log.exception("watchdog_crashed", run_id=run_id)
 
+    def _postpone(self, run_id: str) -> None:
+        """Look at a run ever more rarely, up to a bound: also at a thousand of them whose end cannot be stored."""
+        now, lease = time.monotonic(), self._leases.get(run_id)
+        if lease is not None:
+            lease.looks += 1
+            lease.look_at = now + self._seconds * min(2 ** (lease.looks - 1), LONGEST_LOOK_FACTOR)
+        if run_id in self._cancels:
+            self._cancels[run_id] = now + self._seconds
+
     # -- acting -------------------------------------------------------------------------------------------------
 
     async def _cancel_unbegun(self, run_id: str) -> None:
         """End a run at once that is to end and that nobody has begun: there is no writer who could do it."""
-        tenant = await self._index.cancel_wish(run_id)
+        tenant = await self._wished_by(run_id)
         stored = None if tenant is None else await self._index.run(tenant, run_id)
         if stored is None or stored.value.status != "created":
             return
         last = await self._take_over.last_of(stored.value)
-        if last is None or entry_of(last).kind is Kind.PING:
+        if last is None or kind_of(last) is Kind.PING:
             await self._end(stored.value, last, Outcome("cancelled"), "nobody_had_begun")
 
     async def _enforce_cancel(self, run_id: str) -> None:
         """End a run that is to end, and has not."""
-        tenant = await self._index.cancel_wish(run_id)
+        tenant = await self._wished_by(run_id)
         if tenant is None:
             self._cancels.pop(run_id, None)
             return
         for _ in range(RACES):
             # A writer that goes on talking may be faster, and be so again: it is to lose within the second.
             with contextlib.suppress(Fenced):
-                record, last = await self._found(tenant, run_id)
+                record, last, _ = await self._found(tenant, run_id)
                 if record is None:
                     await self._forget(run_id)
                 else:
@@ -316,16 +333,14 @@ class Watchdog:
         tenant = await self._lapsed(run_id)
         if tenant is None:
             return
-        record, last = await self._found(tenant, run_id)
+        record, last, is_broken = await self._found(tenant, run_id)
         if await self._lapsed(run_id) is None:
             return
         lease = self._leases[run_id]
-        lease.looks += 1
-        # Also for an end that cannot be stored: whoever has a thousand of them must not try all of them all the time.
-        lease.look_at = time.monotonic() + self._seconds * min(2 ** (lease.looks - 1), LONGEST_LOOK_FACTOR)
+        self._postpone(run_id)
         if record is None:
             await self._forget(run_id)
-        elif not await self._enqueued(record, last):
+        elif is_broken or not await self._enqueued(record, last):  # No worker can read what it would execute.
             try:
                 await self._end(record, last, failed(run_id, "run_lost"), "writer_lost")
             except Fenced:
@@ -334,7 +349,7 @@ class Watchdog:
 
     async def _lapsed(self, run_id: str) -> str | None:
         """Read whose run it is from its lapsed lease; None when that is gone, or was renewed, heard of here or not."""
-        found = await self._index.lease(run_id)
+        found = await self._lease(run_id)
         lease = self._leases.get(run_id)
         if lease is None or found is None:
             self._leases.pop(run_id, None)
@@ -343,11 +358,41 @@ class Watchdog:
             lease.hear(found.revision, lease.seconds)
         return found.value if lease.has_lapsed(time.monotonic()) else None
 
-    async def _found(self, tenant: str, run_id: str) -> tuple[RunRecord | None, StoredMessage | None]:
-        """Read a run's record and its log's last message; no record: there is no log either."""
-        stored = await self._index.run(tenant, run_id)
+    async def _lease(self, run_id: str) -> Stored[str] | None:
+        """Read a lease; one that does not tell whose it is, is its log's run's, and without a log nobody's."""
+        with contextlib.suppress(BrokenRecord):
+            return await self._index.lease(run_id)
+        tenant = await self._tenant_of(run_id)
+        stored = await self._index.stored(lease_key(run_id))
+        return None if tenant is None else Stored(tenant, stored.revision)
+
+    async def _wished_by(self, run_id: str) -> str | None:
+        """Read whose wish it is that a run end, None when it is nobody's."""
+        with contextlib.suppress(BrokenRecord):
+            return await self._index.cancel_wish(run_id)
+        return await self._tenant_of(run_id)
+
+    async def _tenant_of(self, run_id: str) -> str | None:
+        found = await logged_run(self._jetstream, run_id)
+        if found is None:
+            await self._forget(run_id)
+            return None
+        return found.known.tenant
+
+    async def _found(self, tenant: str, run_id: str) -> tuple[RunRecord | None, StoredMessage | None, bool]:
+        """Read a run's record, its log's last message, and whether the record had to be made from that.
+
+        No record: there is no log either. Raises `BrokenRecord` for one that a newer runstream wrote.
+        """
+        is_broken = False
+        try:
+            stored = await self._index.run(tenant, run_id)
+        except BrokenRecord as error:
+            if error.is_newer:
+                raise
+            stored, is_broken = None, True
         record = stored.value if stored is not None else await self._recovered(run_id)
-        return record, None if record is None else await self._take_over.last_of(record)
+        return record, None if record is None else await self._take_over.last_of(record), is_broken
 
     async def _enqueued(self, record: RunRecord, last: StoredMessage | None) -> bool:
         """See that a run which nobody has begun is on the work queue; False when none of it can be executed."""
@@ -390,6 +435,14 @@ class Watchdog:
         self._metrics.repaired("record_missing")
         log.warning("record_recovered", run_id=run_id)
         return found.record(found.last)
+
+
+def _seconds(text: str) -> float:
+    """Read how long a lease is; what is no such time says nothing."""
+    with contextlib.suppress(ValueError):
+        seconds = float(text)
+        return seconds if 0 <= seconds <= LONGEST_LEASE_SECONDS else 0.0
+    return 0.0
 
 
 def _heard(message: Message) -> tuple[str, int, bool]:

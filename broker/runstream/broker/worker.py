@@ -20,9 +20,9 @@ import structlog
 
 from runstream.broker.agents.failures import AGENT_CRASHED, outcome_of
 from runstream.broker.ending import Outcome, end_run, failed, first_message
-from runstream.broker.errors import AgentFailed, BrokerError, Fenced, RunCancelled, StoreFull, Unavailable
+from runstream.broker.errors import AgentFailed, BrokenRecord, BrokerError, Fenced, RunCancelled, StoreFull, Unavailable
 from runstream.broker.lease import RENEWALS_PER_LEASE, Lease
-from runstream.broker.log import entry_of
+from runstream.broker.log import kind_of, last_of
 from runstream.broker.logs import get_logger
 from runstream.broker.publisher import Publisher, Write
 from runstream.broker.recording import Recording
@@ -166,19 +166,25 @@ class Worker:
 
     async def _carry_out(self, task: Task) -> None:
         """Bring a run that nobody has begun to its end. One that speaks is its writer's, and the watchdog's."""
-        stored = await self._index.run(task.tenant, task.run_id)
+        try:
+            stored = await self._index.run(task.tenant, task.run_id)
+        except BrokenRecord as error:
+            # Its lease tells the watchdog, which ends it by what its log says; a newer broker can read it.
+            log.warning("run_unreadable", error=str(error))
+            await (task.give_back() if error.is_newer else task.done())
+            return
         if stored is None:
             log.warning("run_unknown", tenant=task.tenant)
             await task.done()
             return
         record = stored.value
         address = LogAddress(record.id, record.shard)
-        last = await self._jetstream.last_message(address.stream, address.subject)
+        last = await last_of(self._jetstream, address)
         if not is_executable(record, last):
             await watch_over(self._index, record, self._metrics.repaired)
             await task.done()
             return
-        if last is not None and entry_of(last).kind is Kind.ATTEMPT and not await self._watchdog.has_lapsed(record.id):
+        if last is not None and kind_of(last) is Kind.ATTEMPT and not await self._watchdog.has_lapsed(record.id):
             # Its worker thinks, or has just died: the message waits for either to show.
             await watch_over(self._index, record, self._metrics.repaired)
             await task.give_back(min(1.0, self.hold_seconds / RENEWALS_PER_LEASE))

@@ -10,6 +10,7 @@ import structlog
 from aiohttp import web
 
 from runstream.broker.connection import Connection
+from runstream.broker.findings import Findings
 from runstream.broker.http import (
     description_operation,
     health_operations,
@@ -120,6 +121,7 @@ class Gateway:
         self._patient = patient
         self._upstream = upstream
         self._passthrough: PassThrough | None = None
+        self._findings = Findings(self.metrics.broken)
         self._connections: list[Connection] = []
         self._stack = AsyncExitStack()
 
@@ -173,7 +175,7 @@ class Gateway:
         connection = Connection(self._broker_settings.nats_url, name=name, patient=self._patient)
         self._connections.append(await stack.enter_async_context(connection))
         seconds = min(self._broker_settings.request_timeout_seconds, self._settings.open_seconds)
-        jetstream = JetStream(connection, timeout_seconds=seconds)
+        jetstream = JetStream(connection, timeout_seconds=seconds, findings=self._findings)
         stack.push_async_callback(jetstream.close)
         return jetstream
 

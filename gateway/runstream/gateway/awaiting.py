@@ -17,7 +17,7 @@ from runstream.broker.errors import CursorExpired, Unavailable
 from runstream.broker.keys import live_subject, run_key
 from runstream.broker.tail import LONGEST_SILENCE_FACTOR
 from runstream.broker.topology import LogAddress
-from runstream.schemas import decode_run
+from runstream.schemas import InvalidRecord, decode_run
 
 if TYPE_CHECKING:
     from runstream.broker.connection import Connection, Message, Subscription
@@ -26,10 +26,18 @@ if TYPE_CHECKING:
     from runstream.broker.settings import BrokerSettings
     from runstream.schemas import RunRecord
 
-__all__ = ["EndWaiter"]
+__all__ = ["EndWaiter", "is_over"]
 
 RETRY_SECONDS = 0.5
 """How long to wait before NATS is asked again while it is away."""
+
+
+def is_over(record: bytes) -> bool:
+    """Whether a run's record says that it has ended; for one that cannot be read, whoever waits looks for himself."""
+    try:
+        return decode_run(record).is_terminal
+    except InvalidRecord:
+        return True
 
 
 class EndWaiter:
@@ -123,5 +131,5 @@ class _Wait:
         return None  # Its writer writes the record anew when it ends the run.
 
     async def _hear(self, message: Message) -> None:
-        if message.data and decode_run(message.data).is_terminal:
+        if message.data and is_over(message.data):
             self.wake()

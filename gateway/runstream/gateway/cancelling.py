@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from runstream.broker.keys import live_subject, run_key
+from runstream.gateway.awaiting import is_over
 from runstream.gateway.services import SERVICES
-from runstream.schemas import REQUIRES_APPROVAL, decode_run
+from runstream.schemas import REQUIRES_APPROVAL
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -46,7 +47,7 @@ class Canceller:
 
         async def heard(message: Message) -> None:
             # A record that is removed has no body.
-            if not message.data or decode_run(message.data).is_terminal:
+            if not message.data or is_over(message.data):
                 over.set()
 
         # Heard of first, wished second: the record is terminal before the log has its end.

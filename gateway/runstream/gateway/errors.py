@@ -2,6 +2,7 @@
 
 ApiError
 ├── Defect              500
+├── Unusable            500, what is stored of it cannot be read
 ├── Invalid             422, the body or the path, in the reference's form
 ├── EmptyMessages       422, in the reference's other form
 ├── BadRequest          400
@@ -33,6 +34,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from runstream.broker.errors import (
+    Broken,
     BrokerError,
     Conflict,
     ConversationDeleted,
@@ -74,6 +76,7 @@ __all__ = [
     "TryLater",
     "UnavailableRefusal",
     "Unreadable",
+    "Unusable",
     "refusals",
     "refused_also",
     "translated",
@@ -160,6 +163,16 @@ class Defect(ApiError):
     def __init__(self, reference: str | None = None) -> None:
         extra = {} if reference is None else {"reference": reference}
         super().__init__("An unknown error occurred", extra=extra)
+
+
+class Unusable(ApiError):
+    """What is stored of it cannot be read. Not to be repeated: it stays so until an operator has looked at it."""
+
+    status = 500
+    sends = (SHOULD_RETRY,)
+
+    def __init__(self) -> None:
+        super().__init__("What is stored of this cannot be read: an operator has to look at it.", headers=NOT_AGAIN)
 
 
 class Invalid(ApiError):
@@ -328,7 +341,7 @@ class Loop(ApiError):
 
 def refusals(*kinds: type[ApiError]) -> dict[int | str, Answer]:
     """Describe the refusals of an operation, by status; every one may be refused for its `user_id`, or a defect."""
-    return refused_also({}, BadRequest, *kinds, Defect)
+    return refused_also({}, BadRequest, *kinds, Defect, Unusable)
 
 
 def refused_also(answers: Mapping[int | str, Answer], *kinds: type[ApiError]) -> dict[int | str, Answer]:
@@ -363,6 +376,8 @@ def translated(error: BrokerError) -> ApiError:  # noqa: C901, PLR0911  # a tabl
                 "It is not known whether the run was started: NATS did not answer. Look for it before repeating.",
                 should_retry=False,
             )
+        case Broken():
+            return Unusable()
         case ViewBehind():
             return TryLater("This gateway is still reading what there is. Try again.")
         case Unavailable():

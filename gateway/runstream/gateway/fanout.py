@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from runstream.broker.errors import BrokerError, CursorExpired, Unavailable
+from runstream.broker.errors import BrokenLog, BrokerError, CursorExpired, Unavailable
 from runstream.broker.tail import LiveTail, TailCounters
 from runstream.broker.topology import LogAddress, shard_of_cursor
 from runstream.gateway.follower import Follower, Watch, newest_seq_id
@@ -95,7 +95,7 @@ class RunTail:
     async def opened(self) -> None:
         """Wait until the window holds the newest part of the log. Raises what kept it from doing so."""
         await self._ready.wait()
-        if self.failure is not None:
+        if self.failure is not None and not (isinstance(self.failure, BrokenLog) and self.tip is not None):
             raise self.failure
         if self._opening is not None and self._opening.done():
             self._opening.result()  # A defect in opening is the waiters' to hear, not only the loop's.
@@ -278,12 +278,14 @@ class Hub:
 
     async def _advance(self, tail: RunTail, follower: Follower) -> None:
         """Take one step: from the log, from the window, or, when nothing is left, live until something happens."""
-        if tail.failure is not None:
+        if tail.failure is not None and not isinstance(tail.failure, BrokenLog):
             raise tail.failure
         if follower.cursor < tail.window.base:
             await self._catch_up(tail, follower)
         elif self._write_stretch(tail.window, follower):
             await follower.response.drained(self.settings.write_deadline_seconds)
+        elif tail.failure is not None:
+            raise tail.failure  # What is before a message that cannot be read is there for everybody.
         else:
             tail.join(follower)
             await follower.woken.wait()

@@ -46,6 +46,12 @@ class GatewayMetrics:
             ["kind"],
             registry=self.registry,
         )
+        self._broken = Counter(
+            "runstream_broken",
+            "Keys and messages found that are not as runstream writes them, by kind, each once.",
+            ["kind"],
+            registry=self.registry,
+        )
         self._turned_away = Counter(
             "runstream_event_sources_turned_away",
             "EventSources told to come back later, as others are by 503.",
@@ -82,6 +88,10 @@ class GatewayMetrics:
     def repaired(self, kind: str) -> None:
         """Something in the index did not agree with a log, and was mended."""
         self._repaired.labels(kind).inc()
+
+    def broken(self, kind: str) -> None:
+        """Something was found stored that cannot be read: a kind of key, or a `message` of a log."""
+        self._broken.labels(kind).inc()
 
     def turned_away(self) -> None:
         """An EventSource was answered with nothing but when to come back."""

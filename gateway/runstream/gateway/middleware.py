@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 from aiohttp import hdrs, web
 
-from runstream.broker.errors import BrokerError
+from runstream.broker.errors import Broken, BrokerError
 from runstream.gateway.errors import ApiError, Defect, translated
 from runstream.gateway.services import SERVICES, json_response
 from runstream.gateway.validation import check_user
@@ -40,7 +40,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return _answer(error)
     except BrokerError as error:
         answer = translated(error)
-        if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        # What is stored and cannot be read was logged where it was found, once and not for every request.
+        if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, Broken):
             log.warning("request_failed", method=request.method, path=request.path, error=str(error))
         return _answer(answer)
     except web.HTTPException as refused:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 from aiohttp import ClientConnectionResetError, web
 
-from runstream.broker.errors import BrokerError, CursorExpired
+from runstream.broker.errors import Broken, BrokerError, CursorExpired
 from runstream.gateway.errors import RETRY_SECONDS
 from runstream.gateway.follower import Follower
 from runstream.gateway.response import EventResponse
@@ -42,8 +42,11 @@ async def stream_run(
         style = Style.BACKGROUND if record.background else Style.FOREGROUND
     async with hub.tail(record) as tail:
         cursor = await hub.position(tail, starting_after)
-        if style is Style.EVENT_SOURCE and tail.is_over_at(cursor):
-            return _nothing_follows()
+        if style is Style.EVENT_SOURCE:
+            if tail.is_over_at(cursor):
+                return _nothing_follows()
+            # It would come back for ever to a message that cannot be read: only a refusal stops it.
+            await hub.reader.check_next(tail.address, cursor)
         response = EventResponse(request)
         follower = Follower(response, run_id=record.id, cursor=cursor, style=style, include_pings=include_pings)
         try:
@@ -60,8 +63,9 @@ async def stream_run(
                 await response.finish(hub.settings.write_deadline_seconds)
         except BrokerError as error:
             # What NATS said, with its subjects, is for the log; the client gets what it can act on.
-            log.warning("stream_cut", run_id=record.id, error=str(error))
-            hub.metrics.stream_cut("store")
+            say = log.debug if isinstance(error, Broken) else log.warning
+            say("stream_cut", run_id=record.id, error=str(error))
+            hub.metrics.stream_cut("broken" if isinstance(error, Broken) else "store")
             response.write_event(_last_words(follower, error))
             response.cut()
         except TimeoutError:
@@ -81,4 +85,10 @@ def _last_words(follower: Follower, error: BrokerError) -> bytes:
     """Say why the response is cut; to an EventSource, which comes back whatever is said, when."""
     if follower.style is Style.EVENT_SOURCE:
         return retry_line(RETRY_SECONDS)
-    return cut_error(follower.run_id, "expired" if isinstance(error, CursorExpired) else "store_unavailable")
+    match error:
+        case CursorExpired():
+            return cut_error(follower.run_id, "expired")
+        case Broken():
+            return cut_error(follower.run_id, "log_broken")
+        case _:
+            return cut_error(follower.run_id, "store_unavailable")

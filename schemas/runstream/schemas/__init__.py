@@ -50,6 +50,7 @@ from runstream.schemas.errors import (
     ErrorType,
     InvalidChunk,
     InvalidRecord,
+    NewerRecord,
     SchemaError,
 )
 from runstream.schemas.ids import (
@@ -109,6 +110,7 @@ from runstream.schemas.requests import (
 )
 from runstream.schemas.runs import (
     ACTIVE_STATUSES,
+    RECORD_VERSION,
     REQUIRES_APPROVAL,
     RUN_STATUSES,
     RequestConfig,
@@ -118,12 +120,14 @@ from runstream.schemas.runs import (
     RunRequest,
     RunStatus,
     RunUsage,
+    check_version,
     completion_timestamp,
     decode_run,
     decode_run_request,
     encode_run,
     encode_run_request,
     timestamp,
+    unreadable,
 )
 
 __all__ = [
@@ -140,6 +144,7 @@ __all__ = [
     "MAX_OTID_CHARACTERS",
     "MAX_SEQ_ID",
     "MESSAGE_TYPES",
+    "RECORD_VERSION",
     "REQUIRES_APPROVAL",
     "RUN_PATH",
     "RUN_STATUSES",
@@ -184,6 +189,7 @@ __all__ = [
     "Merging",
     "MessageCreate",
     "MessageType",
+    "NewerRecord",
     "OfAgent",
     "OpenRunRequest",
     "PathPattern",
@@ -215,6 +221,7 @@ __all__ = [
     "approvals_in",
     "carries_approval",
     "check_otids",
+    "check_version",
     "completion_timestamp",
     "decode_chunk",
     "decode_conversation",
@@ -242,4 +249,5 @@ __all__ = [
     "splice_seq_id",
     "status_of",
     "timestamp",
+    "unreadable",
 ]

@@ -6,9 +6,8 @@ from typing import Any, Final
 
 import msgspec
 
-from runstream.schemas.errors import InvalidRecord
 from runstream.schemas.ids import DEFAULT_TENANT, DEFAULT_USER_ID
-from runstream.schemas.runs import timestamp
+from runstream.schemas.runs import check_version, timestamp, unreadable
 
 __all__ = ["Conversation", "ConversationRecord", "decode_conversation", "encode_conversation"]
 
@@ -85,8 +84,10 @@ def encode_conversation(record: ConversationRecord) -> bytes:
 
 
 def decode_conversation(value: bytes) -> ConversationRecord:
-    """Read a record back; keys of a newer writer are passed over. Raises InvalidRecord for anything else."""
+    """Read a record back; keys of a newer writer are passed over. Raises as `decode_run`."""
     try:
-        return _decoder.decode(value)
+        record = _decoder.decode(value)
+        check_version(record.v)
     except (ValueError, RecursionError) as error:
-        raise InvalidRecord(f"This is not the record of a conversation: {error}") from error
+        raise unreadable(value, "the record of a conversation", error) from error
+    return record

@@ -3,6 +3,7 @@
 SchemaError
 ├── InvalidChunk    what an agent gave, or a body that was read, is not a chunk
 └── InvalidRecord   a stored record or run request cannot be read
+    └── NewerRecord     a newer runstream wrote it
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ __all__ = [
     "ErrorType",
     "InvalidChunk",
     "InvalidRecord",
+    "NewerRecord",
     "SchemaError",
 ]
 
@@ -32,6 +34,10 @@ class InvalidChunk(SchemaError):
 
 class InvalidRecord(SchemaError):
     """A stored record cannot be read."""
+
+
+class NewerRecord(InvalidRecord):
+    """A stored record is of a version that this runstream does not know: to write it back would lose what it says."""
 
 
 class ErrorType(NamedTuple):
@@ -84,6 +90,9 @@ ERROR_TYPES: Final[Mapping[str, ErrorType]] = MappingProxyType(
         "expired": ErrorType("error", "Part of this run was removed by retention."),
         "store_unavailable": ErrorType(
             "error", "The run's log cannot be reached. Resume from the last seq_id in a moment."
+        ),
+        "log_broken": ErrorType(
+            "error", "The run's log has a message that cannot be read. What was stored before it is complete."
         ),
         "invalid_demo_request": ErrorType("error", "The demo agent does not understand this request."),
         "credential_lost": ErrorType(

@@ -12,11 +12,12 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from runstream.schemas.chunks import UsageStatistics
-from runstream.schemas.errors import InvalidRecord
+from runstream.schemas.errors import InvalidRecord, NewerRecord
 from runstream.schemas.ids import DEFAULT_TENANT
 
 __all__ = [
     "ACTIVE_STATUSES",
+    "RECORD_VERSION",
     "REQUIRES_APPROVAL",
     "RUN_STATUSES",
     "RequestConfig",
@@ -26,13 +27,18 @@ __all__ = [
     "RunRequest",
     "RunStatus",
     "RunUsage",
+    "check_version",
     "completion_timestamp",
     "decode_run",
     "decode_run_request",
     "encode_run",
     "encode_run_request",
     "timestamp",
+    "unreadable",
 ]
+
+RECORD_VERSION: Final = 1
+"""What `v` is in all that the index keeps. Keys may be added without a new one; an older reader refuses a newer one."""
 
 RunStatus = Literal["created", "running", "completed", "failed", "cancelled"]
 RUN_STATUSES: Final[tuple[str, ...]] = get_args(RunStatus)
@@ -234,12 +240,40 @@ def encode_run(record: RunRecord) -> bytes:
     return _encoder.encode(record)
 
 
-def decode_run(value: bytes) -> RunRecord:
-    """Read a record back. Raises InvalidRecord for anything else."""
+class _Versioned(msgspec.Struct):
+    v: int = RECORD_VERSION
+
+
+_version_decoder: Final = msgspec.json.Decoder(_Versioned)
+
+
+def unreadable(value: bytes, what: str, error: Exception) -> InvalidRecord:
+    """Say why a value cannot be read: a newer runstream wrote it, or it is not `what` it should be."""
     try:
-        return _run_decoder.decode(value)
-    except ValueError as error:
-        raise InvalidRecord(f"This is not the record of a run: {error}") from error
+        version = _version_decoder.decode(value).v
+    except (ValueError, RecursionError):
+        version = 0
+    if version > RECORD_VERSION:
+        return NewerRecord(f"It is of version {version}: a newer runstream wrote it.")
+    return InvalidRecord(f"This is not {what}: {error}")
+
+
+def check_version(version: int) -> None:
+    """Raise ValueError for what a newer runstream wrote, whether or not it looks as if it could be read."""
+    if version > RECORD_VERSION:
+        message = f"version {version}"
+        raise ValueError(message)
+
+
+def decode_run(value: bytes) -> RunRecord:
+    """Read a record back. Raises InvalidRecord for anything else, NewerRecord for what a newer runstream wrote."""
+    try:
+        record = _run_decoder.decode(value)
+        check_version(record.v)
+        datetime.fromisoformat(record.created_at)
+    except (ValueError, RecursionError) as error:
+        raise unreadable(value, "the record of a run", error) from error
+    return record
 
 
 def encode_run_request(request: RunRequest) -> bytes:
@@ -253,6 +287,8 @@ def encode_run_request(request: RunRequest) -> bytes:
 def decode_run_request(value: bytes) -> RunRequest:
     """Read a request back. Raises InvalidRecord for anything else."""
     try:
-        return _request_decoder.decode(value)
+        request = _request_decoder.decode(value)
+        check_version(request.v)
     except (ValueError, RecursionError) as error:
-        raise InvalidRecord(f"This is not a run request: {error}") from error
+        raise unreadable(value, "a run request", error) from error
+    return request

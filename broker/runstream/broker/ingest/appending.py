@@ -16,7 +16,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from runstream.broker.ingest.errors import IngestError
-from runstream.broker.log import ENDING, WRITER, entry_of, writer_header
+from runstream.broker.log import ENDING, WRITER, entry_of, last_of, place_of, writer_header
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -136,7 +136,7 @@ class Appending:
         mine = writer_header(publisher.writer, publisher.next_index)
         if following is not None and following.headers.get(WRITER) == mine:
             self._late_seq = following.seq
-        last = await self._jetstream.last_message(address.stream, address.subject)
+        last = await last_of(self._jetstream, address)
         if last is None or ENDING in last.headers:
             return self.facts(), "error" if last is None else last.headers[ENDING]
-        return {**self.facts(), "last_seq_id": last.seq, "index": entry_of(last).index}, None
+        return {**self.facts(), "last_seq_id": last.seq, "index": place_of(last)}, None

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from runstream.broker.errors import (
+    Broken,
     BrokerError,
     ChunkTooLarge,
     Conflict,
@@ -163,6 +164,10 @@ def translated(error: BrokerError) -> IngestError:  # noqa: C901, PLR0911, PLR09
             return IngestError("expired", "What this would have to be compared with was removed by retention.")
         case StoreFull():
             return IngestError("store_full", "The store is full: an operator has to make room, or the run to end.")
+        case Broken():
+            return IngestError(
+                "internal_error", "What is stored of this cannot be read: an operator has to look at it."
+            )
         case Unsettled():
             return IngestError(
                 "unsettled",

@@ -18,7 +18,7 @@ from runstream.broker.errors import BrokerError, Fenced, Unavailable, WrongLastS
 from runstream.broker.index import Index
 from runstream.broker.ingest.errors import IngestError, translated
 from runstream.broker.jetstream import StoredMessage
-from runstream.broker.log import ENDING, entry_of
+from runstream.broker.log import ENDING, place_of
 from runstream.broker.logs import get_logger
 from runstream.broker.opening import begin, claim_to_write, record_to_write
 from runstream.broker.publisher import Publisher
@@ -63,7 +63,7 @@ class Standing(msgspec.Struct, frozen=True):
     @property
     def index(self) -> int:
         """How many chunks are stored: the ping before them has the log's index 0, and nothing else is in between."""
-        return entry_of(self.last).index
+        return place_of(self.last)
 
 
 class _Known(msgspec.Struct):
@@ -248,7 +248,7 @@ class IngestedRuns:
         if last is None or ENDING not in last.headers:
             if wish is not None:
                 raise await self.cancelled(record, last)
-            if last is not None and expected_index is not None and (index := entry_of(last).index) != expected_index:
+            if last is not None and expected_index is not None and (index := place_of(last)) != expected_index:
                 raise IngestError(
                     "wrong_index",
                     f"{expected_index} chunks are expected to be stored, and {index} are: the run was not ended.",
