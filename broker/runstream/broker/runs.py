@@ -36,11 +36,13 @@ from runstream.broker.errors import (
     Fenced,
     NotStored,
     RunCancelled,
+    StoreFull,
     StoreRefused,
     StoreUnavailable,
     TopologyError,
     Unavailable,
 )
+from runstream.broker.fullness import announce_stuck
 from runstream.broker.index import Index
 from runstream.broker.interruption import Interruption
 from runstream.broker.jetstream import JetStream
@@ -376,7 +378,8 @@ class Run:
         try:
             async with asyncio.timeout(FAREWELL_SECONDS if is_urgent else self._store.settings.write_patience_seconds):
                 await self._end(error)
-        except StoreUnavailable:
+        except (StoreFull, StoreUnavailable) as stuck:
+            await announce_stuck(self._store.jetstream.connection, self.run_id, stuck)
             raise
         except (Unavailable, TimeoutError) as away:
             raise StoreUnavailable(
