@@ -239,6 +239,23 @@ async def test_what_an_agent_came_to_is_kept_until_there_is_room(stack: Stack) -
     await takes_messages(stack, conversation_id)
 
 
+async def test_a_cancel_while_the_log_is_full(stack: Stack) -> None:
+    """It is heeded, and waits for room as any other end does; who follows the run is told, and it ends cancelled."""
+    conversation_id = await stack.conversation()
+    async with stack.say_in(conversation_id) as stream:
+        run_id = str((await stream.take(1))[0].json["run_id"])
+        stack.puppet.say(run_id)
+        await stream.take(1)
+        async with full(stack, "RUNS_0"):
+            reply = await stack.fetch("POST", f"/v1/conversations/{conversation_id}/cancel")
+            assert (reply.status, reply.json) == (200, {run_id: "cancelled"})
+            await told_full(stream, run_id)
+            stack.puppet.say(run_id)
+    assert (await ended(stack, run_id)).status == "cancelled"
+    assert contents((await whole(stack, run_id)).seen) == ["0 "]
+    await takes_messages(stack, conversation_id)
+
+
 async def test_a_message_while_the_log_is_full(stack: Stack) -> None:
     """It is claimed, and said so: not to be repeated. Who follows it is told, and it is executed once, with room."""
     conversation_id = await stack.conversation()
