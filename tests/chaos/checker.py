@@ -613,7 +613,7 @@ _EXPLAINS_REFUSAL: dict[str, tuple[FaultKind, ...]] = {
     "unreachable": _DISTURBED,
     "cut": _DISTURBED,
     "timeout": ("outage",),
-    "503": _DISTURBED,
+    "503": (*_DISTURBED, "full"),
     "Unavailable": ("outage",),
     "NoResponders": ("outage",),
     "Unsettled": ("outage",),
@@ -643,9 +643,9 @@ def _explains_response(error: Disconnected) -> tuple[FaultKind, ...]:
         return {"503": _DISTURBED, "507": ("full",), "410": ("retention",), "404": ("retention",)}.get(error.detail, ())
     if error.how == "clean":
         return ()
-    if error.detail == "expired":
-        return ("retention",)
-    return _DISTURBED
+    if error.how == "announced":
+        return (*_DISTURBED, "full")  # A browser is told when to come back, and not why.
+    return {"expired": ("retention",), "store_full": ("full",)}.get(error.detail, _DISTURBED)
 
 
 def _agree(one: list[Got], other: list[Got]) -> bool:
