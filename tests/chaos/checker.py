@@ -645,7 +645,8 @@ def _explains_response(error: Disconnected) -> tuple[FaultKind, ...]:
         return ()
     if error.how == "announced":
         return (*_DISTURBED, "full")  # A browser is told when to come back, and not why.
-    return {"expired": ("retention",), "store_full": ("full",)}.get(error.detail, _DISTURBED)
+    notices: dict[str, tuple[FaultKind, ...]] = {"expired": ("retention",), "store_full": ("full",)}
+    return notices.get(error.detail, _DISTURBED)
 
 
 def _agree(one: list[Got], other: list[Got]) -> bool:
