@@ -603,7 +603,7 @@ class Checker:
 
 _DISTURBED: tuple[FaultKind, ...] = ("outage", "drain")
 _EXPLAINS_ERROR: dict[str, tuple[FaultKind, ...]] = {
-    "run_lost": ("outage",),
+    "run_lost": ("outage", "full"),  # Of a writer that was told that its end has no room, and has left.
     "stream_task_cancelled": ("drain",),
     "store_full": ("full",),
     "store_unavailable": ("outage",),
@@ -640,7 +640,9 @@ _CANCELLED = frozenset({"run_cancelled", "RunCancelled"})
 def _explains_response(error: Disconnected) -> tuple[FaultKind, ...]:
     """What may be the reason that a response ended so."""
     if error.how == "refused":
-        return {"503": _DISTURBED, "507": ("full",), "410": ("retention",), "404": ("retention",)}.get(error.detail, ())
+        gone: tuple[FaultKind, ...] = ("retention",)
+        full: tuple[FaultKind, ...] = ("full",)
+        return {"503": _DISTURBED + full, "507": full, "410": gone, "404": gone}.get(error.detail, ())
     if error.how == "clean":
         return ()
     if error.how == "announced":

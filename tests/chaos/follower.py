@@ -288,7 +288,8 @@ class Follower:
         return Got(at=at, reader=self.name, kind=kind, seq=seq, text=text, digest=digest)
 
     def _take_retry(self, line: bytes) -> None:
-        self._retry = int(line.removeprefix(b"retry: ")) / 1000
+        # Of several the last counts: one that is cut at once has nothing between the first line and the last.
+        self._retry = int(line.splitlines()[-1].removeprefix(b"retry: ")) / 1000
 
     def _write(self, *records: Record) -> None:
         self._recorder.write(*records)

@@ -468,7 +468,7 @@ def test_an_error_is_explained_by_a_fault_of_its_kind_and_place(
 ) -> None:
     """A fault explains it that took effect, at that time, there, and does such things; none else does."""
     others: dict[FaultKind, FaultKind] = {"outage": "full", "drain": "full", "full": "drain", "retention": "outage"}
-    if how == "announced":
+    if how == "announced" or detail == "503":
         others = dict.fromkeys(others, "retention")
     for seconds, given_kind, given_target, effective, unexplained in [
         (149.5, kind, target, True, 0),
