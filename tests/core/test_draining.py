@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
+import pytest
 import pytest_asyncio
 
 from runstream.broker.errors import Unavailable
@@ -91,14 +93,20 @@ async def test_nothing_more_is_taken(core: Core) -> None:
     assert record.status == "completed"
 
 
-async def test_a_run_that_nobody_has_begun_to_speak_is_begun_anew(core: Core) -> None:
-    """One whose agent is silent until the window is over is left to another broker, which executes it."""
-    async with broker(core, asyncio.Event(), window=0.2) as one:
-        run = await submit(core)
-        async with following(core, run) as follower:
-            await wait_until(lambda: follower.said(Kind.ATTEMPT) == 1)
-            await one.drain()
-    async with broker(core, *answer(2)):
+@pytest.mark.parametrize("is_there", [True, False], ids=["that_is_there", "that_comes_later"])
+async def test_a_run_that_nobody_has_begun_to_speak_is_begun_anew_at_once(core: Core, *, is_there: bool) -> None:
+    """One whose agent is silent until the window is over is let go: another broker need not wait for its lease."""
+    core = dataclasses.replace(core, settings=core.settings.model_copy(update={"lease_seconds": 600.0}))
+    async with contextlib.AsyncExitStack() as others, _held_for(core, 600):
+        async with broker(core, asyncio.Event(), window=0.2) as one:
+            run = await submit(core)
+            async with following(core, run) as follower:
+                await wait_until(lambda: follower.said(Kind.ATTEMPT) == 1)
+                if is_there:
+                    await others.enter_async_context(broker(core, *answer(2)))
+                await one.drain()
+        if not is_there:
+            await others.enter_async_context(broker(core, *answer(2)))
         record = await over(core, run)
     assert record.status == "completed"
 

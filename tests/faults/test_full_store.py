@@ -293,8 +293,8 @@ async def test_a_library_writer_whose_log_is_full(stack: Stack) -> None:
     assert contents((await whole(stack, run.run_id)).seen) == ["0"]
 
 
-async def test_a_library_writers_end_that_has_no_room(stack: Stack) -> None:
-    """Leaving the block raises `StoreFull` at once, and its readers, later ones, too, do not wait for ever."""
+async def test_a_library_writers_end_waits_for_room(stack: Stack) -> None:
+    """Its readers, later ones, too, do not wait with it; once there is room the run is what its writer says it is."""
     async with Runs(stack.settings.nats_url, settings=stack.settings) as runs:
         run = runs.open(agent_id=new_agent_id())
         await run.__aenter__()
@@ -302,7 +302,27 @@ async def test_a_library_writers_end_that_has_no_room(stack: Stack) -> None:
         async with stack.resume(run.run_id) as stream:
             await stream.take(2)
             async with full(stack, "RUNS_0"):
-                async with asyncio.timeout(LEASE_SECONDS):
+                leaving = asyncio.create_task(run.__aexit__(None, None, None))
+                await told_full(stream, run.run_id)
+                async with stack.resume(run.run_id) as late:
+                    await told_full(late, run.run_id)
+                assert not leaving.done()
+            await leaving
+    assert (await ended(stack, run.run_id)).status == "completed"
+    assert contents((await whole(stack, run.run_id)).seen) == ["0"]
+
+
+async def test_a_library_writers_end_that_finds_no_room(stack: Stack) -> None:
+    """Leaving the block raises `StoreFull` in the end, and its readers, later ones, too, do not wait for ever."""
+    settings = stack.settings.model_copy(update={"write_patience_seconds": 1.0})
+    async with Runs(stack.settings.nats_url, settings=settings) as runs:
+        run = runs.open(agent_id=new_agent_id())
+        await run.__aenter__()
+        await run.publish(AssistantMessage(content="0"))
+        async with stack.resume(run.run_id) as stream:
+            await stream.take(2)
+            async with full(stack, "RUNS_0"):
+                async with asyncio.timeout(5):
                     with pytest.raises(StoreFull):
                         await run.__aexit__(None, None, None)
                 await told_full(stream, run.run_id)

@@ -51,10 +51,12 @@ def heard_stuck(message: Message) -> tuple[str, BrokerError]:
 class Room:
     """Waits until there is room for what one run has to store, but not beyond the time when `leaving` is done."""
 
-    def __init__(self, connection: Connection, run_id: str, leaving: asyncio.Future[Any]) -> None:
+    def __init__(self, connection: Connection, run_id: str, leaving: asyncio.Future[Any] | None = None) -> None:
+        self.refused: StoreFull | None = None
+        """What was said the last time that there was no room, None if there is."""
         self._connection = connection
         self._run_id = run_id
-        self._leaving = leaving
+        self._leaving = leaving or asyncio.get_running_loop().create_future()
 
     async def found(self, action: Callable[[], Awaitable[T]]) -> T:
         """Do what stores something, again and again until it is not refused for want of room.
@@ -62,17 +64,19 @@ class Room:
         Raises `StoreFull` when this process is to stop, and what else `action` raises.
         """
         pause = FIRST_PAUSE_SECONDS
-        is_waiting = False
         while True:
             try:
-                return await action()
+                done = await action()
             except StoreFull as full:
                 # It is the same for every run and every try: said once of each is enough.
-                say = log.debug if is_waiting else log.warning
+                say = log.warning if self.refused is None else log.debug
                 say("run_waits_for_room", run_id=self._run_id, error=str(full))
-                is_waiting = True
+                self.refused = full
                 await announce_stuck(self._connection, self._run_id, full)
                 await asyncio.wait([self._leaving], timeout=pause)
                 if self._leaving.done():
                     raise
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            else:
+                self.refused = None
+                return done

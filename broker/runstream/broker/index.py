@@ -13,7 +13,6 @@ request, repeated after the end, is answered by the same run.
 from __future__ import annotations
 
 import contextlib
-import re
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -43,6 +42,7 @@ from runstream.broker.keys import (
     claim_key,
     conversation_key,
     digest,
+    is_token,
     lease_key,
     otid_key,
     pulse_key,
@@ -86,8 +86,6 @@ UPDATE_PATIENCE_SECONDS = 60.0
 PULSE_BYTES = 512
 """What a pulse grows by for a moment: more than any lease, with its headers, its subject and what is stored around it.
 While there is no room for it nobody's lease counts as lapsed."""
-TENANT = re.compile(r"[-/_=a-zA-Z0-9]+")
-"""What a tenant is called: one token of a key."""
 CONVERSATION_SHARE = 4
 """A conversation may have a fourth of the server's `max_payload`, in bytes of its record, when a client makes it or
 changes it: every run in it writes it twice, with what that adds, and a release that did not fit would leave the run
@@ -111,7 +109,7 @@ def _decode_id(value: bytes) -> str:
 def decode_tenant(value: bytes) -> str:
     """Read whose run a lease, or a wish to cancel, is about. Raises `InvalidRecord`."""
     found = value.decode()
-    if not TENANT.fullmatch(found):
+    if not is_token(found):
         raise InvalidRecord("This is not the name of a tenant.")
     return found
 
@@ -489,7 +487,7 @@ class Index:
     async def renew_lease(self, tenant: str, run_id: str, revision: int, *, seconds: float | None = None) -> int:
         """Give a sign of life; returns the lease's new revision. Raises `WrongLastSequence` if it is not `revision`.
 
-        `seconds`: how long the writer's lease is, where it may differ from the watchdogs' own.
+        `seconds`: how long the writer's lease is, where it may differ from the watchdogs' own; 0 lets it go.
         """
         headers = {} if seconds is None else {LEASE_SECONDS: f"{seconds:g}"}
         return await self._bucket.write([Put(lease_key(run_id), tenant.encode(), revision, headers)])

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ __all__ = [
     "claim_key",
     "conversation_key",
     "digest",
+    "is_token",
     "key_of",
     "lease_key",
     "live_subject",
@@ -49,9 +51,15 @@ SUBJECTS = f"$KV.{BUCKET}."
 KV_OPERATION = "KV-Operation"
 """The header of a key that is deleted."""
 LEASE_SECONDS = "Rs-Lease"
-"""The header of a lease that says how long its writer's lease is."""
+"""The header of a lease that says how long its writer's lease is; 0: its writer has let it go."""
 LIVE_INDEX = "index"
 """What stands before a key in the subject it is republished on."""
+_TOKEN = re.compile(r"[-/_=a-zA-Z0-9]+")
+
+
+def is_token(value: str) -> bool:
+    """Tell whether this may be one part of a key, as the tenant in it is."""
+    return _TOKEN.fullmatch(value) is not None
 
 
 def digest(value: str) -> str:

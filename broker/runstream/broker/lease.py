@@ -89,6 +89,16 @@ class Lease:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
+    async def let_go(self) -> None:
+        """Renew it no more, and have it count as lapsed from now on. Only for a writer that writes nothing any more.
+
+        Raises `Unavailable`, `Fenced`: then it lapses in its own time.
+        """
+        await self._stack.aclose()
+        self._seconds = 0.0
+        async with asyncio.timeout(self._interval):
+            await self._renewed()
+
     def _stop(self, reason: BrokerError) -> None:
         if not self.over.done():
             self.over.set_result(reason)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ import msgspec
 
 from runstream.broker.errors import Unavailable, WrongLastSequence
 from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, deliveries, stream_sequence
+from runstream.broker.keys import is_token
 from runstream.broker.logs import get_logger
 from runstream.broker.topology import WORK_STREAM, WORKERS
 from runstream.schemas import is_run_id
@@ -38,10 +38,6 @@ FIRST_RETURN_SECONDS = 0.5
 LONGEST_RETURN_SECONDS = 30.0
 
 
-TOKEN = re.compile(r"[-/_=a-zA-Z0-9]+")
-"""One part of a key."""
-
-
 class _Work(msgspec.Struct):
     """The body of a message: which run is to be executed."""
 
@@ -59,7 +55,7 @@ class Task:
 
     def __init__(self, connection: Connection, message: Message) -> None:
         work = msgspec.json.decode(message.data, type=_Work)
-        if not (is_run_id(work.run_id) and TOKEN.fullmatch(work.tenant)):
+        if not (is_run_id(work.run_id) and is_token(work.tenant)):
             raise msgspec.ValidationError("It names no run.")
         self.tenant = work.tenant
         self.run_id = work.run_id

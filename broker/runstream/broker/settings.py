@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
-__all__ = ["BrokerSettings", "Duration", "resolved", "without_password"]
+__all__ = ["LONGEST_LEASE_SECONDS", "BrokerSettings", "Duration", "resolved", "without_password"]
 
 Settings = TypeVar("Settings", bound=BaseSettings)
 
+LONGEST_LEASE_SECONDS = 3600.0
 _UNIT_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -100,7 +101,7 @@ class BrokerSettings(BaseSettings):
     max_run_messages: int = Field(default=200_000, ge=16)
     """Messages one run may have: an agent at 100 chunks/s for half an hour. A guard against a run that never stops."""
 
-    lease_seconds: Annotated[Duration, Field(ge=1)] = 10.0
+    lease_seconds: Annotated[Duration, Field(ge=1, le=LONGEST_LEASE_SECONDS)] = 10.0
     """Seconds without a sign of life after which a run's writer counts as dead. Renewed every third of it."""
 
     request_timeout_seconds: Annotated[Duration, Field(gt=0)] = 2.0

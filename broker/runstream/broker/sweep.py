@@ -14,7 +14,6 @@ of runs, and nobody hears of a purge.
 from __future__ import annotations
 
 import asyncio
-import re
 import secrets
 import time
 from datetime import datetime
@@ -24,7 +23,7 @@ import msgspec
 
 from runstream.broker.errors import BrokerError, NotStored, WrongLastSequence
 from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE
-from runstream.broker.keys import KV_OPERATION, key_of, lease_key, request_key, run_key, subject_of
+from runstream.broker.keys import KV_OPERATION, is_token, key_of, lease_key, request_key, run_key, subject_of
 from runstream.broker.logs import get_logger
 from runstream.broker.tasks import end_task
 from runstream.broker.topology import INDEX_STREAM, LogAddress, log_streams
@@ -48,8 +47,6 @@ KEYS_PER_SECOND = 1000
 """One is removed after the other, which a writer of the index does not notice; the pauses leave the rest to others."""
 KEYS_PER_PAUSE = 100
 RETRY_SECONDS = 10.0
-TOKEN = re.compile(r"[-/_=a-zA-Z0-9]+")
-"""One part of a key."""
 NANOSECONDS = 1_000_000_000
 
 
@@ -243,4 +240,4 @@ def _run_of(kind: str, rest: str, message: StoredMessage) -> tuple[str, str] | N
     else:
         tenant, _, named = rest.partition(".")
         run_id = named if kind in {"run", "request"} else value
-    return (tenant, run_id) if TOKEN.fullmatch(tenant) and TOKEN.fullmatch(run_id) else None
+    return (tenant, run_id) if is_token(tenant) and is_token(run_id) else None

@@ -28,6 +28,7 @@ from runstream.broker.keys import KV_OPERATION, LEASE_SECONDS, cancel_key, key_o
 from runstream.broker.lease import RENEWALS_PER_LEASE
 from runstream.broker.log import kind_of
 from runstream.broker.logs import get_logger
+from runstream.broker.settings import LONGEST_LEASE_SECONDS
 from runstream.broker.survey import logged_run
 from runstream.broker.takeover import TakeOver, is_executable
 from runstream.broker.tasks import cancel_all, end_task
@@ -64,10 +65,6 @@ SPREAD_SECONDS = 0.1
 """Brokers see a lapse in the same moment; each waits up to this long, so that mostly one has the work."""
 LONGEST_LOOK_FACTOR = 8
 """A run that waits for a worker is looked at ever more rarely, up to this many leases apart."""
-
-
-LONGEST_LEASE_SECONDS = 3600.0
-"""A lease that says it is longer was not written by a writer: its run would never be found to be lost."""
 
 
 class _Watched:
@@ -182,13 +179,19 @@ class Watchdog:
         self._pulsed.set()
 
     def _hear(self, run_id: str, revision: int, headers: Mapping[str, str]) -> None:
-        # Of two that differ the longer one: a writer that renews as often as its own lease demands is alive.
-        seconds = max(self._seconds, _seconds(headers.get(LEASE_SECONDS, "0")))
+        seconds = self._length(headers.get(LEASE_SECONDS, ""))
         lease = self._leases.get(run_id)
         if lease is None:
             self._leases[run_id] = _Watched(revision, seconds)
         elif revision > lease.revision:
             lease.hear(revision, seconds)
+
+    def _length(self, told: str) -> float:
+        """Give how long a lease is by what its writer says of it, which may be nothing; 0 for one that was let go."""
+        if told == "0":
+            return 0.0
+        # Of two that differ the longer one: a writer that renews as often as its own lease demands is alive.
+        return max(self._seconds, _seconds(told))
 
     async def _keep_list(self) -> None:
         """List what there is, at first, after each reconnect, and now and then."""
@@ -365,7 +368,7 @@ class Watchdog:
             self._leases.pop(run_id, None)
             return None
         if found.revision > lease.revision:
-            lease.hear(found.revision, lease.seconds)
+            lease.hear(found.revision, max(self._seconds, lease.seconds))
         return found.value if lease.has_lapsed(time.monotonic()) else None
 
     async def _lease(self, run_id: str) -> Stored[str] | None:

@@ -277,9 +277,13 @@ class Worker:
                 return self._stopped(lease, publisher)
             if publisher.failed.done():
                 return _unstored(publisher.failed.result(), request)
-            if publisher.next_index == begun_at:
-                raise BrokerError("This broker stops, and the agent has not said anything yet.")
+            is_silent = publisher.next_index == begun_at
             publisher.cancel(RunCancelled("This broker stops.", run_id=request.run_id))
+            if is_silent:
+                # Another worker need not find out that this one is gone.
+                with contextlib.suppress(BrokerError, TimeoutError):
+                    await lease.let_go()
+                raise BrokerError("This broker stops, and the agent has not said anything yet.")
             return failed(request.run_id, "stream_task_cancelled")
         finally:
             self._dismiss(speaking)
