@@ -603,7 +603,7 @@ class Checker:
 
 _DISTURBED: tuple[FaultKind, ...] = ("outage", "drain")
 _EXPLAINS_ERROR: dict[str, tuple[FaultKind, ...]] = {
-    "run_lost": ("outage", "full"),  # Of a writer that was told that its end has no room, and has left.
+    "run_lost": ("outage",),
     "stream_task_cancelled": ("drain",),
     "store_full": ("full",),
     "store_unavailable": ("outage",),
