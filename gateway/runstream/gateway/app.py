@@ -172,9 +172,11 @@ class Gateway:
             check_server(connection.server_version)
 
     async def _jetstream(self, stack: AsyncExitStack, name: str) -> JetStream:
-        connection = Connection(self._broker_settings.nats_url, name=name, patient=self._patient)
+        settings = self._broker_settings
+        access = settings.nats_access("gateway")
+        connection = Connection(settings.nats_url, name=name, patient=self._patient, access=access)
         self._connections.append(await stack.enter_async_context(connection))
-        seconds = min(self._broker_settings.request_timeout_seconds, self._settings.open_seconds)
+        seconds = min(settings.request_timeout_seconds, self._settings.open_seconds)
         jetstream = JetStream(connection, timeout_seconds=seconds, findings=self._findings)
         stack.push_async_callback(jetstream.close)
         return jetstream
