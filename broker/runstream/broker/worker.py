@@ -204,7 +204,7 @@ class Worker:
         self, task: Task, publisher: Publisher, record: RunRecord, request: RunRequest, *, is_empty: bool
     ) -> None:
         if is_empty:
-            await publisher.publish_marked(first_message(record))
+            await publisher.publish_marked(first_message(record, request.traceparent))
         await publisher.publish_marked(Write(Kind.ATTEMPT, b""))
         async with Lease(
             self._jetstream,

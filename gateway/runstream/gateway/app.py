@@ -15,10 +15,10 @@ from runstream.broker.http import (
     description_operation,
     health_operations,
     metrics_operation,
-    name_server,
     routes,
     serving,
 )
+from runstream.broker.http_guard import guard
 from runstream.broker.index import Index
 from runstream.broker.jetstream import JetStream
 from runstream.broker.queue import WorkQueue
@@ -302,11 +302,12 @@ class Gateway:
         )
         app.add_routes([*mounted(served), *routes(for_operators)])
         app.router.add_route("*", "/{path:.*}", fallback)
-        app.on_response_prepare.extend([name_server, self._close_when_draining])
+        app.on_response_prepare.append(self._close_when_draining)
         app.on_shutdown.append(self._leave)
         deprecation.add_to(app)
         if self._settings.cors_origins is not None:
             Cors(self._settings.cors_origins).add_to(app)
+        guard(app)
         # Without handler_cancellation a handler outlives its client, and a follower of a silent run never ends.
         runner = web.AppRunner(
             app,
