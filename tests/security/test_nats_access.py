@@ -316,6 +316,15 @@ async def test_keys_are_made_once(tmp_path: Path) -> None:
     assert seeds == {role: (directory / f"{role}.nk").read_text() for role in ROLES}
 
 
+async def test_the_embedded_nats_is_told_nothing(guarded: GuardedNats, tmp_path: Path) -> None:
+    """What another NATS wants to know does not keep `runstream up` from using its own."""
+    ports = free_ports(2)
+    argv = runstream("up", "--port", str(ports[0]), "--broker-port", str(ports[1]), "--data-dir", tmp_path / "data")
+    environment = {name: value for name, value in guarded.environment("broker").items() if name != "RUNSTREAM_NATS_URL"}
+    async with running(*argv, env=environment) as process:
+        await process.wait_for_line("^ready", 30)
+
+
 async def test_services_are_let_in(guarded: GuardedNats) -> None:
     """The commands, as they are started in production, each with its own key."""
     before = len(await guarded.all_violations())

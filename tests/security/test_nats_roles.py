@@ -1,8 +1,10 @@
 """The NATS that `deploy/nats/` configures: each role does its whole job there, and is refused everything else."""
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -28,7 +30,7 @@ from runstream.gateway.natskeys import ROLES
 from runstream.gateway.provisioning import provision_once
 from runstream.gateway.settings import GatewaySettings
 from runstream.schemas import AssistantMessage, RunRequest, new_agent_id, new_conversation_id, new_run_id
-from tests.security.nats import GuardedNats
+from tests.security.nats import GuardedNats, guarded_nats
 from tests.support.eventsource import open_source, source_path
 from tests.support.http import fetch
 from tests.support.stack import Puppet, Stack, listener, url_of
@@ -411,6 +413,30 @@ async def test_a_wrong_inbox_prefix_is_told(guarded: GuardedNats) -> None:
         with pytest.raises(Refused):
             await connection.request("$JS.API.STREAM.INFO.RUNS_0", b"", seconds=30)
         assert time.monotonic() - began < 10
+
+
+async def test_a_broker_waits_for_the_streams_that_it_may_not_make(tmp_path: Path) -> None:
+    """Started first it says what is missing, and goes on once `provision` has made it."""
+    async with guarded_nats(tmp_path) as server:
+        with contextlib.closing(listener()) as bound, capture_logs() as logs:
+            waiting = Broker(server.settings("broker"), agent=Puppet(), listener=bound, patient=True)
+            starting = asyncio.create_task(waiting.__aenter__())
+            try:
+                await wait_until(lambda: [line for line in logs if line["event"] == "nats_awaited"], 10)
+                ready = await fetch(url_of(bound), "GET", "/readyz")
+                assert (
+                    ready.json["detail"] == "Stream RUNS_0 is not there: a broker, or `runstream provision`, makes it."
+                )
+                (awaited, *_) = (line["error"] for line in logs if line["event"] == "nats_awaited")
+                assert "lacks a permission. $JS.API.STREAM.CREATE.RUNS_0" in awaited
+                await provision_once(server.settings("provision"), rebuild_index=False, tell=lambda _: None)
+                await asyncio.wait_for(starting, 10)
+                assert (await fetch(url_of(bound), "GET", "/livez")).status == 200
+            finally:
+                starting.cancel()
+                await asyncio.wait([starting])
+                if not starting.cancelled():
+                    await waiting.__aexit__(None, None, None)
 
 
 async def test_a_gateway_that_may_do_nothing(guarded: GuardedNats) -> None:
