@@ -353,7 +353,7 @@ async def test_nobody_is_let_in_without_a_key(guarded: GuardedNats) -> None:
     """There is no user without one."""
     nobody = msgspec.structs.replace(guarded.access("broker"), key=None)
     with pytest.raises(Unavailable, match="it does not let this user in: check RUNSTREAM_NATS_CREDENTIALS"):
-        await Connection(guarded.url, name="test", access=nobody, connect_seconds=1).__aenter__()
+        await Connection(guarded.url, name="test", access=nobody).__aenter__()
 
 
 async def test_live_delivery_cannot_be_forged(guarded: GuardedNats, stack: Stack) -> None:

@@ -54,7 +54,9 @@ TRANSLATED = (nats.errors.Error, asyncio.TimeoutError, OSError, EOFError)
 """What nats-py raises when the server is away, closing or refusing; other exceptions are defects and pass."""
 
 
-SIGN_IN = "check RUNSTREAM_NATS_CREDENTIALS, RUNSTREAM_NATS_NKEY, or the password in the URL"
+NOT_LET_IN = (
+    "it does not let this user in: check RUNSTREAM_NATS_CREDENTIALS, RUNSTREAM_NATS_NKEY, or the password in the URL"
+)
 
 
 class _Client(Client):
@@ -349,6 +351,8 @@ class Connection:
         async def on_error(error: Exception) -> None:
             if self._note_refusal(str(error)):
                 return
+            if self.last_error == NOT_LET_IN and isinstance(error, BrokenPipeError | ConnectionResetError):
+                return  # The same again: the server has hung up, and what it said was lost with that.
             # An outage repeats the same error several times a second: said once is enough.
             previous, self.last_error = self.last_error, _reason(error)
             if self.last_error != previous:
@@ -488,7 +492,7 @@ def _reason(error: BaseException) -> str:
     text = str(error) or type(error).__name__
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate cannot be trusted, {error.verify_message}: check RUNSTREAM_NATS_CA"
-    return f"it does not let this user in: {SIGN_IN}" if "authorization violation" in text.lower() else text
+    return NOT_LET_IN if "authorization violation" in text.lower() else text
 
 
 if TYPE_CHECKING:
