@@ -22,7 +22,7 @@ import msgspec
 
 from runstream.broker.errors import StoreFull, Unavailable
 from runstream.broker.keys import digest
-from runstream.broker.log import ENDING, RUN, kind_of
+from runstream.broker.log import ENDING, RUN, kind_of, traced
 from runstream.broker.logs import get_logger
 from runstream.broker.publisher import Write
 from runstream.schemas import (
@@ -118,8 +118,11 @@ def failed(run_id: str, error_type: str, *, message: str | None = None, detail: 
     return Outcome(stop.stop_reason, error=error)
 
 
-def first_message(record: RunRecord) -> Write:
-    """Make a log's first message: the ping that tells a client its run, and what the index knows of the run."""
+def first_message(record: RunRecord, traceparent: str | None = None) -> Write:
+    """Make a log's first message: the ping that tells a client its run, and what the index knows of the run.
+
+    `traceparent` is the trace of the request that the run answers.
+    """
     known = {
         "v": record.v,
         "tenant": record.tenant,
@@ -132,7 +135,7 @@ def first_message(record: RunRecord) -> Write:
         "created_at": record.created_at,
     }
     body = encode_chunk(Ping(), run_id=record.id)
-    return Write(Kind.PING, body, {RUN: msgspec.json.encode(known).decode()})
+    return Write(Kind.PING, body, {RUN: msgspec.json.encode(known).decode(), **traced(traceparent)})
 
 
 def ended(

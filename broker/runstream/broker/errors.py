@@ -3,6 +3,7 @@
 BrokerError
 ├── Unavailable                 NATS cannot be reached, or does not answer in time
 │   ├── NoResponders            nobody listens to the subject that was asked
+│   ├── Refused                 NATS does not let this process ask
 │   ├── Contended               another write to the same subject is under way: this one was not stored
 │   ├── StoreUnavailable        a write stayed unanswered for the writer's whole patience
 │   ├── Unsettled               whether the claim was stored could not be found out
@@ -59,6 +60,7 @@ __all__ = [
     "NoResponders",
     "NotStored",
     "RecordTooLarge",
+    "Refused",
     "RunCancelled",
     "RunStuck",
     "RunTooLong",
@@ -95,6 +97,10 @@ class Unavailable(BrokerError):
 
 class NoResponders(Unavailable):
     """Nobody answers."""
+
+
+class Refused(Unavailable):
+    """NATS does not let this process ask: its user lacks a permission."""
 
 
 class Contended(Unavailable):

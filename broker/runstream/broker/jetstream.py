@@ -19,6 +19,7 @@ import msgspec
 from runstream.broker.errors import (
     Contended,
     NotStored,
+    Refused,
     StoreFull,
     StoreRefused,
     Unavailable,
@@ -272,6 +273,8 @@ class JetStream:
             async with asyncio.timeout(seconds or self._seconds):
                 return _answered(await queue.get(), what)
         except TimeoutError as error:
+            if self.connection.refuses(what):
+                raise Refused(f"{what}.") from error
             raise Unavailable(f"{what}: no answer within {seconds or self._seconds} s") from error
 
     # -- consumers ----------------------------------------------------------------------------------------------

@@ -108,7 +108,10 @@ class Runs:
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
-            connection = await stack.enter_async_context(Connection(self._settings.nats_url, name="library"))
+            access = self._settings.nats_access("writer")
+            connection = await stack.enter_async_context(
+                Connection(self._settings.nats_url, name="library", access=access)
+            )
             check_server(connection.server_version)
             jetstream = JetStream(connection, timeout_seconds=self._settings.request_timeout_seconds)
             stack.push_async_callback(jetstream.close)

@@ -143,7 +143,8 @@ class LiveTail:
             self._wake.set()
 
     def _hear(self, message: Message) -> None:
-        if is_stranger(message):
+        # What comes by a consumer that somebody had deliver to this subject keeps the one that it is stored under.
+        if is_stranger(message) or message.subject != self.address.live_subject:
             return  # It is passed over: what follows it shows a hole, and the log says what belongs there.
         entry, previous = live_entry(message)
         self._heard_at, self._silences = time.monotonic(), 0

@@ -411,9 +411,10 @@ class Watchdog:
         """See that a run which nobody has begun is on the work queue; False when none of it can be executed."""
         if record.is_terminal or not is_executable(record, last):
             return False
-        if await self._index.request(record.tenant, record.id) is None:
+        request = await self._index.request(record.tenant, record.id)
+        if request is None:
             return False
-        if await self._queue.put(record.tenant, record.id):
+        if await self._queue.put(record.tenant, record.id, request.traceparent):
             self._metrics.repaired("not_enqueued")
             log.info("run_enqueued_again", run_id=record.id)
         return True

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import aclosing, asynccontextmanager
+from contextvars import Context
 from typing import TYPE_CHECKING
 
 import structlog
@@ -73,7 +74,8 @@ class RunTail:
 
     def start(self) -> None:
         """Begin to fill the window."""
-        self._opening = asyncio.create_task(self._open(), name=f"open-{self.record.id}")
+        # All who follow share it: what it logs is not the first one's.
+        self._opening = asyncio.create_task(self._open(), name=f"open-{self.record.id}", context=Context())
 
     async def _open(self) -> None:
         try:

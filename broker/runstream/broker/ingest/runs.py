@@ -98,7 +98,7 @@ class IngestedRuns:
         self._take_over = TakeOver(jetstream, settings, self.index)
         self._known: OrderedDict[str, _Known] = OrderedDict()
 
-    async def open(self, wanted: OpenRunRequest) -> Standing:
+    async def open(self, wanted: OpenRunRequest, traceparent: str | None) -> Standing:
         """Open a run: from here on any gateway serves it, and its lease wants signs of life.
 
         Not to be cancelled half-way: a claim that is given up may be stored all the same.
@@ -113,7 +113,7 @@ class IngestedRuns:
         )
         await claim_to_write(self.index, self._repair, record)
         try:
-            standing = await self._begun(record, None)
+            standing = await self._begun(record, None, traceparent)
             await self.keep_alive(standing.record, at_once=True)
         except BrokerError as error:
             refused = translated(error)
@@ -163,11 +163,11 @@ class IngestedRuns:
             )
         return stored.value
 
-    async def _begun(self, record: RunRecord, last: StoredMessage | None) -> Standing:
+    async def _begun(self, record: RunRecord, last: StoredMessage | None, traceparent: str | None = None) -> Standing:
         address = LogAddress(record.id, record.shard)
         after = Publisher.after(last, self._jetstream, address, self._settings, patience_seconds=PATIENCE_SECONDS)
         async with after as publisher:
-            begun = await begin(self._jetstream, self.index, publisher, record)
+            begun = await begin(self._jetstream, self.index, publisher, record, traceparent=traceparent)
         stored = await self._take_over.last_of(begun)
         if stored is None or begun.is_terminal:
             raise over(begun)

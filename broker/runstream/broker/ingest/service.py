@@ -91,9 +91,9 @@ class Ingest:
             self.uploads -= is_upload
             self.requests -= not is_upload
 
-    async def open(self, wanted: OpenRunRequest) -> dict[str, object]:
+    async def open(self, wanted: OpenRunRequest, traceparent: str | None) -> dict[str, object]:
         """Open a run, though its writer may leave meanwhile."""
-        standing = await self._to_its_end(self.runs.open(wanted))
+        standing = await self._to_its_end(self.runs.open(wanted, traceparent))
         return {"run_id": standing.record.id, "last_seq_id": standing.last.seq}
 
     async def keep_alive(self, run_id: str) -> dict[str, object]:
