@@ -7,6 +7,7 @@ import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from runstream.broker.auth.authenticator import Anybody
 from runstream.broker.connection import Connection, Subscription
 from runstream.broker.errors import BrokerError, Unavailable
 from runstream.broker.findings import Findings
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from runstream.broker.agents import Agent
+    from runstream.broker.auth.authenticator import Authenticator
     from runstream.broker.settings import BrokerSettings
 
 __all__ = ["Broker", "Readiness"]
@@ -81,7 +83,8 @@ class Broker:
     """One broker. Use as an async context manager: entered, it serves; left, it has given everything back.
 
     `listener` is the socket of its own port, already bound: whoever starts it chose the port; with `metrics_listener`
-    its metrics are there, and not on its own port. `agent` None: this broker looks after runs, and executes
+    its metrics are there, and not on its own port. `authenticator` says who asks at the ingest API, and is entered and
+    left by whoever gave it; None: anybody may do everything. `agent` None: this broker looks after runs, and executes
     none. `forwards_credentials`: the agent wants what clients authenticated themselves with. `judges_approvals`: it
     knows itself what waits for approval, and is asked in any case. `owns_nats`: nobody else uses this NATS, so a change
     of the settings is applied to the streams that exist.
@@ -96,6 +99,7 @@ class Broker:
         *,
         agent: Agent | None,
         listener: socket.socket | None = None,
+        authenticator: Authenticator | None = None,
         metrics_listener: socket.socket | None = None,
         forwards_credentials: bool = False,
         judges_approvals: bool = False,
@@ -109,6 +113,7 @@ class Broker:
         self._agent = agent
         self._judges_approvals = judges_approvals
         self._listener = listener
+        self._authenticator = authenticator or Anybody()
         self._metrics_listener = metrics_listener
         self._announced: Subscription | None = None
         self._is_draining = False
@@ -163,9 +168,10 @@ class Broker:
         else:
             await stack.enter_async_context(serving([metrics], self._metrics_listener))
         if self._listener is not None:
-            operations = [*ingest_operations(ingest), *operations]
+            operations = [*ingest_operations(ingest, self._authenticator), *operations]
             operations.append(description_operation(operations, title="runstream broker", says=SAYS))
-            await stack.enter_async_context(serving(operations, self._listener, others=[unknown_route(ingest)]))
+            others = [unknown_route(ingest, self._authenticator)]
+            await stack.enter_async_context(serving(operations, self._listener, others=others))
 
     async def _reached(self, action: Callable[[], Awaitable[T]]) -> T:
         """Do what needs NATS; a patient broker does it again until NATS is there for it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
     from types import TracebackType
 
+    from runstream.broker.auth.principal import Principal
     from runstream.broker.ingest.runs import Standing
     from runstream.broker.jetstream import JetStream
     from runstream.broker.metrics import BrokerMetrics
@@ -40,6 +42,7 @@ STOPPING_SECONDS = 0.5
 """How long what has been read may take to be stored when the broker stops: then its writer is told how far it came."""
 FAREWELL_SECONDS = 5.0
 """How long the end of a cancelled run may take; then its writer is told all the same, and a broker ends it."""
+EXPIRED = "The credential has expired: go on with a new one, with Expected-Index."
 LEASE_FROM_CHUNKS = 256
 """Chunks from which on a request may take so long that it hears of cancels and renews the lease by itself: some 50 ms.
 A shorter one gives one sign of life, if that is due."""
@@ -91,22 +94,22 @@ class Ingest:
             self.uploads -= is_upload
             self.requests -= not is_upload
 
-    async def open(self, wanted: OpenRunRequest) -> dict[str, object]:
+    async def open(self, who: Principal, wanted: OpenRunRequest) -> dict[str, object]:
         """Open a run, though its writer may leave meanwhile."""
-        standing = await self._to_its_end(self.runs.open(wanted))
+        standing = await self._to_its_end(self.runs.open(who, wanted))
         return {"run_id": standing.record.id, "last_seq_id": standing.last.seq}
 
-    async def keep_alive(self, run_id: str) -> dict[str, object]:
+    async def keep_alive(self, who: Principal, run_id: str) -> dict[str, object]:
         """Give a sign of life; returns how long it lasts."""
-        standing = await self._to_its_end(self.runs.standing(run_id))
+        standing = await self._to_its_end(self.runs.standing(who, run_id))
         await self._to_its_end(self.runs.keep_alive(standing.record, at_once=True))
         return {"run_id": run_id, "lease_seconds": self.settings.lease_seconds}
 
-    async def end(self, run_id: str, outcome: Outcome, expected_index: int | None) -> dict[str, object]:
+    async def end(self, who: Principal, run_id: str, outcome: Outcome, expected_index: int | None) -> dict[str, object]:
         """End a run."""
-        return await self._to_its_end(self.runs.end(run_id, outcome, expected_index))
+        return await self._to_its_end(self.runs.end(who, run_id, outcome, expected_index))
 
-    async def append(self, run_id: str, raw: bytes, expected_index: int | None) -> dict[str, object]:
+    async def append(self, who: Principal, run_id: str, raw: bytes, expected_index: int | None) -> dict[str, object]:
         """Store the chunks of a JSON body, once all of them were looked at."""
         limit = chunk_limit(self._jetstream.connection.max_payload)
         bodies: list[bytes] = []
@@ -123,13 +126,15 @@ class Ingest:
                 await appending.take(body)
 
         async def stored() -> dict[str, object]:
-            standing = await self.runs.standing(run_id)
+            standing = await self.runs.standing(who, run_id)
             is_long = len(bodies) >= LEASE_FROM_CHUNKS
             return await self._write(standing, expected_index, read, is_long=is_long, patience_seconds=PATIENCE_SECONDS)
 
         return await self._to_its_end(stored())
 
-    async def upload(self, run_id: str, pieces: AsyncGenerator[bytes], expected_index: int | None) -> dict[str, object]:
+    async def upload(
+        self, who: Principal, run_id: str, pieces: AsyncGenerator[bytes], expected_index: int | None
+    ) -> dict[str, object]:
         """Store a body's lines as they come, and keep the run alive meanwhile.
 
         Raises `ConnectionError` when its writer is gone; the lines that were complete are stored then, too.
@@ -147,7 +152,8 @@ class Ingest:
                             await appending.take(body)
 
         async def stored() -> dict[str, object]:
-            return await self._write(await self.runs.standing(run_id), expected_index, read, is_long=True)
+            standing = await self.runs.standing(who, run_id)
+            return await self._write(standing, expected_index, read, is_long=True, expires_at=who.expires_at)
 
         return await self._to_its_end(stored())
 
@@ -191,6 +197,7 @@ class Ingest:
         *,
         is_long: bool,
         patience_seconds: float | None = None,
+        expires_at: float | None = None,
     ) -> dict[str, object]:
         """Store what `read` takes; returns what came of it. Raises `IngestError` that says how much of it is stored."""
 
@@ -214,7 +221,8 @@ class Ingest:
             try:
                 if is_long:
                     lease = await stack.enter_async_context(self._lease(standing, publisher))
-                    await self._read(appending, read, [lease.over, publisher.failed])
+                    expired = stack.enter_context(_expiry(expires_at))
+                    await self._read(appending, read, [lease.over, publisher.failed], expired)
                 else:
                     await self.runs.keep_alive(standing.record)
                     await _all_of_it(appending, read)
@@ -245,12 +253,13 @@ class Ingest:
         appending: Appending,
         read: Callable[[Appending], Awaitable[None]],
         ends: Sequence[asyncio.Future[BrokerError]],
+        expired: asyncio.Future[None],
     ) -> None:
         """Let `read` take what there is, and see it stored; raises what ends that before its time."""
         stopping = asyncio.create_task(self._stopping.wait(), name="ingest-stopping")
         reading = asyncio.create_task(_all_of_it(appending, read), name="ingest-reading")
         try:
-            waited: set[asyncio.Future[Any]] = {reading, stopping, *ends}
+            waited: set[asyncio.Future[Any]] = {reading, stopping, expired, *ends}
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             for end in ends:
                 if end.done():
@@ -260,7 +269,7 @@ class Ingest:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(STOPPING_SECONDS):
                         await appending.flush()
-                raise _stopping()
+                raise IngestError("unauthorized", EXPIRED) if expired.done() else _stopping()
             reading.result()
         finally:
             await cancel_all(reading, stopping)
@@ -292,7 +301,8 @@ class Ingest:
             facts, stop_reason = await appending.fenced()
             refused = translated(error)
             if stop_reason is not None:
-                refused = over(await self.runs.record(standing.record.id), stop_reason)
+                stored = await self.runs.index.run(standing.record.tenant, standing.record.id)
+                refused = over(standing.record if stored is None else stored.value, stop_reason)
         except BrokerError as unavailable:
             refused, facts = translated(unavailable), appending.facts()
         self.runs.forget(standing.record.id)
@@ -308,6 +318,21 @@ async def _all_of_it(appending: Appending, read: Callable[[Appending], Awaitable
         await appending.flush()
         raise
     await appending.flush()
+
+
+@contextmanager
+def _expiry(expires_at: float | None) -> Iterator[asyncio.Future[None]]:
+    """Give what is done once a credential has expired, None: never."""
+    loop = asyncio.get_running_loop()
+    expired: asyncio.Future[None] = loop.create_future()
+    timer = None
+    if expires_at is not None:
+        timer = loop.call_later(max(0.0, expires_at - time.time()), expired.set_result, None)
+    try:
+        yield expired
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 def _stopping() -> IngestError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from runstream.broker.http_auth import PRINCIPAL
 from runstream.broker.operations import Body, Operation
 from runstream.gateway.described import EVENTS, LAST_EVENT_ID, MESSAGES, NOTHING_FOLLOWS, RUN, RUNS, USAGE
 from runstream.gateway.errors import (
@@ -32,25 +33,25 @@ __all__ = ["operations"]
 async def list_runs(request: web.Request) -> web.Response:
     """`GET /v1/runs/`: a page of runs, by the time they were made."""
     wanted = query_of(ListRunsRequest, request)
-    return raw_json_response(await request.app[SERVICES].lists.runs(wanted))
+    return raw_json_response(await request.app[SERVICES].lists(request[PRINCIPAL]).runs(wanted))
 
 
 async def list_active_runs(request: web.Request) -> web.Response:
     """`GET /v1/runs/active`: the runs that go on; deprecated for `?active=true`, which has pages."""
     wanted = query_of(ListActiveRunsRequest, request)
-    return raw_json_response(await request.app[SERVICES].lists.active_runs(wanted))
+    return raw_json_response(await request.app[SERVICES].lists(request[PRINCIPAL]).active_runs(wanted))
 
 
 async def retrieve(request: web.Request) -> web.Response:
     """`GET /v1/runs/{run_id}`: read a run."""
-    record = await request.app[SERVICES].lookup.by_id(run_path(request))
+    record = await request.app[SERVICES].lookup(request[PRINCIPAL]).by_id(run_path(request))
     return json_response(record.to_wire())
 
 
 async def stream(request: web.Request) -> web.StreamResponse:
     """`POST /v1/runs/{run_id}/stream`: resume one run; the body's own run_id, otid and agent_id are not looked at."""
     run_id = run_path(request)
-    lookup = request.app[SERVICES].lookup
+    lookup = request.app[SERVICES].lookup(request[PRINCIPAL])
     return await resume_and_stream(request, lambda _: lookup.to_resume(run_id))
 
 
@@ -62,7 +63,7 @@ async def event_source(request: web.Request) -> web.StreamResponse:
 async def delete(request: web.Request) -> web.Response:
     """`DELETE /v1/runs/{run_id}`: remove an ended run, its log and what the index knows of it. Answers with the run."""
     services = request.app[SERVICES]
-    record = await services.lookup.by_id(run_path(request))
+    record = await services.lookup(request[PRINCIPAL]).by_id(run_path(request))
     if not await services.remover.remove(record):
         raise Busy(f"CONFLICT: Run {record.id} is going on: cancel it, or wait for its end.", headers=NOT_AGAIN)
     return json_response(record.to_wire())
@@ -74,13 +75,13 @@ async def messages(request: web.Request) -> web.StreamResponse:
     run_id = run_path(request)
     wanted = query_of(ListRunMessagesRequest, request)
     with services.hub.seats.take():
-        record = await services.lookup.by_id(run_id)
+        record = await services.lookup(request[PRINCIPAL]).by_id(run_id)
         return await services.answers.messages(request, record, wanted)
 
 
 async def usage(request: web.Request) -> web.Response:
     """`GET /v1/runs/{run_id}/usage`: what a run has used; zeros until it has ended."""
-    record = await request.app[SERVICES].lookup.by_id(run_path(request))
+    record = await request.app[SERVICES].lookup(request[PRINCIPAL]).by_id(run_path(request))
     return json_response(record.usage_to_wire())
 
 
@@ -89,6 +90,7 @@ operations = [
         method="GET",
         path="/v1/runs/",
         handler=list_runs,
+        scope="runs:read",
         query=ListRunsRequest,
         answers={200: RUNS, **refusals(Invalid, BadStatus, NotFound, TryLater)},
     ),
@@ -96,6 +98,7 @@ operations = [
         method="GET",
         path="/v1/runs/active",
         handler=list_active_runs,
+        scope="runs:read",
         query=ListActiveRunsRequest,
         answers={200: RUNS, **refusals(Invalid, TryLater)},
         is_deprecated=True,
@@ -104,6 +107,7 @@ operations = [
         method="GET",
         path="/v1/runs/{run_id}/messages",
         handler=messages,
+        scope="runs:read",
         query=ListRunMessagesRequest,
         answers={200: MESSAGES, **refusals(Invalid, NotFound, Gone, TooLong, TryLater)},
     ),
@@ -111,18 +115,21 @@ operations = [
         method="GET",
         path="/v1/runs/{run_id}/usage",
         handler=usage,
+        scope="runs:read",
         answers={200: USAGE, **refusals(NotFound, TryLater)},
     ),
     Operation(
         method="GET",
         path="/v1/runs/{run_id}",
         handler=retrieve,
+        scope="runs:read",
         answers={200: RUN, **refusals(NotFound, TryLater)},
     ),
     Operation(
         method="POST",
         path="/v1/runs/{run_id}/stream",
         handler=stream,
+        scope="runs:read",
         bodies=[Body([RetrieveStreamRequest])],
         answers={200: EVENTS, **refusals(*OF_BODIES, NotFound, Gone, TryLater)},
     ),
@@ -130,6 +137,7 @@ operations = [
         method="GET",
         path="/v1/runs/{run_id}/stream",
         handler=event_source,
+        scope="runs:read",
         query=RetrieveStreamRequest,
         query_names=("starting_after", "include_pings"),
         headers=[LAST_EVENT_ID],
@@ -139,6 +147,7 @@ operations = [
         method="DELETE",
         path="/v1/runs/{run_id}",
         handler=delete,
+        scope="runs:write",
         answers={200: RUN, **refusals(NotFound, Busy, TryLater)},
     ),
 ]

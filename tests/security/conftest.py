@@ -1,0 +1,27 @@
+"""A runstream that takes tokens, for each module, and who has some."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from tests.support.auth import Issuer
+from tests.support.nats import NatsServer
+from tests.support.stack import Stack, stack_running
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Issuer:
+    """Who signs the tokens."""
+    return Issuer()
+
+
+@pytest_asyncio.fixture(scope="module")
+async def stack(
+    nats_server: NatsServer, issuer: Issuer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Stack]:
+    """A runstream that takes the issuer's tokens, signed either way, on both ports."""
+    async with issuer.serving() as url:
+        auth = issuer.settings(tmp_path_factory.mktemp("auth"), url, auth_leeway_seconds=0)
+        async with stack_running(nats_server.url, auth=auth, gateway={"keepalive_seconds": 1}) as running:
+            yield running
