@@ -28,7 +28,7 @@ __all__ = ["FileKeys", "PublicKey", "RemoteKeys", "keys_in"]
 
 log = get_logger(__name__)
 
-ALGORITHMS: Final = {("RSA", None): "RS256", ("EC", "P-256"): "ES256", ("OKP", "Ed25519"): "EdDSA"}
+ALGORITHMS: Final = ((("RSA", None), "RS256"), (("EC", "P-256"), "ES256"), (("OKP", "Ed25519"), "EdDSA"))
 """What a key's type and curve are good for."""
 LEAST_RSA_BITS: Final = 2048
 
@@ -49,27 +49,32 @@ class PublicKey(msgspec.Struct, frozen=True):
     key: Any
 
 
+class _KeySet(msgspec.Struct):
+    keys: list[dict[str, Any]]
+
+
 def keys_in(said: bytes) -> list[PublicKey]:
     """Read a set of keys. Those that no signature here can be by are left out. Raises `ValueError` if none is left."""
     try:
-        found = msgspec.json.decode(said, type=dict[str, Any])["keys"]
-        keys = [key for each in found if (key := _key_of(each)) is not None]
-    except (msgspec.MsgspecError, RecursionError, KeyError, TypeError, AttributeError):
+        found = msgspec.json.decode(said, type=_KeySet).keys
+    except (msgspec.MsgspecError, RecursionError):
         raise ValueError("it is no JSON Web Key Set") from None
+    keys = [key for each in found if (key := _key_of(each)) is not None]
     if not keys:
         raise ValueError("it has no key for RS256 (of 2048 bits or more), ES256 or EdDSA signatures")
     return keys
 
 
 def _key_of(said: dict[str, Any]) -> PublicKey | None:
-    algorithm = ALGORITHMS.get((said.get("kty"), said.get("crv")))  # type: ignore[arg-type]
-    is_for_signatures = said.get("use", "sig") == "sig" and "verify" in said.get("key_ops", ["verify"])
+    algorithm = next((name for kind, name in ALGORITHMS if kind == (said.get("kty"), said.get("crv"))), None)
+    uses = said.get("key_ops", ["verify"])
+    is_for_signatures = said.get("use", "sig") == "sig" and isinstance(uses, list) and "verify" in uses
     if algorithm is None or said.get("alg", algorithm) != algorithm or not is_for_signatures:
         return None
     public = {name: value for name, value in said.items() if name not in {"d", "p", "q", "dp", "dq", "qi", "oth"}}
     try:
         key = jwt.PyJWK.from_dict(public, algorithm=algorithm).key
-    except jwt.PyJWTError:
+    except (jwt.PyJWTError, ValueError, TypeError):
         return None
     if algorithm == "RS256" and key.key_size < LEAST_RSA_BITS:
         return None
