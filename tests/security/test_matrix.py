@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 import pytest_asyncio
 
+from runstream.broker.auth.admissions import Admissions
 from runstream.broker.auth.authenticator import Anybody
 from runstream.broker.auth.principal import SCOPES
 from runstream.broker.connection import Connection
@@ -28,7 +29,7 @@ from tests.support.stack import Stack, stack_running
 def _ingest() -> list[Operation]:
     settings = BrokerSettings()
     jetstream = JetStream(Connection(settings.nats_url, name="test"), timeout_seconds=1)
-    return ingest_operations(Ingest(jetstream, settings, BrokerMetrics()), Anybody())
+    return ingest_operations(Ingest(jetstream, settings, BrokerMetrics()), Admissions(Anybody(), None))
 
 
 ALL = [*OPERATIONS, *_ingest()]

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings
 
 from runstream.broker.agents import demo
 from runstream.broker.agents.settings import UpstreamSettings
+from runstream.broker.auth.admissions import Admissions
 from runstream.broker.auth.authenticator import Anybody
 from runstream.broker.auth.settings import AuthSettings
 from runstream.broker.connection import Connection
@@ -94,7 +95,10 @@ def served() -> list[Operation]:
     settings = BrokerSettings()
     jetstream = JetStream(Connection(settings.nats_url, name="test"), timeout_seconds=1)
     gateways = {each.name: each for each in (*OPERATIONS, *operations(before_platform=True))}
-    return [*gateways.values(), *ingest_operations(Ingest(jetstream, settings, BrokerMetrics()), Anybody())]
+    return [
+        *gateways.values(),
+        *ingest_operations(Ingest(jetstream, settings, BrokerMetrics()), Admissions(Anybody(), None)),
+    ]
 
 
 @pytest.mark.parametrize("operation", served(), ids=lambda operation: operation.name)

@@ -10,7 +10,7 @@ from runstream.broker.auth.principal import Principal, Scope
 from runstream.broker.errors import Forbidden, Unauthenticated
 
 if TYPE_CHECKING:
-    from runstream.broker.auth.authenticator import Authenticator
+    from runstream.broker.auth.admissions import Admissions
 
 __all__ = ["PRINCIPAL", "Access", "admit", "challenge"]
 
@@ -22,9 +22,9 @@ Access: TypeAlias = Scope | Literal["open"]
 REALM: Final = 'Bearer realm="runstream"'
 
 
-async def admit(request: web.Request, authenticator: Authenticator, scope: Scope | None = None) -> Principal:
+async def admit(request: web.Request, admissions: Admissions, scope: Scope | None = None) -> Principal:
     """Find out who asks, and whether they have a scope. Raises `Unauthenticated`, `Forbidden`, `Unavailable`."""
-    principal = await authenticator.principal(_bearer_in(request))
+    principal = await admissions.principal(_bearer_in(request))
     if scope is not None:
         principal.check(scope)
     request[PRINCIPAL] = principal

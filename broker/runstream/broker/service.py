@@ -7,7 +7,9 @@ import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from runstream.broker.auth.admissions import Admissions
 from runstream.broker.auth.authenticator import Anybody
+from runstream.broker.auth.revoking import Revocations
 from runstream.broker.connection import Connection, Subscription
 from runstream.broker.errors import BrokerError, Unavailable
 from runstream.broker.findings import Findings
@@ -113,7 +115,7 @@ class Broker:
         self._agent = agent
         self._judges_approvals = judges_approvals
         self._listener = listener
-        self._authenticator = authenticator or Anybody()
+        self._authenticator = authenticator
         self._metrics_listener = metrics_listener
         self._announced: Subscription | None = None
         self._is_draining = False
@@ -131,16 +133,20 @@ class Broker:
                 timeout_seconds=self._settings.request_timeout_seconds,
                 findings=Findings(self.metrics.broken),
             )
+            admissions = Admissions(Anybody(), None)
+            if self._authenticator is not None:
+                admissions = Admissions(self._authenticator, Revocations(jetstream))
             ingest = Ingest(jetstream, self._settings, self.metrics)
             self.metrics.watch_uploads(lambda: ingest.uploads)
             self._ingest = ingest
-            await self._serve(stack, jetstream, ingest)
+            await self._serve(stack, jetstream, ingest, admissions)
             await stack.enter_async_context(connection)
             stack.push_async_callback(jetstream.close)
             self.metrics.watch_reconnects(lambda: connection.reconnects)
             await connection.connected()
             check_server(connection.server_version)
             await self._reached(lambda: provision(jetstream, self._settings, apply=self._owns_nats))
+            await stack.enter_async_context(admissions)
             watchdog = self._watchdog(jetstream)
             await self._reached(lambda: stack.enter_async_context(watchdog))
             await stack.enter_async_context(Sweeper(jetstream, self._settings, self.metrics))
@@ -154,7 +160,7 @@ class Broker:
             self._stack = stack.pop_all()
         return self
 
-    async def _serve(self, stack: AsyncExitStack, jetstream: JetStream, ingest: Ingest) -> None:
+    async def _serve(self, stack: AsyncExitStack, jetstream: JetStream, ingest: Ingest, admissions: Admissions) -> None:
         """Answer on the broker's port, before NATS is there: who asks is told what is being waited for."""
         readiness = Readiness(jetstream, self._settings)
 
@@ -168,9 +174,9 @@ class Broker:
         else:
             await stack.enter_async_context(serving([metrics], self._metrics_listener))
         if self._listener is not None:
-            operations = [*ingest_operations(ingest, self._authenticator), *operations]
+            operations = [*ingest_operations(ingest, admissions), *operations]
             operations.append(description_operation(operations, title="runstream broker", says=SAYS))
-            others = [unknown_route(ingest, self._authenticator)]
+            others = [unknown_route(ingest, admissions)]
             await stack.enter_async_context(serving(operations, self._listener, others=others))
 
     async def _reached(self, action: Callable[[], Awaitable[T]]) -> T:

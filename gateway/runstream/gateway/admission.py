@@ -32,7 +32,7 @@ __all__ = ["admitted", "guarded", "said_to_platform"]
 
 async def admitted(request: web.Request, scope: Scope | None = None) -> Principal:
     """Find out who asks, for what no operation takes. Raises `Unauthenticated`, `Forbidden`, `Unavailable`."""
-    return await admit(request, request.app[SERVICES].authenticator, scope)
+    return await admit(request, request.app[SERVICES].admissions, scope)
 
 
 def guarded(operation: Operation) -> Handler:

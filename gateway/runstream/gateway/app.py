@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Self
 import structlog
 from aiohttp import web
 
+from runstream.broker.auth.admissions import Admissions
 from runstream.broker.auth.authenticator import Anybody
+from runstream.broker.auth.revoking import Revocations
 from runstream.broker.connection import Connection
 from runstream.broker.findings import Findings
 from runstream.broker.http import (
@@ -125,7 +127,7 @@ class Gateway:
         self._metrics_listener = metrics_listener
         self._patient = patient
         self._upstream = upstream
-        self._authenticator = authenticator or Anybody()
+        self._authenticator = authenticator
         self._passthrough: PassThrough | None = None
         self._findings = Findings(self.metrics.broken)
         self._connections: list[Connection] = []
@@ -144,7 +146,7 @@ class Gateway:
             self._watch(jetstream.connection)
             if self._upstream is not None:
                 await stack.enter_async_context(self._upstream)
-            services = self._services(jetstream)
+            services = self._services(jetstream, await stack.enter_async_context(self._admissions(catchup)))
             stack.push_async_callback(_finished, services)
             await self._serve(stack, services)
             self._stack = stack.pop_all()
@@ -196,7 +198,12 @@ class Gateway:
             marks_seconds=self._broker_settings.retention,
         )
 
-    def _services(self, jetstream: JetStream) -> Services:
+    def _admissions(self, jetstream: JetStream) -> Admissions:
+        if self._authenticator is None:
+            return Admissions(Anybody(), None)
+        return Admissions(self._authenticator, Revocations(jetstream))
+
+    def _services(self, jetstream: JetStream, admissions: Admissions) -> Services:
         # The last attempt begins by then, and has `open_seconds` itself: so all of it takes less than two.
         index = Index(jetstream, patience_seconds=self._settings.open_seconds / 4)
         lookup, conversations = partial(Lookup, index, self.view), partial(Conversations, index, self._upstream)
@@ -229,7 +236,7 @@ class Gateway:
         return Services(
             hub=self.hub,
             index=index,
-            authenticator=self._authenticator,
+            admissions=admissions,
             lookup=lookup,
             lists=lambda who: Lists(self.view, lookup(who), who),
             conversations=conversations,

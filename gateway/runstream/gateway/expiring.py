@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
+from runstream.broker.http_auth import PRINCIPAL
+from runstream.gateway.services import SERVICES
 from runstream.gateway.sse import Style, cut_error, retry_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
-    from runstream.broker.auth.principal import Principal
+    from aiohttp import web
+
     from runstream.gateway.fanout import Hub
     from runstream.gateway.follower import Follower
 
-__all__ = ["until_expired"]
+__all__ = ["while_admitted"]
 
 
-@contextmanager
-def until_expired(who: Principal, follower: Follower, hub: Hub) -> Iterator[None]:
-    """Cut a follower off that is still there when its credential expires."""
-    if who.expires_at is None:
-        yield
-        return
-    seconds = max(0.0, who.expires_at - time.time())
-    timer = asyncio.get_running_loop().call_later(seconds, _cut_off, follower, hub)
-    try:
-        yield
-    finally:
-        timer.cancel()
+def while_admitted(request: web.Request, follower: Follower, hub: Hub) -> AbstractContextManager[None]:
+    """Cut a follower off that is still there when its reader is admitted no longer."""
+    return request.app[SERVICES].admissions.over(request[PRINCIPAL], partial(_cut_off, follower, hub))
 
 
 def _cut_off(follower: Follower, hub: Hub) -> None:

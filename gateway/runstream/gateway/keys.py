@@ -1,17 +1,21 @@
-"""The command line for credentials: `runstream keys new` makes a key, `runstream keys token` signs a token."""
+"""The command line for credentials: `runstream keys new`, `token` and `revoke`."""
 
 from __future__ import annotations
 
 from typing import Annotated, NoReturn
 
 import typer
+import uvloop
 
 from runstream.broker.auth.principal import SCOPES
+from runstream.broker.auth.revoking import revoke
 from runstream.broker.auth.settings import AuthSettings
-from runstream.broker.auth.static import new_key
-from runstream.broker.auth.tokens import new_token
-from runstream.broker.errors import InvalidSettings
-from runstream.broker.settings import resolved
+from runstream.broker.auth.static import key_named, new_key
+from runstream.broker.auth.tokens import id_of, new_token
+from runstream.broker.connection import Connection
+from runstream.broker.errors import BrokerError, InvalidSettings
+from runstream.broker.jetstream import JetStream
+from runstream.broker.settings import BrokerSettings, resolved
 from runstream.schemas import DEFAULT_TENANT
 
 __all__ = ["keys"]
@@ -28,7 +32,7 @@ MOST_SECONDS = 24 * 3600
 
 @keys.callback()
 def _keys() -> None:
-    """Make keys of clients (--auth static), and tokens (--auth jwt)."""
+    """Make and revoke keys (--auth static) and tokens (--auth jwt)."""
 
 
 @keys.command("new")
@@ -63,6 +67,26 @@ def token_command(  # noqa: PLR0917  # typer reads options off the parameters
         typer.echo(new_token(resolved(AuthSettings), tenant, scope.split(), seconds=seconds, narrowed=narrowed))
     except (ValueError, InvalidSettings) as error:
         _fail(error)
+
+
+@keys.command("revoke")
+def revoke_command(
+    key_id: Annotated[
+        str, typer.Argument(help="A key's id, the 12 digits after rsk_; or a token's jti, or the token itself.")
+    ],
+    nats_url: Annotated[str | None, typer.Option(help="Where NATS is. [nats://127.0.0.1:4222]")] = None,
+) -> None:
+    """Revoke a key or a token for good: it admits nobody from now on, and what it has opened ends within 2 s."""
+    try:
+        uvloop.run(_revoke(key_named(key_id) or id_of(key_id), resolved(BrokerSettings, {"nats_url": nats_url})))
+    except BrokerError as error:
+        _fail(error)
+    typer.echo("revoked")
+
+
+async def _revoke(key_id: str, settings: BrokerSettings) -> None:
+    async with Connection(settings.nats_url, name="revoke") as connection:
+        await revoke(JetStream(connection, timeout_seconds=settings.request_timeout_seconds), key_id)
 
 
 def _fail(error: Exception) -> NoReturn:

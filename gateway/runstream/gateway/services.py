@@ -11,7 +11,7 @@ from aiohttp import web
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from runstream.broker.auth.authenticator import Authenticator
+    from runstream.broker.auth.admissions import Admissions
     from runstream.broker.auth.principal import Principal
     from runstream.broker.index import Index
     from runstream.broker.removal import Remover
@@ -33,7 +33,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
 
     hub: Hub
     index: Index
-    authenticator: Authenticator
+    admissions: Admissions
     lookup: Callable[[Principal], Lookup]
     """What whoever asks may find; so with the next two."""
     lists: Callable[[Principal], Lists]

@@ -6,6 +6,8 @@
     tokens.py         JSON Web Tokens
     jwks.py           the public keys that such tokens are signed with, by URL or in a file
     files.py          a file that is read again when it changes
+    admissions.py     lets people in, and ends what goes on in their names when they stand no longer
+    revoking.py       credentials that were revoked
     settings.py       every setting of it
 
 HTTP is next door, in `http_auth.py`: which header, which refusal.

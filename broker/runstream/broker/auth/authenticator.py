@@ -23,17 +23,32 @@ __all__ = ["Anybody", "Authenticator", "authenticating"]
 class Authenticator(Protocol):
     """Knows who is who."""
 
+    @property
+    def changes(self) -> int:
+        """How often what it knows has become another."""
+        ...
+
     async def principal(self, credential: str | None) -> Principal:
         """Return whoever has this bearer credential; None: none was sent. Raises `Unauthenticated`, `Unavailable`."""
+        ...
+
+    def stands(self, who: Principal) -> bool:
+        """Whether somebody who was let in still would be, as far as that can be told without the credential."""
         ...
 
 
 class Anybody:
     """Authentication is off: whoever asks may do everything, whatever they send."""
 
+    changes = 0
+
     async def principal(self, _: str | None) -> Principal:
         """Return whoever asks."""
         return ANYBODY
+
+    def stands(self, _: Principal) -> bool:
+        """Whether whoever asks is anybody."""
+        return True
 
 
 def authenticating(settings: AuthSettings) -> AbstractAsyncContextManager[Authenticator]:

@@ -36,6 +36,8 @@ class WatchedFile(Generic[T]):
         self._seen = self._mark()
         self._loaded = self._seen
         self.value = self._read()
+        self.changes = 0
+        """How often another value was read."""
         self._watching: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -61,6 +63,7 @@ class WatchedFile(Generic[T]):
             except InvalidSettings as error:
                 log.error("auth_file_unusable", setting=self._setting, error=str(error))  # noqa: TRY400  # No defect.
             else:
+                self.changes += 1
                 log.info("auth_file_read", setting=self._setting, path=str(self._path))
         self._seen = mark
 

@@ -24,7 +24,7 @@ from runstream.schemas import is_agent_id, is_conversation_id, is_run_id
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["KeyLine", "StaticKeys", "new_key"]
+__all__ = ["KeyLine", "StaticKeys", "key_named", "new_key"]
 
 KEY: Final = re.compile(r"rsk_([0-9a-f]{12})_[-_a-zA-Z0-9]{43}")
 NO_HASH: Final = "0" * 64
@@ -84,6 +84,12 @@ def new_key(tenant: str, scopes: Sequence[str], **narrowed: str | None) -> tuple
     return key, msgspec.json.encode(msgspec.convert(said, KeyLine))
 
 
+def key_named(said: str) -> str | None:
+    """Return the id of a key that somebody has, None if it is none."""
+    match = KEY.fullmatch(said)
+    return None if match is None else match[1]
+
+
 def _hash(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
@@ -123,14 +129,19 @@ class StaticKeys:
     async def __aexit__(self, *error: object) -> None:
         await self._file.__aexit__(*error)
 
+    @property
+    def changes(self) -> int:
+        """How often the file was read again."""
+        return self._file.changes
+
     async def principal(self, credential: str | None) -> Principal:
         """Return whoever has this key. Raises `Unauthenticated`."""
         if credential is None:
             raise Unauthenticated
-        match = KEY.fullmatch(credential)
-        if match is None:
+        key_id = key_named(credential)
+        if key_id is None:
             raise Unauthenticated(reason="This is no key.")
-        line = self._file.value.get(match[1])
+        line = self._file.value.get(key_id)
         is_same = hmac.compare_digest(_hash(credential), NO_HASH if line is None else line.sha256)
         if line is None or not is_same:
             raise Unauthenticated(reason="The key is not known.")
@@ -139,7 +150,7 @@ class StaticKeys:
             raise Unauthenticated(reason="The key has expired.")
         return principal
 
-    def stands(self, principal: Principal) -> bool:
+    def stands(self, who: Principal) -> bool:
         """Whether a key that was taken is still in the file, as it was."""
-        line = self._file.value.get(principal.key_id)
-        return line is not None and line.principal == principal
+        line = self._file.value.get(who.key_id)
+        return line is not None and line.principal == who

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from runstream.broker.auth.jwks import FileKeys, RemoteKeys
     from runstream.broker.auth.settings import AuthSettings
 
-__all__ = ["Tokens", "new_token", "secret_in"]
+__all__ = ["Tokens", "id_of", "new_token", "secret_in"]
 
 MOST_BYTES: Final = 4096
 """As long as a token may be: a header has twice as much, and none of ours a quarter."""
@@ -69,6 +69,9 @@ def _secret(said: bytes) -> bytes:
 class Tokens:
     """The authenticator of tokens. Use as an async context manager: entered, it keeps its keys up to date."""
 
+    changes = 0
+    """What signs tokens may change: those that were taken stand until they expire."""
+
     def __init__(
         self,
         *,
@@ -106,6 +109,10 @@ class Tokens:
             raise Unauthenticated(reason="The token is too long.")
         algorithm, key = await self._key_for(credential)
         return self._bearer(credential, self._claims(credential, algorithm, key))
+
+    def stands(self, _: Principal) -> bool:
+        """Whether a token that was taken is still good, its expiry aside."""
+        return True
 
     async def _key_for(self, token: str) -> tuple[str, Any]:
         """Return the key that a token asks to be checked with, and the algorithm that the key is for."""
@@ -199,3 +206,11 @@ def _id_of(token: str, claims: Mapping[str, Any]) -> str:
     """Name a token: as its issuer does, else by its hash."""
     named = claims.get("jti")
     return named if isinstance(named, str) and named else hashlib.sha256(token.encode()).hexdigest()[:32]
+
+
+def id_of(said: str) -> str:
+    """Return the id of a token that somebody has, or what they said, if that is none."""
+    try:
+        return _id_of(said, jwt.decode(said, options={"verify_signature": False}))
+    except (jwt.PyJWTError, *UNREADABLE):
+        return said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from functools import wraps
@@ -24,7 +25,7 @@ from runstream.broker.recording import outcome_of_stop
 from runstream.schemas import EndRunRequest, FailRunRequest, FinalStatus, OpenRunRequest, is_run_id
 
 if TYPE_CHECKING:
-    from runstream.broker.auth.authenticator import Authenticator
+    from runstream.broker.auth.admissions import Admissions
     from runstream.broker.ingest.service import Ingest
 
 __all__ = ["ingest_operations", "unknown_route"]
@@ -86,9 +87,9 @@ class Ended(msgspec.Struct):
     last_seq_id: int | None
 
 
-def ingest_operations(ingest: Ingest, authenticator: Authenticator) -> list[Operation]:
-    """Make the ingest API, for whoever `authenticator` admits."""
-    routes = _Routes(ingest, authenticator)
+def ingest_operations(ingest: Ingest, admissions: Admissions) -> list[Operation]:
+    """Make the ingest API, for whoever is admitted."""
+    routes = _Routes(ingest, admissions)
     run = "/ingest/v1/runs/{run_id}"
     return [
         Operation(
@@ -142,16 +143,16 @@ def ingest_operations(ingest: Ingest, authenticator: Authenticator) -> list[Oper
     ]
 
 
-def unknown_route(ingest: Ingest, authenticator: Authenticator) -> web.RouteDef:
+def unknown_route(ingest: Ingest, admissions: Admissions) -> web.RouteDef:
     """Make the route of whatever else is asked below `/ingest`; strangers are not told what there is."""
-    routes = _Routes(ingest, authenticator)
+    routes = _Routes(ingest, admissions)
     return web.route("*", "/ingest/{path:.*}", routes.answering("unknown", routes.unknown))
 
 
 class _Routes:
-    def __init__(self, ingest: Ingest, authenticator: Authenticator) -> None:
+    def __init__(self, ingest: Ingest, admissions: Admissions) -> None:
         self._ingest = ingest
-        self._authenticator = authenticator
+        self._admissions = admissions
         self._settings = ingest.settings
 
     def answering(self, operation: str, handle: Handler) -> Handler:
@@ -161,7 +162,7 @@ class _Routes:
         async def handler(request: web.Request) -> web.StreamResponse:
             is_upload = operation == "append" and _media_type(request) in LINES
             try:
-                await admit(request, self._authenticator, SCOPE)
+                await admit(request, self._admissions, SCOPE)
                 with self._ingest.seat(is_upload=is_upload):
                     response = await handle(request)
             except ConnectionError:
@@ -196,7 +197,9 @@ class _Routes:
         """`POST /ingest/v1/runs/{run_id}/chunks`: store chunks."""
         run_id, expected_index = _run_id(request), _expected_index(request)
         if _media_type(request) in LINES:
-            return _json(await self._ingest.upload(request[PRINCIPAL], run_id, pieces_of(request), expected_index))
+            who, revoked = request[PRINCIPAL], asyncio.Event()
+            with self._admissions.over(who, revoked.set):
+                return _json(await self._ingest.upload(who, run_id, pieces_of(request), expected_index, revoked))
         if _media_type(request) != JSON:
             raise _unsupported(request, [JSON, *sorted(LINES)])
         return _json(await self._ingest.append(request[PRINCIPAL], run_id, await self._read(request), expected_index))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -42,7 +41,7 @@ STOPPING_SECONDS = 0.5
 """How long what has been read may take to be stored when the broker stops: then its writer is told how far it came."""
 FAREWELL_SECONDS = 5.0
 """How long the end of a cancelled run may take; then its writer is told all the same, and a broker ends it."""
-EXPIRED = "The credential has expired: go on with a new one, with Expected-Index."
+REVOKED = "The credential has expired, or was revoked: go on with a new one, with Expected-Index."
 LEASE_FROM_CHUNKS = 256
 """Chunks from which on a request may take so long that it hears of cancels and renews the lease by itself: some 50 ms.
 A shorter one gives one sign of life, if that is due."""
@@ -133,9 +132,14 @@ class Ingest:
         return await self._to_its_end(stored())
 
     async def upload(
-        self, who: Principal, run_id: str, pieces: AsyncGenerator[bytes], expected_index: int | None
+        self,
+        who: Principal,
+        run_id: str,
+        pieces: AsyncGenerator[bytes],
+        expected_index: int | None,
+        revoked: asyncio.Event,
     ) -> dict[str, object]:
-        """Store a body's lines as they come, and keep the run alive meanwhile.
+        """Store a body's lines as they come, and keep the run alive meanwhile, until its writer is `revoked`.
 
         Raises `ConnectionError` when its writer is gone; the lines that were complete are stored then, too.
         """
@@ -153,7 +157,7 @@ class Ingest:
 
         async def stored() -> dict[str, object]:
             standing = await self.runs.standing(who, run_id)
-            return await self._write(standing, expected_index, read, is_long=True, expires_at=who.expires_at)
+            return await self._write(standing, expected_index, read, is_long=True, revoked=revoked)
 
         return await self._to_its_end(stored())
 
@@ -197,7 +201,7 @@ class Ingest:
         *,
         is_long: bool,
         patience_seconds: float | None = None,
-        expires_at: float | None = None,
+        revoked: asyncio.Event | None = None,
     ) -> dict[str, object]:
         """Store what `read` takes; returns what came of it. Raises `IngestError` that says how much of it is stored."""
 
@@ -221,8 +225,8 @@ class Ingest:
             try:
                 if is_long:
                     lease = await stack.enter_async_context(self._lease(standing, publisher))
-                    expired = stack.enter_context(_expiry(expires_at))
-                    await self._read(appending, read, [lease.over, publisher.failed], expired)
+                    ends = [lease.over, publisher.failed]
+                    await self._read(appending, read, ends, revoked or asyncio.Event())
                 else:
                     await self.runs.keep_alive(standing.record)
                     await _all_of_it(appending, read)
@@ -253,13 +257,14 @@ class Ingest:
         appending: Appending,
         read: Callable[[Appending], Awaitable[None]],
         ends: Sequence[asyncio.Future[BrokerError]],
-        expired: asyncio.Future[None],
+        revoked: asyncio.Event,
     ) -> None:
         """Let `read` take what there is, and see it stored; raises what ends that before its time."""
         stopping = asyncio.create_task(self._stopping.wait(), name="ingest-stopping")
+        revoking = asyncio.create_task(revoked.wait(), name="ingest-revoking")
         reading = asyncio.create_task(_all_of_it(appending, read), name="ingest-reading")
         try:
-            waited: set[asyncio.Future[Any]] = {reading, stopping, expired, *ends}
+            waited: set[asyncio.Future[Any]] = {reading, stopping, revoking, *ends}
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             for end in ends:
                 if end.done():
@@ -269,10 +274,10 @@ class Ingest:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(STOPPING_SECONDS):
                         await appending.flush()
-                raise IngestError("unauthorized", EXPIRED) if expired.done() else _stopping()
+                raise IngestError("unauthorized", REVOKED) if revoked.is_set() else _stopping()
             reading.result()
         finally:
-            await cancel_all(reading, stopping)
+            await cancel_all(reading, stopping, revoking)
 
     async def _cancelled(
         self, standing: Standing, publisher: Publisher, appending: Appending, reason: RunCancelled
@@ -318,21 +323,6 @@ async def _all_of_it(appending: Appending, read: Callable[[Appending], Awaitable
         await appending.flush()
         raise
     await appending.flush()
-
-
-@contextmanager
-def _expiry(expires_at: float | None) -> Iterator[asyncio.Future[None]]:
-    """Give what is done once a credential has expired, None: never."""
-    loop = asyncio.get_running_loop()
-    expired: asyncio.Future[None] = loop.create_future()
-    timer = None
-    if expires_at is not None:
-        timer = loop.call_later(max(0.0, expires_at - time.time()), expired.set_result, None)
-    try:
-        yield expired
-    finally:
-        if timer is not None:
-            timer.cancel()
 
 
 def _stopping() -> IngestError:
