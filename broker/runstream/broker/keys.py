@@ -10,6 +10,7 @@
     agent.<tenant>.<agent_id>                its latest run
     approval.<tenant>.<scope>                the run that waits for approval
     revoked.<key>                            a credential that admits nobody any more
+    ticket.<ticket>                          whom a ticket lets in, until it was used
     pulse.<broker>                           proof that this broker can write
 
 What a client chose freely stands in a key as a digest. A scope is the conversation, or else the agent.
@@ -44,6 +45,7 @@ __all__ = [
     "revoked_key",
     "run_key",
     "subject_of",
+    "ticket_key",
 ]
 
 BUCKET = "RUNSTREAM"
@@ -115,6 +117,11 @@ def approval_key(tenant: str, scope: str) -> str:
 def revoked_key(key_digest: str) -> str:
     """Name the entry that says that a credential was revoked, by its id's digest."""
     return f"revoked.{key_digest}"
+
+
+def ticket_key(ticket_digest: str) -> str:
+    """Name the entry of a ticket, by its digest."""
+    return f"ticket.{ticket_digest}"
 
 
 def pulse_key(broker_id: str) -> str:

@@ -95,6 +95,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     always: Sequence[Header] = ()
     """Headers of every answer."""
     is_deprecated: bool = False
+    is_for_browsers: bool = False
+    """Whether a browser asks that can send no header, and comes back by itself: an EventSource."""
     path_patterns: Mapping[str, PathPattern] = {}
     """What the path's parameters look like, where that is not what `PATH_PARAMETERS` says."""
 

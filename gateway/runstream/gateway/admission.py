@@ -6,13 +6,15 @@ what is passed on nor by a run (docs/adr/0015-what-admits-goes-no-further.md).
 
 from __future__ import annotations
 
+import time
 from functools import wraps
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import hdrs
 from multidict import CIMultiDict
 
 from runstream.broker.auth.principal import ANYBODY
+from runstream.broker.errors import Unauthenticated
 from runstream.broker.http_auth import PRINCIPAL, admit
 from runstream.broker.operations import OPEN
 from runstream.gateway.services import SERVICES
@@ -27,7 +29,12 @@ if TYPE_CHECKING:
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-__all__ = ["admitted", "guarded", "said_to_platform"]
+__all__ = ["COOKIE", "admitted", "guarded", "said_to_platform"]
+
+COOKIE: Final = "runstream_token"
+"""A cookie that an EventSource may send in place of a header. Who sets it keeps pages from reading it: `HttpOnly`."""
+COOKIE_SECONDS: Final = 3600.0
+"""How much longer than now what is in it may stand: a browser sends it to everybody who asks in the right way."""
 
 
 async def admitted(request: web.Request, scope: Scope | None = None) -> Principal:
@@ -43,11 +50,32 @@ def guarded(operation: Operation) -> Handler:
 
     @wraps(operation.handler)
     async def handler(request: web.Request) -> web.StreamResponse:
-        await admitted(request, scope)
+        if operation.is_for_browsers and hdrs.AUTHORIZATION not in request.headers:
+            await _browser_admitted(request, scope)
+        else:
+            await admitted(request, scope)
         answer: web.StreamResponse = await operation.handler(request)
         return answer
 
     return handler
+
+
+async def _browser_admitted(request: web.Request, scope: Scope) -> None:
+    """Find out who asks that can send no header: by a ticket in the query, or a token in a cookie."""
+    services = request.app[SERVICES]
+    ticket, cookie = request.query.get("ticket"), request.cookies.get(COOKIE)
+    if services.admissions.asks_nobody or (ticket is None and cookie is None):
+        await admitted(request, scope)
+        return
+    if ticket is not None:
+        who = await services.tickets.take(ticket, request.match_info["run_id"])
+        await services.admissions.check(who)
+    else:
+        who = await services.admissions.principal(cookie)
+        if who.expires_at is None or who.expires_at > time.time() + COOKIE_SECONDS:
+            raise Unauthenticated(reason="What is in a cookie has to expire within an hour.")
+    who.check(scope)
+    request[PRINCIPAL] = who
 
 
 def said_to_platform(request: web.Request) -> Mapping[str, str]:

@@ -13,6 +13,7 @@ from aiohttp import web
 from runstream.broker.auth.admissions import Admissions
 from runstream.broker.auth.authenticator import Anybody
 from runstream.broker.auth.revoking import Revocations
+from runstream.broker.auth.tickets import Tickets
 from runstream.broker.connection import Connection
 from runstream.broker.findings import Findings
 from runstream.broker.http import (
@@ -240,6 +241,7 @@ class Gateway:
             lookup=lookup,
             lists=lambda who: Lists(self.view, lookup(who), who),
             conversations=conversations,
+            tickets=Tickets(jetstream),
             starter=Starter(
                 jetstream,
                 self._broker_settings,

@@ -83,7 +83,7 @@ def mounted(served: Sequence[Operation]) -> list[web.RouteDef]:
 def _guarded(operation: Operation) -> Handler:
     handler = guarded(operation)
     # What will pass must not stop a browser, were it that nobody can say who asks.
-    return comes_back(handler) if operation.handler is runs.event_source else handler
+    return comes_back(handler) if operation.is_for_browsers else handler
 
 
 def is_ours(method: str, path: str) -> bool:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from runstream.broker.auth.admissions import Admissions
     from runstream.broker.auth.principal import Principal
+    from runstream.broker.auth.tickets import Tickets
     from runstream.broker.index import Index
     from runstream.broker.removal import Remover
     from runstream.broker.repair import Repair
@@ -38,6 +39,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     """What whoever asks may find; so with the next two."""
     lists: Callable[[Principal], Lists]
     conversations: Callable[[Principal], Conversations]
+    tickets: Tickets
     starter: Starter
     repair: Repair
     canceller: Canceller

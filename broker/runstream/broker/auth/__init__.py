@@ -8,6 +8,7 @@
     files.py          a file that is read again when it changes
     admissions.py     lets people in, and ends what goes on in their names when they stand no longer
     revoking.py       credentials that were revoked
+    tickets.py        lets in once who can send no header
     settings.py       every setting of it
 
 HTTP is next door, in `http_auth.py`: which header, which refusal.

@@ -10,7 +10,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
-from runstream.broker.errors import Unauthenticated, Unavailable
+from runstream.broker.errors import Unauthenticated
 from runstream.broker.tasks import end_task
 
 if TYPE_CHECKING:
@@ -55,11 +55,22 @@ class Admissions:
     async def principal(self, credential: str | None) -> Principal:
         """Return whoever has a credential. Raises `Unauthenticated`, `Unavailable`."""
         who = await self._authenticator.principal(credential)
-        if self._revocations is not None and not self._revocations.is_known:
-            raise Unavailable("What was revoked is not read yet.")
+        await self.check(who)
+        return who
+
+    @property
+    def asks_nobody(self) -> bool:
+        """Whether anybody may do everything."""
+        return self._revocations is None
+
+    async def check(self, who: Principal) -> None:
+        """Raise `Unauthenticated` unless whoever was let in before still would be, `Unavailable` if nobody can say."""
+        if self._revocations is not None:
+            await self._revocations.known()
         if self._is_revoked(who):
             raise Unauthenticated(reason="The credential was revoked.")
-        return who
+        if not self._stands(who):
+            raise Unauthenticated(reason="The credential has expired.")
 
     @contextmanager
     def over(self, who: Principal, end: Callable[[], None]) -> Iterator[None]:

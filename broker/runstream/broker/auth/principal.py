@@ -67,6 +67,15 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
         if self.is_narrowed:
             raise Forbidden("The credential is for one agent, conversation or run, and this is for more.")
 
+    def covers(self, other: Principal) -> bool:
+        """Whether another may do no more than this one: as one that was made of it by narrowing."""
+        narrowed = ((self.agent_id, other.agent_id), (self.conversation_id, other.conversation_id))
+        return (
+            other.tenant == self.tenant
+            and (ADMIN in self.scopes or other.scopes <= self.scopes)
+            and all(mine in {None, its} for mine, its in (*narrowed, (self.run_id, other.run_id)))
+        )
+
     def reaches_run(self, run: RunRecord) -> bool:
         """Whether a run is there for it."""
         return (

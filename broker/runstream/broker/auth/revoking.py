@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import TYPE_CHECKING, Self
 
 import msgspec
 
 from runstream.broker.bucket import Bucket, Put
+from runstream.broker.errors import Unavailable
 from runstream.broker.feed import Feed
 from runstream.broker.keys import digest, revoked_key
 
@@ -18,6 +21,10 @@ __all__ = ["Revocations", "revoke"]
 
 MARKS_SECONDS = 3600.0
 """An entry is never deleted, so that no mark of one is ever missed."""
+
+PATIENCE_SECONDS = 1.0
+"""How long somebody waits who asks a process that has just started: mostly it takes milliseconds."""
+LOOK_SECONDS = 0.02
 
 
 class Revocations:
@@ -41,11 +48,16 @@ class Revocations:
     async def __aexit__(self, *error: object) -> None:
         await self._feed.__aexit__(*error)
 
-    @property
-    def is_known(self) -> bool:
-        """Whether what had been revoked before this process began was read."""
-        self._was_loaded = self._was_loaded or self._feed.is_loaded
-        return self._was_loaded
+    async def known(self) -> None:
+        """Wait until what was revoked before this process began is read. Raises `Unavailable` if it takes too long."""
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
+        while not self._was_loaded:
+            self._was_loaded = self._feed.is_loaded
+            if self._was_loaded:
+                return
+            if time.monotonic() > give_up_at:
+                raise Unavailable("What was revoked is not read yet.")
+            await asyncio.sleep(LOOK_SECONDS)
 
     def has(self, key_id: str) -> bool:
         """Whether a key or a token was revoked."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from runstream.broker.auth.tickets import TICKET_SECONDS
 from runstream.broker.http_auth import PRINCIPAL
-from runstream.broker.operations import Body, Operation
+from runstream.broker.operations import Answer, Body, Operation
 from runstream.gateway.described import EVENTS, LAST_EVENT_ID, MESSAGES, NOTHING_FOLLOWS, RUN, RUNS, USAGE
 from runstream.gateway.errors import (
     NOT_AGAIN,
@@ -22,7 +25,13 @@ from runstream.gateway.resuming import resume_and_stream
 from runstream.gateway.services import SERVICES, json_response, raw_json_response
 from runstream.gateway.transcripts import TooLong
 from runstream.gateway.validation import OF_BODIES, query_of, run_path
-from runstream.schemas import ListActiveRunsRequest, ListRunMessagesRequest, ListRunsRequest, RetrieveStreamRequest
+from runstream.schemas import (
+    FollowRequest,
+    ListActiveRunsRequest,
+    ListRunMessagesRequest,
+    ListRunsRequest,
+    RetrieveStreamRequest,
+)
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -60,6 +69,13 @@ async def event_source(request: web.Request) -> web.StreamResponse:
     return await follow(request, run_path(request))
 
 
+async def make_ticket(request: web.Request) -> web.Response:
+    """`POST /v1/runs/{run_id}/tickets`: let a browser's EventSource follow this run once, that can send no header."""
+    services, who = request.app[SERVICES], request[PRINCIPAL]
+    record = await services.lookup(who).to_resume(run_path(request))
+    return json_response(Ticket(await services.tickets.make(who, record.id), TICKET_SECONDS))
+
+
 async def delete(request: web.Request) -> web.Response:
     """`DELETE /v1/runs/{run_id}`: remove an ended run, its log and what the index knows of it. Answers with the run."""
     services = request.app[SERVICES]
@@ -83,6 +99,13 @@ async def usage(request: web.Request) -> web.Response:
     """`GET /v1/runs/{run_id}/usage`: what a run has used; zeros until it has ended."""
     record = await request.app[SERVICES].lookup(request[PRINCIPAL]).by_id(run_path(request))
     return json_response(record.usage_to_wire())
+
+
+class Ticket(msgspec.Struct):
+    """What stands in the query of an EventSource's URL, `?ticket=`, and for how many seconds it may be used."""
+
+    ticket: str
+    expires_in: int
 
 
 operations = [
@@ -138,10 +161,18 @@ operations = [
         path="/v1/runs/{run_id}/stream",
         handler=event_source,
         scope="runs:read",
-        query=RetrieveStreamRequest,
-        query_names=("starting_after", "include_pings"),
+        is_for_browsers=True,
+        query=FollowRequest,
+        query_names=("starting_after", "include_pings", "ticket"),
         headers=[LAST_EVENT_ID],
         answers={200: EVENTS, 204: NOTHING_FOLLOWS, **refusals(Invalid, NotFound, Gone)},
+    ),
+    Operation(
+        method="POST",
+        path="/v1/runs/{run_id}/tickets",
+        handler=make_ticket,
+        scope="runs:read",
+        answers={200: Answer("The ticket.", [Body([Ticket])]), **refusals(NotFound, TryLater)},
     ),
     Operation(
         method="DELETE",
