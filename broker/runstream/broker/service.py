@@ -8,8 +8,6 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from runstream.broker.auth.admissions import Admissions
-from runstream.broker.auth.authenticator import Anybody
-from runstream.broker.auth.revoking import Revocations
 from runstream.broker.connection import Connection, Subscription
 from runstream.broker.errors import BrokerError, Unavailable
 from runstream.broker.findings import Findings
@@ -133,9 +131,7 @@ class Broker:
                 timeout_seconds=self._settings.request_timeout_seconds,
                 findings=Findings(self.metrics.broken),
             )
-            admissions = Admissions(Anybody(), None)
-            if self._authenticator is not None:
-                admissions = Admissions(self._authenticator, Revocations(jetstream))
+            admissions = Admissions.by(self._authenticator, jetstream)
             ingest = Ingest(jetstream, self._settings, self.metrics)
             self.metrics.watch_uploads(lambda: ingest.uploads)
             self._ingest = ingest

@@ -11,8 +11,6 @@ import structlog
 from aiohttp import web
 
 from runstream.broker.auth.admissions import Admissions
-from runstream.broker.auth.authenticator import Anybody
-from runstream.broker.auth.revoking import Revocations
 from runstream.broker.auth.tickets import Tickets
 from runstream.broker.connection import Connection
 from runstream.broker.findings import Findings
@@ -147,7 +145,9 @@ class Gateway:
             self._watch(jetstream.connection)
             if self._upstream is not None:
                 await stack.enter_async_context(self._upstream)
-            services = self._services(jetstream, await stack.enter_async_context(self._admissions(catchup)))
+            services = self._services(
+                jetstream, await stack.enter_async_context(Admissions.by(self._authenticator, catchup))
+            )
             stack.push_async_callback(_finished, services)
             await self._serve(stack, services)
             self._stack = stack.pop_all()
@@ -198,11 +198,6 @@ class Gateway:
             patience_seconds=settings.open_seconds,
             marks_seconds=self._broker_settings.retention,
         )
-
-    def _admissions(self, jetstream: JetStream) -> Admissions:
-        if self._authenticator is None:
-            return Admissions(Anybody(), None)
-        return Admissions(self._authenticator, Revocations(jetstream))
 
     def _services(self, jetstream: JetStream, admissions: Admissions) -> Services:
         # The last attempt begins by then, and has `open_seconds` itself: so all of it takes less than two.

@@ -10,6 +10,8 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
+from runstream.broker.auth.authenticator import Anybody
+from runstream.broker.auth.revoking import Revocations
 from runstream.broker.errors import Unauthenticated
 from runstream.broker.tasks import end_task
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
     from runstream.broker.auth.authenticator import Authenticator
     from runstream.broker.auth.principal import Principal
-    from runstream.broker.auth.revoking import Revocations
+    from runstream.broker.jetstream import JetStream
 
 __all__ = ["Admissions"]
 
@@ -39,6 +41,13 @@ class Admissions:
         self._revocations = revocations
         self._ends: dict[Principal, dict[int, Callable[[], None]]] = {}
         self._looking: asyncio.Task[None] | None = None
+
+    @classmethod
+    def by(cls, authenticator: Authenticator | None, jetstream: JetStream) -> Self:
+        """Let in whoever `authenticator` knows, and anybody if that is what it says; None: anybody."""
+        if authenticator is None or isinstance(authenticator, Anybody):
+            return cls(Anybody(), None)  # Nobody is kept waiting for what was revoked, where nobody is asked.
+        return cls(authenticator, Revocations(jetstream))
 
     async def __aenter__(self) -> Self:
         if self._revocations is not None:
