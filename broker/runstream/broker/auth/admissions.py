@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 from runstream.broker.auth.authenticator import Anybody
 from runstream.broker.auth.revoking import Revocations
 from runstream.broker.errors import Unauthenticated
+from runstream.broker.logs import get_logger
 from runstream.broker.tasks import end_task
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from runstream.broker.jetstream import JetStream
 
 __all__ = ["Admissions"]
+
+log = get_logger(__name__)
 
 LOOK_SECONDS = 0.25
 """How often it is looked whether anything has changed; if not, that is all."""
@@ -134,4 +137,11 @@ class Admissions:
             for who in [*self._ends]:
                 if not self._stands(who):
                     for end in [*self._ends.get(who, {}).values()]:
-                        end()
+                        self._end(end)
+
+    def _end(self, end: Callable[[], None]) -> None:
+        try:
+            end()
+        except Exception:
+            # A defect of one: the others are to end all the same.
+            log.exception("admission_not_ended")

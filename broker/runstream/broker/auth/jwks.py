@@ -168,6 +168,9 @@ class RemoteKeys:
                 self._keys = keys_in(await self._read())
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError) as error:
             log.warning("jwks_not_fetched", error=str(error) or type(error).__name__, has_keys=self._keys is not None)
+        except Exception:
+            # A defect: the keys that there are stay good, and it is tried again.
+            log.exception("jwks_crashed")
         finally:
             self._fetched_at = time.monotonic()
 
