@@ -86,7 +86,7 @@ async def test_listed_origin_may_read_everything(listed: Stack, origin: str) -> 
         assert cors_of(reply.headers) == {
             "vary": "Origin",
             "access-control-allow-origin": origin,
-            "access-control-expose-headers": "Deprecation, Retry-After, x-should-retry",
+            "access-control-expose-headers": "Deprecation, Retry-After, WWW-Authenticate, x-should-retry",
         }, name
 
 
@@ -103,7 +103,7 @@ async def test_star_is_for_all(open_to_all: Stack, origin: str | None) -> None:
     for name, reply in (await answers(open_to_all, origin)).items():
         assert cors_of(reply.headers) == {
             "access-control-allow-origin": "*",
-            "access-control-expose-headers": "Deprecation, Retry-After, x-should-retry",
+            "access-control-expose-headers": "Deprecation, Retry-After, WWW-Authenticate, x-should-retry",
         }, name
 
 

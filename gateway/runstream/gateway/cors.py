@@ -31,7 +31,7 @@ PREFLIGHT_SECONDS = 600
 REQUEST_HEADERS = "Authorization, Content-Type, Last-Event-ID, *"
 """What a page may send. The star is for what client libraries add of their own, and does not cover `Authorization`."""
 
-READABLE_HEADERS = f"{DEPRECATION}, Retry-After, x-should-retry"
+READABLE_HEADERS = f"{DEPRECATION}, Retry-After, {hdrs.WWW_AUTHENTICATE}, x-should-retry"
 """What a page may read beside the headers that it may read anyway."""
 
 
