@@ -12,7 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from runstream.broker.http_guard import guard
 from runstream.broker.openapi import described
-from runstream.broker.operations import JSON, TEXT, Answer, Body, Operation
+from runstream.broker.operations import JSON, OPEN, TEXT, Answer, Body, Operation
 
 if TYPE_CHECKING:
     import socket
@@ -55,11 +55,12 @@ def health_operations(unready: Callable[[], Awaitable[str | None]]) -> list[Oper
 
     well = Answer("All is well.", [Body([Health])])
     return [
-        Operation(method="GET", path="/livez", handler=livez, answers={200: well}),
+        Operation(method="GET", path="/livez", handler=livez, scope=OPEN, answers={200: well}),
         Operation(
             method="GET",
             path="/readyz",
             handler=readyz,
+            scope=OPEN,
             answers={200: well, 503: Answer("Why not.", [Body([Unready])])},
         ),
     ]
@@ -73,7 +74,11 @@ def metrics_operation(registry: CollectorRegistry) -> Operation:
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return Operation(
-        method="GET", path="/metrics", handler=metrics, answers={200: Answer("The metrics.", [Body([], TEXT)])}
+        method="GET",
+        path="/metrics",
+        handler=metrics,
+        scope=OPEN,
+        answers={200: Answer("The metrics.", [Body([], TEXT)])},
     )
 
 
@@ -88,6 +93,7 @@ def description_operation(operations: Sequence[Operation], *, title: str, says: 
         method="GET",
         path="/openapi.json",
         handler=openapi,
+        scope=OPEN,
         answers={200: Answer("The document.", [Body([dict[str, Any]])])},
     )
     document = msgspec.json.encode(described([*operations, itself], title=title, says=says))

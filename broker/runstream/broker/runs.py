@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 from runstream.broker.agents.failures import outcome_of
+from runstream.broker.auth.principal import is_tenant
 from runstream.broker.connection import Connection
 from runstream.broker.ending import Outcome, end_run, failed, first_message
 from runstream.broker.errors import (
@@ -55,6 +56,7 @@ from runstream.broker.repair import Repair
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.broker.sigterm import BeforeSigterm
 from runstream.broker.topology import INDEX_STREAM, WORK_STREAM, LogAddress, check_server
+from runstream.schemas import DEFAULT_TENANT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -84,6 +86,9 @@ class Runs:
     does so at once. A handler of the process's own, as servers have one, is left alone, and so is the signal if
     `drain_seconds` is None: then whoever handles it leaves this, or calls `drain` first.
 
+    Whose the runs are says `tenant`: who asks a gateway for them has to be of it. Raises `ValueError` for a name that
+    none can have.
+
     Settings that are not given are those of the environment, `RUNSTREAM_…`, which should be the brokers'; the lease is
     the brokers' own if that is shorter. Entering raises `Unavailable` when NATS cannot be reached, `ServerTooOld`,
     `TopologyError` when no broker has made the streams yet, and `InvalidSettings`.
@@ -98,7 +103,11 @@ class Runs:
         *,
         settings: BrokerSettings | None = None,
         drain_seconds: float | None = DRAIN_SECONDS,
+        tenant: str = DEFAULT_TENANT,
     ) -> None:
+        if not is_tenant(tenant):
+            raise ValueError(f"A tenant has up to 64 letters, digits, -, _ and =, and is not {tenant!r}.")
+        self._tenant = tenant
         self._drain_seconds = drain_seconds
         self._ending: asyncio.Task[None] | None = None
         given = {} if settings is None else settings.model_dump()
@@ -170,6 +179,7 @@ class Runs:
             raise RuntimeError(NOT_ENTERED)
         self._store.check_open()
         record = record_to_write(
+            tenant=self._tenant,
             agent_id=agent_id,
             conversation_id=conversation_id,
             otids=otids,

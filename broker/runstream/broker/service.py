@@ -7,6 +7,7 @@ import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from runstream.broker.auth.admissions import Admissions
 from runstream.broker.connection import Connection, Subscription
 from runstream.broker.errors import BrokerError, NotStored, Refused, Unavailable
 from runstream.broker.findings import Findings
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from runstream.broker.agents import Agent
+    from runstream.broker.auth.authenticator import Authenticator
     from runstream.broker.settings import BrokerSettings
 
 __all__ = ["Broker", "Readiness"]
@@ -97,7 +99,8 @@ class Broker:
     """One broker. Use as an async context manager: entered, it serves; left, it has given everything back.
 
     `listener` is the socket of its own port, already bound: whoever starts it chose the port; with `metrics_listener`
-    its metrics are there, and not on its own port. `agent` None: this broker looks after runs, and executes
+    its metrics are there, and not on its own port. `authenticator` says who asks at the ingest API, and is entered and
+    left by whoever gave it; None: anybody may do everything. `agent` None: this broker looks after runs, and executes
     none. `forwards_credentials`: the agent wants what clients authenticated themselves with. `judges_approvals`: it
     knows itself what waits for approval, and is asked in any case. `owns_nats`: nobody else uses this NATS, so a change
     of the settings is applied to the streams that exist.
@@ -112,6 +115,7 @@ class Broker:
         *,
         agent: Agent | None,
         listener: socket.socket | None = None,
+        authenticator: Authenticator | None = None,
         metrics_listener: socket.socket | None = None,
         forwards_credentials: bool = False,
         judges_approvals: bool = False,
@@ -125,6 +129,7 @@ class Broker:
         self._agent = agent
         self._judges_approvals = judges_approvals
         self._listener = listener
+        self._authenticator = authenticator
         self._metrics_listener = metrics_listener
         self._announced: Subscription | None = None
         self._is_draining = False
@@ -147,16 +152,18 @@ class Broker:
                 timeout_seconds=self._settings.request_timeout_seconds,
                 findings=Findings(self.metrics.broken),
             )
+            admissions = Admissions.by(self._authenticator, jetstream)
             ingest = Ingest(jetstream, self._settings, self.metrics)
             self.metrics.watch_uploads(lambda: ingest.uploads)
             self._ingest = ingest
-            await self._serve(stack, jetstream, ingest)
+            await self._serve(stack, jetstream, ingest, admissions)
             await stack.enter_async_context(connection)
             stack.push_async_callback(jetstream.close)
             self.metrics.watch_reconnects(lambda: connection.reconnects)
             await connection.connected()
             check_server(connection.server_version)
             await self._reached(lambda: provision(jetstream, self._settings, apply=self._owns_nats))
+            await stack.enter_async_context(admissions)
             watchdog = self._watchdog(jetstream)
             await self._reached(lambda: stack.enter_async_context(watchdog))
             await stack.enter_async_context(Sweeper(jetstream, self._settings, self.metrics))
@@ -170,7 +177,7 @@ class Broker:
             self._stack = stack.pop_all()
         return self
 
-    async def _serve(self, stack: AsyncExitStack, jetstream: JetStream, ingest: Ingest) -> None:
+    async def _serve(self, stack: AsyncExitStack, jetstream: JetStream, ingest: Ingest, admissions: Admissions) -> None:
         """Answer on the broker's port, before NATS is there: who asks is told what is being waited for."""
         readiness = Readiness(jetstream, self._settings)
 
@@ -184,9 +191,10 @@ class Broker:
         else:
             await stack.enter_async_context(serving([metrics], self._metrics_listener))
         if self._listener is not None:
-            operations = [*ingest_operations(ingest), *operations]
+            operations = [*ingest_operations(ingest, admissions), *operations]
             operations.append(description_operation(operations, title="runstream broker", says=SAYS))
-            await stack.enter_async_context(serving(operations, self._listener, others=[unknown_route(ingest)]))
+            others = [unknown_route(ingest, admissions)]
+            await stack.enter_async_context(serving(operations, self._listener, others=others))
 
     async def _reached(self, action: Callable[[], Awaitable[T]]) -> T:
         """Do what needs NATS; a patient broker does it again until NATS is there for it."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import structlog
 from aiohttp import web
 
+from runstream.broker.auth.admissions import Admissions
+from runstream.broker.auth.tickets import Tickets
 from runstream.broker.connection import Connection
 from runstream.broker.findings import Findings
 from runstream.broker.http import (
@@ -52,6 +55,7 @@ from runstream.gateway.transcripts import Transcripts
 if TYPE_CHECKING:
     import socket
 
+    from runstream.broker.auth.authenticator import Authenticator
     from runstream.broker.settings import BrokerSettings
     from runstream.gateway.settings import GatewaySettings
     from runstream.gateway.upstream import Upstream
@@ -97,7 +101,8 @@ class Gateway:
 
     `listener` is its socket, already bound; with `metrics_listener` its metrics are there, and not on its own port. A
     broker makes what is needed in NATS; until it has, requests are answered 503. What `upstream` is given to answer is
-    passed on to it.
+    passed on to it. `authenticator` says who asks, and is entered and left by whoever gave it; None: anybody may do
+    everything.
 
     Raises `Unavailable`, `ServerTooOld` on entry. One that is `patient` serves at once, 503 to whoever needs NATS, and
     goes on trying; `reached` waits until it got there.
@@ -112,6 +117,7 @@ class Gateway:
         metrics_listener: socket.socket | None = None,
         patient: bool = False,
         upstream: Upstream | None = None,
+        authenticator: Authenticator | None = None,
     ) -> None:
         self.metrics = GatewayMetrics()
         self._settings = settings
@@ -120,6 +126,7 @@ class Gateway:
         self._metrics_listener = metrics_listener
         self._patient = patient
         self._upstream = upstream
+        self._authenticator = authenticator
         self._passthrough: PassThrough | None = None
         self._findings = Findings(self.metrics.broken)
         self._connections: list[Connection] = []
@@ -138,7 +145,9 @@ class Gateway:
             self._watch(jetstream.connection)
             if self._upstream is not None:
                 await stack.enter_async_context(self._upstream)
-            services = self._services(jetstream)
+            services = self._services(
+                jetstream, await stack.enter_async_context(Admissions.by(self._authenticator, catchup))
+            )
             stack.push_async_callback(_finished, services)
             await self._serve(stack, services)
             self._stack = stack.pop_all()
@@ -192,17 +201,17 @@ class Gateway:
             marks_seconds=self._broker_settings.retention,
         )
 
-    def _services(self, jetstream: JetStream) -> Services:
+    def _services(self, jetstream: JetStream, admissions: Admissions) -> Services:
         # The last attempt begins by then, and has `open_seconds` itself: so all of it takes less than two.
         index = Index(jetstream, patience_seconds=self._settings.open_seconds / 4)
-        conversations = Conversations(index, self._upstream)
+        lookup, conversations = partial(Lookup, index, self.view), partial(Conversations, index, self._upstream)
         if self._upstream is not None:
             self._passthrough = PassThrough(
                 self._upstream,
                 self._settings,
                 self.metrics,
                 is_ours=is_ours,
-                heard=conversations.platform_answered,
+                heard=lambda who, *answer: conversations(who).platform_answered(*answer),
             )
         readiness = Readiness(jetstream, self._broker_settings)
         presence = AgentPresence(jetstream.connection, grace_seconds=self._settings.agent_grace_seconds)
@@ -225,8 +234,11 @@ class Gateway:
         return Services(
             hub=self.hub,
             index=index,
-            lookup=Lookup(index, self.view),
-            lists=Lists(self.view),
+            admissions=admissions,
+            lookup=lookup,
+            lists=lambda who: Lists(self.view, lookup(who), who),
+            conversations=conversations,
+            tickets=Tickets(jetstream),
             starter=Starter(
                 jetstream,
                 self._broker_settings,
@@ -241,7 +253,6 @@ class Gateway:
             canceller=Canceller(jetstream.connection, index),
             remover=Remover(jetstream, index, TakeOver(jetstream, self._broker_settings, index)),
             answers=answers,
-            conversations=conversations,
             passthrough=self._passthrough,
             body_limit=lambda: jetstream.connection.max_payload - BODY_RESERVE_BYTES,
             body_seconds=self._settings.body_seconds,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from runstream.broker.errors import Unavailable
+from runstream.broker.http_auth import PRINCIPAL
+from runstream.gateway.admission import said_to_platform
 from runstream.gateway.answering import PendingApproval, RunFailed
 from runstream.gateway.errors import Busy, EmptyMessages, Gone, TryLater
 from runstream.gateway.streaming import stream_run
@@ -46,7 +48,8 @@ async def create_and_answer(
         claimed = await services.starter.start(
             wanted,
             body,
-            headers=request.headers,
+            who=request[PRINCIPAL],
+            headers=said_to_platform(request),
             agent_id=agent_id,
             conversation_id=conversation_id,
             in_default=in_default,

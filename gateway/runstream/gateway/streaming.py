@@ -10,6 +10,7 @@ from aiohttp import ClientConnectionResetError, web
 
 from runstream.broker.errors import Broken, BrokerError, CursorExpired, RunStuck
 from runstream.gateway.errors import RETRY_SECONDS
+from runstream.gateway.expiring import while_admitted
 from runstream.gateway.follower import Follower
 from runstream.gateway.response import EventResponse
 from runstream.gateway.sse import Style, cut_error, retry_line
@@ -55,7 +56,7 @@ async def stream_run(
             if style is Style.EVENT_SOURCE:
                 # At once: of a gateway that is killed nobody hears anything more.
                 response.write_event(retry_line(hub.settings.event_source_retry_seconds))
-            with hub.seats.staying(follower):
+            with hub.seats.staying(follower), while_admitted(request, follower, hub):
                 await hub.serve(tail, follower)
             if follower.is_done:
                 if hub.seats.is_draining:
