@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -152,6 +153,7 @@ class Worker:
                 await self._carry_out(task)
             except Fenced as error:
                 # Whoever fenced this worker has the run; when it has ended, the message comes back to be taken off.
+                self._metrics.run_fenced()
                 log.warning("run_fenced", error=str(error))
             except BrokerError as error:
                 if self._leaving.done():
@@ -203,6 +205,7 @@ class Worker:
     async def _attempt(
         self, task: Task, publisher: Publisher, record: RunRecord, request: RunRequest, *, is_empty: bool
     ) -> None:
+        began = time.monotonic()
         if is_empty:
             await publisher.publish_marked(first_message(record))
         await publisher.publish_marked(Write(Kind.ATTEMPT, b""))
@@ -227,6 +230,7 @@ class Worker:
                 self._metrics.run_started()
                 outcome = await self._run_agent(request, publisher, lease)
             await self._end(publisher, record, outcome)
+            self._metrics.run_executed(status_of(outcome.stop_reason), time.monotonic() - began)
 
     async def _waiting_for_approval(self, record: RunRecord) -> str | None:
         """Return the run that keeps the agent from taking another message; a platform judges that for itself."""
