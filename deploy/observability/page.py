@@ -37,6 +37,9 @@ summed, after `rate`.
 
 What a scrape costs: the process asks NATS for the state of each stream, at most once a second. It does not wait for it
 longer than three seconds.
+
+[Rules and alerts](../deploy/helm/runstream/files/rules.yaml) ask for them, and every alert has a
+[runbook](runbooks/README.md).
 """
 
 LIBRARY = """\
