@@ -1,5 +1,7 @@
 """What a gateway and a broker show of themselves: all that is declared, nothing else, and what it means."""
 
+import asyncio
+import contextlib
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -15,14 +17,15 @@ from runstream.broker.common_metrics import LIBRARY_METRICS
 from runstream.broker.meters import Metric
 from runstream.broker.metrics import BROKER_METRICS
 from runstream.broker.runs import Runs
+from runstream.broker.service import Broker
 from runstream.broker.tail import SAMPLED
 from runstream.gateway.metrics import GATEWAY_METRICS
 from runstream.schemas import AssistantMessage, new_agent_id, new_run_id
-from tests.support.http import fetch
+from tests.support.http import Cut, fetch
 from tests.support.ingest import writer_of
 from tests.support.nats import NatsServer
 from tests.support.outages import stopped
-from tests.support.stack import Puppet, Stack, stack_running
+from tests.support.stack import Puppet, Stack, listener, stack_running, url_of
 from tests.support.waiting import wait_until
 
 DECLARED = {"gateway": GATEWAY_METRICS, "broker": BROKER_METRICS, "library": LIBRARY_METRICS}
@@ -269,6 +272,31 @@ async def test_without_nats_they_are_shown_all_the_same(stack: Stack, nats_serve
 
         await wait_until(is_ready, 20)
         assert await value(base, "runstream_nats_reconnects_total") >= 1
+
+
+async def test_who_drains_says_for_how_long(nats_url: str, puppet: Puppet) -> None:
+    """A gateway and a broker that stop are not ready, and their time runs beside what they have."""
+    limits = {**STORE, "drain_seconds": 20}
+    async with stack_running(nats_url, agent=puppet, broker=limits) as stopping, stopping.live(1) as (run_id, stream):
+        names = ("draining", "draining_seconds", "drain_limit_seconds", "gateway_ready", "streams_cut_total")
+        assert [await value(stopping.base, f"runstream_{name}") for name in names] == [0, 0, 20, 1, 0]
+        draining = asyncio.create_task(stopping.gateway.drain())
+        await wait_until(lambda: stopping.hub.seats.is_draining)
+        drains, seconds, limit, ready, _ = [await value(stopping.base, f"runstream_{name}") for name in names]
+        assert (drains, limit, ready) == (1, 20, 0)
+        assert 0 < seconds < limit
+        stopping.puppet.finish(run_id)
+        with contextlib.suppress(Cut):
+            await stream.rest()
+        await draining
+    with contextlib.ExitStack() as sockets:
+        port = sockets.enter_context(listener())
+        async with Broker(stopping.settings, agent=puppet, listener=port) as broker:
+            names = ("draining", "drain_limit_seconds", "broker_ready", "runs_limit")
+            most = stopping.settings.worker_concurrency
+            assert [await value(url_of(port), f"runstream_{name}") for name in names] == [0, 20, 1, most]
+            await broker.drain()
+            assert [await value(url_of(port), f"runstream_{name}") for name in names] == [1, 20, 0, most]
 
 
 async def test_a_platforms_process_counts_what_it_writes(stack: Stack) -> None:
