@@ -20,7 +20,7 @@ from runstream.broker.runs import Runs
 from runstream.broker.service import Broker
 from runstream.broker.tail import SAMPLED
 from runstream.gateway.metrics import GATEWAY_METRICS
-from runstream.schemas import AssistantMessage, new_agent_id, new_run_id
+from runstream.schemas import AssistantMessage, Kind, new_agent_id, new_run_id
 from tests.support.http import Cut, fetch
 from tests.support.ingest import writer_of
 from tests.support.nats import NatsServer
@@ -184,6 +184,8 @@ async def test_the_time_to_the_first_chunk_has_the_agents_in_it(stack: Stack) ->
     async with stack.create() as stream:
         (ping,) = await stream.take(1)
         run_id = str(ping.json["run_id"])
+        tail = stack.hub._tails[run_id]
+        await wait_until(lambda: tail.tip is not None and tail.tip.kind is Kind.ATTEMPT)
         assert await value(stack.base, "runstream_first_chunk_seconds_count", kind="create") == before
         asked_at = time.monotonic()
         stack.puppet.say(run_id, 2)
@@ -292,11 +294,11 @@ async def test_who_drains_says_for_how_long(nats_url: str, puppet: Puppet) -> No
     with contextlib.ExitStack() as sockets:
         port = sockets.enter_context(listener())
         async with Broker(stopping.settings, agent=puppet, listener=port) as broker:
-            names = ("draining", "drain_limit_seconds", "broker_ready", "runs_limit")
+            shown = ("draining", "drain_limit_seconds", "broker_ready", "runs_limit")
             most = stopping.settings.worker_concurrency
-            assert [await value(url_of(port), f"runstream_{name}") for name in names] == [0, 20, 1, most]
+            assert [await value(url_of(port), f"runstream_{name}") for name in shown] == [0, 20, 1, most]
             await broker.drain()
-            assert [await value(url_of(port), f"runstream_{name}") for name in names] == [1, 20, 0, most]
+            assert [await value(url_of(port), f"runstream_{name}") for name in shown] == [1, 20, 0, most]
 
 
 async def test_a_platforms_process_counts_what_it_writes(stack: Stack) -> None:
