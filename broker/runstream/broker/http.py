@@ -28,6 +28,7 @@ class Health(msgspec.Struct):
 
 
 ASKING_SECONDS = 3.0
+"""How long metrics wait for what must be asked of NATS. Prometheus gives up after ten."""
 SHUTDOWN_SECONDS = 1.0
 """How long open requests may take when their server stops: what is open for longer was told before."""
 
@@ -71,7 +72,7 @@ def metrics_operation(
 ) -> Operation:
     """Make `/metrics`: what `registry` counts, in Prometheus's text, once `before` has looked at what must be asked.
 
-    That may take `ASKING_SECONDS`, of the ten in which Prometheus wants an answer: then they are shown without it.
+    That may take `ASKING_SECONDS`: then they are shown without it.
     """
 
     async def metrics(_: web.Request) -> web.Response:

@@ -161,7 +161,7 @@ class LiveTail:
             return  # The reading goes on until it has met `_newest`; below `_last` it is a duplicate.
         if previous == self._last:
             self._show([entry])
-            if not entry.seq % SAMPLED:
+            if not entry.seq % SAMPLED and not self._held:
                 self._on_sample((message.headers or {}).get(STORED_AT, ""))
         else:
             self._reading = True
