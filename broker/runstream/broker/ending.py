@@ -15,11 +15,12 @@ from __future__ import annotations
 import contextlib
 import re
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from runstream.broker.errors import Unavailable
+from runstream.broker.errors import StoreFull, Unavailable
 from runstream.broker.keys import digest
 from runstream.broker.log import ENDING, RUN, kind_of
 from runstream.broker.logs import get_logger
@@ -38,6 +39,7 @@ from runstream.schemas import (
 )
 
 if TYPE_CHECKING:
+    from runstream.broker.fullness import Room
     from runstream.broker.index import Index
     from runstream.broker.jetstream import StoredMessage
     from runstream.broker.publisher import Publisher
@@ -190,18 +192,26 @@ class Ending:
         """Delete the run's lease and cancel key. The run has ended without that: the watchdog does what is left."""
         try:
             await self.index.forget(self.record.id)
-        except Unavailable as error:
+        except (Unavailable, StoreFull) as error:
             log.info("lease_left", run_id=self.record.id, error=str(error))
 
 
 STEPS = (Ending.tell, Ending.release, Ending.seal, Ending.forget)
 
 
-async def end_run(publisher: Publisher, index: Index, record: RunRecord, outcome: Outcome) -> None:
-    """End a run whose log has no part of an ending yet. Raises what `Publisher` and `Index` raise."""
+async def end_run(
+    publisher: Publisher, index: Index, record: RunRecord, outcome: Outcome, *, room: Room | None = None
+) -> None:
+    """End a run whose log has no part of an ending yet. Raises what `Publisher` and `Index` raise.
+
+    With `room` each step waits while the store is full.
+    """
     ending = Ending(publisher, index, record, outcome)
     for step in STEPS:
-        await step(ending)
+        if room is None:
+            await step(ending)
+        else:
+            await room.found(partial(step, ending))
 
 
 def told(stop_reason: str, last: StoredMessage) -> Outcome:

@@ -20,6 +20,7 @@ BrokerError
 ├── ChunkTooLarge               one chunk is larger than a NATS message may be
 ├── RecordTooLarge              a record is larger than a NATS message may be
 │   └── ConversationTooLarge    a conversation leaves no room for the runs that will go on in it
+├── RunStuck                    the store has no room for what is left of the run
 ├── CursorExpired               retention has removed what the cursor asks for
 ├── Conflict                    a claim was refused: the conversation or an otid is taken
 ├── ConversationDeleted         a claim was refused: the conversation is there no more
@@ -59,6 +60,7 @@ __all__ = [
     "NotStored",
     "RecordTooLarge",
     "RunCancelled",
+    "RunStuck",
     "RunTooLong",
     "ServerTooOld",
     "StoreFull",
@@ -180,6 +182,10 @@ class RecordTooLarge(BrokerError):
 
 class ConversationTooLarge(RecordTooLarge):
     """The conversation is larger than a conversation may be."""
+
+
+class RunStuck(BrokerError):
+    """The run can neither go on nor end until there is room in the store."""
 
 
 class CursorExpired(BrokerError):

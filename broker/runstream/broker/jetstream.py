@@ -69,8 +69,9 @@ PULL_COMPLETED = "Batch Completed"
 LAST_MESSAGES_PAGE = 1000
 """Headers that wait in memory for their reader, a few hundred bytes each."""
 
-FULL = frozenset({10023, 10028, 10047, 10077})
-"""Insufficient resources, memory or storage exceeded, maximum messages or bytes of the stream or the subject."""
+FULL = frozenset({10002, 10023, 10028, 10047, 10077})
+"""The account's limit, insufficient resources, memory or storage exceeded, maximum messages or bytes of the stream or
+the subject."""
 WRONG_LAST = frozenset({10071})
 ABSENT = frozenset({10014, 10037, 10059})
 """Consumer, message, stream not found."""

@@ -247,6 +247,7 @@ class LiveTail:
         """Ask the leader for the tip until it answers, for as long as a reader may wait."""
         deadline = time.monotonic() + self._settings.read_patience_seconds
         while True:
+            shown = self._last
             try:
                 tip = await self._tip()
             except Unavailable:
@@ -257,7 +258,8 @@ class LiveTail:
             self._heard_at = time.monotonic()
             if tip is not None:
                 self._newest = max(self._newest, tip.seq)
-            elif self._last:
-                # The run was removed, its end with it: of an empty log nothing will ever come.
+            elif shown:
+                # The run was removed, its end with it: of an empty log nothing will ever come. Not so of one that was
+                # empty when it was asked for, and has had its first message since.
                 raise CursorExpired
             return

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Self
 
 from runstream.broker.bucket import Stored
 from runstream.broker.ending import Outcome, failed
-from runstream.broker.errors import Broken, BrokenRecord, BrokerError, Fenced
+from runstream.broker.errors import Broken, BrokenRecord, BrokerError, Fenced, StoreFull
+from runstream.broker.fullness import announce_stuck
 from runstream.broker.keys import KV_OPERATION, LEASE_SECONDS, cancel_key, key_of, lease_key, live_subject, pulse_key
 from runstream.broker.lease import RENEWALS_PER_LEASE
 from runstream.broker.log import kind_of
@@ -292,6 +293,10 @@ class Watchdog:
             except Broken:
                 # Noted where it was found. Whoever can mend it, or read it, will; until then it is looked at rarely.
                 self._postpone(run_id)
+            except StoreFull as error:
+                log.warning("run_not_looked_after", run_id=run_id, error=str(error))
+                self._look_soon(run_id)
+                await announce_stuck(self._jetstream.connection, run_id, error)
             except BrokerError as error:
                 log.warning("run_not_looked_after", run_id=run_id, error=str(error))
             except Exception:
@@ -305,6 +310,11 @@ class Watchdog:
             lease.look_at = now + self._seconds * min(2 ** (lease.looks - 1), LONGEST_LOOK_FACTOR)
         if run_id in self._cancels:
             self._cancels[run_id] = now + self._seconds
+
+    def _look_soon(self, run_id: str) -> None:
+        """Look at a run again a lease later: it waits for room, and whoever has come to follow it is told so."""
+        if (lease := self._leases.get(run_id)) is not None:
+            lease.looks, lease.look_at = 0, time.monotonic() + self._seconds
 
     # -- acting -------------------------------------------------------------------------------------------------
 

@@ -209,7 +209,7 @@ class Gateway:
         presence = AgentPresence(jetstream.connection, grace_seconds=self._settings.agent_grace_seconds)
 
         repair = Repair(jetstream, self._broker_settings, index, observe=self.metrics.repaired)
-        waiter = EndWaiter(jetstream.connection, index, self.hub.reader, self._broker_settings)
+        waiter = EndWaiter(jetstream.connection, index, self.hub.reader, self._broker_settings, self.hub.stuck)
         transcripts = Transcripts(self.hub.reader, self._settings, self._broker_settings)
         answers = Answers(index, waiter, transcripts, self._settings)
 

@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from runstream.broker.ending import first_message
-from runstream.broker.errors import BrokerError, Fenced, Unsettled
+from runstream.broker.errors import BrokerError, Fenced, StoreFull, Unsettled
 from runstream.broker.index import Claimed
 from runstream.broker.opening import claim
 from runstream.broker.publisher import Publisher
@@ -143,6 +143,12 @@ class Starter:
         try:
             async with asyncio.timeout(self._patience_seconds):
                 await self._starting.do(self._hand_over(record), name=f"hand-over-{record.id}")
+        except StoreFull as error:
+            raise TryLater(
+                f"Run {record.id} was claimed, but the store is full: it begins once an operator has made room. Do not "
+                "send the message again: resume it.",
+                run_id=record.id,
+            ) from error
         except (BrokerError, TimeoutError) as error:
             raise TryLater(
                 f"Run {record.id} was claimed, but the store went away before it could be handed to a worker.",

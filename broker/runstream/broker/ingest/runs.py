@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from runstream.broker.ending import Outcome
-from runstream.broker.errors import BrokerError, Fenced, Unavailable, WrongLastSequence
+from runstream.broker.errors import BrokerError, Fenced, StoreFull, Unavailable, WrongLastSequence
+from runstream.broker.fullness import announce_stuck
 from runstream.broker.index import Index
 from runstream.broker.ingest.errors import IngestError, translated
 from runstream.broker.jetstream import StoredMessage
@@ -262,7 +263,11 @@ class IngestedRuns:
 
     async def _end(self, record: RunRecord, last: StoredMessage | None, outcome: Outcome) -> None:
         self.forget(record.id)
-        ended = await self._take_over.end(record, last, outcome)
+        try:
+            ended = await self._take_over.end(record, last, outcome)
+        except StoreFull as full:
+            await announce_stuck(self._jetstream.connection, record.id, full)
+            raise
         if ended.is_last:
             self.count_end(ended.stop_reason)
             log.info("run_ended", run_id=record.id, stop_reason=ended.stop_reason)
