@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+import asyncio
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -27,6 +28,8 @@ class Health(msgspec.Struct):
     status: Literal["ok"] = "ok"
 
 
+ASKING_SECONDS = 3.0
+"""How long metrics wait for what must be asked of NATS. Prometheus gives up after ten."""
 SHUTDOWN_SECONDS = 1.0
 """How long open requests may take when their server stops: what is open for longer was told before."""
 
@@ -66,11 +69,20 @@ def health_operations(unready: Callable[[], Awaitable[str | None]]) -> list[Oper
     ]
 
 
-def metrics_operation(registry: CollectorRegistry) -> Operation:
-    """Make `/metrics`: what `registry` counts, in Prometheus's text."""
+def metrics_operation(
+    registry: CollectorRegistry, *, before: Callable[[], Awaitable[object]] | None = None
+) -> Operation:
+    """Make `/metrics`: what `registry` counts, in Prometheus's text, once `before` has looked at what must be asked.
+
+    That may take `ASKING_SECONDS`: then they are shown without it.
+    """
 
     async def metrics(_: web.Request) -> web.Response:
         """`GET /metrics`: what is counted here, in Prometheus's text."""
+        if before is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ASKING_SECONDS):
+                    await before()
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return Operation(

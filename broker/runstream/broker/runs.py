@@ -29,6 +29,7 @@ import msgspec
 
 from runstream.broker.agents.failures import outcome_of
 from runstream.broker.auth.principal import is_tenant
+from runstream.broker.common_metrics import LibraryMetrics
 from runstream.broker.connection import Connection
 from runstream.broker.ending import Outcome, end_run, failed, first_message
 from runstream.broker.errors import (
@@ -42,6 +43,7 @@ from runstream.broker.errors import (
     TopologyError,
     Unavailable,
 )
+from runstream.broker.findings import Findings
 from runstream.broker.fullness import Room, announce_stuck
 from runstream.broker.index import Index
 from runstream.broker.interruption import Interruption
@@ -56,11 +58,13 @@ from runstream.broker.repair import Repair
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.broker.sigterm import BeforeSigterm
 from runstream.broker.topology import INDEX_STREAM, WORK_STREAM, LogAddress, check_server
-from runstream.schemas import DEFAULT_TENANT
+from runstream.schemas import DEFAULT_TENANT, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
+
+    from prometheus_client import CollectorRegistry
 
     from runstream.schemas import Chunk, RunRecord
 
@@ -113,7 +117,13 @@ class Runs:
         given = {} if settings is None else settings.model_dump()
         self._settings = resolved(BrokerSettings, {**given, "nats_url": nats_url})
         self._store: _Store | None = None
+        self._metrics = LibraryMetrics()
         self._stack = contextlib.AsyncExitStack()
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """What this counts (docs/metrics.md), to be shown with the process's own metrics."""
+        return self._metrics.registry
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
@@ -122,12 +132,18 @@ class Runs:
                 Connection(self._settings.nats_url, name="library", access=access)
             )
             check_server(connection.server_version)
-            jetstream = JetStream(connection, timeout_seconds=self._settings.request_timeout_seconds)
+            jetstream = JetStream(
+                connection,
+                timeout_seconds=self._settings.request_timeout_seconds,
+                findings=Findings(self._metrics.broken),
+            )
             stack.push_async_callback(jetstream.close)
             lease_seconds = min(self._settings.lease_seconds, await _provisioned(jetstream, self._settings))
             index = Index(jetstream)
-            repair = Repair(jetstream, self._settings, index, observe=lambda _: None)
-            self._store = _Store(jetstream, index, repair, self._settings, lease_seconds)
+            repair = Repair(jetstream, self._settings, index, observe=self._metrics.repaired)
+            self._store = store = _Store(jetstream, index, repair, self._settings, lease_seconds, self._metrics)
+            self._metrics.watch_nats(jetstream)
+            self._metrics.watch_live_runs(lambda: len(store.open))
             if self._drain_seconds is not None:
                 await stack.enter_async_context(BeforeSigterm(partial(self.drain, self._drain_seconds)))
             # Left before the signal is given back: one that comes now waits for the ends that are being stored.
@@ -198,6 +214,7 @@ class _Store(msgspec.Struct):
     repair: Repair
     settings: BrokerSettings
     lease_seconds: float
+    metrics: LibraryMetrics
     open: set[Run] = msgspec.field(default_factory=set)
     opening: set[Run] = msgspec.field(default_factory=set)
     changed: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
@@ -253,7 +270,12 @@ class Run:
         self.run_id = record.id
         self._store = store
         self._record = record
-        self._publisher = Publisher(store.jetstream, LogAddress(record.id, record.shard), store.settings)
+        self._publisher = Publisher(
+            store.jetstream,
+            LogAddress(record.id, record.shard),
+            store.settings,
+            observe=store.metrics.published,
+        )
         self._recording = Recording(self._publisher, record.id, default_stop="end_turn")
         self._is_used = False
         self._block: Interruption | None = None
@@ -415,6 +437,7 @@ class Run:
             # The block was left as if all were well, but a chunk of it is missing.
             refused, outcome = found, outcome_of(found, self.run_id)
         await end_run(self._publisher, self._store.index, self._record, outcome, room=room)
+        self._store.metrics.run_ended(status_of(outcome.stop_reason))
         if refused is not None:
             raise refused
 

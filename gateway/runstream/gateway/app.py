@@ -12,6 +12,7 @@ from aiohttp import web
 
 from runstream.broker.auth.admissions import Admissions
 from runstream.broker.auth.tickets import Tickets
+from runstream.broker.common_metrics import Ready
 from runstream.broker.connection import Connection
 from runstream.broker.findings import Findings
 from runstream.broker.http import (
@@ -142,7 +143,9 @@ class Gateway:
             reader = LogReader(catchup, self._broker_settings)
             self.hub = Hub(jetstream, reader, self._settings, self._broker_settings, self.metrics)
             self.view = await stack.enter_async_context(self._view(catchup))
-            self._watch(jetstream.connection)
+            self.metrics.watch_hub(self.hub)
+            self.metrics.watch_view(self.view)
+            self.metrics.watch_connections(self._connections)
             if self._upstream is not None:
                 await stack.enter_async_context(self._upstream)
             services = self._services(
@@ -220,9 +223,6 @@ class Gateway:
         waiter = EndWaiter(jetstream.connection, index, self.hub.reader, self._broker_settings, self.hub.stuck)
         transcripts = Transcripts(self.hub.reader, self._settings, self._broker_settings)
         answers = Answers(index, waiter, transcripts, self._settings)
-        self.metrics.watch(
-            "answers_held_bytes", "Of whole answers that their readers do not have yet.", lambda: answers.held_bytes
-        )
 
         async def unready() -> str | None:
             if self.hub.seats.is_draining:
@@ -259,32 +259,6 @@ class Gateway:
             unready=unready,
         )
 
-    def _watch(self, connection: Connection) -> None:
-        hub, metrics, view = self.hub, self.metrics, self.view
-        metrics.watch("followers", "Open streams.", lambda: hub.seats.taken)
-        metrics.watch("draining", "1 once this gateway sends its readers away, to stop.", lambda: hub.seats.is_draining)
-        metrics.watch("live_tails", "Runs held in memory.", lambda: hub.live_tails)
-        metrics.watch(
-            "holes_repaired",
-            "Holes in live messages, filled from the log.",
-            lambda: hub.counters.holes_repaired,
-        )
-        metrics.watch("tip_checks", "Times a run's tip was asked of its leader.", lambda: hub.counters.tip_checks)
-        metrics.watch("view_runs", "Runs in memory, for lists.", lambda: view.run_count)
-        metrics.watch("view_conversations", "Conversations in memory, for lists.", lambda: view.conversation_count)
-        metrics.watch(
-            "view_watches", "Times that the index began to be watched, or did again.", lambda: view.feed.watches
-        )
-        metrics.watch("view_resets", "Times that all of it was read, the first included.", lambda: view.feed.resets)
-        metrics.watch(
-            "view_silent_seconds",
-            "How long ago the index was heard of last; a second at most while all is well.",
-            lambda: view.feed.silent_seconds,
-        )
-        metrics.watch(
-            "nats_reconnects", "Reconnects to NATS since this process started.", lambda: connection.reconnects
-        )
-
     async def _leave(self, app: web.Application) -> None:
         """Let nobody wait for what will not come any more."""
         self.hub.seats.close()
@@ -299,7 +273,9 @@ class Gateway:
     async def _serve(self, stack: AsyncExitStack, services: Services) -> None:
         app = web.Application(middlewares=[answer_errors])
         app[SERVICES] = services
-        metrics = metrics_operation(self.metrics.registry)
+        ready, answers = Ready(services.unready), services.answers
+        self.metrics.watch_service(ready=ready, held_bytes=lambda: answers.held_bytes)
+        metrics = metrics_operation(self.metrics.registry, before=ready.look)
         before_platform = services.passthrough is not None
         served = operations(before_platform=before_platform)
         for_operators = health_operations(services.unready)

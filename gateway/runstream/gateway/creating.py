@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from runstream.broker.errors import Unavailable
@@ -44,6 +45,7 @@ async def create_and_answer(
     """
     if wanted.messages_are_empty:
         raise EmptyMessages
+    asked_at = time.monotonic()
     with services.hub.seats.take():
         claimed = await services.starter.start(
             wanted,
@@ -67,6 +69,7 @@ async def create_and_answer(
                 starting_after=0,
                 include_pings=wanted.include_pings,
                 kind="create",
+                asked_at=asked_at,
             )
         except Unavailable as error:
             # The run is there and will be executed: a request that is repeated now would start another.

@@ -8,6 +8,7 @@ answer is a stream that ends at once, and says when to come back.
 from __future__ import annotations
 
 import re
+import time
 from functools import wraps
 from typing import TYPE_CHECKING
 
@@ -43,10 +44,12 @@ async def follow(request: web.Request, run_id: str) -> web.StreamResponse:
 
     Raises what a resume raises; what of it will pass is for `comes_back`.
     """
-    services = request.app[SERVICES]
-    wanted = query_of(RetrieveStreamRequest, request, "starting_after", "include_pings")
+    services, asked_at = request.app[SERVICES], time.monotonic()
+    metrics, seats = services.hub.metrics, services.hub.seats
+    with metrics.resuming():
+        wanted = query_of(RetrieveStreamRequest, request, "starting_after", "include_pings")
     seen = last_event_id(request.headers.get("Last-Event-ID", ""))
-    with services.hub.seats.take():
+    with metrics.resuming(), seats.take():
         record = await services.lookup(request[PRINCIPAL]).to_resume(run_id)
         await services.repair.watch_over(record)
         return await stream_run(
@@ -56,6 +59,7 @@ async def follow(request: web.Request, run_id: str) -> web.StreamResponse:
             starting_after=wanted.cursor if seen is None else seen,
             include_pings=wanted.include_pings,
             kind="event_source",
+            asked_at=asked_at,
             style=Style.EVENT_SOURCE,
         )
 

@@ -1,0 +1,1 @@
+"""What is shipped under deploy/, held to what it is for with the real programs that read it."""
