@@ -1,8 +1,9 @@
 """What a scenario has: runstream, the processes that load it, how much of everything, and where its figures go."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
 from tests.bench import deployment
@@ -51,27 +52,34 @@ class Bench:
 
     runstream: Deployment
     load: Load
-    findings: Findings
     others: tuple[Entry, ...]
     """Who is measured beside runstream, where a scenario compares."""
     say: Callable[[str], None]
-    stack: contextlib.AsyncExitStack
+    findings: Findings = field(default_factory=Findings)
+    stack: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
     """What a scenario has opened for all of its runs."""
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def running(
-        cls, findings: Findings, others: tuple[Entry, ...], say: Callable[[str], None]
-    ) -> AsyncIterator[Self]:
+    async def running(cls, others: tuple[Entry, ...], say: Callable[[str], None]) -> AsyncIterator[Self]:
         """Start runstream, and do each thing once, so that nobody's first time is measured."""
-        async with (
-            Load.running() as load,
-            deployment.serving(load) as runstream,
-            contextlib.AsyncExitStack() as stack,
-        ):
-            bench = cls(runstream, load, findings, others, say, stack)
+        async with Load.running() as load, deployment.serving(load) as runstream:
+            bench = cls(runstream, load, others, say)
             await bench._warm_up()
             yield bench
+
+    @contextlib.asynccontextmanager
+    async def measuring(self, scenario: "Scenario", findings: Findings) -> AsyncIterator["Bench"]:
+        """Prepare a scenario, whose figures go there; nothing of it goes on when the block has ended."""
+        async with contextlib.AsyncExitStack() as stack:
+            bench = replace(self, findings=findings, stack=stack)
+            stack.push_async_callback(bench._leave)
+            async with asyncio.timeout(scenario.seconds):
+                await scenario.prepare(bench)
+            yield bench
+
+    async def _leave(self) -> None:
+        await (await self.crowd()).call("leave")
 
     async def _warm_up(self) -> None:
         for _ in range(WARM_UPS):

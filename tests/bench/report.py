@@ -12,6 +12,7 @@ FORMAT = 2
 VERDICTS = {True: "yes", False: "**no**", None: ""}
 HEADER = ("who", "case", "what", "target", "median", "lowest to highest", "met")
 LARGE, SMALL = 100, 10
+README_BEGIN, README_END = "<!-- figures -->", "<!-- end of figures -->"
 
 
 def number(value: float) -> str:
@@ -89,6 +90,13 @@ def summary(found: dict[str, Any]) -> str:
     figures = [figure for scenario in found["scenarios"].values() for figure in figures_of(scenario)]
     rows = [row(figure)[1:] for figure in figures if figure.is_met is not None]
     return "\n\n".join([table(HEADER[1:], rows), machine_line(found)])
+
+
+def with_figures(readme: str, figures: str) -> str:
+    """The README, with these figures in their place. Raises ValueError when there is no such place."""
+    begin = readme.index(README_BEGIN) + len(README_BEGIN)
+    end = readme.index(README_END, begin)
+    return f"{readme[:begin]}\n{figures}\n{readme[end:]}"
 
 
 def raw(findings: Findings, title: str) -> dict[str, Any]:

@@ -11,13 +11,14 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.bench import machine, report
 from tests.bench.bench import Bench, Findings, Scenario
-from tests.bench.environments import NotInstalled, python_of
+from tests.bench.environments import ROOT, NotInstalled, python_of
 from tests.bench.exchange import Refused
 from tests.bench.figures import NothingMeasured
 from tests.bench.load import LoadFailed
@@ -30,7 +31,7 @@ from tests.bench.scenarios import NAMES, quick, whole
 RESULTS = Path(__file__).parent / "results"
 RUNS = 5
 START_SECONDS = 120.0
-"""What the start of all servers may take, of a scenario's peers too."""
+"""What the start of runstream and of the load may take."""
 PLOT_SECONDS = 120.0
 
 
@@ -38,38 +39,53 @@ class Absent(Exception):
     """A peer could not be measured."""
 
 
-async def measure(scenario: Scenario, findings: Findings, others: tuple[Entry, ...], runs: int, bar: Bar) -> None:
-    """Go through all runs of one scenario."""
-    deployments, each = (runs, 1) if scenario.is_fresh else (1, runs)
-    for deployment in range(deployments):
-        bar.begin(scenario.name)
+@dataclass
+class Plan:
+    """What is measured, and how."""
+
+    scenarios: Sequence[Scenario]
+    peers: tuple[Entry, ...]
+    runs: int
+    is_small: bool
+    """The scenarios share a runstream, and their targets do not hold."""
+
+    async def carry_out(self) -> dict[str, Any]:
+        """Measure; SIGTERM, like Ctrl-C, ends what was started before it ends the bench."""
+        measuring = asyncio.current_task()
+        assert measuring is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
+        found: dict[str, Any] = {"format": report.FORMAT, "machine": machine.facts(), "runs": self.runs}
+        found["peers"] = [entry.title for entry in self.peers]
+        found["scenarios"] = {}
+        async with contextlib.AsyncExitStack() as stack:
+            bar = stack.enter_context(Bar.of(len(self.scenarios) * self.runs))
+            shared = await stack.enter_async_context(self._bench(bar)) if self.is_small else None
+            for scenario in self.scenarios:
+                findings = Findings(is_judged=not self.is_small)
+                await self._go_through(scenario, findings, bar, None if scenario.is_fresh else shared)
+                found["scenarios"][scenario.name] = report.raw(findings, scenario.title)
+        return found
+
+    async def _go_through(self, scenario: Scenario, findings: Findings, bar: Bar, shared: Bench | None) -> None:
+        """Measure one scenario as often as told, each time with a new runstream if it has to be one."""
+        deployments, each = (self.runs, 1) if scenario.is_fresh else (1, self.runs)
+        for deployment in range(deployments):
+            bar.begin(scenario.name)
+            async with contextlib.AsyncExitStack() as stack:
+                bench = shared if shared is not None else await stack.enter_async_context(self._bench(bar))
+                measured = await stack.enter_async_context(bench.measuring(scenario, findings))
+                for run in range(each):
+                    bar.begin(f"{scenario.name} {deployment + run + 1} of {self.runs}")
+                    async with asyncio.timeout(scenario.seconds):
+                        await scenario.measure(measured)
+                    bar.end()
+
+    @contextlib.asynccontextmanager
+    async def _bench(self, bar: Bar) -> AsyncIterator[Bench]:
         async with contextlib.AsyncExitStack() as stack:
             async with asyncio.timeout(START_SECONDS):
-                bench = await stack.enter_async_context(Bench.running(findings, others, bar.say))
-            async with asyncio.timeout(scenario.seconds):
-                await scenario.prepare(bench)
-            for run in range(each):
-                bar.begin(f"{scenario.name} {deployment + run + 1} of {runs}")
-                async with asyncio.timeout(scenario.seconds):
-                    await scenario.measure(bench)
-                bar.end()
-
-
-async def measure_all(
-    scenarios: Sequence[Scenario], others: tuple[Entry, ...], runs: int, *, is_judged: bool
-) -> dict[str, Any]:
-    """Measure; SIGTERM, like Ctrl-C, ends what was started before it ends the bench."""
-    measuring = asyncio.current_task()
-    assert measuring is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
-    found: dict[str, Any] = {"format": report.FORMAT, "machine": machine.facts(), "runs": runs, "scenarios": {}}
-    found["peers"] = [entry.title for entry in others]
-    with Bar.of(len(scenarios) * runs) as bar:
-        for scenario in scenarios:
-            findings = Findings(is_judged=is_judged)
-            await measure(scenario, findings, others, runs, bar)
-            found["scenarios"][scenario.name] = report.raw(findings, scenario.title)
-    return found
+                bench = await stack.enter_async_context(Bench.running(self.peers, bar.say))
+            yield bench
 
 
 def install(entries: Sequence[Entry]) -> None:
@@ -114,8 +130,8 @@ def main() -> int:
     is_whole = not (given.quick or given.without_peers or given.only)
     try:
         install(peers if any(scenario.name == "fanout" for scenario in chosen) else ())
-        runs = given.runs or (1 if given.quick else RUNS)
-        found = asyncio.run(measure_all(chosen, peers, runs, is_judged=not given.quick))
+        plan = Plan(chosen, peers, given.runs or (1 if given.quick else RUNS), is_small=given.quick)
+        found = asyncio.run(plan.carry_out())
     except (Absent, LoadFailed, NotInstalled, NothingMeasured, Refused, TimeoutError, AssertionError) as error:
         sys.stderr.write(f"\nThe bench failed: {type(error).__name__} {error}\n")
         return 1
@@ -125,6 +141,10 @@ def main() -> int:
     print(report.markdown(found))
     if results := given.results or (RESULTS if is_whole else None):
         draw(report.write(results, found))
+    if is_whole and not given.results:
+        readme = ROOT / "README.md"
+        text = report.with_figures(readme.read_text(encoding="utf-8"), f"\n{report.summary(found)}\n")
+        readme.write_text(text, encoding="utf-8")
     return 0
 
 

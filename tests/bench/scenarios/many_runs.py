@@ -27,7 +27,9 @@ class ManyRuns:
     async def prepare(self, bench: Bench) -> None:
         """Begin the runs, and have each followed."""
         bench.say("beginning the runs")
-        self._run_ids = await (await bench.writer()).call("open_many", count=self.runs)
+        writer = await bench.writer()
+        self._run_ids = await writer.call("open_many", count=self.runs)
+        bench.stack.push_async_callback(writer.call, "end_many", run_ids=self._run_ids)
         await bench.join(self._run_ids)
 
     async def measure(self, bench: Bench) -> None:

@@ -1,0 +1,19 @@
+"""The bench runs: nothing is judged here, and everything is measured once that the other scenarios are made of."""
+
+from tests.support.processes import python, running
+
+
+async def test_the_quick_form_measures_and_prints_a_table() -> None:
+    """Runstream and the floor, each with followers who see every chunk."""
+    async with running(*python("-m", "tests.bench.run", "--quick", "--only", "fanout")) as bench:
+        assert await bench.wait(60) == 0, bench.report()
+    rows = [line for line in bench.lines if line.startswith("|")]
+    assert any("runstream | 100 followers | CPU per chunk, to the floor" in row for row in rows)
+    assert any("floor" in row and "delay p50" in row for row in rows)
+
+
+async def test_a_scenario_that_there_is_not_is_refused() -> None:
+    """In words that say which there are."""
+    async with running(*python("-m", "tests.bench.run", "--only", "fan-out")) as bench:
+        assert await bench.wait(30) == 2
+    assert any("many-runs" in line for line in bench.errors)
