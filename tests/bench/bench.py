@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
@@ -57,7 +57,9 @@ class Bench:
     say: Callable[[str], None]
     findings: Findings = field(default_factory=Findings)
     stack: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
-    """What a scenario has opened for all of its runs."""
+    """The servers that a scenario has started for all of its runs."""
+    endings: list[Callable[[], Awaitable[object]]] = field(default_factory=list)
+    """What ends the runs that a scenario has begun for all of its runs."""
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -72,14 +74,14 @@ class Bench:
     async def measuring(self, scenario: "Scenario", findings: Findings) -> AsyncIterator["Bench"]:
         """Prepare a scenario, whose figures go there; nothing of it goes on when the block has ended."""
         async with contextlib.AsyncExitStack() as stack:
-            bench = replace(self, findings=findings, stack=stack)
-            stack.push_async_callback(bench._leave)
+            bench = replace(self, findings=findings, stack=stack, endings=[])
             async with asyncio.timeout(scenario.seconds):
                 await scenario.prepare(bench)
             yield bench
-
-    async def _leave(self) -> None:
-        await (await self.crowd()).call("leave")
+            # Not after a failure: it would be hidden behind those of runs that nobody holds any more.
+            await (await self.crowd()).call("leave")
+            for ending in bench.endings:
+                await ending()
 
     async def _warm_up(self) -> None:
         for _ in range(WARM_UPS):

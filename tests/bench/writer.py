@@ -11,14 +11,17 @@ from itertools import count, islice
 from typing import Self
 
 from runstream.broker.connection import Connection
-from runstream.broker.ending import Outcome, end_run, first_message
+from runstream.broker.ending import Outcome, end_run
 from runstream.broker.index import Index
 from runstream.broker.jetstream import BatchWrite, JetStream
+from runstream.broker.lease import Lease
 from runstream.broker.log import KIND, WRITER, writer_header
+from runstream.broker.opening import begin, record_to_write
 from runstream.broker.publisher import Publisher
+from runstream.broker.runs import RUN_TYPE
 from runstream.broker.settings import BrokerSettings
-from runstream.broker.topology import LogAddress, shard_of
-from runstream.schemas import DEFAULT_TENANT, Kind, RunRecord, RunRequest, UsageStatistics, new_agent_id, new_run_id
+from runstream.broker.topology import LogAddress
+from runstream.schemas import Kind, RunRecord, UsageStatistics, new_agent_id
 from tests.bench.chunks import chunk, due
 from tests.bench.exchange import quiet
 
@@ -40,7 +43,6 @@ class _Run:
         self.publisher = publisher
         self.stack = stack
         self.chunks = 0
-        self.lease = 0
         self.seqs: deque[int] = deque(maxlen=CURSOR_DISTANCE + 1)
 
     async def say(self) -> int:
@@ -64,12 +66,11 @@ class _Run:
 
 
 class Writer:
-    """Runs in the background, claimed and written over a NATS connection of its own."""
+    """Runs, opened, held and written with the parts that the library makes its own of."""
 
     def __init__(self) -> None:
         self._stack = AsyncExitStack()
         self._runs: dict[str, _Run] = {}
-        self._tasks: list[asyncio.Task[None]] = []
         self._pacing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -80,8 +81,7 @@ class Writer:
 
     async def disconnect(self) -> None:
         """Leave NATS, before it is stopped; runs that have not been ended are left as they are."""
-        await self._stop(*self._tasks, *([self._pacing] if self._pacing else []))
-        self._tasks, self._pacing = [], None
+        await self._stop_pacing()
         for run in self._runs.values():
             await run.stack.aclose()
         self._runs = {}
@@ -94,28 +94,28 @@ class Writer:
         self._jetstream = JetStream(connection, timeout_seconds=self._settings.request_timeout_seconds)
         self._stack.push_async_callback(self._jetstream.close)
         self._index = Index(self._jetstream)
-        self._tasks.append(asyncio.create_task(self._keep_leases(), name="leases"))
         return ".".join(map(str, connection.server_version))
 
     async def open(self) -> str:
         """Begin a run; gives its id."""
-        run_id = new_run_id()
-        record = RunRecord(
-            tenant=DEFAULT_TENANT,
-            id=run_id,
+        settings = self._settings
+        record = record_to_write(
             agent_id=new_agent_id(),
+            conversation_id=None,
+            otids=(),
             background=True,
-            shard=shard_of(run_id, self._settings.shards),
+            run_type=RUN_TYPE,
+            shards=settings.shards,
         )
-        request = RunRequest(run_id=run_id, agent_id=record.agent_id, background=True, body={})
-        await self._index.claim(record, request)
-        stack = AsyncExitStack()
-        publisher = Publisher(self._jetstream, LogAddress(run_id, record.shard), self._settings)
-        await stack.enter_async_context(publisher)
-        first_seq = await publisher.publish_marked(first_message(record))
-        begun = await self._index.begin(record, first_seq=first_seq)
-        self._runs[run_id] = _Run(begun, publisher, stack)
-        return run_id
+        await self._index.claim(record, None)
+        async with AsyncExitStack() as stack:
+            publisher = Publisher(self._jetstream, LogAddress(record.id, record.shard), settings)
+            await stack.enter_async_context(publisher)
+            lease = Lease(self._jetstream, self._index, publisher, tenant=record.tenant, seconds=settings.lease_seconds)
+            await stack.enter_async_context(lease)
+            begun = await begin(self._jetstream, self._index, publisher, record)
+            self._runs[record.id] = _Run(begun, publisher, stack.pop_all())
+        return record.id
 
     async def open_many(self, count: int) -> list[str]:
         """Begin so many runs; gives their ids."""
@@ -168,7 +168,7 @@ class Writer:
 
     async def pace(self, run_id: str, per_second: float) -> None:
         """Publish chunks at that pace until the run is ended; returns at once."""
-        self._pacing = asyncio.create_task(self._keep_saying(self._runs[run_id], per_second), name="pace")
+        self._pacing = asyncio.create_task(self._keep_saying(self._runs[run_id], per_second), name=run_id)
 
     async def _keep_saying(self, run: _Run, per_second: float) -> None:
         begun = time.monotonic()
@@ -205,26 +205,18 @@ class Writer:
 
     async def end(self, run_id: str) -> None:
         """End a run as a worker does."""
-        if self._pacing is not None:
-            await self._stop(self._pacing)
-            self._pacing = None
+        if self._pacing is not None and self._pacing.get_name() == run_id:
+            await self._stop_pacing()
         run = self._runs.pop(run_id)
         await run.publisher.flush()
         await end_run(run.publisher, self._index, run.record, Outcome("end_turn", usage=UsageStatistics()))
         await run.stack.aclose()
 
-    @staticmethod
-    async def _stop(*tasks: asyncio.Task[None]) -> None:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _keep_leases(self) -> None:
-        while True:
-            await asyncio.sleep(self._settings.lease_seconds / 3)
-            for run_id, run in list(self._runs.items()):
-                before = run.lease or await self._index.restore_lease(DEFAULT_TENANT, run_id)
-                run.lease = await self._index.renew_lease(DEFAULT_TENANT, run_id, before)
+    async def _stop_pacing(self) -> None:
+        if self._pacing is not None:
+            self._pacing.cancel()
+            await asyncio.gather(self._pacing, return_exceptions=True)
+            self._pacing = None
 
 
 def _spread(lengths: list[int]) -> Iterator[int]:

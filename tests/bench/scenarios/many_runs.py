@@ -1,6 +1,7 @@
 """Scenario 2, many runs: each with a reader of its own, and all of them written at once."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from tests.bench.bench import WAIT_SECONDS, Bench
 from tests.bench.figures import US_PER_SECOND
@@ -29,7 +30,7 @@ class ManyRuns:
         bench.say("beginning the runs")
         writer = await bench.writer()
         self._run_ids = await writer.call("open_many", count=self.runs)
-        bench.stack.push_async_callback(writer.call, "end_many", run_ids=self._run_ids)
+        bench.endings.append(partial(writer.call, "end_many", run_ids=self._run_ids))
         await bench.join(self._run_ids)
 
     async def measure(self, bench: Bench) -> None:

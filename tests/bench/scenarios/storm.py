@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 
 from tests.bench.bench import CHUNKS_PER_SECOND, WAIT_SECONDS, Bench
 from tests.bench.deployment import path_of
@@ -32,7 +33,7 @@ class Storm:
         """Have a run that goes on followed by those who will be cut, and by others who will not."""
         bench.say("gathering followers")
         self._run_id = await bench.runstream.open()
-        bench.stack.push_async_callback(bench.runstream.close, self._run_id)
+        bench.endings.append(partial(bench.runstream.close, self._run_id))
         await (await bench.writer()).call("pace", run_id=self._run_id, per_second=CHUNKS_PER_SECOND)
         await bench.join([self._run_id] * self.others, group="others")
         await bench.join([self._run_id] * self.followers, group="storm")
