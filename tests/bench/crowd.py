@@ -9,6 +9,7 @@ import resource
 import socket
 import time
 from collections import defaultdict
+from functools import partial
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -29,7 +30,8 @@ class Crowd:
     """Readers of one server, in groups by name. Each call answers when what it asks for is so, within `seconds`."""
 
     def __init__(self) -> None:
-        self._groups: dict[str, Group] = defaultdict(Group)
+        self._groups: dict[str, Group] = defaultdict(partial(Group, self._retry))
+        self._comers: set[asyncio.Task[None]] = set()
         self._host, self._port = "", 0
         self._refilling: asyncio.Task[None] | None = None
 
@@ -79,6 +81,17 @@ class Crowd:
         loop = asyncio.get_running_loop()
         await loop.sock_connect(connection, (self._host, self._port))
         await loop.create_connection(lambda: member, sock=connection)
+
+    def _retry(self, member: Member, seconds: float) -> None:
+        """Have who was turned away come back when it was told to, as a client does."""
+
+        async def come() -> None:
+            await asyncio.sleep(seconds)
+            await self._open(member)
+
+        comer = asyncio.create_task(come(), name="comer")
+        self._comers.add(comer)
+        comer.add_done_callback(self._comers.discard)
 
     async def _refill(self) -> None:
         while True:
@@ -136,6 +149,7 @@ class Crowd:
         return {
             "chunks": asked.chunks,
             "bytes": asked.bytes,
+            "turned_away": asked.turned_away,
             "longest_gap": max((member.gap_ns for member in asked.members), default=0) / NS_PER_MS,
             "percentiles": [percentile(delays, at) / NS_PER_MS for at in QUANTILES] if delays else [],
         }
@@ -145,6 +159,8 @@ class Crowd:
         if self._refilling is not None:
             self._refilling.cancel()
             self._refilling = None
+        for comer in self._comers:
+            comer.cancel()
         for group in self._groups.values():
             for member in group.members:
                 member.hang_up()

@@ -4,14 +4,17 @@ No HTTP library: one request, one buffer that all share, and of what arrives onl
 """
 
 import asyncio
+import re
 import time
 from array import array
+from collections.abc import Callable
 from typing import cast
 
 from tests.bench.counting import Lost, newest_cursor, read_block, stamps
 from tests.bench.exchange import Refused
 
 BUFFER_BYTES = 256 * 1024
+RETRY_AFTER = re.compile(rb"(?i)\r\nretry-after: (\d+)")
 
 
 class Group:
@@ -20,8 +23,11 @@ class Group:
     buffer = memoryview(bytearray(BUFFER_BYTES))
     """Whoever is called fills it and empties it, before anybody else is called."""
 
-    def __init__(self) -> None:
+    def __init__(self, retry: Callable[["Member", float], None] | None = None) -> None:
         self.members: list[Member] = []
+        self.retry = retry
+        """Called with who is turned away, and the seconds after which it may come back; None: that is a failure."""
+        self.turned_away = 0
         self.chunks = self.bytes = 0
         self.delays = array("q")
         self.is_timing = False
@@ -33,7 +39,7 @@ class Group:
 
     def restart(self, *, timing: bool) -> None:
         """Count anew; with `timing`, note of each chunk how long it was on its way."""
-        self.chunks = self.bytes = 0
+        self.chunks = self.bytes = self.turned_away = 0
         self.delays = array("q")
         self.is_timing = timing
         for member in self.members:
@@ -158,6 +164,13 @@ class Member(asyncio.BufferedProtocol):
         head, found, rest = data.partition(b"\r\n\r\n")
         if not found:
             return data
+        wait = RETRY_AFTER.search(head)
+        if head.startswith(b"HTTP/1.1 503 ") and wait is not None and self._group.retry is not None:
+            self.hang_up()
+            self.again(self._request)
+            self._group.turned_away += 1
+            self._group.retry(self, float(wait[1]))
+            return b""
         if not head.startswith(b"HTTP/1.1 200 "):
             self._group.fail(Refused(data[:500].decode(errors="replace")))
         self._is_begun = True

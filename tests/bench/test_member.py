@@ -53,6 +53,18 @@ async def test_a_refusal_fails_the_group() -> None:
         await group.reach(1, seconds=60)
 
 
+async def test_who_is_turned_away_comes_back_when_it_was_told_to() -> None:
+    """As a client does; it has not failed."""
+    told: list[tuple[Member, float]] = []
+    group = Group(lambda member, seconds: told.append((member, seconds)))
+    member = Member(group)
+    group.members.append(member)
+    feed(member, b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 2\r\n\r\n{}")
+    assert (told, group.turned_away, group.failure) == ([(member, 2.0)], 1, None)
+    feed(member, HEAD + frame(0))
+    await group.reach(1, seconds=1)
+
+
 async def test_who_is_late_is_told() -> None:
     """A bound that passes says how many are missing."""
     group, _ = follower()
