@@ -47,8 +47,13 @@ def draw_cpu(fanout: dict[str, Any], path: Path) -> None:
 def draw_delays(fanout: dict[str, Any], path: Path) -> None:
     """How long chunks were on their way, as percentiles."""
     figure, axes = plt.subplots(figsize=WIDE)
+    compared = {
+        case.partition(" / ")[2] for case in fanout["delays"] if not case.startswith(("runstream /", "the floor"))
+    }
     for case, runs in fanout["delays"].items():
-        who = case.partition(" / ")[0]
+        who, _, followers = case.partition(" / ")
+        if compared and followers not in compared:
+            continue
         curve = [statistics.median(run[at] for run in runs) for at in range(100)]
         axes.plot(range(100), curve, label=case.replace("`", ""), linewidth=2 if who == "runstream" else 1)
     axes.set_yscale("log")

@@ -46,6 +46,21 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def is_compared(figure: Figure, figures: Sequence[Figure]) -> bool:
+    """Whether others have the same quantity measured: they stand in one table, a row each."""
+    return figure.unit != RATIO and len({each.who for each in figures if each.what == figure.what}) > 1
+
+
+def side_by_side(figures: Sequence[Figure]) -> str:
+    """A row for each who was measured, and what under, and a column for each quantity."""
+    quantities = list(dict.fromkeys(figure.what for figure in figures))
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for figure in figures:
+        rows.setdefault((figure.who, figure.case), {})[figure.what] = quantity(figure.median, figure.unit)
+    cells = [[*at, *(found.get(what, "") for what in quantities)] for at, found in rows.items()]
+    return table(["who", "case", *quantities], cells)
+
+
 def figures_of(scenario: dict[str, Any]) -> list[Figure]:
     """The figures of a scenario, ratios first: they hold on other machines, too."""
     found = [Figure.from_json(figure) for figure in scenario["figures"]]
@@ -81,7 +96,11 @@ def markdown(found: dict[str, Any]) -> str:
     for name, scenario in found["scenarios"].items():
         figures = figures_of(scenario)
         every += figures
-        parts += [f"## {scenario['title']}", f"`{name}`", table(HEADER, [row(figure) for figure in figures])]
+        compared = {figure.key for figure in figures if is_compared(figure, figures)}
+        told = [row(figure) for figure in figures if figure.key not in compared or figure.is_met is not None]
+        parts += [f"## {scenario['title']}", f"`{name}`", table(HEADER, told)]
+        if compared:
+            parts.append(side_by_side([figure for figure in figures if figure.key in compared]))
     return "\n\n".join([*parts, verdict(every)]) + "\n"
 
 

@@ -77,6 +77,16 @@ def test_the_report_has_ratios_first_and_says_what_is_missed() -> None:
     assert "**1 of 2 targets are missed**: 300 followers: delay in ms 7.50 ms." in text
 
 
+def test_who_is_compared_stands_side_by_side() -> None:
+    """A row each; what has a target stands above, too."""
+    peer = Figure("a peer", "300 followers", "delay in ms", "ms", runs=[30.0])
+    lines = report.markdown(found(figure(7.5, at_most=8), peer)).splitlines()
+    assert "| who | case | delay in ms |" in lines
+    assert "| runstream | 300 followers | 7.50 ms |" in lines
+    assert "| a peer | 300 followers | 30.0 ms |" in lines
+    assert "| runstream | 300 followers | delay in ms | ≤ 8 | 7.50 ms | 7.50 to 7.50 | yes |" in lines
+
+
 def test_a_small_form_is_not_judged() -> None:
     """Its sizes are not those that the targets are for."""
     findings = Findings(is_judged=False)

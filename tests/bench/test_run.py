@@ -9,7 +9,7 @@ async def test_the_quick_form_measures_and_prints_a_table() -> None:
         assert await bench.wait(60) == 0, bench.report()
     rows = [line for line in bench.lines if line.startswith("|")]
     assert any("runstream | 100 followers | CPU per chunk, to the floor" in row for row in rows)
-    assert any("floor" in row and "delay p50" in row for row in rows)
+    assert any("floor" in row and "100 followers" in row and "ms" in row for row in rows)
 
 
 async def test_a_scenario_that_there_is_not_is_refused() -> None:

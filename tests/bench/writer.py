@@ -53,6 +53,13 @@ class _Run:
         self.wrote(seq)
         return took
 
+    async def pour(self, count: int) -> None:
+        """Publish chunks as fast as they are stored, one after the other."""
+        for _ in range(count):
+            await self.publisher.enqueue(chunk(self.chunks, time.monotonic_ns()))
+            self.chunks += 1
+        await self.publisher.flush()
+
     def wrote(self, seq: int) -> None:
         self.chunks += 1
         self.seqs.append(seq)
@@ -139,12 +146,8 @@ class Writer:
 
     async def pour(self, run_id: str, count: int) -> None:
         """Publish chunks as fast as they are stored, one after the other."""
-        run = self._runs[run_id]
         with quiet():
-            for _ in range(count):
-                await run.publisher.enqueue(chunk(run.chunks, time.monotonic_ns()))
-                run.chunks += 1
-            await run.publisher.flush()
+            await self._runs[run_id].pour(count)
 
     async def publish_over(self, run_ids: list[str], count: int, per_second: float) -> float:
         """Publish chunks, one to each run in turn, at that pace in all; gives the seconds until all are stored."""
@@ -162,9 +165,10 @@ class Writer:
 
     async def publish_at_once(self, run_ids: list[str], count: int) -> float:
         """Publish so many chunks to each of the runs, all at once; gives the seconds until all are stored."""
-        begun = time.monotonic()
-        await asyncio.gather(*(self.pour(run_id, count) for run_id in run_ids))
-        return time.monotonic() - begun
+        with quiet():
+            begun = time.monotonic()
+            await asyncio.gather(*(self._runs[run_id].pour(count) for run_id in run_ids))
+            return time.monotonic() - begun
 
     async def pace(self, run_id: str, per_second: float) -> None:
         """Publish chunks at that pace until the run is ended; returns at once."""

@@ -21,7 +21,8 @@ def _lengths() -> dict[str, int]:
 
 @dataclass
 class Replay:
-    """The runs are spread evenly over the whole log, as if all of them had been written at the same time."""
+    """The runs are behind all others in the log, spread over each other, as if written at the same time: of the
+    shortest, ten chunks are among eleven thousand of the others'."""
 
     lengths: dict[str, int] = field(default_factory=_lengths)
     stored: int = 1_000_000
@@ -40,11 +41,12 @@ class Replay:
         writer = await bench.writer()
         rest = max(self.stored - sum(self.lengths.values()), 0)
         fillers = [FILLER] * (rest // FILLER) + [rest % FILLER] * (rest % FILLER > 0)
-        run_ids = await writer.call("fill", lengths=[*self.lengths.values(), *fillers])
-        self._run_ids = dict(zip(self.lengths, run_ids, strict=False))
+        older = await writer.call("fill", lengths=fillers)
+        run_ids = await writer.call("fill", lengths=[*self.lengths.values()])
+        self._run_ids = dict(zip(self.lengths, run_ids, strict=True))
         for name, run_id in self._run_ids.items():
             self._cursors[name] = await writer.call("cursor", run_id=run_id)
-        await writer.call("end_many", run_ids=run_ids)
+        await writer.call("end_many", run_ids=[*older, *run_ids])
 
     async def measure(self, bench: Bench) -> None:
         """One reader of all of it, many of them at once, and readers who lack the end."""
