@@ -7,13 +7,15 @@ import asyncio
 import re
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
-from tests.bench.counting import Lost, newest_cursor, read_block, stamps
+from tests.bench.counting import Lost, newest_cursor, only_chunk, read_block, stamps
 from tests.bench.exchange import Refused
 
 BUFFER_BYTES = 256 * 1024
+LINE_END = b"\r\n"
+"""What ends a chunk of the encoding, behind the event in it: nothing that has to be kept."""
 RETRY_AFTER = re.compile(rb"(?i)\r\nretry-after: (\d+)")
 
 
@@ -96,6 +98,8 @@ class Group:
 class Member(asyncio.BufferedProtocol):
     """One reader. `next` is the number of the chunk that it expects, over all responses that it ever asks for."""
 
+    buffer = Group.buffer
+
     def __init__(self, group: Group, *, per_second: int = 0) -> None:
         self.next = 0
         self.last_ns = self.gap_ns = 0
@@ -123,14 +127,18 @@ class Member(asyncio.BufferedProtocol):
         self._transport.write(self._request)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio's signature
-        return Group.buffer[: max(self._quota, 1)] if self._per_second else Group.buffer
+        return self.buffer[: max(self._quota, 1)] if self._per_second else self.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         group = self._group
         group.bytes += nbytes
-        data = self._rest + Group.buffer[:nbytes].tobytes()
+        data = self.buffer[:nbytes].tobytes()
         if self._per_second:
             self._spend(nbytes)
+        if self._is_begun and not self._rest and (only := only_chunk(data)) is not None and only[0] == self.next:
+            self._took(data, only[0] + 1, only[1:])
+            return
+        data = self._rest + data
         if not self._is_begun:
             data = self._after_headers(data)
         try:
@@ -141,18 +149,23 @@ class Member(asyncio.BufferedProtocol):
         if block is None:
             self._rest = data
             return
-        self._rest = data[block.end :]
+        rest = data[block.end :]
+        self._rest = b"" if rest == LINE_END else rest
         if block.chunks:
-            self._took(data, block.end, block.last + 1)
+            made = stamps(data, block.end) if self._group.is_timing else ()
+            self._took(data[: block.end], block.last + 1, made)
 
-    def _took(self, data: bytes, end: int, after: int) -> None:
+    def _took(self, data: bytes, after: int, made: Sequence[int]) -> None:
+        """Note the chunks before `after`, which were made at those moments."""
         group, before = self._group, self.next
         group.chunks += after - before
-        self._recent, self.next = data[:end], after
+        self._recent, self.next = data, after
         if group.is_timing:
-            now, made = time.monotonic_ns(), stamps(data, end)
-            group.delays.extend([now - stamp for stamp in made])
-            self.gap_ns, self.last_ns = max(self.gap_ns, now - self.last_ns), now
+            now = time.monotonic_ns()
+            for stamp in made:
+                group.delays.append(now - stamp)
+            self.gap_ns = max(self.gap_ns, now - self.last_ns)
+            self.last_ns = now
             if self._asked_ns and made[-1] >= self._asked_ns:
                 self._asked_ns, self.caught_up_ns = 0, now
                 group.arrived()

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.bench.chunks import CHUNK_BYTES, chunk
-from tests.bench.counting import Lost, newest_cursor, read_block, stamps
+from tests.bench.counting import Lost, newest_cursor, only_chunk, read_block, stamps
 from tests.bench.peers.servers.floor import FIRST_SEQ, frame
 
 
@@ -52,3 +52,10 @@ def test_the_newest_cursor_is_the_last_one() -> None:
     """And none where there is none."""
     assert newest_cursor(event(1) + event(2)) == 7002
     assert newest_cursor(b"data: [DONE]\n\n") == 0
+
+
+def test_the_only_chunk_is_read_without_a_search_for_others() -> None:
+    """And where there is another, or less than one, it is not taken for the only one."""
+    assert only_chunk(event(3)) == (3, 1003)
+    assert only_chunk(b"\r\n150\r\n" + event(3) + b"\r\n") == (3, 1003)
+    assert [only_chunk(data) for data in (event(3) + event(4), event(3)[:-1], b"data: [DONE]\n\n")] == [None] * 3
