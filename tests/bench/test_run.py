@@ -1,5 +1,12 @@
 """The bench runs: nothing is judged here, and everything is measured once that the other scenarios are made of."""
 
+import pytest
+
+from tests.bench.environments import NotInstalled
+from tests.bench.peers import floor
+from tests.bench.peers.contender import Entry
+from tests.bench.run import Absent
+from tests.bench.run import install as install_all
 from tests.support.processes import python, running
 
 
@@ -17,3 +24,16 @@ async def test_a_scenario_that_there_is_not_is_refused() -> None:
     async with running(*python("-m", "tests.bench.run", "--only", "fan-out")) as bench:
         assert await bench.wait(30) == 2
     assert any("many-runs" in line for line in bench.errors)
+
+
+def test_a_peer_that_cannot_be_had_fails_the_bench_by_its_name() -> None:
+    """The table is of all of them, or there is none."""
+
+    def nowhere() -> None:
+        raise NotInstalled("no such package")
+
+    peers = [
+        Entry(name, name, floor.serving, install) for name, install in (("a", nowhere), ("b", int), ("c", nowhere))
+    ]
+    with pytest.raises(Absent, match=r"^a: no such package\nc: no such package$"):
+        install_all(peers)
