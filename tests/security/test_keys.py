@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from runstream.broker.auth import files, jwks
 from runstream.broker.auth.authenticator import Authenticator, authenticating
 from runstream.broker.auth.settings import AuthSettings
+from runstream.broker.auth.static import keys_in
 from runstream.broker.errors import InvalidSettings, KeysUnavailable, Unauthenticated
 from tests.support.auth import Issuer, KeyFile, jwk
 from tests.support.waiting import wait_until
@@ -184,6 +185,58 @@ async def test_a_key_counts_from_its_line_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_soon")
+@pytest.mark.parametrize(
+    ("change", "stands"),
+    [
+        ({}, True),
+        ({"scopes": ["runs:read", "runs:write", "admin"]}, True),
+        ({"expires_at": "2999-01-01T00:00:00Z"}, True),
+        ({"sha256": "0" * 64}, False),
+        ({"expires_at": "2026-01-01T00:00:00Z"}, False),
+        ({"expires_at": "2998-12-31T00:00:00Z"}, False),
+        ({"tenant": "other"}, False),
+        ({"scopes": ["runs:write"]}, False),
+    ],
+    ids=["as it was", "more", "as long", "another key", "expired", "shorter", "another tenant", "less"],
+)
+async def test_what_was_let_in_by_a_line_that_changes(tmp_path: Path, change: dict[str, Any], *, stands: bool) -> None:
+    """It goes on while the line lets in the same key, to do as much, for as long."""
+    keys = KeyFile(tmp_path / "keys")
+    key = keys.add(scopes="runs:read runs:write", expires_at="2999-01-01T00:00:00Z")
+    async with authenticating(keys.settings) as authenticator:
+        who = await authenticator.principal(key)
+        assert authenticator.stands(who)
+        keys.lines[key] = json.dumps({**json.loads(keys.lines[key]), **change}).encode()
+        keys.add()
+        await wait_until(lambda: authenticator.changes, 5, "the file is not read again")
+        assert authenticator.stands(who) is stands
+
+
+SECRET = "rsk_0123456789ab_what-nobody-may-see"
+LINE: dict[str, Any] = {"id": "0123456789ab", "sha256": "0" * 64, "tenant": "acme", "scopes": ["runs:read"]}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        SECRET,
+        json.dumps({SECRET: 1}),
+        *(json.dumps({**LINE, name: SECRET}) for name in ("id", "sha256", "run_id", "expires_at", "more")),
+        json.dumps({**LINE, "tenant": f"{SECRET}."}),
+        json.dumps({**LINE, "scopes": [SECRET]}),
+        json.dumps(LINE) + "\n" + json.dumps(LINE),
+    ],
+    ids=["key", "name", "id", "sha256", "run_id", "expires_at", "more", "tenant", "scopes", "twice"],
+)
+def test_what_is_told_of_a_file_that_cannot_be_used(line: str) -> None:
+    """Which line it is, and what is wrong there; nothing of what stands there, which may be a key."""
+    with pytest.raises(ValueError, match=r"^line [12]: ") as told:
+        keys_in(line.encode())
+    assert SECRET not in str(told.value)
+    assert LINE["id"] not in str(told.value)
+
+
+@pytest.mark.usefixtures("_soon")
 @pytest.mark.parametrize("broken", [b'{"id":"x"', b"{}\n", b"\xff\n", b'{"tenant":"acme","scopes":[]}', None])
 async def test_a_broken_file_leaves_the_keys_that_were(tmp_path: Path, broken: bytes | None) -> None:
     """It is logged, without a word of what is in it, and put right by the next good one."""
@@ -250,11 +303,11 @@ def test_a_file_that_is_half_written_is_not_read(tmp_path: Path) -> None:
     [
         ({"tenant": "a b"}, "tenant"),
         ({"tenant": ""}, "tenant"),
-        ({"scopes": ["runs:all"]}, "runs:all"),
+        ({"scopes": ["runs:all"]}, "scopes are a list of runs:read, "),
         ({"sha256": "00"}, "sha256"),
-        ({"run_id": "run-1"}, "run-1"),
+        ({"run_id": "run-1"}, "run_id is not such an id"),
         ({"expires_at": "2027-01-01T00:00:00"}, "time zone"),
-        ({"extra": 1}, "extra"),
+        ({"extra": 1}, "fields of a key: id, sha256"),
     ],
     ids=str,
 )

@@ -13,6 +13,7 @@ import pytest_asyncio
 
 from runstream.broker.auth.authenticator import authenticating
 from runstream.broker.auth.revoking import revoke
+from runstream.broker.auth.tokens import id_of
 from runstream.gateway.app import Gateway
 from runstream.gateway.settings import GatewaySettings
 from runstream.schemas import new_agent_id
@@ -64,6 +65,22 @@ async def test_a_token_that_is_revoked_ends_its_streams(stack: Stack, issuer: Is
     assert (await theirs.fetch("GET", "/v1/runs/")).status == 200
 
 
+@pytest.mark.parametrize("algorithm", ["HS256", "ES256"])
+async def test_a_token_has_one_name(stack: Stack, issuer: Issuer, algorithm: str) -> None:
+    """One that its issuer has not named is revoked in whatever way its signature can be written."""
+    token = issuer.token(algorithm)
+    ways = [token, f"{token}=", f"{token}=="]
+    before = [(await Client(stack.base, each).fetch("GET", "/v1/runs/")).status for each in ways]
+    await revoke(stack.jetstream, id_of(token))
+
+    async def is_revoked(each: str) -> bool:
+        return (await Client(stack.base, each).fetch("GET", "/v1/runs/")).status == 401
+
+    assert before[0] == 200
+    for each in ways:
+        await wait_until(lambda each=each: is_revoked(each), SECONDS, f"{each[-3:]!r} is still taken")  # type: ignore[misc]
+
+
 async def test_a_gateway_that_comes_later_knows(stack: Stack, issuer: Issuer, tmp_path: Path) -> None:
     """It lets nobody in before it has read what was revoked."""
     token = issuer.token(jti="revoked before")
@@ -89,6 +106,7 @@ async def test_an_upload_ends_when_its_token_is_revoked(stack: Stack, issuer: Is
         await revoke(stack.jetstream, "writer")
         reply = await connection.reply()
     assert (reply.status, reply.json["error_type"]) == (401, "unauthorized"), reply
+    assert reply.headers["www-authenticate"].startswith("Bearer")
     again = Client(stack.broker_base, issuer.token())
     assert (await again.fetch("POST", f"{path}/end", json={"stop_reason": "end_turn"})).status == 200
 

@@ -120,8 +120,7 @@ class Admissions:
         return self._revocations is not None and self._revocations.has(who.key_id)
 
     def _stands(self, who: Principal) -> bool:
-        has_expired = who.expires_at is not None and who.expires_at <= time.time()
-        return not has_expired and not self._is_revoked(who) and self._authenticator.stands(who)
+        return not who.has_expired and not self._is_revoked(who) and self._authenticator.stands(who)
 
     @property
     def _changes(self) -> int:

@@ -7,6 +7,7 @@ for it as if it were not there: whoever asks for it is told so in the same words
 from __future__ import annotations
 
 import re
+import time
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 import msgspec
@@ -47,11 +48,18 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds since 1970 until which it stands, what clocks may differ by included; None: for good."""
     key_id: str = ""
     """Which key or token it came by. No secret."""
+    edition: str = ""
+    """Which of the keys that had this id in turn: a part of the hash of one that an operator hands out."""
 
     @property
     def is_narrowed(self) -> bool:
         """Whether it reaches but a part of its tenant's."""
         return not (self.agent_id is self.conversation_id is self.run_id is None)
+
+    @property
+    def has_expired(self) -> bool:
+        """Whether its time is over."""
+        return self.expires_at is not None and self.expires_at <= time.time()
 
     def has(self, scope: Scope) -> bool:
         """Whether it has a scope."""
@@ -68,10 +76,11 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
             raise Forbidden("The credential is for one agent, conversation or run, and this is for more.")
 
     def covers(self, other: Principal) -> bool:
-        """Whether another may do no more than this one: as one that was made of it by narrowing."""
+        """Whether another may do no more than this one, and no longer: as one that was made of it by narrowing."""
         narrowed = ((self.agent_id, other.agent_id), (self.conversation_id, other.conversation_id))
         return (
             other.tenant == self.tenant
+            and (self.expires_at is None or (other.expires_at is not None and other.expires_at <= self.expires_at))
             and (ADMIN in self.scopes or other.scopes <= self.scopes)
             and all(mine in {None, its} for mine, its in (*narrowed, (self.run_id, other.run_id)))
         )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 import msgspec
 
 from runstream.broker.auth.files import WatchedFile
-from runstream.broker.auth.principal import Principal, Scope, is_tenant
+from runstream.broker.auth.principal import SCOPES, Principal, Scope, is_tenant
 from runstream.broker.errors import Unauthenticated
 from runstream.schemas import is_agent_id, is_conversation_id, is_run_id
 
@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["KeyLine", "StaticKeys", "key_named", "new_key"]
 
-KEY: Final = re.compile(r"rsk_([0-9a-f]{12})_[-_a-zA-Z0-9]{43}")
+KEY_ID: Final = r"[0-9a-f]{12}"
+KEY: Final = re.compile(rf"rsk_({KEY_ID})_[-_a-zA-Z0-9]{{43}}")
+WHERE: Final = re.compile(r"at `\$\.([a-z_0-9]+)")
 NO_HASH: Final = "0" * 64
+EDITION_DIGITS: Final = 12
 
 
 class KeyLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -44,20 +47,22 @@ class KeyLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw
     expires_at: datetime | None = None
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(KEY_ID, self.id):
+            raise ValueError("id has 12 hexadecimal digits")
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ValueError("sha256 has 64 hexadecimal digits")
         if not is_tenant(self.tenant):
             raise ValueError("a tenant has up to 64 letters, digits, -, _ and =")
         if self.expires_at is not None and self.expires_at.tzinfo is None:
             raise ValueError("expires_at needs a time zone, as in 2027-01-01T00:00:00Z")
-        narrowed = (
-            (self.agent_id, is_agent_id),
-            (self.conversation_id, is_conversation_id),
-            (self.run_id, is_run_id),
-        )
-        for value, fits in narrowed:
+        narrowed = {
+            "agent_id": (self.agent_id, is_agent_id),
+            "conversation_id": (self.conversation_id, is_conversation_id),
+            "run_id": (self.run_id, is_run_id),
+        }
+        for name, (value, fits) in narrowed.items():
             if value is not None and not fits(value):
-                raise ValueError(f"{value!r} is not such an id")
+                raise ValueError(f"{name} is not such an id")
 
     @property
     def principal(self) -> Principal:
@@ -70,6 +75,7 @@ class KeyLine(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw
             run_id=self.run_id,
             expires_at=None if self.expires_at is None else self.expires_at.timestamp(),
             key_id=self.id,
+            edition=self.sha256[:EDITION_DIGITS],
         )
 
 
@@ -106,11 +112,25 @@ def keys_in(said: bytes) -> Mapping[str, KeyLine]:
         try:
             key = _line_in(line)
         except msgspec.MsgspecError as error:
-            raise ValueError(f"line {number}: {error}") from None
+            raise ValueError(f"line {number}: {_told(error)}") from None
         if key.id in found:
-            raise ValueError(f"line {number}: the id {key.id} is there twice")
+            raise ValueError(f"line {number}: its id is there twice")
         found[key.id] = key
     return found
+
+
+def _told(error: msgspec.MsgspecError) -> str:
+    """Say what is wrong with a line in words of ours: the decoder's would quote it, and a key may stand in it."""
+    reason = error.__cause__
+    if isinstance(reason, ValueError):
+        return str(reason)
+    names = [field.name for field in msgspec.structs.fields(KeyLine)]
+    where = WHERE.search(str(error))
+    if where is not None and where[1] == "scopes":
+        return f"its scopes are a list of {', '.join(SCOPES)}"
+    if where is not None and where[1] in names:
+        return f"its {where[1]} is of another type than it has to be"
+    return f"it is no JSON object with the fields of a key: {', '.join(names)}"
 
 
 class StaticKeys:
@@ -146,11 +166,11 @@ class StaticKeys:
         if line is None or not is_same:
             raise Unauthenticated(reason="The key is not known.")
         principal = line.principal
-        if principal.expires_at is not None and principal.expires_at <= datetime.now().astimezone().timestamp():
+        if principal.has_expired:
             raise Unauthenticated(reason="The key has expired.")
         return principal
 
     def stands(self, who: Principal) -> bool:
-        """Whether a key that was taken is still in the file, and may do as much."""
+        """Whether a key that was taken is still in the file, the same one, and may do as much for as long."""
         line = self._file.value.get(who.key_id)
-        return line is not None and line.principal.covers(who)
+        return line is not None and (now := line.principal).edition == who.edition and now.covers(who)

@@ -43,6 +43,7 @@ NARROWED: Final[Mapping[str, Callable[[str], bool]]] = {
     "conversation_id": is_conversation_id,
     "run_id": is_run_id,
 }
+NOT_VALID: Final = "The token is not valid."
 TOLD: Final = {
     jwt.ExpiredSignatureError: "The token has expired.",
     jwt.ImmatureSignatureError: "The token is not valid yet.",
@@ -144,21 +145,25 @@ class Tokens:
                 options={"require": [*REQUIRED]},
             )
         except (jwt.PyJWTError, *UNREADABLE) as error:
-            raise Unauthenticated(reason=TOLD.get(type(error), "The token is not valid.")) from None
+            raise Unauthenticated(reason=TOLD.get(type(error), NOT_VALID)) from None
 
     def _bearer(self, token: str, claims: Mapping[str, Any]) -> Principal:
         """Read what a token says of its bearer. What is not understood is refused: it might have narrowed it."""
         tenant = claims.get(self._tenant_claim)
         if not is_tenant(tenant):
             raise Unauthenticated(reason=f"The token's claim {self._tenant_claim} names no tenant.")
-        narrowed = {name: claims[name] for name in NARROWED if claims.get(name) is not None}
+        narrowed = {name: claims[name] for name in NARROWED if name in claims}
         for name, value in narrowed.items():
             if not isinstance(value, str) or not NARROWED[name](value):
                 raise Unauthenticated(reason=f"The token's claim {name} is no such id.")
+        try:
+            expires_at = int(claims["exp"]) + self._leeway_seconds
+        except UNREADABLE:  # There is no number whose like PyJWT would not compare.
+            raise Unauthenticated(reason=NOT_VALID) from None
         return Principal(
             tenant=str(tenant),
             scopes=_scopes_in(claims.get("scope", "")),
-            expires_at=int(claims["exp"]) + self._leeway_seconds,
+            expires_at=expires_at,
             key_id=_id_of(token, claims),
             **narrowed,
         )
@@ -203,9 +208,13 @@ def _scopes_in(said: object) -> frozenset[str]:
 
 
 def _id_of(token: str, claims: Mapping[str, Any]) -> str:
-    """Name a token: as its issuer does, else by its hash."""
+    """Name a token: as its issuer does, else by the hash of what is signed.
+
+    Not of all of it: a signature can be written in several ways, each of which would be another token's name.
+    """
     named = claims.get("jti")
-    return named if isinstance(named, str) and named else hashlib.sha256(token.encode()).hexdigest()[:32]
+    signed = token.rpartition(".")[0]
+    return named if isinstance(named, str) and named else hashlib.sha256(signed.encode()).hexdigest()[:32]
 
 
 def id_of(said: str) -> str:

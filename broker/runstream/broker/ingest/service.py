@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from runstream.broker.ending import Outcome, end_run
-from runstream.broker.errors import BrokerError, Fenced, RunCancelled, RunTooLong, StoreFull
+from runstream.broker.errors import BrokerError, Fenced, RunCancelled, RunTooLong, StoreFull, Unauthenticated
 from runstream.broker.http_body import BadBody
 from runstream.broker.ingest.appending import Appending
 from runstream.broker.ingest.chunks import Lines, bodies_of, body_of_line
@@ -275,7 +275,7 @@ class Ingest:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(STOPPING_SECONDS):
                         await appending.flush()
-                raise IngestError("unauthorized", REVOKED) if revoked.is_set() else _stopping()
+                raise translated(Unauthenticated(reason=REVOKED)) if revoked.is_set() else _stopping()
             reading.result()
         finally:
             await cancel_all(reading, stopping, revoking)
