@@ -222,6 +222,26 @@ async def test_a_defect_is_answered_in_json() -> None:
     assert [line["request_id"] for line in lines if line["event"] == "request_crashed"] == ["mine"]
 
 
+@pytest.mark.parametrize("error", [RuntimeError(POISON), web.HTTPBadRequest()], ids=["defect", "refusal"])
+async def test_a_defect_in_the_middle_of_an_answer_breaks_it_off(error: Exception) -> None:
+    """Another answer within it would end it as if it were whole."""
+
+    async def crash(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        answer.enable_chunked_encoding()
+        await answer.prepare(request)
+        await answer.write(b"data: 1\n\n")
+        raise error
+
+    bound = listener()
+    operations = [Operation(method="POST", path="/crash", handler=crash, answers={}, scope="open")]
+    with contextlib.closing(bound), logged():
+        async with serving(operations, bound), open_stream(url_of(bound), "/crash") as stream:
+            with pytest.raises(Cut):
+                await stream.rest()
+    assert [event.data for event in stream.seen] == ["1"]
+
+
 async def test_a_shared_tail_logs_for_nobody(stack: Stack) -> None:
     """All who follow a run share what reads it: what that logs does not bear the name of the first one."""
     with logged() as lines:

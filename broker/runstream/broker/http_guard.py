@@ -38,6 +38,8 @@ HARDENED: Final = {
 """On every answer that does not say otherwise itself."""
 
 FOUND: Final = web.RequestKey("request_id", str)
+BEGUN: Final = web.RequestKey("begun", web.StreamResponse)
+"""The answer whose head is out, or is about to be."""
 
 # What is no HTTP is answered before anything of ours sees it, and aiohttp would tell its version, and Python's.
 web_response.SERVER_SOFTWARE = SERVER  # type: ignore[attr-defined]
@@ -68,16 +70,26 @@ def traceparent_in(headers: Mapping[str, str]) -> str | None:
 async def _identify(request: web.Request, handler: Handler) -> web.StreamResponse:
     with logged_with(request_id=request_id_of(request)):
         try:
-            return await handler(request)
-        except (web.HTTPException, ConnectionError):
+            answer = await handler(request)
+        except ConnectionError:
             raise
+        except web.HTTPException as refused:
+            if BEGUN not in request:
+                raise
+            answer = refused
         except Exception:
             # aiohttp would answer with a page of its own.
             log.exception("request_crashed", method=request.method, path=request.path)
-            return web.json_response({"detail": "An unknown error occurred"}, status=500)
+            answer = web.json_response({"detail": "An unknown error occurred"}, status=500)
+        begun: web.StreamResponse = request.get(BEGUN, answer)
+        if answer is not begun and request.transport is not None:
+            # Within an answer that has begun another one is part of it, and ends it as if it were whole.
+            request.transport.abort()
+        return begun
 
 
 async def _sign(request: web.Request, response: web.StreamResponse) -> None:
+    request.setdefault(BEGUN, response)
     headers = response.headers
     headers[hdrs.SERVER] = SERVER
     headers[REQUEST_ID] = request_id_of(request)  # Nobody has asked for it before where an expectation is refused.
