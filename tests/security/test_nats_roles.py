@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import msgspec
@@ -11,11 +12,13 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
+import runstream.broker.connection as connections
 from runstream.broker.auth.principal import Principal
 from runstream.broker.auth.revoking import Revocations, revoke
 from runstream.broker.auth.tickets import Tickets
 from runstream.broker.connection import Connection, Message
 from runstream.broker.credentials import credentials_of
+from runstream.broker.embedded import find_binary
 from runstream.broker.errors import Refused, Unauthenticated, Unavailable
 from runstream.broker.index import Index
 from runstream.broker.jetstream import JetStream
@@ -43,6 +46,8 @@ from runstream.schemas import (
 from tests.security.nats import GuardedNats, guarded_nats
 from tests.support.eventsource import open_source, source_path
 from tests.support.http import fetch
+from tests.support.nats import answers, free_ports
+from tests.support.processes import running
 from tests.support.stack import Puppet, Stack, listener, url_of
 from tests.support.waiting import wait_until
 
@@ -455,6 +460,83 @@ async def test_a_refused_subscription_is_noticed(guarded: GuardedNats) -> None:
         assert RUN not in reason
         await subscription.close()
         assert await readiness.unready() is None
+
+
+@contextlib.asynccontextmanager
+async def changing_nats(directory: Path, denied: str) -> AsyncIterator[tuple[str, Callable[[str], None]]]:
+    """A nats-server with one user, who may not use a subject; gives its URL, and what denies another one instead."""
+    (port,) = free_ports(1)
+    path = directory / "nats.conf"
+
+    def write(subject: str) -> None:
+        deny = f'{{ deny: ["{subject}"] }}'
+        permissions = f"permissions: {{ publish: {deny}, subscribe: {deny} }}"
+        users = f'authorization {{ users: [ {{ user: "a", password: "b", {permissions} }} ] }}'
+        path.write_text(f"listen: 127.0.0.1:{port}\njetstream {{ store_dir: '{directory}' }}\n{users}\n")
+
+    write(denied)
+    async with running(str(find_binary()), "-c", str(path)) as process:
+
+        def change(subject: str) -> None:
+            write(subject)
+            process.send_signal(signal.SIGHUP)
+
+        await wait_until(lambda: answers(f"nats://127.0.0.1:{port}"), 20, "nats-server does not start")
+        yield f"nats://a:b@127.0.0.1:{port}", change
+
+
+async def test_a_permission_that_is_granted_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server keeps the connection, and says nothing of it: what was refused is tried again, and then works."""
+    monkeypatch.setattr(connections, "PING_INTERVAL_SECONDS", 0.1)
+    monkeypatch.setattr(connections, "LISTEN_AGAIN_SECONDS", 0.1)
+    heard: list[Message] = []
+
+    async def hear(message: Message) -> None:
+        heard.append(message)
+
+    async with changing_nats(tmp_path, "secret") as (url, change), Connection(url, name="test") as connection:
+        await connection.subscribe("secret", hear)
+        await wait_until(lambda: connection.is_deaf, 5)
+        with pytest.raises(Refused):
+            await connection.request("secret", b"", seconds=30)
+        reconnects = connection.reconnects
+        change("other")
+        await wait_until(lambda: not connection.is_deaf, 5, "it is not tried again")
+        await wait_until(lambda: connection.reconnects > reconnects, 5, "nobody is told that something was missed")
+        await connection.publish("secret", b"once")
+        await wait_until(lambda: heard, 5, "nothing is heard")
+        await connection.publish("secret", b"twice")
+        await wait_until(lambda: len(heard) == 2, 5)
+        assert [message.data for message in heard] == [b"once", b"twice"]
+
+
+async def test_a_permission_to_ask_that_is_granted_is_noticed(tmp_path: Path) -> None:
+    """With the first answer, so that a later silence is not taken for a refusal."""
+    subjects: list[str] = []
+
+    async with (
+        changing_nats(tmp_path, "secret.ask") as (url, change),
+        Connection(url, name="asks") as asking,
+        Connection(url, name="answers") as answering,
+    ):
+
+        async def answer(message: Message) -> None:
+            subjects.append(message.subject)
+            await answering.publish(message.reply, b"")
+
+        await answering.subscribe("secret.*", answer)
+        with pytest.raises(Refused):
+            await asking.request("secret.ask", b"", seconds=30)
+        change("other")
+
+        async def is_answered() -> bool:
+            with contextlib.suppress(Unavailable):
+                await asking.request("secret.ask", b"", seconds=0.5)
+            return bool(subjects)
+
+        await wait_until(is_answered, 10, "it is not let through")
+        assert not asking.refuses("secret.ask")
+        assert asking.reconnects == 0
 
 
 async def test_a_wrong_inbox_prefix_is_told(guarded: GuardedNats) -> None:

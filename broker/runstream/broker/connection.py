@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+import time
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import nats.errors
@@ -42,6 +43,8 @@ noticed within eight seconds; a server that is only busy answers in one."""
 RECONNECT_WAIT_SECONDS = 0.2
 """Short enough that a restarted server is found before a client's keep-alive, long enough not to hammer it."""
 CONNECT_TIMEOUT_SECONDS = 2
+LISTEN_AGAIN_SECONDS = 30.0
+"""How often it is tried to hear what NATS has refused to let this process hear."""
 CLOSE_SECONDS = 2.0
 """How long a server that hangs may keep a process from leaving; one that is there takes a millisecond."""
 PENDING_BYTES = 4 * 2**20
@@ -169,9 +172,17 @@ class Subscription:
             self.subject, cb=self.callback, pending_msgs_limit=0, pending_bytes_limit=0
         )
 
+    async def attach_again(self, client: Client) -> None:
+        """Subscribe anew on the same `client`, which would make both again after a reconnect."""
+        await self._detach()
+        await self.attach(client)
+
     async def close(self) -> None:
         """Give the interest up; messages already received but not yet delivered are dropped."""
         self._owner.forget(self)
+        await self._detach()
+
+    async def _detach(self) -> None:
         inner, self._inner = self._inner, None
         if inner is not None:
             with contextlib.suppress(*TRANSLATED):
@@ -212,6 +223,7 @@ class Connection:
         self._lost = asyncio.Event()
         self._established = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
+        self._listen_again_at = 0.0
         self.reconnects = 0
         self.last_error: str = ""
 
@@ -307,7 +319,7 @@ class Connection:
             async with waiting:
                 self._waiting[waiting] = subject
                 asked = self._client.request(subject, body, timeout=2 * seconds, headers=_headers(headers))
-                return await _heeding_cancellation(asked)
+                answer: Message = await _heeding_cancellation(asked)
         except nats.errors.NoRespondersError as error:
             raise NoResponders(f"{subject}.") from error
         except TRANSLATED as error:
@@ -316,6 +328,8 @@ class Connection:
             raise Unavailable(f"{subject}: {_reason(error)}") from error
         finally:
             self._waiting.pop(waiting, None)
+        self._refusals.answered(subject, self._access.inbox_prefix)
+        return answer
 
     async def publish(
         self, subject: str, body: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None
@@ -413,6 +427,7 @@ class Connection:
                 await self._replace()
             elif self._client.is_connected:
                 await self._probe()
+                await self._listen_again()
 
     async def _probe(self) -> None:
         try:
@@ -423,6 +438,26 @@ class Connection:
                 log.warning("nats_probe_failed", connection=self.name, error=_reason(error))
                 with contextlib.suppress(*TRANSLATED):
                     await self._client.give_up()
+
+    async def _listen_again(self) -> None:
+        """Subscribe again to what was refused, now and then: whoever grants it does not say so."""
+        now = time.monotonic()
+        if not self.is_deaf or now < self._listen_again_at:
+            return
+        self._listen_again_at = now + LISTEN_AGAIN_SECONDS
+        with contextlib.suppress(*TRANSLATED):
+            if self._refusals.hearing(self._access.inbox_prefix):
+                await self._client.give_up()  # The one subscription that is the client's own.
+                return
+            refused = [each for each in self._subscriptions if self._refusals.is_deaf_to(each.subject)]
+            for subscription in refused:
+                self._refusals.forget(subscription.subject)
+                await _heeding_cancellation(subscription.attach_again(self._client))
+            async with asyncio.timeout(PROBE_SECONDS):  # A refusal comes before the answer to this.
+                await _heeding_cancellation(self._client.rtt(timeout=PROBE_SECONDS))  # type: ignore[arg-type]
+            if not all(self._refusals.is_deaf_to(each.subject) for each in refused):
+                log.info("nats_heard_again", connection=self.name)
+                self._announce()
 
     async def _replace(self) -> None:
         self._lost.clear()

@@ -1,7 +1,8 @@
 """What NATS does not let a connection's user do, which it says beside everything else, and once.
 
 Whoever publishes what is refused waits for an answer in vain; whoever subscribes hears nothing, which looks like
-silence. So a refusal is kept until the connection is made anew, as it is when permissions change.
+silence. So a refusal is kept until an answer shows that it no longer holds, or the connection is made anew. A server
+whose permissions change may keep the connection, and says nothing of what it would allow now.
 """
 
 from __future__ import annotations
@@ -56,8 +57,18 @@ class Refusals:
         """Tell whether something was refused that this process wanted to hear, below `prefix`."""
         return any(subject.startswith(prefix.lower()) for subject in self._hearing)
 
+    def is_deaf_to(self, subject: str) -> bool:
+        """Tell whether `subject` may not be heard."""
+        return subject.lower() in self._hearing
+
+    def answered(self, subject: str, inbox_prefix: str) -> None:
+        """Forget what an answer to a request to `subject` disproves: it was let through, and so was the answer."""
+        if self._publishing or self._hearing:
+            self._publishing.discard(subject.lower())
+            self._hearing -= {heard for heard in self._hearing if heard.startswith(inbox_prefix.lower())}
+
     def forget(self, subject: str) -> None:
-        """Forget that a subject could not be heard: nobody wants to any more."""
+        """Forget that a subject could not be heard: nobody wants to any more, or it is tried again."""
         self._hearing.discard(subject.lower())
 
     def clear(self) -> None:
