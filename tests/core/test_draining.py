@@ -4,13 +4,15 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 
 import pytest
 import pytest_asyncio
 
 from runstream.broker.errors import Unavailable
+from runstream.broker.jetstream import JetStream
+from runstream.broker.log import KIND
 from runstream.broker.presence import anybody_there
 from runstream.broker.queue import WorkQueue
 from runstream.broker.service import Broker
@@ -91,6 +93,25 @@ async def test_nothing_more_is_taken(core: Core) -> None:
         await over(core, first)
         await queue_empty(core)
     assert record.status == "completed"
+
+
+async def test_a_first_chunk_that_is_on_its_way_is_said(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose agent has just begun to speak is not let go: nobody may execute it again."""
+    stored, store = asyncio.Event(), JetStream.publish
+
+    async def slow(self: JetStream, subject: str, body: bytes, headers: Mapping[str, str]) -> int:
+        seq = await store(self, subject, body, headers)
+        if headers.get(KIND) == Kind.DATA:
+            stored.set()
+            await asyncio.sleep(0.3)  # Its answer takes that long.
+        return seq
+
+    monkeypatch.setattr(JetStream, "publish", slow)
+    async with broker(core, said(0), asyncio.Event()):
+        run = await submit(core)
+        await stored.wait()
+    record = await core.record(run)
+    assert (record.error or {}).get("error_type") == "stream_task_cancelled"
 
 
 @pytest.mark.parametrize("is_there", [True, False], ids=["that_is_there", "that_comes_later"])

@@ -32,6 +32,7 @@ from runstream.broker.sweep import sweep
 from runstream.broker.topology import LogAddress
 from runstream.schemas import DEFAULT_TENANT, RunRecord, new_agent_id, new_otid, new_run_id
 from tests.support.http import DONE, Cut, EventStream, fetch
+from tests.support.ingest import writer_of
 from tests.support.stack import Stack, message, stack_running
 from tests.support.waiting import wait_until
 
@@ -226,6 +227,21 @@ async def test_a_conversation(stack: Stack, value: bytes) -> None:
     await others_go_on(stack)
 
 
+@pytest.mark.parametrize("value", [b"no tenant", b""])
+async def test_a_writer_over_http_whose_keys_cannot_be_read(stack: Stack, value: bytes) -> None:
+    """Its lease is renewed over what stands there; a wish to cancel is one, whoever's it is."""
+    run = await writer_of(stack.broker_base)
+    await put(stack, lease_key(run.run_id), value)
+    kept = await run.post("lease")
+    assert kept.status == 200, kept
+    lease = await stack.index.lease(run.run_id)
+    assert lease is not None
+    assert lease.value == DEFAULT_TENANT
+    await put(stack, cancel_key(run.run_id), value)
+    refused = await run.append(0)
+    assert (refused.status, refused.json["error_type"]) == (409, "run_cancelled"), refused
+
+
 @pytest.mark.parametrize("value", [*JUNK, b"no tenant", b"*"])
 async def test_leases_wishes_and_requests(stack: Stack, value: bytes, caplog: pytest.LogCaptureFixture) -> None:
     """Of runs that nobody knows they are deleted; a living run's lease is renewed over; no watch stands still."""
@@ -266,6 +282,7 @@ STRANGE = [
     (b"{}", {KIND: "of tomorrow"}),
     (b"{}", {WRITER: "nobody"}),
     (b"{}", {KIND: "data", WRITER: "me:-1"}),
+    (b"{}", {KIND: "data", WRITER: f"me:{'9' * 5000}"}),
 ]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
 from runstream.broker.embedded import EmbeddedServer
 from runstream.broker.errors import StoreFull
@@ -17,6 +18,7 @@ from tests.chaos.disk import small_disk
 from tests.support.eventsource import EventSource, open_source, source_path
 from tests.support.http import DONE, Cut, EventStream, Reply
 from tests.support.ingest import said, writer_of
+from tests.support.nats import nats_server_running
 from tests.support.stack import CountingPuppet, Stack, message, stack_running
 from tests.support.waiting import wait_until
 
@@ -256,6 +258,29 @@ async def test_a_cancel_while_the_log_is_full(stack: Stack) -> None:
     await takes_messages(stack, conversation_id)
 
 
+async def test_a_cancel_that_finds_no_room_is_tried_again_now_and_then(tmp_path: Path) -> None:
+    """Not with every look: whoever cancels many runs to make room would keep the broker busy with nothing else."""
+    async with (
+        nats_server_running(tmp_path) as server,  # Where no other broker looks after it, too.
+        stack_running(server.url, agent=CountingPuppet(), broker={**BROKER, "lease_seconds": 30}) as stack,
+    ):
+        conversation_id = await stack.conversation()
+        async with stack.say_in(conversation_id) as stream:
+            run_id = str((await stream.take(1))[0].json["run_id"])
+            stack.puppet.say(run_id)
+            await stream.take(1)
+            with capture_logs() as logs:
+                async with full(stack, "RUNS_0"):
+                    assert (await stack.fetch("POST", f"/v1/conversations/{conversation_id}/cancel")).status == 200
+                    until = asyncio.get_running_loop().time() + 2.5
+                    await wait_until(lambda: asyncio.get_running_loop().time() > until)
+                    tries = [line for line in logs if line["event"] == "run_not_looked_after"]
+                    assert [line["run_id"] for line in tries] == [run_id]
+            with contextlib.suppress(Cut):
+                await stream.rest()
+        assert (await ended(stack, run_id)).status == "cancelled"
+
+
 async def test_a_message_while_the_log_is_full(stack: Stack) -> None:
     """It is claimed, and said so: not to be repeated. Who follows it is told, and it is executed once, with room."""
     conversation_id = await stack.conversation()
@@ -370,6 +395,22 @@ async def test_no_living_run_is_lost_because_the_index_is_full(stack: Stack) -> 
     assert (await stack.record(run_id)).stop_reason == "end_turn"
     assert (await written.end()).status == 200
     assert (await ended(stack, written.run_id)).status == "completed"
+
+
+async def test_a_sign_of_life_while_the_index_is_full(stack: Stack) -> None:
+    """It cannot be stored, and its writer is told what is wrong; with room it can."""
+    run = await writer_of(stack.broker_base)
+    signs: list[Reply] = []
+
+    async def is_refused() -> bool:
+        signs.append(await run.post("lease"))
+        return signs[-1].status != 200  # Nothing is stored while the last one is fresh.
+
+    async with full_index(stack):
+        await wait_until(is_refused, LEASE_SECONDS)
+        assert (signs[-1].status, signs[-1].json["error_type"]) == (507, "store_full"), signs[-1]
+    assert (await run.post("lease")).status == 200
+    assert (await run.end()).status == 200
 
 
 async def test_a_run_that_ends_while_the_index_is_full(stack: Stack) -> None:

@@ -15,6 +15,7 @@ import msgspec
 from runstream.broker.errors import BrokenRecord, Contended, RecordTooLarge, Unavailable, WrongLastSequence
 from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, BatchWrite
 from runstream.broker.keys import KV_OPERATION, key_of, subject_of
+from runstream.broker.tasks import spread
 from runstream.broker.topology import INDEX_STREAM
 from runstream.schemas import NewerRecord
 
@@ -134,7 +135,7 @@ class Bucket:
             except Contended:
                 if time.monotonic() > deadline:
                     raise
-                await asyncio.sleep(FIRST_DELAY_SECONDS * secrets.randbelow(100) / 100)
+                await asyncio.sleep(spread(FIRST_DELAY_SECONDS))
 
     def _check(self, messages: Sequence[BatchWrite]) -> None:
         # The server would not refuse it: it ends the connection, with everything on it.
@@ -162,7 +163,7 @@ async def persist(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
             answered_at = time.monotonic()
             give_up_at = began_at + max(seconds, CONTEST_SECONDS)
             failure: Unavailable = Unavailable(f"Overtaken for {answered_at - began_at:.1f} s: {overtaken}")
-            pause = FIRST_DELAY_SECONDS * secrets.randbelow(100) / 100
+            pause = spread(FIRST_DELAY_SECONDS)
         except Unavailable as unavailable:
             give_up_at = answered_at + seconds
             failure = unavailable

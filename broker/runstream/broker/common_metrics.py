@@ -180,8 +180,9 @@ class Draining:
         return self._began_at is not None
 
     def begin(self) -> None:
-        """Drain from now on."""
-        self._began_at = time.monotonic()
+        """Drain from now on, if it does not yet."""
+        if self._began_at is None:
+            self._began_at = time.monotonic()
 
     def watched(self, meters: Meters) -> None:
         """Have it shown."""

@@ -6,7 +6,7 @@ look of a watchdog's, and there is nothing new to say of it then.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
 
 from runstream.broker.logs import get_logger
@@ -28,6 +28,7 @@ class Findings:
     def __init__(self, count: Callable[[str], None] = lambda _: None) -> None:
         self._count = count
         self._places: OrderedDict[tuple[str, int], None] = OrderedDict()
+        self._subjects: Counter[str] = Counter()
 
     def note(self, kind: str, subject: str, seq: int, reason: str) -> None:
         """Count and log a message that is not as it should be, unless that was done before."""
@@ -35,12 +36,16 @@ class Findings:
         if place in self._places:
             return
         self._places[place] = None
+        self._subjects[subject] += 1
         if len(self._places) > MOST_PLACES:
-            self._places.popitem(last=False)
+            (oldest, _), _ = self._places.popitem(last=False)
+            self._subjects[oldest] -= 1
+            if not self._subjects[oldest]:
+                del self._subjects[oldest]
         self._count(kind)
         # Not what stands there: it may be what people said to each other.
         log.error("stored_broken", kind=kind, subject=subject, seq=seq, reason=reason)
 
     def knows(self, subject: str) -> bool:
         """Tell whether anything under this subject was found broken."""
-        return any(known == subject for known, _ in self._places)
+        return subject in self._subjects

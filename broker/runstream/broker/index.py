@@ -484,6 +484,11 @@ class Index:
         """Return a run's lease: its tenant, and a revision that is another after each sign of life."""
         return await self._bucket.get(lease_key(run_id), decode_tenant)
 
+    async def lease_revision(self, run_id: str) -> int | None:
+        """Return the revision of a run's lease, whatever somebody has written there; None if there is none."""
+        found = await self._bucket.get_any(lease_key(run_id))
+        return None if found.value is None else found.revision
+
     async def renew_lease(self, tenant: str, run_id: str, revision: int, *, seconds: float | None = None) -> int:
         """Give a sign of life; returns the lease's new revision. Raises `WrongLastSequence` if it is not `revision`.
 

@@ -11,9 +11,8 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Self
 
-from runstream.broker.bucket import Stored
 from runstream.broker.errors import BrokerError, Fenced, RunCancelled, Unavailable, WrongLastSequence
-from runstream.broker.keys import KV_OPERATION, cancel_key, lease_key, live_subject
+from runstream.broker.keys import KV_OPERATION, cancel_key, live_subject
 from runstream.broker.log import last_of
 from runstream.broker.logs import get_logger
 from runstream.broker.tasks import end_task
@@ -67,7 +66,6 @@ class Lease:
         self._alongside = alongside
         self._revision = 0
         self._look = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -164,21 +162,17 @@ class Lease:
 
     async def _find_revision(self) -> None:
         """Read the revision that the lease has now, or restore it. Raises `Fenced` as `_renewed`."""
-        lease = await self._lease()
-        if lease is not None:
+        # As it is: what somebody else may have written there is overwritten by whoever owns the log.
+        revision = await self._index.lease_revision(self._run_id)
+        if revision is not None:
             # Kept whatever comes of this try: one that NATS is too slow for would else be followed by one that begins
             # with a write that is refused, and so on until the lease has lapsed.
-            self._revision = lease.revision
+            self._revision = revision
         if not await self._owns_log():
             raise Fenced("Its lease is gone, or another's.", run_id=self._run_id) from None
-        if lease is None:
+        if revision is None:
             self._revision = await self._index.restore_lease(self._tenant, self._run_id)
             log.warning("lease_restored", run_id=self._run_id)
-
-    async def _lease(self) -> Stored[bytes] | None:
-        # As it is: what somebody else may have written there is overwritten by whoever owns the log.
-        stored = await self._index.stored(lease_key(self._run_id))
-        return None if stored.value is None else Stored(stored.value, stored.revision)
 
     async def _renew_at(self, revision: int) -> int:
         return await self._index.renew_lease(self._tenant, self._run_id, revision, seconds=self._seconds)

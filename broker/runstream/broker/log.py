@@ -61,6 +61,8 @@ _KINDS = {kind.value: kind for kind in Kind}
 SHOWN = frozenset({Kind.PING, Kind.DATA, Kind.PLAIN, Kind.ERROR})
 """What clients get: JSON objects."""
 
+MOST_DIGITS = 18
+"""As long as a place may be: no log has more, and what Python does not convert to a number is no place either."""
 MOST_STRANGERS = 100
 """Messages of somebody else's that are stepped over at one end of a log: to flood a run's subject is to break it."""
 
@@ -144,9 +146,12 @@ async def before_strangers(
     raise BrokenLog("Its newest messages are somebody else's.", run_id=address.run_id)
 
 
-async def first_of(jetstream: JetStream, address: LogAddress) -> StoredMessage | None:
-    """Return the oldest message of a run's log that is its own, None if there is none. Raises as `last_of`."""
-    message = await jetstream.first_message(address.stream, address.subject)
+async def first_of(jetstream: JetStream, address: LogAddress, *, seq: int = 1) -> StoredMessage | None:
+    """Return the oldest message of a run's log, from `seq` on, that is its own, None if there is none.
+
+    Raises as `last_of`.
+    """
+    message = await jetstream.first_message(address.stream, address.subject, seq=seq)
     for _ in range(MOST_STRANGERS):
         if message is None or not is_stranger(message):
             return message
@@ -157,7 +162,7 @@ async def first_of(jetstream: JetStream, address: LogAddress) -> StoredMessage |
 
 def _place(headers: Mapping[str, str]) -> int | None:
     place = headers.get(WRITER, "").rpartition(":")[2]
-    return int(place) if place.isdecimal() else None
+    return int(place) if place.isdecimal() and len(place) <= MOST_DIGITS else None
 
 
 def _entry(seq: int, headers: Mapping[str, str], body: bytes) -> Entry:

@@ -34,6 +34,7 @@ from runstream.broker.errors import (
 )
 from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, BatchWrite
 from runstream.broker.log import ENDING, KIND, WRITER, before_strangers, is_stranger, place_of, writer_header
+from runstream.broker.tasks import end_task
 from runstream.schemas import Kind
 
 if TYPE_CHECKING:
@@ -155,12 +156,12 @@ class Publisher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._sender is not None:
-            self._sender.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sender
-        self._failure = Fenced("Its writer was closed.", run_id=self.address.run_id)
-        self._fail_queued(self._failure)
+        try:
+            if self._sender is not None:
+                await end_task(self._sender)
+        finally:
+            self._failure = Fenced("Its writer was closed.", run_id=self.address.run_id)
+            self._fail_queued(self._failure)
 
     @property
     def _is_closed(self) -> bool:

@@ -32,9 +32,14 @@ __all__ = ["Task", "WorkQueue"]
 log = get_logger(__name__)
 
 ENQUEUE_PATIENCE_SECONDS = 10.0
+FIRST_RETRY_SECONDS = 0.05
+LONGEST_RETRY_SECONDS = 1.0
+MOST_PULLED = 64
 PULL_SECONDS = 20.0
 """How long one pull waits on the server; a reconnect starts a new one at once."""
 PULL_GRACE_SECONDS = 5.0
+NO_LEADER_SECONDS = 0.2
+"""Before a queue that nobody leads is asked again: not at full speed."""
 FIRST_RETURN_SECONDS = 0.5
 LONGEST_RETURN_SECONDS = 30.0
 
@@ -99,16 +104,17 @@ class WorkQueue:
         """
         body = msgspec.json.encode(_Work(tenant, run_id))
         headers = {EXPECTED_LAST_SEQUENCE: "0", **traced(traceparent)}
-        deadline = time.monotonic() + ENQUEUE_PATIENCE_SECONDS
+        deadline, delay = time.monotonic() + ENQUEUE_PATIENCE_SECONDS, FIRST_RETRY_SECONDS
         while True:
             try:
                 await self._jetstream.publish(f"work.{tenant}.{run_id}", body, headers)
             except WrongLastSequence:
                 return False
             except Unavailable:
-                if time.monotonic() > deadline:
+                if time.monotonic() + delay > deadline:
                     raise
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, LONGEST_RETRY_SECONDS)
             else:
                 return True
 
@@ -129,7 +135,7 @@ class WorkQueue:
                 while not (free := free_slots()):
                     slot_freed.clear()
                     await slot_freed.wait()
-                async for message in self._pull(inbox, queue, min(free, 64)):
+                async for message in self._pull(inbox, queue, min(free, MOST_PULLED)):
                     try:
                         task = Task(connection, message)
                     except msgspec.MsgspecError as error:
@@ -160,7 +166,7 @@ class WorkQueue:
             await connection.publish(request, msgspec.json.encode(query), reply=inbox)
         except Unavailable as error:
             log.warning("work_queue_unreachable", error=str(error))
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(LONGEST_RETRY_SECONDS)
             return
         received = 0
         with contextlib.suppress(TimeoutError):
@@ -172,7 +178,7 @@ class WorkQueue:
                 status = (message.headers or {}).get("Status")
                 if status is not None:
                     if status not in {"404", "408"}:
-                        await asyncio.sleep(0.2)  # No responders or no leader: do not ask again at full speed.
+                        await asyncio.sleep(NO_LEADER_SECONDS)
                     return
                 received += 1
                 yield message

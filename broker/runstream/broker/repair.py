@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from runstream.broker.ending import failed
 from runstream.broker.errors import BrokenRecord, Fenced
-from runstream.broker.keys import lease_key
 from runstream.broker.log import kind_of
 from runstream.broker.logs import get_logger
 from runstream.broker.takeover import TakeOver
@@ -27,7 +26,7 @@ log = get_logger(__name__)
 
 async def watch_over(index: Index, record: RunRecord, observe: Callable[[str], None]) -> None:
     """Give a run that has not ended a lease if it has none: without one no watchdog ever looks at it."""
-    if record.is_terminal or await index.lease(record.id) is not None:
+    if record.is_terminal or await index.lease_revision(record.id) is not None:
         return
     # Read again: a record is made terminal before its lease is deleted, so one that is not yet will never be.
     stored = await index.run(record.tenant, record.id)
@@ -55,7 +54,7 @@ class Repair:
         try:
             stored = await self._index.run(tenant, run_id)
         except BrokenRecord:
-            if (await self._index.stored(lease_key(run_id))).value is None:
+            if await self._index.lease_revision(run_id) is None:
                 await self._index.restore_lease(tenant, run_id)
                 self._observe("lease_missing")
             return False

@@ -157,8 +157,8 @@ async def logged_run(jetstream: JetStream, run_id: str) -> LoggedRun | None:
 
 async def _logged_run(jetstream: JetStream, address: LogAddress, last: StoredMessage) -> LoggedRun | None:
     """Read what a log knows of its run, None if its first message is gone. Raises what reading a strange log does."""
-    if is_sealed(last):
-        last.headers[ENDING]
+    if is_sealed(last) and ENDING not in last.headers:
+        raise BrokenLog("Its end does not say what the run came to.", run_id=address.run_id, seq=last.seq)
     first = await first_of(jetstream, address)
     if first is None or place_of(first) > 0:
         return None

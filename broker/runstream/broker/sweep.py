@@ -14,7 +14,6 @@ of runs, and nobody hears of a purge.
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Self
@@ -25,7 +24,7 @@ from runstream.broker.errors import BrokerError, NotStored, WrongLastSequence
 from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE
 from runstream.broker.keys import KV_OPERATION, is_token, key_of, lease_key, request_key, run_key, subject_of
 from runstream.broker.logs import get_logger
-from runstream.broker.tasks import end_task
+from runstream.broker.tasks import end_task, spread
 from runstream.broker.topology import INDEX_STREAM, LogAddress, log_streams
 from runstream.schemas import InvalidRecord, decode_run
 
@@ -82,7 +81,7 @@ class Sweeper:
 
     async def _keep_sweeping(self) -> None:
         # Brokers that were started together must not all sweep at the same moment.
-        pause = self._settings.sweep_seconds * secrets.randbelow(1000) / 1000
+        pause = spread(self._settings.sweep_seconds)
         while True:
             await asyncio.sleep(pause)
             pause = self._settings.sweep_seconds

@@ -1,8 +1,9 @@
-"""Tasks that somebody owns: how they are ended, outlive who asked for them, and let others have their turn."""
+"""Tasks that somebody owns: how they end, outlive who asked for them, take turns, and keep out of step."""
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -11,7 +12,7 @@ from runstream.broker.logs import get_logger
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-__all__ = ["Shielded", "Turns", "cancel_all", "end_task"]
+__all__ = ["Shielded", "Turns", "cancel_all", "end_task", "spread"]
 
 log = get_logger(__name__)
 
@@ -19,6 +20,12 @@ T = TypeVar("T")
 
 TURN_SECONDS: Final = 0.005
 """How long one task may work before others on the event loop get their turn: nobody notices it."""
+STEPS: Final = 1000
+
+
+def spread(seconds: float) -> float:
+    """Give a random time of up to so many seconds, for what many would else do in the same moment."""
+    return seconds * secrets.randbelow(STEPS) / STEPS
 
 
 class Turns:

@@ -31,7 +31,7 @@ from runstream.broker.logs import get_logger
 from runstream.broker.settings import LONGEST_LEASE_SECONDS
 from runstream.broker.survey import logged_run
 from runstream.broker.takeover import TakeOver, is_executable
-from runstream.broker.tasks import cancel_all, end_task
+from runstream.broker.tasks import cancel_all, end_task, spread
 from runstream.schemas import Kind, status_of
 
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ class Watchdog:
         return True
 
     async def _carefully(self, run_id: str, action: Callable[[str], Awaitable[None]], room: asyncio.Semaphore) -> None:
-        await asyncio.sleep(SPREAD_SECONDS * secrets.randbelow(100) / 100)
+        await asyncio.sleep(spread(SPREAD_SECONDS))
         async with room:
             try:
                 await action(run_id)
@@ -313,8 +313,11 @@ class Watchdog:
 
     def _look_soon(self, run_id: str) -> None:
         """Look at a run again a lease later: it waits for room, and whoever has come to follow it is told so."""
+        later = time.monotonic() + self._seconds
         if (lease := self._leases.get(run_id)) is not None:
-            lease.looks, lease.look_at = 0, time.monotonic() + self._seconds
+            lease.looks, lease.look_at = 0, later
+        if run_id in self._cancels:
+            self._cancels[run_id] = later
 
     # -- acting -------------------------------------------------------------------------------------------------
 
@@ -378,9 +381,8 @@ class Watchdog:
         """Read a lease; one that does not tell whose it is, is its log's run's, and without a log nobody's."""
         with contextlib.suppress(BrokenRecord):
             return await self._index.lease(run_id)
-        tenant = await self._tenant_of(run_id)
-        stored = await self._index.stored(lease_key(run_id))
-        return None if tenant is None else Stored(tenant, stored.revision)
+        tenant, revision = await self._tenant_of(run_id), await self._index.lease_revision(run_id)
+        return None if tenant is None or revision is None else Stored(tenant, revision)
 
     async def _wished_by(self, run_id: str) -> str | None:
         """Read whose wish it is that a run end, None when it is nobody's."""

@@ -60,6 +60,10 @@ __all__ = ["Worker"]
 log = get_logger(__name__)
 
 RETRY_SECONDS = 1.0
+SETTLE_SECONDS = 1.0
+"""How long a broker that stops waits for word of a chunk that is on its way: it may be the first."""
+LONGEST_RETURN_SECONDS = 1.0
+"""When a run comes back of which it does not show yet whether its worker lives: sooner under a short lease."""
 FAREWELL_SECONDS = 5.0
 """How long an agent may take to stop before it is named in the log; the broker, when it stops, waits no longer."""
 
@@ -201,7 +205,7 @@ class Worker:
         if last is not None and kind_of(last) is Kind.ATTEMPT and not await self._watchdog.has_lapsed(record.id):
             # Its worker thinks, or has just died: the message waits for either to show.
             await watch_over(self._index, record, self._metrics.repaired)
-            await task.give_back(min(1.0, self.hold_seconds / RENEWALS_PER_LEASE))
+            await task.give_back(min(LONGEST_RETURN_SECONDS, self.hold_seconds / RENEWALS_PER_LEASE))
             return
         request = await self._index.request(record.tenant, record.id)
         if request is None:
@@ -281,9 +285,8 @@ class Worker:
                 return self._stopped(lease, publisher)
             if publisher.failed.done():
                 return _unstored(publisher.failed.result(), request)
-            is_silent = publisher.next_index == begun_at
             publisher.cancel(RunCancelled("This broker stops.", run_id=request.run_id))
-            if is_silent:
+            if await _has_settled(publisher) and publisher.next_index == begun_at:
                 # Another worker need not find out that this one is gone.
                 with contextlib.suppress(BrokerError, TimeoutError):
                     await lease.let_go()
@@ -346,6 +349,18 @@ class Worker:
             self._dismissed.add(speaking)
             speaking.add_done_callback(self._dismissed.discard)
             asyncio.get_running_loop().call_later(FAREWELL_SECONDS, _complain, speaking)
+
+
+async def _has_settled(publisher: Publisher) -> bool:
+    """Wait until nothing is on its way to the log of a publisher that takes nothing more; False if that takes long."""
+    try:
+        async with asyncio.timeout(SETTLE_SECONDS):
+            await publisher.flush()
+    except (TimeoutError, Unavailable):
+        return False
+    except BrokerError:
+        pass  # Why it takes nothing more.
+    return True
 
 
 def _unstored(error: BrokerError, request: RunRequest) -> Outcome:

@@ -16,7 +16,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from runstream.broker.ingest.errors import IngestError
-from runstream.broker.log import ENDING, WRITER, entry_of, last_of, place_of, writer_header
+from runstream.broker.log import ENDING, WRITER, entry_of, first_of, last_of, place_of, writer_header
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -132,7 +132,7 @@ class Appending:
         One chunk may be stored of which this writer was not told before the other was faster.
         """
         address, publisher = self._publisher.address, self._publisher
-        following = await self._jetstream.first_message(address.stream, address.subject, seq=publisher.last_seq + 1)
+        following = await first_of(self._jetstream, address, seq=publisher.last_seq + 1)
         mine = writer_header(publisher.writer, publisher.next_index)
         if following is not None and following.headers.get(WRITER) == mine:
             self._late_seq = following.seq

@@ -122,7 +122,7 @@ def ingest_operations(ingest: Ingest, admissions: Admissions) -> list[Operation]
             scope=SCOPE,
             answers={
                 200: Answer("How long it lasts.", [Body([Kept])]),
-                **refusals(*OF_ALL, "invalid_request", *OF_RUNS, "expired", "broker_stopping"),
+                **refusals(*OF_ALL, *OF_RUNS, *OF_THE_STORE, "invalid_request", "fenced", "expired"),
             },
         ),
         *(

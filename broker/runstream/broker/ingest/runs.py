@@ -137,11 +137,11 @@ class IngestedRuns:
         record = known.record if known is not None else await self.record(who, run_id)
         if record.is_terminal:
             raise over(record)
-        last, wish = await asyncio.gather(self._take_over.last_of(record), self.index.cancel_wish(run_id))
+        last, is_wished = await asyncio.gather(self._take_over.last_of(record), self.index.is_wished_cancelled(run_id))
         if last is not None and ENDING in last.headers:
             self.forget(run_id)
             raise over((await self.record(who, run_id)), last.headers[ENDING])
-        if wish is not None:
+        if is_wished:
             raise await self.cancelled(record, last)
         if last is None and known is not None:
             self.forget(run_id)
@@ -198,14 +198,14 @@ class IngestedRuns:
             return
         for _ in range(RACES):
             if not known.lease_revision:
-                lease = await self.index.lease(record.id)
-                if lease is None:
+                revision = await self.index.lease_revision(record.id)
+                if revision is None:
                     # It has ended meanwhile, or the index has lost it.
                     await watch_over(self.index, record, self._metrics.repaired)
-                    lease = await self.index.lease(record.id)
-                if lease is None:
+                    revision = await self.index.lease_revision(record.id)
+                if revision is None:
                     return
-                known.lease_revision = lease.revision
+                known.lease_revision = revision
             try:
                 known.lease_revision = await self.index.renew_lease(
                     record.tenant, record.id, known.lease_revision, seconds=self._settings.lease_seconds
@@ -250,9 +250,11 @@ class IngestedRuns:
 
     async def _end_once(self, record: RunRecord, outcome: Outcome, expected_index: int | None) -> None:
         """Bring a run to its end, whoever has begun to end it. Nothing happens if its log has moved on meanwhile."""
-        last, wish = await asyncio.gather(self._take_over.last_of(record), self.index.cancel_wish(record.id))
+        last, is_wished = await asyncio.gather(
+            self._take_over.last_of(record), self.index.is_wished_cancelled(record.id)
+        )
         if last is None or ENDING not in last.headers:
-            if wish is not None:
+            if is_wished:
                 raise await self.cancelled(record, last)
             if last is not None and expected_index is not None and (index := place_of(last)) != expected_index:
                 raise IngestError(
