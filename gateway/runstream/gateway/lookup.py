@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from runstream.broker.topology import shard_of_cursor
 from runstream.gateway.errors import BadRequest, NotFound
-from runstream.gateway.validation import check_run_id
+from runstream.gateway.validation import check_conversation_id, check_run_id
 from runstream.schemas import ACTIVE_STATUSES, DEFAULT_CONVERSATION, is_agent_id, is_run_id
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ NOT_BACKGROUND = "Run was not created in background mode, so it cannot be retrie
 
 
 class Lookup:
-    """Finds the runs that `who` may reach. Every call raises `Unavailable`."""
+    """Finds the runs and conversations that `who` may reach. Every call raises `Unavailable`."""
 
     def __init__(self, index: Index, view: View, who: Principal) -> None:
         self._index = index
@@ -39,6 +39,13 @@ class Lookup:
         if run is None:
             raise NotFound.run(run_id)
         return run
+
+    async def conversation(self, conversation_id: str) -> ConversationRecord:
+        """Return a conversation, also one that was deleted. Raises `BadRequest` for a malformed id, `NotFound`."""
+        stored = await self._index.conversation(self._tenant, check_conversation_id(conversation_id))
+        if stored is None or not self._who.reaches_conversation(stored.value):
+            raise NotFound.conversation(conversation_id)
+        return stored.value
 
     async def to_resume(self, run_id: str) -> RunRecord:
         """Return a run that can be streamed again. Raises `BadRequest` when it was made in the foreground."""
