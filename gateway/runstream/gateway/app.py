@@ -213,6 +213,7 @@ class Gateway:
                 self._upstream,
                 self._settings,
                 self.metrics,
+                admissions,
                 is_ours=is_ours,
                 heard=lambda who, *answer: conversations(who).platform_answered(*answer),
             )
