@@ -5,6 +5,7 @@ import contextlib
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,11 +22,12 @@ from runstream.broker.service import Broker
 from runstream.broker.tail import SAMPLED
 from runstream.gateway.metrics import GATEWAY_METRICS
 from runstream.schemas import AssistantMessage, Kind, new_agent_id, new_run_id
+from tests.support.auth import Client, Issuer
 from tests.support.http import Cut, fetch
 from tests.support.ingest import writer_of
 from tests.support.nats import NatsServer
 from tests.support.outages import stopped
-from tests.support.stack import Puppet, Stack, listener, stack_running, url_of
+from tests.support.stack import Puppet, Stack, listener, message, stack_running, url_of
 from tests.support.waiting import wait_until
 
 DECLARED = {"gateway": GATEWAY_METRICS, "broker": BROKER_METRICS, "library": LIBRARY_METRICS}
@@ -109,6 +111,21 @@ async def test_what_is_shown_is_what_is_declared(stack: Stack) -> None:
     await writer.end()
     check(await families(stack.base), GATEWAY_METRICS)
     check(await families(stack.broker_base), BROKER_METRICS)
+
+
+async def test_a_stream_that_ends_with_its_credential_is_counted_as_declared(nats_url: str, tmp_path: Path) -> None:
+    """Its cause is one that the page has, and that was there before the first."""
+    issuer = Issuer()
+    auth = issuer.settings(tmp_path, None, auth_leeway_seconds=0)
+    async with stack_running(nats_url, broker=STORE, auth=auth) as guarded:
+        assert await value(guarded.base, "runstream_streams_cut_total", cause="credential") == 0
+        client = Client(guarded.base, issuer.token(exp=int(time.time()) + 2))
+        slow = message({"chunks": 20, "interval_ms": 200})  # Any broker of this NATS may have it executed.
+        async with client.stream(f"/v1/agents/{new_agent_id()}/messages/stream", slow) as stream:
+            with pytest.raises(Cut):
+                await stream.rest()
+        assert await value(guarded.base, "runstream_streams_cut_total", cause="credential") == 1
+        check(await families(guarded.base), GATEWAY_METRICS)
 
 
 async def test_every_value_of_a_label_is_there_from_the_start(nats_url: str) -> None:
