@@ -9,7 +9,8 @@ import pytest
 import pytest_asyncio
 
 from runstream.broker.embedded import EmbeddedServer
-from runstream.broker.errors import StoreFull
+from runstream.broker.errors import StoreFull, StoreUnavailable
+from runstream.broker.fullness import announce_stuck
 from runstream.broker.keys import subject_of
 from runstream.broker.runs import Runs
 from runstream.schemas import AssistantMessage, RunRecord, new_agent_id, new_otid
@@ -219,6 +220,25 @@ async def test_a_whole_answer_while_the_log_is_full(stack: Stack) -> None:
     assert (answered.status, [found["content"] for found in answered.json["messages"]]) == (200, ["0 "])
     assert isinstance(stack.agent, CountingPuppet)
     assert stack.agent.runs_of(agent_id) == [run_id]
+
+
+async def test_a_whole_answer_whose_writer_cannot_store(stack: Stack) -> None:
+    """Its writer says so, and it is answered at once, though this gateway has NATS: 503, with the run."""
+    otid = new_otid()
+    body = {"messages": [{"role": "user", "content": "puppet", "otid": otid}], "background": True}
+    asking = asyncio.create_task(stack.fetch("POST", f"/v1/agents/{new_agent_id()}/messages", json=body))
+    run_id = await wait_until(lambda: stack.run_of(otid), 5)
+    assert run_id is not None
+
+    async def is_answered() -> bool:
+        await announce_stuck(stack.jetstream.connection, run_id, StoreUnavailable(run_id=run_id))
+        return asking.done()
+
+    await wait_until(is_answered, TOLD_SECONDS, "the answer is waited for still")
+    refused = asking.result()
+    assert (refused.status, refused.json["run_id"], refused.headers["x-should-retry"]) == (503, run_id, "false")
+    stack.puppet.finish(run_id)
+    await ended(stack, run_id)
 
 
 async def test_what_an_agent_came_to_is_kept_until_there_is_room(stack: Stack) -> None:
