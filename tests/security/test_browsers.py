@@ -141,6 +141,25 @@ async def test_a_cookie_follows_and_does_nothing_else(stack: Stack, issuer: Issu
         assert (await nobody.fetch("GET", f"/v1/runs/{run_id}/stream", headers=headers)).status in {401, 404}
 
 
+@pytest.mark.parametrize("leeway", [{}, {"auth_leeway_seconds": 0}, {"auth_leeway_seconds": 300}], ids=str)
+async def test_a_cookie_may_stand_for_an_hour(
+    nats_url: str, issuer: Issuer, tmp_path: Path, leeway: dict[str, int]
+) -> None:
+    """Also by an issuer's clock that is ahead by as much as clocks may differ; and for no longer."""
+    auth = issuer.settings(tmp_path, None, **leeway)
+    async with stack_running(nats_url, auth=auth) as stack:
+        run_id = await Client(stack.base, issuer.token()).run(new_agent_id())
+
+        async def status(seconds: float) -> int:
+            token = issuer.token(scope="runs:read", exp=int(time.time() + seconds))
+            headers = {"Cookie": f"runstream_token={token}"}
+            path = f"/v1/runs/{run_id}/stream"
+            return (await Client(stack.base, None).fetch("GET", path, headers=headers)).status
+
+        assert [await status(3600), await status(3600 + auth.auth_leeway_seconds)] == [200, 200]
+        assert await status(3660 + auth.auth_leeway_seconds) == 401
+
+
 async def test_without_authentication_tickets_are_made_and_passed_over(nats_url: str) -> None:
     """A page works the same with and without."""
     async with stack_running(nats_url) as stack:

@@ -72,10 +72,15 @@ async def _browser_admitted(request: web.Request, scope: Scope) -> None:
         await services.admissions.check(who)
     else:
         who = await services.admissions.principal(cookie)
-        if who.expires_at is None or who.expires_at > time.time() + COOKIE_SECONDS:
+        if who.expires_at is None or _remaining(who) > COOKIE_SECONDS:
             raise Unauthenticated(reason="What is in a cookie has to expire within an hour.")
     who.check(scope)
     request[PRINCIPAL] = who
+
+
+def _remaining(who: Principal) -> float:
+    """Return for how many seconds a credential still stands, by a clock that may be ahead as well as behind."""
+    return (who.expires_at or 0.0) - time.time() - 2 * who.leeway_seconds
 
 
 def said_to_platform(request: web.Request) -> Mapping[str, str]:

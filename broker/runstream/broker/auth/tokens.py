@@ -159,6 +159,7 @@ class Tokens:
             tenant=str(tenant),
             scopes=_scopes_in(claims.get("scope", "")),
             expires_at=int(claims["exp"]) + self._leeway_seconds,
+            leeway_seconds=self._leeway_seconds,
             key_id=_id_of(token, claims),
             **narrowed,
         )
