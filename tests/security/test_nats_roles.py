@@ -361,9 +361,11 @@ async def test_a_gateway_makes_tickets_and_takes_them(guarded: GuardedNats) -> N
     async with jetstream_of(guarded, "gateway") as jetstream:
         tickets = Tickets(jetstream)
         ticket = await tickets.make(Principal(tenant=DEFAULT_TENANT, scopes=frozenset({"runs:read"})), run_id)
-        assert (await tickets.take(ticket, run_id)).run_id == run_id
+        found = await tickets.find(ticket, run_id)
+        assert found.principal.run_id == run_id
+        await tickets.spend(found)
         with pytest.raises(Unauthenticated):
-            await tickets.take(ticket, run_id)
+            await tickets.find(ticket, run_id)
 
 
 # -- and is refused everything else -----------------------------------------------------------------------------------
