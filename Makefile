@@ -62,7 +62,7 @@ check: $(STAMP) ## format, lint and types; changes nothing
 load: $(STAMP) ## what is held, and what is left, under load: the long form of tests/load, half an hour (ARGS="-k clients")
 	RUNSTREAM_TEST_LOAD=long $(PY) -m pytest tests/load -s $(ARGS)
 
-bench: $(STAMP) ## measure everything beside its peers, half an hour (ARGS="--only fanout --runs 1")
+bench: $(STAMP) ## measure everything beside its peers, an hour (ARGS="--only fanout --runs 1")
 	$(PY) -m tests.bench.run $(ARGS)
 
 bench-quick: $(STAMP) ## the same in small, without peers, in under a minute
