@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -40,6 +41,13 @@ async def stack(nats_url: str) -> AsyncIterator[Stack]:
     """A runstream whose leases last a second, with an agent that counts how often it is asked."""
     async with stack_running(nats_url, agent=CountingPuppet(), broker=BROKER) as running:
         yield running
+
+
+async def times_full(stack: Stack) -> float:
+    """How many of the gateway's writes were refused for want of room, as it shows."""
+    shown = (await stack.fetch("GET", "/metrics")).body.decode()
+    (said,) = re.findall(r"^runstream_store_full_total (\S+)$", shown, re.MULTILINE)
+    return float(said)
 
 
 @contextlib.asynccontextmanager
@@ -410,16 +418,18 @@ async def test_a_run_that_ends_while_the_index_is_full(stack: Stack) -> None:
 
 
 async def test_a_message_while_the_index_is_full(stack: Stack) -> None:
-    """It is refused, and nothing of it is there: with room it is sent again, and executed once."""
+    """It is refused and counted, and nothing of it is there: with room it is sent again, and executed once."""
     conversation_id, agent_id, otid = await stack.conversation(), new_agent_id(), new_otid()
     body = {"messages": [{"role": "user", "content": '{"chunks": 1}', "otid": otid}], "background": True}
     path = f"/v1/agents/{agent_id}/messages/stream"
+    counted = await times_full(stack)
     async with full_index(stack):
         for where, what in ((path, body), (f"/v1/conversations/{conversation_id}/messages", message("x"))):
             refused = await stack.fetch("POST", where, json=what)
             assert (refused.status, refused.detail, refused.headers["x-should-retry"]) == (503, REFUSED, "false")
             assert "run_id" not in refused.json
         assert await stack.run_of(otid) is None
+        assert await times_full(stack) >= counted + 2
     reply = await stack.fetch("POST", f"/v1/agents/{agent_id}/messages", json=body)
     assert reply.status == 200
     assert isinstance(stack.agent, CountingPuppet)

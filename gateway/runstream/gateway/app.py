@@ -146,7 +146,7 @@ class Gateway:
             self.view = await stack.enter_async_context(self._view(catchup))
             self.metrics.watch_hub(self.hub)
             self.metrics.watch_view(self.view)
-            self.metrics.watch_connections(self._connections)
+            self.metrics.watch_nats([jetstream, catchup])
             if self._upstream is not None:
                 await stack.enter_async_context(self._upstream)
             services = self._services(

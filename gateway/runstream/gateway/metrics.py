@@ -20,7 +20,8 @@ from runstream.broker.common_metrics import (
     NATS_CONNECTED,
     NATS_RECONNECTS,
     REPAIRS,
-    watch_connections,
+    STORE_FULL,
+    watch_nats,
 )
 from runstream.broker.errors import Broken, BrokerError
 from runstream.broker.meters import Meters, Metric
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from runstream.broker.common_metrics import Ready
-    from runstream.broker.connection import Connection
+    from runstream.broker.jetstream import JetStream
     from runstream.broker.view import View
     from runstream.gateway.fanout import Hub
 
@@ -176,6 +177,7 @@ GATEWAY_METRICS: Final = (
     DRAIN_LIMIT_SECONDS,
     NATS_CONNECTED,
     NATS_RECONNECTS,
+    STORE_FULL,
 )
 
 NOT_SERVED: Final = {
@@ -292,9 +294,9 @@ class GatewayMetrics:
         self.meters.watch(GATEWAY_READY, lambda: ready.is_ready)
         self.meters.watch(ANSWERS_HELD_BYTES, held_bytes)
 
-    def watch_connections(self, connections: Sequence[Connection]) -> None:
+    def watch_nats(self, jetstreams: Sequence[JetStream]) -> None:
         """Read how NATS is whenever the metrics are."""
-        watch_connections(self.meters, connections)
+        watch_nats(self.meters, jetstreams)
 
 
 def _not_served(error: Exception) -> str:
