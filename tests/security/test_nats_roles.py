@@ -43,7 +43,7 @@ from runstream.schemas import (
 from tests.security.nats import GuardedNats, guarded_nats
 from tests.support.eventsource import open_source, source_path
 from tests.support.http import fetch
-from tests.support.stack import Puppet, Stack, listener, url_of
+from tests.support.stack import Puppet, Stack, listener, stack_of, url_of
 from tests.support.waiting import wait_until
 
 RUN = "run-123e4567-e89b-42d3-8456-426614174000"
@@ -163,18 +163,10 @@ async def stack(guarded: GuardedNats) -> AsyncIterator[Stack]:
         gateway = Gateway(GatewaySettings(), guarded.settings("gateway"), listener=gateway_socket)
         await stack.enter_async_context(gateway)
         connection = await stack.enter_async_context(guarded.connection("broker"))
-        jetstream = JetStream(connection, timeout_seconds=2)
-        stack.push_async_callback(jetstream.close)
-        yield Stack(
-            base=url_of(gateway_socket),
-            broker_base=url_of(broker_socket),
-            gateway=gateway,
-            hub=gateway.hub,
-            index=Index(jetstream),
-            jetstream=jetstream,
-            agent=agent,
-            settings=guarded.settings("broker"),
-        )
+        settings = guarded.settings("broker")
+        made = stack_of(broker_socket, gateway_socket, gateway, connection, agent=agent, settings=settings)
+        stack.push_async_callback(made.jetstream.close)
+        yield made
 
 
 @pytest_asyncio.fixture
