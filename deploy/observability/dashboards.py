@@ -25,6 +25,11 @@ def percentiles(metric: Metric, *by: str, match: str = "") -> list[Query]:
     return [quantile(of, metric, *by, match=match) for of in (0.5, 0.99)]
 
 
+def rates(title: str, metric: Metric, by: str, *, unit: str = "cps", is_stacked: bool = True) -> Panel:
+    """Show how often a counter counts, by one of its labels, with what it says of itself."""
+    return Panel(title, [rate(metric, by)], metric.says, unit=unit, is_stacked=is_stacked)
+
+
 GLANCE = (
     Panel(
         "Alerts that fire",
@@ -72,13 +77,7 @@ READERS = (
         "Of those that had missed any.",
         unit="s",
     ),
-    Panel(
-        "Resumes by outcome",
-        [rate(gateway.RESUMES, "outcome")],
-        gateway.RESUMES.says,
-        unit="reqps",
-        is_stacked=True,
-    ),
+    rates("Resumes by outcome", gateway.RESUMES, "outcome", unit="reqps"),
     Panel(
         "Resumes that fail",
         [
@@ -98,8 +97,8 @@ READERS = (
         "In a second. Those that are read are read for one follower each, that memory did not reach back to.",
         unit="cps",
     ),
-    Panel("Streams begun", [rate(gateway.STREAMS, "kind")], gateway.STREAMS.says, unit="reqps", is_stacked=True),
-    Panel("Streams cut", [rate(gateway.STREAMS_CUT, "cause")], gateway.STREAMS_CUT.says, unit="cps", is_stacked=True),
+    rates("Streams begun", gateway.STREAMS, "kind", unit="reqps"),
+    rates("Streams cut", gateway.STREAMS_CUT, "cause"),
     Panel(
         "Followers behind",
         [latest(gateway.FOLLOWERS_BEHIND, legend="now"), rate(gateway.SLOW_FOLLOWERS, legend="fell behind, a second")],
@@ -125,12 +124,7 @@ STORE = (
         unit="s",
     ),
     Panel("Chunks stored", [rate(common.PUBLISH_SECONDS, "instance")], "In a second, by writer.", unit="cps"),
-    Panel(
-        "NATS reconnects",
-        [rate(common.NATS_RECONNECTS, "instance")],
-        common.NATS_RECONNECTS.says,
-        unit="cps",
-    ),
+    rates("NATS reconnects", common.NATS_RECONNECTS, "instance", is_stacked=False),
     Panel("Bytes stored", [latest(broker.STREAM_BYTES, "stream")], broker.STREAM_BYTES.says, unit="bytes"),
     Panel(
         "Of the bytes that may be stored",
@@ -188,13 +182,7 @@ PROCESSES = (
         unit="s",
     ),
     Panel("Whole answers", [latest(gateway.ANSWERS_HELD_BYTES)], gateway.ANSWERS_HELD_BYTES.says, unit="bytes"),
-    Panel(
-        "Passed on to the platform",
-        [rate(gateway.PASSED_ON, "outcome")],
-        gateway.PASSED_ON.says,
-        unit="reqps",
-        is_stacked=True,
-    ),
+    rates("Passed on to the platform", gateway.PASSED_ON, "outcome", unit="reqps"),
 )
 
 ABOUT_RUNS = """\
@@ -205,7 +193,7 @@ became of one is in the logs of gateways and brokers, by its `run_id`, and at `G
 RUNS = (
     Panel("About this page", [], ABOUT_RUNS, kind="text", width=24, height=3),
     Panel("Runs begun", [rate(broker.RUNS_STARTED, legend="begun")], broker.RUNS_STARTED.says, unit="cps"),
-    Panel("Runs ended", [rate(common.RUNS_ENDED, "status")], common.RUNS_ENDED.says, unit="cps", is_stacked=True),
+    rates("Runs ended", common.RUNS_ENDED, "status"),
     Panel(
         "Of the runs that ended",
         [
@@ -265,14 +253,8 @@ TIMES = (
 )
 
 INGEST = (
-    Panel("Ingest requests", [rate(broker.INGEST_REQUESTS, "operation")], broker.INGEST_REQUESTS.says, unit="reqps"),
-    Panel(
-        "Ingest requests by outcome",
-        [rate(broker.INGEST_REQUESTS, "outcome")],
-        broker.INGEST_REQUESTS.says,
-        unit="reqps",
-        is_stacked=True,
-    ),
+    rates("Ingest requests", broker.INGEST_REQUESTS, "operation", unit="reqps", is_stacked=False),
+    rates("Ingest requests by outcome", broker.INGEST_REQUESTS, "outcome", unit="reqps"),
     Panel(
         "Ingested",
         [rate(broker.INGEST_CHUNKS, legend="chunks, a second"), latest(broker.INGEST_UPLOADS, legend="open uploads")],
@@ -281,9 +263,9 @@ INGEST = (
 )
 
 CARE = (
-    Panel("Mended", [rate(common.REPAIRS, "kind")], common.REPAIRS.says, unit="cps", is_stacked=True),
-    Panel("Broken", [rate(common.BROKEN, "kind")], common.BROKEN.says, unit="cps", is_stacked=True),
-    Panel("Swept", [rate(broker.INDEX_KEYS_SWEPT, "kind")], broker.INDEX_KEYS_SWEPT.says, unit="cps", is_stacked=True),
+    rates("Mended", common.REPAIRS, "kind"),
+    rates("Broken", common.BROKEN, "kind"),
+    rates("Swept", broker.INDEX_KEYS_SWEPT, "kind"),
 )
 
 DASHBOARDS = {

@@ -19,6 +19,7 @@ SELECTED = 'namespace=~"$namespace",job=~"$job"'
 """Whose series are shown. A label that a scrape does not set matches, too: the variables' All is `.*`."""
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 KEPT = {"includeVars": True, "keepTime": True}
+"""What goes along from one dashboard to the other."""
 SCHEMA_VERSION = 39
 """Grafana 10.4's; later ones read it, and bring it up to date."""
 
@@ -72,13 +73,7 @@ class Dashboard(msgspec.Struct, frozen=True):
             "templating": {"list": _variables()},
             "annotations": {"list": []},
             "links": [
-                {
-                    "type": "dashboards",
-                    "title": "runstream",
-                    "tags": ["runstream"],
-                    "includeVars": True,
-                    "keepTime": True,
-                }
+                {"type": "dashboards", "title": "runstream", "tags": ["runstream"], **KEPT},
             ],
             "panels": self._panels(),
         }

@@ -637,6 +637,14 @@ _OUTLASTS = frozenset({"Fenced", "fenced", "run_ended", "expired", "StoreUnavail
 _CANCELLED = frozenset({"run_cancelled", "RunCancelled"})
 
 
+_EXPLAINS_NOTICE: dict[str, tuple[FaultKind, ...]] = {
+    "expired": ("retention",),
+    "store_full": ("full",),
+    "store_unavailable": ("outage",),
+}
+"""What a gateway says before it cuts a response. Nothing that is done to the services explains anything else."""
+
+
 def _explains_response(error: Disconnected) -> tuple[FaultKind, ...]:
     """What may be the reason that a response ended so."""
     if error.how == "refused":
@@ -647,8 +655,9 @@ def _explains_response(error: Disconnected) -> tuple[FaultKind, ...]:
         return ()
     if error.how == "announced":
         return (*_DISTURBED, "full")  # A browser is told when to come back, and not why.
-    notices: dict[str, tuple[FaultKind, ...]] = {"expired": ("retention",), "store_full": ("full",)}
-    return notices.get(error.detail, _DISTURBED)
+    if not error.detail or error.detail[0].isupper():
+        return _DISTURBED  # It was told nothing: this is what its library calls that, if anything.
+    return _EXPLAINS_NOTICE.get(error.detail, ())
 
 
 def _agree(one: list[Got], other: list[Got]) -> bool:

@@ -451,6 +451,7 @@ def test_an_end_without_a_stop_reason_is_none() -> None:
     ("how", "detail", "kind", "target"),
     [
         ("cut", "", "outage", "nats"),
+        ("cut", "ClientPayloadError", "drain", "gateway-2"),
         ("cut", "", "outage", "reader->gateway-2"),
         ("cut", "store_unavailable", "outage", "gateway-1,gateway-2"),
         ("cut", "expired", "retention", "RUNS_0"),
@@ -486,8 +487,9 @@ def test_an_error_is_explained_by_a_fault_of_its_kind_and_place(
 
 
 def test_nothing_explains_a_defect() -> None:
-    """A 500, or a clean end without [DONE], is wrong whatever was done to the services."""
+    """A 500, a clean end without [DONE], or a log that is broken is wrong whatever was done to the services."""
     defects: list[tuple[How, str]] = [("refused", "500"), ("refused", "422"), ("clean", "")]
+    defects += [("cut", notice) for notice in ("log_broken", "credential_expired", "nonsense")]
     for how, detail in defects:
         story = Story(random.Random(1)).tell()
         for kind in ("outage", "drain", "full", "retention"):

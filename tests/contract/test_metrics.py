@@ -5,6 +5,7 @@ import contextlib
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,19 +14,25 @@ from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.observability.page import PAGE, page
+from runstream.broker.agents.http_platform import Platform
+from runstream.broker.agents.settings import UpstreamSettings
 from runstream.broker.common_metrics import LIBRARY_METRICS
 from runstream.broker.meters import Metric
 from runstream.broker.metrics import BROKER_METRICS
 from runstream.broker.runs import Runs
 from runstream.broker.service import Broker
 from runstream.broker.tail import SAMPLED
+from runstream.gateway.app import Gateway
 from runstream.gateway.metrics import GATEWAY_METRICS
+from runstream.gateway.settings import GatewaySettings
+from runstream.gateway.upstream import Upstream
 from runstream.schemas import AssistantMessage, Kind, new_agent_id, new_run_id
+from tests.support.auth import Client, Issuer
 from tests.support.http import Cut, fetch
 from tests.support.ingest import writer_of
 from tests.support.nats import NatsServer
 from tests.support.outages import stopped
-from tests.support.stack import Puppet, Stack, listener, stack_running, url_of
+from tests.support.stack import Puppet, Stack, listener, message, stack_running, url_of
 from tests.support.waiting import wait_until
 
 DECLARED = {"gateway": GATEWAY_METRICS, "broker": BROKER_METRICS, "library": LIBRARY_METRICS}
@@ -109,6 +116,21 @@ async def test_what_is_shown_is_what_is_declared(stack: Stack) -> None:
     await writer.end()
     check(await families(stack.base), GATEWAY_METRICS)
     check(await families(stack.broker_base), BROKER_METRICS)
+
+
+async def test_a_stream_that_ends_with_its_credential_is_counted_as_declared(nats_url: str, tmp_path: Path) -> None:
+    """Its cause is one that the page has, and that was there before the first."""
+    issuer = Issuer()
+    auth = issuer.settings(tmp_path, None, auth_leeway_seconds=0)
+    async with stack_running(nats_url, broker=STORE, auth=auth) as guarded:
+        assert await value(guarded.base, "runstream_streams_cut_total", cause="credential") == 0
+        client = Client(guarded.base, issuer.token(exp=int(time.time()) + 2))
+        slow = message({"chunks": 20, "interval_ms": 200})  # Any broker of this NATS may have it executed.
+        async with client.stream(f"/v1/agents/{new_agent_id()}/messages/stream", slow) as stream:
+            with pytest.raises(Cut):
+                await stream.rest()
+        assert await value(guarded.base, "runstream_streams_cut_total", cause="credential") == 1
+        check(await families(guarded.base), GATEWAY_METRICS)
 
 
 async def test_every_value_of_a_label_is_there_from_the_start(nats_url: str) -> None:
@@ -302,6 +324,39 @@ async def test_who_drains_says_for_how_long(nats_url: str, puppet: Puppet) -> No
             assert [await value(url_of(port), f"runstream_{name}") for name in shown] == [0, 20, 1, most]
             await broker.drain()
             assert [await value(url_of(port), f"runstream_{name}") for name in shown] == [1, 20, 0, most]
+
+
+class Lingering(Upstream):
+    """What a gateway cannot give back before the test lets it."""
+
+    def __init__(self) -> None:
+        super().__init__(Platform("http://127.0.0.1:1"), UpstreamSettings())
+        self.is_left, self.may_end = asyncio.Event(), asyncio.Event()
+
+    async def __aexit__(self, *error: object) -> None:
+        self.is_left.set()
+        await self.may_end.wait()
+        await super().__aexit__(*error)
+
+
+async def test_a_gateway_that_does_not_come_to_its_end_is_seen(stack: Stack) -> None:
+    """On its port for metrics, which is there until all else is given back."""
+    upstream = Lingering()
+    with contextlib.ExitStack() as sockets:
+        port, metrics_port = (sockets.enter_context(listener()) for _ in range(2))
+        gateway = Gateway(
+            GatewaySettings(), stack.settings, listener=port, metrics_listener=metrics_port, upstream=upstream
+        )
+        async with asyncio.timeout(10):
+            await gateway.__aenter__()
+            await gateway.drain()
+            leaving = asyncio.create_task(gateway.__aexit__())
+            await upstream.is_left.wait()
+            assert await value(url_of(metrics_port), "runstream_draining") == 1
+            assert await value(url_of(metrics_port), "runstream_draining_seconds") > 0
+            upstream.may_end.set()
+            await leaving
+        assert metrics_port.fileno() == -1
 
 
 async def test_a_platforms_process_counts_what_it_writes(stack: Stack) -> None:

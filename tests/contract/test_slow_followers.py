@@ -10,6 +10,7 @@ import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
 from runstream.broker.jetstream import StoredMessage
+from runstream.broker.log import Entry
 from runstream.gateway.follower import Follower
 from runstream.gateway.window import Frame, Window
 from tests.support.http import DEADLINE_SECONDS, DONE, Cut, Event
@@ -158,10 +159,15 @@ async def test_who_does_not_read_a_finished_run_is_cut(impatient: Stack) -> None
 def held_aside() -> int:
     """How many chunks are held that are neither in a run's window nor in a socket's buffer."""
     objects = gc.get_objects()
-    windows = [found for found in objects if isinstance(found, Window)]
-    kept = {id(frame) for window in windows for frame in window._frames}
-    frames = sum(isinstance(found, Frame) and id(found) not in kept for found in objects)
-    return frames + sum(isinstance(found, StoredMessage) and len(found.body) >= CHUNK_BYTES for found in objects)
+    frames = [frame for found in objects if isinstance(found, Window) for frame in found._frames]
+    kept = {id(each) for frame in frames for each in (frame, frame.entry)}
+    return sum(
+        isinstance(found, Frame)
+        or (isinstance(found, Entry) and len(found.body) >= CHUNK_BYTES)
+        or (isinstance(found, StoredMessage) and len(found.body) >= CHUNK_BYTES)
+        for found in objects
+        if id(found) not in kept
+    )
 
 
 async def test_what_waits_for_a_slow_follower_is_in_its_socket_only(patient: Stack) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest_asyncio
 from structlog.testing import capture_logs
 
 from runstream.broker.embedded import EmbeddedServer
-from runstream.broker.errors import StoreFull
+from runstream.broker.errors import StoreFull, StoreUnavailable
+from runstream.broker.fullness import announce_stuck
 from runstream.broker.keys import subject_of
 from runstream.broker.runs import Runs
 from runstream.schemas import AssistantMessage, RunRecord, new_agent_id, new_otid
@@ -41,6 +43,13 @@ async def stack(nats_url: str) -> AsyncIterator[Stack]:
     """A runstream whose leases last a second, with an agent that counts how often it is asked."""
     async with stack_running(nats_url, agent=CountingPuppet(), broker=BROKER) as running:
         yield running
+
+
+async def times_full(stack: Stack) -> float:
+    """How many of the gateway's writes were refused for want of room, as it shows."""
+    shown = (await stack.fetch("GET", "/metrics")).body.decode()
+    (said,) = re.findall(r"^runstream_store_full_total (\S+)$", shown, re.MULTILINE)
+    return float(said)
 
 
 @contextlib.asynccontextmanager
@@ -221,6 +230,25 @@ async def test_a_whole_answer_while_the_log_is_full(stack: Stack) -> None:
     assert (answered.status, [found["content"] for found in answered.json["messages"]]) == (200, ["0 "])
     assert isinstance(stack.agent, CountingPuppet)
     assert stack.agent.runs_of(agent_id) == [run_id]
+
+
+async def test_a_whole_answer_whose_writer_cannot_store(stack: Stack) -> None:
+    """Its writer says so, and it is answered at once, though this gateway has NATS: 503, with the run."""
+    otid = new_otid()
+    body = {"messages": [{"role": "user", "content": "puppet", "otid": otid}], "background": True}
+    asking = asyncio.create_task(stack.fetch("POST", f"/v1/agents/{new_agent_id()}/messages", json=body))
+    run_id = await wait_until(lambda: stack.run_of(otid), 5)
+    assert run_id is not None
+
+    async def is_answered() -> bool:
+        await announce_stuck(stack.jetstream.connection, run_id, StoreUnavailable(run_id=run_id))
+        return asking.done()
+
+    await wait_until(is_answered, TOLD_SECONDS, "the answer is waited for still")
+    refused = asking.result()
+    assert (refused.status, refused.json["run_id"], refused.headers["x-should-retry"]) == (503, run_id, "false")
+    stack.puppet.finish(run_id)
+    await ended(stack, run_id)
 
 
 async def test_what_an_agent_came_to_is_kept_until_there_is_room(stack: Stack) -> None:
@@ -431,16 +459,18 @@ async def test_a_run_that_ends_while_the_index_is_full(stack: Stack) -> None:
 
 
 async def test_a_message_while_the_index_is_full(stack: Stack) -> None:
-    """It is refused, and nothing of it is there: with room it is sent again, and executed once."""
+    """It is refused and counted, and nothing of it is there: with room it is sent again, and executed once."""
     conversation_id, agent_id, otid = await stack.conversation(), new_agent_id(), new_otid()
     body = {"messages": [{"role": "user", "content": '{"chunks": 1}', "otid": otid}], "background": True}
     path = f"/v1/agents/{agent_id}/messages/stream"
+    counted = await times_full(stack)
     async with full_index(stack):
         for where, what in ((path, body), (f"/v1/conversations/{conversation_id}/messages", message("x"))):
             refused = await stack.fetch("POST", where, json=what)
             assert (refused.status, refused.detail, refused.headers["x-should-retry"]) == (503, REFUSED, "false")
             assert "run_id" not in refused.json
         assert await stack.run_of(otid) is None
+        assert await times_full(stack) >= counted + 2
     reply = await stack.fetch("POST", f"/v1/agents/{agent_id}/messages", json=body)
     assert reply.status == 200
     assert isinstance(stack.agent, CountingPuppet)

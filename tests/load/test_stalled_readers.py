@@ -1,4 +1,7 @@
-"""Readers that read nothing, of runs with the largest chunks there are: a gateway holds what docs/bounds.md says."""
+"""Readers that read nothing, of runs with the largest chunks there are: a gateway holds what docs/bounds.md says.
+
+This bound is an outer one. That nothing is held beside sockets is shown in tests/contract/test_slow_followers.py.
+"""
 
 import contextlib
 from collections.abc import AsyncIterator, Callable

@@ -41,6 +41,47 @@ async def test_a_ticket_lets_in_once(stack: Stack, issuer: Issuer) -> None:
     assert (await asked(stack, run_id, ticket)).status == 401
 
 
+async def test_a_ticket_that_cannot_be_used_now_is_not_spent(nats_url: str, issuer: Issuer, tmp_path: Path) -> None:
+    """A full gateway, or one that stops, tells its browser to come back; it is let in then, here or elsewhere."""
+    auth = issuer.settings(tmp_path, None)
+    async with (
+        stack_running(nats_url, auth=auth, gateway={"max_followers": 1}) as small,
+        stack_running(nats_url, auth=auth) as other,
+    ):
+        client = Client(small.base, issuer.token())
+        slow = message({"chunks": 20, "interval_ms": 100})  # Either broker may have it executed.
+        async with client.stream(f"/v1/agents/{new_agent_id()}/messages/stream", slow) as stream:
+            (ping,) = await stream.take(1)
+            run_id = str(ping.json["run_id"])
+            ticket = await ticket_for(client, run_id)
+            turned_away = await asked(small, run_id, ticket)
+            assert (turned_away.status, turned_away.body[:7]) == (200, b"retry: ")
+            await stream.rest()
+        await small.nobody_follows()
+        assert b"data: [DONE]" in (await asked(small, run_id, ticket)).body
+        ticket = await ticket_for(client, run_id)
+        small.hub.seats.drain(0)
+        turned_away = await asked(small, run_id, ticket)
+        assert (turned_away.status, turned_away.body[:7]) == (200, b"retry: ")
+        assert b"data: [DONE]" in (await asked(other, run_id, ticket)).body
+
+
+async def test_tickets_for_the_last_seat_are_not_spent_in_vain(nats_url: str, issuer: Issuer, tmp_path: Path) -> None:
+    """One of those that come at once is let in, and the others are as good as before."""
+    auth = issuer.settings(tmp_path, None)
+    async with stack_running(nats_url, auth=auth, gateway={"max_followers": 1}) as stack:
+        client = Client(stack.base, issuer.token())
+        run_id = await client.run(new_agent_id())
+        unused = [await ticket_for(client, run_id) for _ in range(10)]
+        for _ in range(len(unused)):
+            replies = await asyncio.gather(*(asked(stack, run_id, ticket) for ticket in unused))
+            assert {reply.status for reply in replies} <= {200}
+            unused = [
+                ticket for ticket, reply in zip(unused, replies, strict=True) if b"data: [DONE]" not in reply.body
+            ]
+        assert not unused
+
+
 async def test_a_ticket_is_for_nothing_else(stack: Stack, issuer: Issuer) -> None:
     """Neither as a token, nor on any other path."""
     client = Client(stack.base, issuer.token())
@@ -139,6 +180,25 @@ async def test_a_cookie_follows_and_does_nothing_else(stack: Stack, issuer: Issu
     for wrong in (issuer.token(exp=int(time.time()) + 7200), issuer.token(tenant="other"), "x"):
         headers = {"Cookie": f"runstream_token={wrong}"}
         assert (await nobody.fetch("GET", f"/v1/runs/{run_id}/stream", headers=headers)).status in {401, 404}
+
+
+@pytest.mark.parametrize("leeway", [{}, {"auth_leeway_seconds": 0}, {"auth_leeway_seconds": 300}], ids=str)
+async def test_a_cookie_may_stand_for_an_hour(
+    nats_url: str, issuer: Issuer, tmp_path: Path, leeway: dict[str, int]
+) -> None:
+    """Also by an issuer's clock that is ahead by as much as clocks may differ; and for no longer."""
+    auth = issuer.settings(tmp_path, None, **leeway)
+    async with stack_running(nats_url, auth=auth) as stack:
+        run_id = await Client(stack.base, issuer.token()).run(new_agent_id())
+
+        async def status(seconds: float) -> int:
+            token = issuer.token(scope="runs:read", exp=int(time.time() + seconds))
+            headers = {"Cookie": f"runstream_token={token}"}
+            path = f"/v1/runs/{run_id}/stream"
+            return (await Client(stack.base, None).fetch("GET", path, headers=headers)).status
+
+        assert [await status(3600), await status(3600 + auth.auth_leeway_seconds)] == [200, 200]
+        assert await status(3660 + auth.auth_leeway_seconds) == 401
 
 
 async def test_without_authentication_tickets_are_made_and_passed_over(nats_url: str) -> None:

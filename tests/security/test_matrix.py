@@ -35,6 +35,16 @@ def _ingest() -> list[Operation]:
 ALL = [*OPERATIONS, *_ingest()]
 GUARDED = [each for each in ALL if each.scope != OPEN]
 NAMED = [each for each in GUARDED if each.parameters]
+
+
+def fields_of(operation: Operation) -> set[str]:
+    """What may stand in its query."""
+    return set() if operation.query is None else {*operation.query.model_fields}
+
+
+CURSORS = [
+    (each, name) for each in GUARDED for name in ("after", "before") if not each.parameters and name in fields_of(each)
+]
 BAD = sorted(Issuer().bad())
 BODIES: Mapping[str, Any] = {
     "AgentMessagesRequest": {"input": "hello", "run_ids": None},
@@ -167,6 +177,28 @@ async def test_what_is_outside_of_a_narrow_credential_is_not_there(
         elsewhere = Things.nobodys()
         assert outside == told(await ask(stack, operation, token, elsewhere), elsewhere), narrowed
         assert outside[0] in {400, 403, 404, 409}, (narrowed, outside)
+
+
+@pytest.mark.parametrize("paged", CURSORS, ids=lambda each: f"{each[0].name}-{each[1]}")
+@pytest.mark.parametrize("narrowed", [*Things._fields, "tenant"])
+async def test_a_cursor_tells_nothing_of_what_is_not_reached(
+    stack: Stack, issuer: Issuer, things: Things, paged: tuple[Operation, str], narrowed: str
+) -> None:
+    """A page after what is another's is no page, as one after what does not exist; one after one's own is."""
+    operation, cursor = paged
+    nobodys = Things.nobodys()
+    kind = "conversation_id" if "conversations" in operation.path else "run_id"
+
+    async def page(credential: str, where: Things) -> Reply:
+        path = f"{operation.path}?{cursor}={getattr(where, kind)}"
+        return await Client(stack.base, credential).fetch(operation.method, path)
+
+    others = issuer.token(**({"tenant": "other"} if narrowed == "tenant" else {narrowed: getattr(nobodys, narrowed)}))
+    outside = told(await page(others, things), things)
+    assert outside == told(await page(others, nobodys), nobodys)
+    assert outside[0] in {403, 404}, outside
+    if narrowed == "agent_id":
+        assert (await page(issuer.token(agent_id=things.agent_id), things)).status == 200
 
 
 async def test_who_is_open_to_everybody_is_few() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import stat
 import time
 from collections.abc import AsyncIterator
@@ -28,7 +29,8 @@ from runstream.broker.connection import Connection
 from runstream.broker.embedded import EmbeddedServer
 from runstream.broker.errors import InvalidSettings, Refused, Unavailable
 from runstream.broker.settings import BrokerSettings, resolved
-from runstream.gateway.natskeys import ROLES
+from runstream.gateway.natskeys import ROLES, make_keys
+from runstream.gateway.process import CannotStart
 from tests.security.nats import GuardedNats, write_certificates
 from tests.support.http import fetch
 from tests.support.nats import free_ports
@@ -314,6 +316,21 @@ async def test_keys_are_made_once(tmp_path: Path) -> None:
         assert await process.wait(20) == 1
     assert "provision.nk, broker.nk, gateway.nk, writer.nk, nats.env already" in process.report()
     assert seeds == {role: (directory / f"{role}.nk").read_text() for role in ROLES}
+
+
+def test_keys_are_all_made_or_none(tmp_path: Path) -> None:
+    """What could be written is gone again when the last file cannot be, and the next call makes them all."""
+    told: list[str] = []
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # Each key is shorter, and the list of them longer.
+    try:
+        with pytest.raises(CannotStart, match="cannot be written"):
+            make_keys(tmp_path, tell=told.append)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (told, [*tmp_path.iterdir()]) == ([], [])
+    make_keys(tmp_path, tell=told.append)
+    assert len(told) == len([*tmp_path.iterdir()]) == len(ROLES) + 1
 
 
 async def test_the_embedded_nats_is_told_nothing(guarded: GuardedNats, tmp_path: Path) -> None:

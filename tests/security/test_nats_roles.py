@@ -48,7 +48,7 @@ from tests.support.eventsource import open_source, source_path
 from tests.support.http import fetch
 from tests.support.nats import answers, free_ports
 from tests.support.processes import running
-from tests.support.stack import Puppet, Stack, listener, url_of
+from tests.support.stack import Puppet, Stack, listener, stack_of, url_of
 from tests.support.waiting import wait_until
 
 RUN = "run-123e4567-e89b-42d3-8456-426614174000"
@@ -168,18 +168,10 @@ async def stack(guarded: GuardedNats) -> AsyncIterator[Stack]:
         gateway = Gateway(GatewaySettings(), guarded.settings("gateway"), listener=gateway_socket)
         await stack.enter_async_context(gateway)
         connection = await stack.enter_async_context(guarded.connection("broker"))
-        jetstream = JetStream(connection, timeout_seconds=2)
-        stack.push_async_callback(jetstream.close)
-        yield Stack(
-            base=url_of(gateway_socket),
-            broker_base=url_of(broker_socket),
-            gateway=gateway,
-            hub=gateway.hub,
-            index=Index(jetstream),
-            jetstream=jetstream,
-            agent=agent,
-            settings=guarded.settings("broker"),
-        )
+        settings = guarded.settings("broker")
+        made = stack_of(broker_socket, gateway_socket, gateway, connection, agent=agent, settings=settings)
+        stack.push_async_callback(made.jetstream.close)
+        yield made
 
 
 @pytest_asyncio.fixture
@@ -366,9 +358,11 @@ async def test_a_gateway_makes_tickets_and_takes_them(guarded: GuardedNats) -> N
     async with jetstream_of(guarded, "gateway") as jetstream:
         tickets = Tickets(jetstream)
         ticket = await tickets.make(Principal(tenant=DEFAULT_TENANT, scopes=frozenset({"runs:read"})), run_id)
-        assert (await tickets.take(ticket, run_id)).run_id == run_id
+        found = await tickets.find(ticket, run_id)
+        assert found.principal.run_id == run_id
+        await tickets.spend(found)
         with pytest.raises(Unauthenticated):
-            await tickets.take(ticket, run_id)
+            await tickets.find(ticket, run_id)
 
 
 # -- and is refused everything else -----------------------------------------------------------------------------------

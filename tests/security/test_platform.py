@@ -15,12 +15,14 @@ from tests.support.upstream import Exchange, Upstream
 THEIRS = {"X-BARE-PASSWORD": "password theirs", "user_id": "user-00000000-0000-4000-8000-000000000000"}
 AGENT = new_agent_id()
 CONVERSATION = new_conversation_id()
+UNUSED = new_conversation_id()
+"""Of the same agent's; nobody is let in to use it."""
 
 
 async def script(exchange: Exchange) -> None:
-    """Know one conversation, and take everything else."""
+    """Know two conversations, and take everything else."""
     body = b"[]"
-    if exchange.asked.target == f"/v1/conversations/{CONVERSATION}":
+    if exchange.asked.target in {f"/v1/conversations/{each}" for each in (CONVERSATION, UNUSED)}:
         body = b'{"agent_id":"%b"}' % AGENT.encode()
     await exchange.refuse("200 OK", body, Content_Type="application/json")
 
@@ -33,6 +35,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "platform": made.add(),
         "user": made.add(scopes="runs:read runs:write runs:cancel"),
         "narrowed": made.add(scopes="admin", agent_id=AGENT),
+        "another's": made.add(scopes="admin", agent_id=new_agent_id()),
         "given": made.add("third", scopes="runs:write", conversation_id=CONVERSATION),
         "stranger": made.add("other", scopes="runs:read runs:write"),
         "path": str(made.path),
@@ -86,3 +89,12 @@ async def test_a_platforms_conversation_comes_by_who_may_bring_it(
 
     asked = ["user", "given", "user", "platform", "user", "stranger"]
     assert [await status(whose) for whose in asked] == [404, 200, 404, 200, 200, 404]
+
+
+async def test_what_is_not_reached_leaves_nothing(front: tuple[Upstream, Stack], keys: dict[str, str]) -> None:
+    """Whoever is for another agent is told that it is not there, and no record of it is made in their tenant."""
+    _, stack = front
+    client = Client(stack.base, keys["another's"])
+    reply = await client.fetch("POST", f"/v1/conversations/{UNUSED}/messages", json={"input": "hello"})
+    assert reply.status == 404
+    assert await stack.index.conversation("acme", UNUSED) is None

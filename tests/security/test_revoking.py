@@ -15,6 +15,7 @@ from runstream.broker.auth.authenticator import authenticating
 from runstream.broker.auth.revoking import revoke
 from runstream.broker.auth.tokens import id_of
 from runstream.gateway.app import Gateway
+from runstream.gateway.keys import revoked_by
 from runstream.gateway.settings import GatewaySettings
 from runstream.schemas import new_agent_id
 from tests.support.auth import Client, Issuer, KeyFile
@@ -132,10 +133,11 @@ async def test_a_key_that_is_taken_out_of_its_file_ends_its_streams(keyed: tuple
 
 
 async def test_the_command(keyed: tuple[Stack, KeyFile], nats_server: NatsServer) -> None:
-    """`runstream keys revoke` takes a key's id, or the key."""
+    """`runstream keys revoke` takes a key, or its id with and without `rsk_`, and says which it was."""
     stack, keys = keyed
-    for said_as in ("rsk", "id"):
+    for parts in (slice(None), slice(0, 2), slice(1, 2)):
         key = keys.add()
+        said_as = "_".join(key.split("_", 2)[parts])
         client = Client(stack.base, key)
 
         async def is_taken(client: Client = client) -> bool:
@@ -144,15 +146,67 @@ async def test_the_command(keyed: tuple[Stack, KeyFile], nats_server: NatsServer
         await wait_until(is_taken, 5, "the key is not taken")
         made = await asyncio.to_thread(
             subprocess.run,
-            runstream("keys", "revoke", key if said_as == "rsk" else key.split("_")[1], "--nats-url", nats_server.url),
+            runstream("keys", "revoke", f"{said_as}\n", "--nats-url", nats_server.url),
             env={**os.environ, **SOURCE},
             capture_output=True,
             text=True,
             check=False,
         )
-        assert (made.returncode, made.stdout) == (0, "revoked\n"), made
+        assert (made.returncode, made.stdout) == (0, f"revoked the key {key.split('_')[1]}\n"), made
 
         async def is_refused(client: Client = client) -> bool:
             return (await client.fetch("GET", "/v1/runs/")).status == 401
 
         await wait_until(is_refused, SECONDS, "the key is still taken")
+
+
+KEY_ID = "0123456789ab"
+KEY = f"rsk_{KEY_ID}_{'A' * 43}"
+JTI = "123e4567-e89b-42d3-8456-426614174000"
+
+
+@pytest.mark.parametrize("named", [KEY, f"rsk_{KEY_ID}", KEY_ID, f"  {KEY}\n"])
+def test_a_key_is_revoked_by_its_id(named: str) -> None:
+    """However much of it is said."""
+    assert revoked_by(named) == ("key", KEY_ID)
+
+
+def test_a_token_is_revoked_by_its_id(issuer: Issuer) -> None:
+    """Its `jti`, whether that is said or the token is; one that has none is known by a hash, when it is said whole."""
+    for each in (JTI, f"{JTI}\n", issuer.token(jti=JTI)):
+        assert revoked_by(each) == ("token", JTI)
+    nameless = issuer.token()
+    assert revoked_by(nameless) == ("token", id_of(nameless))
+    assert id_of(nameless) != nameless
+
+
+@pytest.mark.parametrize(
+    "named", [KEY[:-1], f"{KEY}A", KEY.upper(), KEY_ID.upper(), f"rsk_{KEY_ID}_", "rsk_", "", " \n"]
+)
+def test_what_is_a_damaged_key_is_not_revoked(named: str) -> None:
+    """Nor taken for the id of something that nobody has, while the key that was meant goes on."""
+    with pytest.raises(ValueError, match="this is no "):
+        revoked_by(named)
+
+
+def test_what_is_a_damaged_token_is_not_revoked(issuer: Issuer) -> None:
+    """The same of a token, and of one that was copied with what stands before it."""
+    token = issuer.token(jti=JTI)
+    header, claims, signature = token.split(".")
+    for each in (f"{header}.{claims[:-2]}.{signature}", f"{header[1:]}.{claims}.{signature}", f"Bearer {token}"):
+        with pytest.raises(ValueError, match="this is no token"):
+            revoked_by(each)
+
+
+def test_the_command_refuses_what_it_cannot_revoke() -> None:
+    """In one line, before NATS is asked."""
+    made = subprocess.run(
+        runstream("keys", "revoke", KEY[:-1], "--nats-url", "nats://127.0.0.1:1"),
+        env={**os.environ, **SOURCE},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (made.returncode, made.stdout) == (1, "")
+    assert made.stderr.startswith("runstream: this is no key")
+    assert KEY[:-1] not in made.stderr

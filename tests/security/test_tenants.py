@@ -12,7 +12,7 @@ from runstream.schemas import AssistantMessage, new_agent_id, new_conversation_i
 from tests.support.auth import Client, Issuer
 from tests.support.http import Event
 from tests.support.ingest import said
-from tests.support.stack import Stack, message
+from tests.support.stack import PUPPET, Stack, message
 
 TENANTS = ("acme", "other")
 
@@ -167,6 +167,32 @@ async def test_a_conversation_alone(stack: Stack, issuer: Issuer) -> None:
     assert (await guest.fetch("POST", f"/v1/conversations/?agent_id={agent_id}", json={})).status == 403
     assert (await guest.fetch("PATCH", f"/v1/conversations/{there}", json={"summary": "x"})).status == 404
     assert (await guest.fetch("DELETE", f"/v1/conversations/{there}")).status == 404
+
+
+async def test_newer_runs_elsewhere_hide_none_of_ones_own(
+    stack: Stack, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its agent, whoever has a conversation or a run alone resumes and cancels what is theirs, and nothing newer."""
+    monkeypatch.setattr("runstream.gateway.lookup.ENDED_MEANWHILE", 1)
+    owner, agent_id = Client(stack.base, issuer.token()), new_agent_id()
+    here = await owner.conversation(agent_id)
+    by_agent = f"/v1/conversations/{agent_id}/stream"
+    cancel = f"/v1/agents/{agent_id}/messages/cancel"
+    async with (
+        owner.stream(f"/v1/conversations/{here}/messages", message(PUPPET)) as older,
+        owner.stream(f"/v1/agents/{agent_id}/messages/stream", message(PUPPET)) as newer,
+    ):
+        mine, theirs = [str((await stream.take(1))[0].json["run_id"]) for stream in (older, newer)]
+        narrowed: list[dict[str, Any]] = [{"conversation_id": here}, {"run_id": mine}]
+        guests = [Client(stack.base, issuer.token(**each)) for each in narrowed]
+        for guest in guests:
+            async with guest.stream(by_agent) as stream:
+                assert (await stream.take(1))[0].json["run_id"] == mine
+        for guest in guests:  # The second time it has ended.
+            reply = await guest.fetch("POST", cancel)
+            assert (reply.status, reply.json) == (200, {mine: "cancelled"})
+        assert (await owner.fetch("GET", f"/v1/runs/{theirs}")).json["status"] != "cancelled"
+        stack.puppet.finish(theirs)
 
 
 async def test_an_agent_alone(stack: Stack, issuer: Issuer) -> None:

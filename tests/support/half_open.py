@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
-READ_BYTES = 2**16
+from tests.support.passing import READ_BYTES, until_one_ends
 
 BOTH = frozenset({"in", "out"})
 """Which ways can be shut: `in`, to who has connected; `out`, from there to the server."""
@@ -112,11 +112,5 @@ class HalfOpen:
         if self.is_black_hole:
             for way in ways.values():
                 way.shut()
-        passing = [asyncio.create_task(way.pass_on(), name="half-open-way") for way in ways.values()]
-        try:
-            # Either end that closes closes both: only what was shut stays half open.
-            await asyncio.wait(passing, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for each in passing:
-                each.cancel()
-            await asyncio.gather(*passing, return_exceptions=True)
+        # Either end that closes closes both: only what was shut stays half open.
+        await until_one_ends(*(way.pass_on() for way in ways.values()))

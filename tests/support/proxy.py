@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from urllib.parse import urlsplit
 
-READ_BYTES = 2**16
+from tests.support.passing import READ_BYTES, until_one_ends
+
 RESET = struct.pack("ii", 1, 0)
 """SO_LINGER, on, for no time: closing sends a reset."""
 
@@ -140,10 +141,4 @@ class Proxy:
             client[1].close()
             await client[1].wait_closed()
 
-        ways = [asyncio.create_task(way(), name=f"passage {way.__name__}") for way in (up, down)]
-        try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
+        await until_one_ends(up(), down())

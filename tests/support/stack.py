@@ -276,15 +276,29 @@ async def stack_running(
         )
         await stack.enter_async_context(edge)
         connection = await stack.enter_async_context(Connection(nats_url, name="test"))
-        jetstream = JetStream(connection, timeout_seconds=settings.request_timeout_seconds)
-        stack.push_async_callback(jetstream.close)
-        yield Stack(
-            base=url_of(gateway_socket),
-            broker_base=url_of(broker_socket),
-            gateway=edge,
-            hub=edge.hub,
-            index=Index(jetstream),
-            jetstream=jetstream,
-            agent=chosen,
-            settings=settings,
-        )
+        made = stack_of(broker_socket, gateway_socket, edge, connection, agent=chosen, settings=settings)
+        stack.push_async_callback(made.jetstream.close)
+        yield made
+
+
+def stack_of(
+    broker_socket: socket.socket,
+    gateway_socket: socket.socket,
+    gateway: Gateway,
+    connection: Connection,
+    *,
+    agent: Agent,
+    settings: BrokerSettings,
+) -> Stack:
+    """What serves at these sockets, looked at over a connection of the test's own; its `jetstream` is to be closed."""
+    jetstream = JetStream(connection, timeout_seconds=settings.request_timeout_seconds)
+    return Stack(
+        base=url_of(gateway_socket),
+        broker_base=url_of(broker_socket),
+        gateway=gateway,
+        hub=gateway.hub,
+        index=Index(jetstream),
+        jetstream=jetstream,
+        agent=agent,
+        settings=settings,
+    )

@@ -307,6 +307,14 @@ def test_protocol_has_every_kind_and_error_type() -> None:
     assert sorted(types) == sorted(ERROR_TYPES)
 
 
+def test_readme_says_what_to_do_after_every_cut() -> None:
+    """Each word that a gateway says before it cuts a response has its line in the table of what a client meets."""
+    said = {word for path in REFUSERS for word in re.findall(r'cut_error\([\w.]+, "(\w+)"\)', path.read_text())}
+    assert "store_unavailable" in said
+    explained = {word for row in table(README, "With letta-client") for word in code(row[0])}
+    assert said <= explained, said - explained
+
+
 def test_protocol_has_every_error_type_of_the_ingest_api() -> None:
     """In the one table of the source, with its status."""
     listed = {code(row[0])[0]: int(row[1]) for row in table(PROTOCOL, "Ingest errors")}

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
-    from runstream.broker.connection import Connection
     from runstream.broker.jetstream import JetStream
 
 __all__ = [
@@ -36,7 +35,7 @@ __all__ = [
     "Draining",
     "LibraryMetrics",
     "Ready",
-    "watch_connections",
+    "watch_nats",
 ]
 
 PUBLISH_SECONDS: Final = Metric(
@@ -147,8 +146,7 @@ class LibraryMetrics:
 
     def watch_nats(self, jetstream: JetStream) -> None:
         """Read how NATS is whenever the metrics are."""
-        watch_connections(self.meters, [jetstream.connection])
-        self.meters.watch(STORE_FULL, lambda: jetstream.times_full)
+        watch_nats(self.meters, [jetstream])
 
 
 class Ready:
@@ -191,7 +189,9 @@ class Draining:
         meters.watch(DRAIN_LIMIT_SECONDS, lambda: self._limit_seconds)
 
 
-def watch_connections(meters: Meters, connections: Sequence[Connection]) -> None:
-    """Read how a process's connections are whenever its metrics are."""
+def watch_nats(meters: Meters, jetstreams: Sequence[JetStream]) -> None:
+    """Read how NATS is for a process, over each of its connections, whenever its metrics are."""
+    connections = [each.connection for each in jetstreams]
     meters.watch(NATS_CONNECTED, lambda: all(each.is_connected for each in connections))
     meters.watch(NATS_RECONNECTS, lambda: sum(each.reconnects for each in connections))
+    meters.watch(STORE_FULL, lambda: sum(each.times_full for each in jetstreams))

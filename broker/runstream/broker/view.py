@@ -101,10 +101,16 @@ class View:
         return found
 
     async def runs_of_agent(
-        self, tenant: str, agent_id: str, *, limit: int, statuses: Collection[str] = ()
+        self,
+        tenant: str,
+        agent_id: str,
+        *,
+        conversation_id: str | None = None,
+        limit: int,
+        statuses: Collection[str] = (),
     ) -> list[str]:
-        """Return the newest runs of an agent's, in whichever conversation, with one of these statuses (none: any)."""
-        wanted = RunFilter(tenant=tenant, agent_ids=[agent_id], statuses=statuses)
+        """Return the newest runs of an agent's, in one conversation or in all, with one of these statuses or any."""
+        wanted = RunFilter(tenant=tenant, agent_ids=[agent_id], conversation_id=conversation_id, statuses=statuses)
         return [row.id for row in await self.runs(wanted, Span(limit=limit))]
 
     async def conversations(

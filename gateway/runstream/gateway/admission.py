@@ -68,14 +68,30 @@ async def _browser_admitted(request: web.Request, scope: Scope) -> None:
         await admitted(request, scope)
         return
     if ticket is not None:
-        who = await services.tickets.take(ticket, request.match_info["run_id"])
-        await services.admissions.check(who)
+        who = await _admitted_by(ticket, request, scope)
     else:
         who = await services.admissions.principal(cookie)
-        if who.expires_at is None or who.expires_at > time.time() + COOKIE_SECONDS:
+        if who.expires_at is None or _remaining(who) > COOKIE_SECONDS:
             raise Unauthenticated(reason="What is in a cookie has to expire within an hour.")
-    who.check(scope)
+        who.check(scope)
     request[PRINCIPAL] = who
+
+
+async def _admitted_by(ticket: str, request: web.Request, scope: Scope) -> Principal:
+    """Spend a ticket, if it can be used now: a browser that is told to come back has to be able to."""
+    services = request.app[SERVICES]
+    found = await services.tickets.find(ticket, request.match_info["run_id"])
+    await services.admissions.check(found.principal)
+    found.principal.check(scope)
+    # Its seat is held meanwhile, and taken anew before anything else is waited for: nobody can have it in between.
+    with services.hub.seats.take():
+        await services.tickets.spend(found)
+    return found.principal
+
+
+def _remaining(who: Principal) -> float:
+    """Return for how many seconds a credential still stands, by a clock that may be ahead as well as behind."""
+    return (who.expires_at or 0.0) - time.time() - 2 * who.leeway_seconds
 
 
 def said_to_platform(request: web.Request) -> Mapping[str, str]:

@@ -134,7 +134,8 @@ class Gateway:
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as stack:
+        # What has a port of its own is left last: whoever watches sees a gateway that does not come to its end.
+        async with AsyncExitStack() as last, AsyncExitStack() as stack:
             jetstream = await self._jetstream(stack, "gateway")
             # Reads of long logs keep their connection busy on the server; live messages must not wait behind them.
             catchup = await self._jetstream(stack, "gateway-catchup")
@@ -145,15 +146,16 @@ class Gateway:
             self.view = await stack.enter_async_context(self._view(catchup))
             self.metrics.watch_hub(self.hub)
             self.metrics.watch_view(self.view)
-            self.metrics.watch_connections(self._connections)
+            self.metrics.watch_nats([jetstream, catchup])
             if self._upstream is not None:
                 await stack.enter_async_context(self._upstream)
             services = self._services(
                 jetstream, await stack.enter_async_context(Admissions.by(self._authenticator, catchup))
             )
             stack.push_async_callback(_finished, services)
-            await self._serve(stack, services)
-            self._stack = stack.pop_all()
+            await self._serve(stack, last, services)
+            last.push_async_exit(stack.pop_all())
+            self._stack = last.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -213,6 +215,7 @@ class Gateway:
                 self._upstream,
                 self._settings,
                 self.metrics,
+                admissions,
                 is_ours=is_ours,
                 heard=lambda who, *answer: conversations(who).platform_answered(*answer),
             )
@@ -270,7 +273,7 @@ class Gateway:
             response.force_close()
             response.headers["Connection"] = "close"
 
-    async def _serve(self, stack: AsyncExitStack, services: Services) -> None:
+    async def _serve(self, stack: AsyncExitStack, last: AsyncExitStack, services: Services) -> None:
         app = web.Application(middlewares=[answer_errors])
         app[SERVICES] = services
         ready, answers = Ready(services.unready), services.answers
@@ -282,7 +285,7 @@ class Gateway:
         if self._metrics_listener is None:
             for_operators.append(metrics)
         else:
-            await stack.enter_async_context(serving([metrics], self._metrics_listener))
+            await last.enter_async_context(serving([metrics], self._metrics_listener))
         described = [*served, *for_operators]
         for_operators.append(
             description_operation(described, title="runstream", says=says(before_platform=before_platform))

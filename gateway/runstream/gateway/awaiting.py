@@ -125,8 +125,6 @@ class _Wait:
             try:
                 if (ended := await self._look()) is not None:
                     return ended
-                if self._failure is not None:
-                    raise self._failure
                 away_since = None
                 pause = settings.silence_seconds * min(2**silences, LONGEST_SILENCE_FACTOR)
                 silences += 1
@@ -135,6 +133,8 @@ class _Wait:
                 if time.monotonic() - away_since > settings.read_patience_seconds:
                     raise
                 pause = RETRY_SECONDS
+            if self._failure is not None:
+                raise self._failure  # Were it raised above, it could pass for what `_look` has met.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._woken.wait()

@@ -73,6 +73,8 @@ class Conversations:
         if stored is None and upstream is not None and is_askable:
             agent_id = await self._agent_of(upstream, conversation_id, said)
             found = ConversationRecord(tenant=tenant, id=conversation_id, agent_id=agent_id)
+            if not self._who.reaches_conversation(found):
+                raise NotFound.conversation(conversation_id)
             await self._index.create_conversation(found)
             stored = await self._index.conversation(tenant, conversation_id)
         if stored is None or stored.value.deleted or not self._who.reaches_conversation(stored.value):

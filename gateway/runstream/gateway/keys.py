@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NoReturn
+import re
+from typing import Annotated, Final, NamedTuple, NoReturn
 
 import typer
 import uvloop
@@ -18,7 +19,7 @@ from runstream.broker.jetstream import JetStream
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.schemas import DEFAULT_TENANT
 
-__all__ = ["keys"]
+__all__ = ["Revoked", "keys", "revoked_by"]
 
 keys = typer.Typer(name="keys", no_args_is_help=True, rich_markup_mode=None)
 
@@ -28,6 +29,10 @@ AgentId = Annotated[str | None, typer.Option(help="Only what is this agent's.")]
 ConversationId = Annotated[str | None, typer.Option(help="Only what is in this conversation.")]
 RunId = Annotated[str | None, typer.Option(help="Only this run.")]
 MOST_SECONDS = 24 * 3600
+
+KEY_ID: Final = re.compile(r"(?:rsk_)?([0-9a-f]{12})")
+LIKE_A_KEY_ID: Final = re.compile(r"rsk_.*|[0-9a-f]{12}", re.IGNORECASE | re.DOTALL)
+DOTS_OF_A_TOKEN: Final = 2
 
 
 @keys.callback()
@@ -69,19 +74,49 @@ def token_command(  # noqa: PLR0917  # typer reads options off the parameters
         _fail(error)
 
 
+class Revoked(NamedTuple):
+    """What is revoked: a `key` or a `token`, and the id it is known by."""
+
+    kind: str
+    id: str
+
+
+def revoked_by(said: str) -> Revoked:
+    """Read what somebody wants revoked: a key or its id, a token or its `jti`. Raises `ValueError` for anything else.
+
+    Whether anybody has a key or a token of an id cannot be looked up. So what looks like a damaged one is not taken for
+    an id of its own: it would be revoked in its place, and what was meant would go on.
+    """
+    said = said.strip()
+    match = KEY_ID.fullmatch(said)
+    key_id = key_named(said) if match is None else match[1]
+    if key_id is not None:
+        return Revoked("key", key_id)
+    if LIKE_A_KEY_ID.fullmatch(said):
+        raise ValueError("this is no key, and no key's id, which is 12 digits, 0 to 9 and a to f, after rsk_")
+    token_id = id_of(said)
+    if token_id == said and (not said or said.count(".") == DOTS_OF_A_TOKEN or any(map(str.isspace, said))):
+        raise ValueError("this is no token, and no token's jti: say the whole token, as it was issued")
+    return Revoked("token", token_id)
+
+
 @keys.command("revoke")
 def revoke_command(
     key_id: Annotated[
-        str, typer.Argument(help="A key's id, the 12 digits after rsk_; or a token's jti, or the token itself.")
+        str, typer.Argument(help="A key, or its id, the 12 digits after rsk_; a token, or its jti.", show_default=False)
     ],
     nats_url: Annotated[str | None, typer.Option(help="Where NATS is. [nats://127.0.0.1:4222]")] = None,
 ) -> None:
     """Revoke a key or a token for good: it admits nobody from now on, and what it has opened ends within 2 s."""
     try:
-        uvloop.run(_revoke(key_named(key_id) or id_of(key_id), resolved(BrokerSettings, {"nats_url": nats_url})))
+        revoked = revoked_by(key_id)
+    except ValueError as error:
+        _fail(error)
+    try:
+        uvloop.run(_revoke(revoked.id, resolved(BrokerSettings, {"nats_url": nats_url})))
     except BrokerError as error:
         _fail(error)
-    typer.echo("revoked")
+    typer.echo(f"revoked the {revoked.kind} {revoked.id}")
 
 
 async def _revoke(key_id: str, settings: BrokerSettings) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from runstream.broker.auth.principal import Principal
-    from runstream.broker.rows import ConversationRow, Position, RunRow
+    from runstream.broker.rows import ConversationOrder, ConversationRow, Position, RunRow
     from runstream.broker.view import View
     from runstream.gateway.lookup import Lookup
     from runstream.schemas import ListActiveRunsRequest, ListConversationsRequest, ListRunsRequest
@@ -84,13 +84,7 @@ class Lists:
             summary=wanted.summary_search,
         )
         is_descending = wanted.order == "desc"
-        after: Position | None = None
-        if wanted.after is not None:
-            after = await self._view.conversation_position(
-                self._tenant, check_conversation_id(wanted.after), wanted.order_by, descending=is_descending
-            )
-            if after is None:
-                raise NotFound.conversation(wanted.after)
+        after = await self._conversation_position(wanted.after, wanted.order_by, is_descending=is_descending)
         span = Span(limit=wanted.limit, descending=is_descending, after=after)
         return _array(await self._view.conversations(chosen, wanted.order_by, span))
 
@@ -102,6 +96,20 @@ class Lists:
         position = await self._view.run_position(self._tenant, check_run_id(cursor))
         if position is None:
             raise NotFound.run(cursor)
+        return position
+
+    async def _conversation_position(
+        self, cursor: str | None, order_by: ConversationOrder, *, is_descending: bool
+    ) -> Position | None:
+        if cursor is None:
+            return None
+        if self._who.is_narrowed:
+            await self._lookup.conversation(cursor)
+        position = await self._view.conversation_position(
+            self._tenant, check_conversation_id(cursor), order_by, descending=is_descending
+        )
+        if position is None:
+            raise NotFound.conversation(cursor)
         return position
 
     def _reached(self, wanted: RunFilter) -> RunFilter | None:

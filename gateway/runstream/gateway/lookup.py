@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 from runstream.broker.topology import shard_of_cursor
 from runstream.gateway.errors import BadRequest, NotFound
-from runstream.gateway.validation import check_run_id
+from runstream.gateway.validation import check_conversation_id, check_run_id
 from runstream.schemas import ACTIVE_STATUSES, DEFAULT_CONVERSATION, is_agent_id, is_run_id
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from runstream.broker.auth.principal import Principal
     from runstream.broker.bucket import Stored
     from runstream.broker.index import Index
@@ -25,7 +27,7 @@ NOT_BACKGROUND = "Run was not created in background mode, so it cannot be retrie
 
 
 class Lookup:
-    """Finds the runs that `who` may reach. Every call raises `Unavailable`."""
+    """Finds the runs and conversations that `who` may reach. Every call raises `Unavailable`."""
 
     def __init__(self, index: Index, view: View, who: Principal) -> None:
         self._index = index
@@ -39,6 +41,13 @@ class Lookup:
         if run is None:
             raise NotFound.run(run_id)
         return run
+
+    async def conversation(self, conversation_id: str) -> ConversationRecord:
+        """Return a conversation, also one that was deleted. Raises `BadRequest` for a malformed id, `NotFound`."""
+        stored = await self._index.conversation(self._tenant, check_conversation_id(conversation_id))
+        if stored is None or not self._who.reaches_conversation(stored.value):
+            raise NotFound.conversation(conversation_id)
+        return stored.value
 
     async def to_resume(self, run_id: str) -> RunRecord:
         """Return a run that can be streamed again. Raises `BadRequest` when it was made in the foreground."""
@@ -62,10 +71,14 @@ class Lookup:
         """Return the run that was started last for an agent, in whichever conversation."""
         if not is_agent_id(agent_id):
             return None
-        newest = await self._view.runs_of_agent(self._tenant, agent_id, limit=1)
+        for run_id in await self._runs_of_agent(agent_id, limit=1):
+            if (found := await self.of_agent(agent_id, run_id)) is not None:
+                return found
         # One that fell out of memory is the agent's latest all the same.
-        found = await self._index.run(self._tenant, newest[0]) if newest else None
-        return self._reached(found or await self._index.latest_run_of_agent(self._tenant, agent_id))
+        if self._who.conversation_id is None:
+            return self._reached(await self._index.latest_run_of_agent(self._tenant, agent_id))
+        latest = await self._latest_in(self._who.conversation_id)
+        return latest if latest is not None and latest.agent_id == agent_id else None
 
     async def of_agent(self, agent_id: str, run_id: str) -> RunRecord | None:
         """Return a run of an agent's; None for another's, and for what is no run's id."""
@@ -83,13 +96,20 @@ class Lookup:
 
     async def _active_of_agent(self, agent_id: str) -> RunRecord | None:
         """Return the newest of an agent's runs that go on, in whichever conversation."""
-        for run_id in await self._view.runs_of_agent(
-            self._tenant, agent_id, limit=ENDED_MEANWHILE, statuses=ACTIVE_STATUSES
-        ):
-            run = self._reached(await self._index.run(self._tenant, run_id))
+        for run_id in await self._runs_of_agent(agent_id, limit=ENDED_MEANWHILE, statuses=ACTIVE_STATUSES):
+            run = await self.of_agent(agent_id, run_id)
             if run is not None and not run.is_terminal:
                 return run
         return None
+
+    async def _runs_of_agent(self, agent_id: str, *, limit: int, statuses: Collection[str] = ()) -> list[str]:
+        """Return the newest runs of an agent's that whoever asks may reach: others do not count for the limit."""
+        who = self._who
+        if who.run_id is not None:
+            return [who.run_id]  # Whosever it is, and whether it goes on, is asked of its record.
+        return await self._view.runs_of_agent(
+            self._tenant, agent_id, conversation_id=who.conversation_id, limit=limit, statuses=statuses
+        )
 
     async def _active(self, conversation: ConversationRecord) -> RunRecord | None:
         if conversation.active_run is None:
@@ -111,6 +131,10 @@ class Lookup:
             return await self._active_of_agent(agent) or await self.latest_of_agent(agent)
         if conversation_id == DEFAULT_CONVERSATION:
             return None
+        return await self._latest_in(conversation_id)
+
+    async def _latest_in(self, conversation_id: str) -> RunRecord | None:
+        """Return the run that was started last in a conversation."""
         stored = await self._index.conversation(self._tenant, conversation_id)
         if stored is None or stored.value.latest_run is None:
             return None

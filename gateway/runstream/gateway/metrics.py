@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 from aiohttp.web import HTTPException
 
@@ -20,7 +20,8 @@ from runstream.broker.common_metrics import (
     NATS_CONNECTED,
     NATS_RECONNECTS,
     REPAIRS,
-    watch_connections,
+    STORE_FULL,
+    watch_nats,
 )
 from runstream.broker.errors import Broken, BrokerError
 from runstream.broker.meters import Meters, Metric
@@ -32,13 +33,14 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from runstream.broker.common_metrics import Ready
-    from runstream.broker.connection import Connection
+    from runstream.broker.jetstream import JetStream
     from runstream.broker.view import View
     from runstream.gateway.fanout import Hub
 
-__all__ = ["GATEWAY_METRICS", "GatewayMetrics"]
+__all__ = ["GATEWAY_METRICS", "CutCause", "GatewayMetrics"]
 
 STREAM_KINDS = ("create", "resume", "event_source")
+CutCause: TypeAlias = Literal["drain", "stop", "age", "blocked", "credential", "store", "broken"]
 
 FOLLOWERS: Final = Metric("runstream_followers", "gauge", "Open streams.")
 FOLLOWERS_LIMIT: Final = Metric(
@@ -57,8 +59,8 @@ STREAMS_CUT: Final = Metric(
     "runstream_streams_cut",
     "counter",
     "Streams ended before the run's end, by cause: the gateway drains, or stops; they were as old as may be; their "
-    "readers took nothing; the log could not be read, or what is stored cannot.",
-    labels={"cause": ("drain", "stop", "age", "blocked", "store", "broken")},
+    "readers took nothing, or were admitted no longer; the log could not be read, or what is stored cannot.",
+    labels={"cause": get_args(CutCause)},
 )
 RESUMES: Final = Metric(
     "runstream_resumes",
@@ -175,6 +177,7 @@ GATEWAY_METRICS: Final = (
     DRAIN_LIMIT_SECONDS,
     NATS_CONNECTED,
     NATS_RECONNECTS,
+    STORE_FULL,
 )
 
 NOT_SERVED: Final = {
@@ -233,7 +236,7 @@ class GatewayMetrics:
         """The first chunk of a stream was written, so long after it was asked for."""
         self._first_chunk.labels(kind).observe(seconds)
 
-    def stream_cut(self, cause: str) -> None:
+    def stream_cut(self, cause: CutCause) -> None:
         """A stream was ended for the gateway's own reasons."""
         self._cut.labels(cause).inc()
 
@@ -291,9 +294,9 @@ class GatewayMetrics:
         self.meters.watch(GATEWAY_READY, lambda: ready.is_ready)
         self.meters.watch(ANSWERS_HELD_BYTES, held_bytes)
 
-    def watch_connections(self, connections: Sequence[Connection]) -> None:
+    def watch_nats(self, jetstreams: Sequence[JetStream]) -> None:
         """Read how NATS is whenever the metrics are."""
-        watch_connections(self.meters, connections)
+        watch_nats(self.meters, jetstreams)
 
 
 def _not_served(error: Exception) -> str:

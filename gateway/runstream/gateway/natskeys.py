@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from runstream.broker.access import new_key
@@ -20,7 +21,8 @@ ENVIRONMENT: Final = "nats.env"
 def make_keys(directory: Path, *, tell: Callable[[str], None]) -> None:
     """Make a key for each role, and the environment of `deploy/nats/nats-server.conf`, which has the public ones.
 
-    What is there is left as it is: a key that is replaced is one that nobody may use any more. Raises `CannotStart`.
+    What is there is left as it is: a key that is replaced is one that nobody may use any more. All are made, or none.
+    Raises `CannotStart`.
     """
     public: list[str] = []
     try:
@@ -28,14 +30,17 @@ def make_keys(directory: Path, *, tell: Callable[[str], None]) -> None:
         taken = [name for name in (*map(_file, ROLES), ENVIRONMENT) if (directory / name).exists()]
         if taken:
             raise CannotStart(f"{directory} has {', '.join(taken)} already: choose another directory, or remove them.")
-        for role in ROLES:
-            seed, public_key = new_key()
-            _write(directory / _file(role), f"{seed}\n")
-            public.append(f"NATS_{role.upper()}_NKEY={public_key}\n")
-            tell(f"{directory / _file(role)}: RUNSTREAM_NATS_NKEY of the {role}, secret")
-        _write(directory / ENVIRONMENT, "".join(public))
+        with ExitStack() as undo:
+            for role in ROLES:
+                seed, public_key = new_key()
+                _write(directory / _file(role), f"{seed}\n", undo)
+                public.append(f"NATS_{role.upper()}_NKEY={public_key}\n")
+            _write(directory / ENVIRONMENT, "".join(public), undo)
+            undo.pop_all()
     except OSError as error:
         raise CannotStart(f"The keys cannot be written to {directory}: {error.strerror}.") from error
+    for role in ROLES:
+        tell(f"{directory / _file(role)}: RUNSTREAM_NATS_NKEY of the {role}, secret")
     tell(f"{directory / ENVIRONMENT}: the environment of nats-server, public")
 
 
@@ -43,7 +48,8 @@ def _file(role: str) -> str:
     return f"{role}.nk"
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a file that only its owner may read, and that was not there."""
+def _write(path: Path, text: str, undo: ExitStack) -> None:
+    """Write a file that only its owner may read, and that was not there; `undo` removes it."""
     path.touch(mode=0o600, exist_ok=False)
+    undo.callback(path.unlink)
     path.write_text(text, encoding="ascii")

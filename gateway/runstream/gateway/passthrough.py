@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, urlsplit
@@ -18,6 +19,7 @@ import structlog
 from aiohttp import ClientConnectionResetError, ClientError, HttpVersion11, hdrs, web
 from multidict import CIMultiDict
 
+from runstream.broker.errors import Unauthenticated
 from runstream.broker.http_auth import PRINCIPAL
 from runstream.broker.http_guard import REQUEST_ID, request_id_of
 from runstream.gateway.admission import said_to_platform
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
     from aiohttp import ClientResponse
 
+    from runstream.broker.auth.admissions import Admissions
     from runstream.broker.auth.principal import Principal
     from runstream.gateway.metrics import GatewayMetrics
     from runstream.gateway.settings import GatewaySettings
@@ -142,7 +145,7 @@ class _Upload:
 
 
 class PassThrough:
-    """Passes requests on to the platform, as many at one time as it may.
+    """Passes requests on to the platform, as many at one time as it may, and for as long as who asks is admitted.
 
     `is_ours` says of a method and a path, as they are read, whether they are served here; `heard` is told of every
     answer of the platform's before its client is: who asked, method, path as it is read, status.
@@ -153,6 +156,7 @@ class PassThrough:
         upstream: Upstream,
         settings: GatewaySettings,
         metrics: GatewayMetrics,
+        admissions: Admissions,
         *,
         is_ours: Callable[[str, str], bool],
         heard: Callable[[Principal, str, str, int], Awaitable[None]],
@@ -160,6 +164,7 @@ class PassThrough:
         self._upstream = upstream
         self._settings = settings
         self._metrics = metrics
+        self._admissions = admissions
         self._is_ours = is_ours
         self._heard = heard
         self.places = Places(
@@ -172,7 +177,8 @@ class PassThrough:
         """Answer as the platform does.
 
         The platform knows of no tenants: who may speak to it may speak of everything, so none is narrowed. Raises
-        `Forbidden` and `ApiError` before the headers are out; after them a failure cuts the response.
+        `Forbidden`, `Unauthenticated` and `ApiError` before the headers are out; after them a failure cuts the
+        response.
         """
         who = request[PRINCIPAL]
         who.check("platform")
@@ -182,19 +188,22 @@ class PassThrough:
         with self.places.take():
             outcome = "left"
             try:
-                async with self._upstream.ask(
-                    request.method,
-                    path,
-                    query=request.rel_url.raw_query_string,
-                    headers=self._asked(request),
-                    who=said_to_platform(request),
-                    data=upload.parts() if request.body_exists else None,
-                ) as answer:
+                async with AsyncExitStack() as stack:
+                    async with self._while_admitted(who):
+                        asking = self._upstream.ask(
+                            request.method,
+                            path,
+                            query=request.rel_url.raw_query_string,
+                            headers=self._asked(request),
+                            who=said_to_platform(request),
+                            data=upload.parts() if request.body_exists else None,
+                        )
+                        answer = await stack.enter_async_context(asking)
                     if answer.status == HTTPStatus.SWITCHING_PROTOCOLS:
                         raise PlatformFailed("The platform has switched protocols unasked.", should_retry=False)
                     await self._heard(who, request.method, as_read(path), answer.status)
                     outcome, response = await self._hand_over(request, answer)
-            except ApiError as error:
+            except (ApiError, Unauthenticated) as error:
                 outcome = "failed"
                 raise upload.failure or error from error
             finally:
@@ -239,20 +248,37 @@ class PassThrough:
         """Answer what the platform answers; says how that ended."""
         response = self._response(request, answer)
         try:
-            await response.prepare(request)
-            async with aclosing(_parts(answer)) as parts:
-                async for part in parts:
-                    async with asyncio.timeout(self._settings.write_deadline_seconds):
-                        await response.write(part)
-            async with asyncio.timeout(self._settings.write_deadline_seconds):
-                await response.write_eof()
+            async with self._while_admitted(request[PRINCIPAL]):
+                await response.prepare(request)
+                async with aclosing(_parts(answer)) as parts:
+                    async for part in parts:
+                        async with asyncio.timeout(self._settings.write_deadline_seconds):
+                            await response.write(part)
+                async with asyncio.timeout(self._settings.write_deadline_seconds):
+                    await response.write_eof()
             return "answered", response
         except ClientConnectionResetError:
             return "left", response
+        except Unauthenticated:
+            self._break_off(request, response, at_once=False)
+            return "broken", response
         except (_BrokenOff, TimeoutError) as error:
             log.warning("upstream_broken", method=request.method, path=request.path, error=repr(error.__cause__))
             self._break_off(request, response, at_once=isinstance(error, TimeoutError))
             return "broken", response
+
+    @asynccontextmanager
+    async def _while_admitted(self, who: Principal) -> AsyncGenerator[None, None]:
+        """Break off what goes on in the block, by `Unauthenticated`, when `who` is admitted no longer."""
+        admitted = asyncio.timeout(None)
+        try:
+            async with admitted:
+                with self._admissions.over(who, partial(admitted.reschedule, 0.0)):
+                    yield
+        except TimeoutError:
+            if not admitted.expired():
+                raise
+            raise Unauthenticated(reason="The credential has expired, or was revoked.") from None
 
     def _response(self, request: web.Request, answer: ClientResponse) -> web.StreamResponse:
         has_end = hdrs.CONTENT_LENGTH in answer.headers or answer.headers.get(hdrs.TRANSFER_ENCODING) is not None

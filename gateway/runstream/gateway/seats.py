@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from runstream.gateway.follower import Follower
-    from runstream.gateway.metrics import GatewayMetrics
+    from runstream.gateway.metrics import CutCause, GatewayMetrics
     from runstream.gateway.settings import GatewaySettings
 
 __all__ = ["Places", "Seats"]
@@ -123,6 +123,7 @@ class Seats(Places):
     def _departure(self, follower: Follower) -> asyncio.TimerHandle | None:
         """Draw when a follower is to leave. One who could not come back has all the time there is."""
         is_resumable = follower.style is not Style.FOREGROUND
+        cause: CutCause
         if self.is_draining:
             cause, most = "drain", max(0.0, self._empty_at - time.monotonic())
             least = 0.0 if is_resumable else most
@@ -134,7 +135,7 @@ class Seats(Places):
         seconds = random.uniform(least, most)  # noqa: S311  # nothing hangs on who guesses it
         return asyncio.get_running_loop().call_later(seconds, self._send_away, follower, cause)
 
-    def _send_away(self, follower: Follower, cause: str) -> None:
+    def _send_away(self, follower: Follower, cause: CutCause) -> None:
         if follower.is_done or follower.response.is_closed:
             return
         self._metrics.stream_cut(cause)

@@ -1,6 +1,6 @@
 """Who is let in, and for how long: what goes on in somebody's name ends when what they were admitted by does.
 
-It expires, is revoked, or is taken out of its file. Whatever it is, who holds a stream open is told within a second.
+It expires, is revoked, or is taken out of its file. Whatever it is, who holds a stream open is told within two seconds.
 """
 
 from __future__ import annotations

@@ -46,6 +46,8 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str | None = None
     expires_at: float | None = None
     """Seconds since 1970 until which it stands, what clocks may differ by included; None: for good."""
+    leeway_seconds: float = 0.0
+    """What clocks may differ by, as far as that is included."""
     key_id: str = ""
     """Which key or token it came by. No secret."""
     edition: str = ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -36,6 +36,15 @@ class _Ticket(msgspec.Struct):
     v: int = 1
 
 
+class Found(NamedTuple):
+    """A ticket that is not spent yet."""
+
+    principal: Principal
+    """Whom it lets in."""
+    key: str
+    revision: int
+
+
 def _ticket_in(value: bytes) -> _Ticket:
     try:
         return msgspec.json.decode(value, type=_Ticket)
@@ -44,7 +53,7 @@ def _ticket_in(value: bytes) -> _Ticket:
 
 
 class Tickets:
-    """Makes tickets and takes them. Every call raises `Unavailable`."""
+    """Makes tickets, finds and spends them. Every call raises `Unavailable`."""
 
     def __init__(self, jetstream: JetStream) -> None:
         self._bucket = Bucket(jetstream)
@@ -57,19 +66,23 @@ class Tickets:
         await self._bucket.write([Put(ticket_key(digest(ticket)), value, 0)])
         return ticket
 
-    async def take(self, ticket: str, run_id: str) -> Principal:
-        """Return whom a ticket lets in, to this run: once, whichever gateways are asked. Raises `Unauthenticated`."""
-        refused = Unauthenticated(reason="The ticket is used, too old, or none.")
+    async def find(self, ticket: str, run_id: str) -> Found:
+        """Return a ticket to this run, which is left as it is. Raises `Unauthenticated`."""
         if len(ticket) > MOST_CHARACTERS:
-            raise refused
+            raise _refused()
         key = ticket_key(digest(ticket))
         stored = await self._bucket.get(key, _ticket_in)
-        if stored is None or stored.value.principal.run_id != run_id:
-            raise refused
+        if stored is None or stored.value.principal.run_id != run_id or stored.value.until < time.time():
+            raise _refused()
+        return Found(stored.value.principal, key, stored.revision)
+
+    async def spend(self, found: Found) -> None:
+        """Let in whom a ticket lets in: once, whichever gateways are asked. Raises `Unauthenticated`."""
         try:
-            await self._bucket.write([Put(key, None, stored.revision)])
+            await self._bucket.write([Put(found.key, None, found.revision)])
         except WrongLastSequence:
-            raise refused from None
-        if stored.value.until < time.time():
-            raise refused
-        return stored.value.principal
+            raise _refused() from None
+
+
+def _refused() -> Unauthenticated:
+    return Unauthenticated(reason="The ticket is used, too old, or none.")

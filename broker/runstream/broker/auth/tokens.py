@@ -164,6 +164,7 @@ class Tokens:
             tenant=str(tenant),
             scopes=_scopes_in(claims.get("scope", "")),
             expires_at=expires_at,
+            leeway_seconds=self._leeway_seconds,
             key_id=_id_of(token, claims),
             **narrowed,
         )
