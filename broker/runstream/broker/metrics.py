@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BROKER_METRICS", "BrokerMetrics", "StreamInfo"]
 
-STREAMS = ("RUNS_<shard>", "KV_RUNSTREAM", "RUNSTREAM_WORK")
+STREAMS = ("RUNS_<shard>", "KV_RUNSTREAM", "RUNSTREAM_WORK", "KV_RUNSTREAM_REVOKED")
 
 RUNS_STARTED: Final = Metric("runstream_runs_started", "counter", "Runs handed to the agent.")
 RUNS_LOST: Final = Metric(
