@@ -83,9 +83,9 @@ class Admissions:
         if self._revocations is not None:
             await self._revocations.known()
         if self._is_revoked(who):
-            raise Unauthenticated(reason="The credential was revoked.")
+            raise Unauthenticated(reason="The credential was revoked.", cause="revoked")
         if not self._stands(who):
-            raise Unauthenticated(reason="The credential has expired.")
+            raise Unauthenticated(reason="The credential has expired.", cause="expired")
 
     @contextmanager
     def over(self, who: Principal, end: Callable[[], None]) -> Iterator[None]:

@@ -15,8 +15,8 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from runstream.broker.ending import Outcome, failed
-from runstream.broker.errors import BrokerError
-from runstream.broker.http_auth import PRINCIPAL, admit
+from runstream.broker.errors import BrokerError, Forbidden, Unauthenticated
+from runstream.broker.http_auth import PRINCIPAL, admit, cause_of
 from runstream.broker.http_body import BadBody, parse_body, pieces_of, read_body
 from runstream.broker.http_guard import traceparent_in
 from runstream.broker.ingest.errors import STATUSES, IngestError, not_usable, refusals, translated
@@ -171,10 +171,10 @@ class _Routes:
                 raise
             except Exception as error:  # noqa: BLE001  # a defect is answered, too
                 refused = _refused(error, request)
-                if (
-                    isinstance(cause := refused.__cause__ or error, BrokerError)
-                    and refused.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-                ):
+                cause = refused.__cause__ or error
+                if isinstance(cause, Unauthenticated | Forbidden):
+                    self._ingest.metrics.credential_refused(cause_of(cause))
+                if isinstance(cause, BrokerError) and refused.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                     # What NATS said is for the log; the writer gets what it can act on.
                     log.warning("request_failed", operation=operation, path=request.path, error=str(cause))
                 self._ingest.metrics.ingest_request(operation, refused.error_type)
