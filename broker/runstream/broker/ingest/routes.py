@@ -18,12 +18,20 @@ from runstream.broker.ending import Outcome, failed
 from runstream.broker.errors import BrokerError, Forbidden, Unauthenticated
 from runstream.broker.http_auth import PRINCIPAL, admit, cause_of
 from runstream.broker.http_body import BadBody, parse_body, pieces_of, read_body
-from runstream.broker.http_guard import traceparent_in
 from runstream.broker.ingest.errors import STATUSES, IngestError, not_usable, refusals, translated
 from runstream.broker.logs import get_logger
 from runstream.broker.operations import Answer, Body, Header, Operation
 from runstream.broker.recording import outcome_of_stop
-from runstream.schemas import EndRunRequest, FailRunRequest, FinalStatus, OpenRunRequest, is_run_id
+from runstream.schemas import (
+    TRACEPARENT,
+    TRACESTATE,
+    EndRunRequest,
+    FailRunRequest,
+    FinalStatus,
+    OpenRunRequest,
+    is_run_id,
+    trace_of,
+)
 
 if TYPE_CHECKING:
     from runstream.broker.auth.admissions import Admissions
@@ -192,7 +200,9 @@ class _Routes:
     async def open(self, request: web.Request) -> web.Response:
         """`POST /ingest/v1/runs`: open a run, which any gateway serves from then on."""
         wanted = _valid(OpenRunRequest, await self._parsed(request))
-        return _json(await self._ingest.open(request[PRINCIPAL], wanted, traceparent_in(request.headers)), status=201)
+        sent = request.headers
+        trace = trace_of(sent.getall(TRACEPARENT, ()), sent.getall(TRACESTATE, ()))
+        return _json(await self._ingest.open(request[PRINCIPAL], wanted, trace), status=201)
 
     async def append(self, request: web.Request) -> web.Response:
         """`POST /ingest/v1/runs/{run_id}/chunks`: store chunks."""
