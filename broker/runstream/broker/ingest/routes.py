@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from runstream.broker.ending import Outcome, failed
 from runstream.broker.errors import BrokerError, Forbidden, Unauthenticated
+from runstream.broker.http import meet_expectation
 from runstream.broker.http_auth import PRINCIPAL, admit, cause_of
 from runstream.broker.http_body import BadBody, parse_body, pieces_of, read_body
 from runstream.broker.ingest.errors import STATUSES, IngestError, not_usable, refusals, translated
@@ -155,7 +156,8 @@ def ingest_operations(ingest: Ingest, admissions: Admissions) -> list[Operation]
 def unknown_route(ingest: Ingest, admissions: Admissions) -> web.RouteDef:
     """Make the route of whatever else is asked below `/ingest`; strangers are not told what there is."""
     routes = _Routes(ingest, admissions)
-    return web.route("*", "/ingest/{path:.*}", routes.answering("unknown", routes.unknown))
+    unknown = routes.answering("unknown", routes.unknown)
+    return web.route("*", "/ingest/{path:.*}", unknown, expect_handler=meet_expectation)
 
 
 class _Routes:
