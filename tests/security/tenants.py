@@ -330,10 +330,10 @@ class Tenant:
                 ("POST", "/stream", {"starting_after": chance.choice([0, *self.cursors[-NEWEST:]])}),
             ]
         )
-        options = {} if body is None else {"json": body}
+        options: dict[str, Any] = {} if body is None else {"json": body}
         self._expect(f"{method} {path}{what}", await client.fetch(method, path + what, **options), 404)
-        body = {"run_id": run_id, "agent_id": lane.agent_id}
-        resumed = await client.fetch("POST", f"/v1/conversations/{lane.conversation_id}/stream", json=body)
+        named = {"run_id": run_id, "agent_id": lane.agent_id}
+        resumed = await client.fetch("POST", f"/v1/conversations/{lane.conversation_id}/stream", json=named)
         self._expect(f"resuming {run_id} by its id", resumed, 404)
         self._expect(f"a list after {run_id}", await client.fetch("GET", f"/v1/runs/?after={run_id}"), 404)
 

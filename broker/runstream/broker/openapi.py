@@ -105,7 +105,7 @@ def _operation(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
         "responses": dict(
             sorted(
                 (str(status), _answer(answer, schemas, operation.always))
-                for status, answer in (EVERYWHERE | {**operation.answers}).items()
+                for status, answer in {**EVERYWHERE, **operation.answers}.items()
             )
         ),
     }

@@ -92,7 +92,7 @@ class Unmet(msgspec.Struct):
     detail: str
 
 
-EVERYWHERE: Final[Mapping[int, Answer]] = {
+EVERYWHERE: Final[Mapping[int | str, Answer]] = {
     417: Answer("An expectation that is not met here: send `Expect: 100-continue`, or none.", [Body([Unmet])]),
 }
 """What is answered in place of every operation, before it is asked."""
