@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMP := $(VENV)/.installed
+AUDIT := .audit
 TYPESCRIPT := tests/clients/typescript
 TYPESCRIPT_STAMP := $(TYPESCRIPT)/node_modules/.installed
 # Node comes with the environment. npm's cache and logs stay below ours, and node's go nowhere: /tmp is not ours.
@@ -15,7 +16,8 @@ NPM := $(call npm,$(TYPESCRIPT),$(VENV))
 BENCH_NPM := $(call npm,tests/bench/peers/node,.bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-browser format check bench bench-quick bench-lock chaos chaos-long load fuzz lock clean
+.PHONY: help install run test test-browser format check audit bench bench-quick bench-lock chaos chaos-long load fuzz \
+	tenants lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +51,11 @@ test-browser: install ## what a page sees, in Debian's chromium, which must be t
 fuzz: install ## ten times the bad input that the tests make, other each time (RUNSTREAM_FUZZ_CASES=50000)
 	RUNSTREAM_FUZZ_CASES=$${RUNSTREAM_FUZZ_CASES:-20000} $(PY) -m pytest tests/fuzz --timeout 7200 $(ARGS)
 
+tenants: $(STAMP) ## two tenants who share all names, for ten minutes: nothing crosses (RUNSTREAM_TENANTS_SECONDS=3600)
+	RUNSTREAM_TENANTS_SECONDS=$${RUNSTREAM_TENANTS_SECONDS:-600} \
+		RUNSTREAM_TENANTS_SEED=$${RUNSTREAM_TENANTS_SEED:-$$(date +%s)} \
+		$(PY) -m pytest tests/security/test_history.py -s $(ARGS)
+
 format: $(STAMP) ## put the source in its one format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only --quiet .
@@ -58,6 +65,14 @@ check: $(STAMP) ## format, lint and types; changes nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(foreach part,schemas broker gateway,-p runstream.$(part)) -p tests
+
+$(AUDIT)/.installed: deploy/audit/audit.lock
+	@test -x $(AUDIT)/bin/python || $(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/audit/audit.lock
+	@touch $@
+
+audit: $(AUDIT)/.installed ## known vulnerabilities of what the lock names (ARGS="--if-reachable")
+	$(AUDIT)/bin/python -m deploy.audit $(ARGS)
 
 load: $(STAMP) ## what is held, and what is left, under load: the long form of tests/load, half an hour (ARGS="-k clients")
 	RUNSTREAM_TEST_LOAD=long $(PY) -m pytest tests/load -s $(ARGS)
@@ -87,8 +102,11 @@ lock: $(STAMP) ## resolve the dependencies anew (ARGS="--upgrade")
 	env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null CUSTOM_COMPILE_COMMAND="make lock" \
 		$(PY) -m piptools compile --quiet --extra dev --generate-hashes --allow-unsafe --strip-extras \
 		--no-emit-index-url --no-emit-find-links --output-file requirements.lock $(ARGS) pyproject.toml
+	env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null CUSTOM_COMPILE_COMMAND="make lock" \
+		$(PY) -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url \
+		--no-emit-find-links --output-file deploy/audit/audit.lock $(ARGS) deploy/audit/audit.in
 	$(NPM) install --package-lock-only > /dev/null
 
 clean: ## remove what the verbs made, .venv and .runstream included
-	rm -rf $(VENV) $(TYPESCRIPT)/node_modules tests/bench/peers/node/node_modules .bench .runstream dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(AUDIT) $(TYPESCRIPT)/node_modules tests/bench/peers/node/node_modules .bench .runstream dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -182,6 +182,7 @@ PROCESSES = (
         unit="s",
     ),
     Panel("Whole answers", [latest(gateway.ANSWERS_HELD_BYTES)], gateway.ANSWERS_HELD_BYTES.says, unit="bytes"),
+    rates("Credentials refused", common.CREDENTIALS_REFUSED, "cause", unit="reqps"),
     rates("Passed on to the platform", gateway.PASSED_ON, "outcome", unit="reqps"),
 )
 

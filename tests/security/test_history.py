@@ -1,117 +1,88 @@
-"""Two tenants hammer the same otids and conversation ids: the checker of histories proves that nothing crosses."""
+"""Two tenants hammer the same otids, conversations and agents: the checker of histories proves that nothing crosses.
 
-import asyncio
+`make tenants` does so for as long as it is told, with another seed each time.
+"""
+
+import contextlib
+import os
+import random
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
-from runstream.schemas import new_agent_id, new_conversation_id, new_otid
+from runstream.broker.auth.authenticator import authenticating
+from runstream.gateway.app import Gateway
+from runstream.gateway.settings import GatewaySettings
+from tests.chaos.agent import speak
 from tests.chaos.checker import Checker, Rule, Verdict
 from tests.chaos.content import content_of, digest_of, read
-from tests.chaos.history import (
-    Connected,
-    Disconnected,
-    Ended,
-    Ending,
-    EventKind,
-    Got,
-    Joined,
-    Opened,
-    Opening,
-    Recorder,
-    Said,
-    Stored,
-    now,
-)
-from tests.support.auth import Client, Issuer
-from tests.support.http import Event
-from tests.support.stack import Stack
+from tests.chaos.history import Connected, Got, Joined, Opened, Opening, Recorder, Said, Stored, now
+from tests.security.tenants import CHUNKS, READERS, Tenant, hammer, lanes
+from tests.support.auth import Issuer
+from tests.support.nats import NatsServer
+from tests.support.stack import listener, stack_running, url_of
 
 TENANTS = ("acme", "other")
-ROUNDS = 8
-CHUNKS = 12
-READERS = 2
-KINDS: dict[str | None, EventKind] = {"ping": "ping", "stop_reason": "stop", "usage_statistics": "usage", None: "done"}
+LANES = 3
+ROUNDS = 3
+SECONDS = float(os.environ.get("RUNSTREAM_TENANTS_SECONDS", "0"))
+"""How long it is done again and again; 0: once."""
+SEED = int(os.environ.get("RUNSTREAM_TENANTS_SEED", "7"))
 
 
-def got(reader: str, event: Event) -> Got:
-    """An event as a reader has it."""
-    kind = KINDS.get(event.message_type, "chunk")
-    if kind == "done":
-        return Got(at=now(), reader=reader, kind="done")
-    if kind == "chunk":
-        shown = read(event.json.get("content"))
-        return Got(
-            at=now(), reader=reader, seq=event.seq_id, token=shown.token, index=shown.number, digest=shown.digest
-        )
-    digest = 0 if kind == "ping" else digest_of(event.data)
-    text = str(event.json.get("stop_reason") or "")
-    return Got(at=now(), reader=reader, kind=kind, seq=event.seq_id, text=text, digest=digest)
+class World:
+    """Two gateways and a broker, with an agent that says what it is asked for."""
+
+    def __init__(self, gateways: list[str], broker: str) -> None:
+        self.gateways, self.broker = gateways, broker
+
+    async def played(self, issuer: Issuer, directory: Path, seed: int) -> tuple[Verdict, tuple[Tenant, Tenant]]:
+        """Let both tenants play, and check what they have recorded."""
+        with Recorder(directory, "writer", "w") as writes, Recorder(directory, "reader", "r") as reads:
+            one, other = (
+                Tenant(name, issuer.token(tenant=name, exp=2**33), self.gateways, self.broker, (writes, reads))
+                for name in TENANTS
+            )
+            await hammer((one, other), lanes(LANES, ROUNDS), random.Random(seed))
+        return Checker().check(directory), (one, other)
 
 
-class Tenant:
-    """One tenant's writer and readers, who record what they say and what they are shown."""
-
-    def __init__(self, stack: Stack, issuer: Issuer, name: str, writes: Recorder, reads: Recorder) -> None:
-        self.name = name
-        self.writer = Client(stack.broker_base, issuer.token(tenant=name, scope="platform"))
-        self.reader = Client(stack.base, issuer.token(tenant=name, scope="runs:read"))
-        self.writes, self.reads = writes, reads
-
-    async def play(self, agent_id: str, conversation_id: str, otids: list[str]) -> None:
-        """Write one run after the other, each in that conversation, and follow each by its otid meanwhile."""
-        for number, otid in enumerate(otids):
-            token = f"{self.name}{number}"
-            self.writes.write(Opening(at=now(), token=token, mode="ingest"))
-            body = {"agent_id": agent_id, "conversation_id": conversation_id, "otids": [otid]}
-            opened = await self.writer.fetch("POST", "/ingest/v1/runs", json=body)
-            assert opened.status == 201, opened
-            self.writes.write(Opened(at=now(), token=token, run_id=opened.json["run_id"]))
-            readers = [self.follow(token, f"r-{token}x{each}", conversation_id, otid) for each in range(READERS)]
-            await asyncio.gather(self.write(token, opened.json["run_id"]), *readers)
-
-    async def write(self, token: str, run_id: str) -> None:
-        """Say all that there is to be said, and end the run."""
-        path = f"/ingest/v1/runs/{run_id}"
-        for index in range(CHUNKS):
-            text = content_of(token, index)
-            sent = now()
-            self.writes.write(Said(at=sent, token=token, index=index, digests=[digest_of(text)]))
-            chunk = {"message_type": "assistant_message", "id": "message-1", "content": text}
-            stored = await self.writer.fetch("POST", f"{path}/chunks", json=chunk)
-            assert stored.status == 200, stored
-            seq = stored.json["last_seq_id"]
-            self.writes.write(Stored(at=now(), token=token, index=index, count=1, sent=sent, last_seq=seq))
-        self.writes.write(Ending(at=now(), token=token, stop_reason="end_turn"))
-        assert (await self.writer.fetch("POST", f"{path}/end", json={"stop_reason": "end_turn"})).status == 200
-        self.writes.write(Ended(at=now(), token=token, stop_reason="end_turn"))
-
-    async def follow(self, token: str, name: str, conversation_id: str, otid: str) -> None:
-        """Follow the run that the otid stands for, to its end."""
-        self.reads.write(Joined(at=now(), reader=name, token=token, kind="letta"))
-        async with self.reader.stream(f"/v1/conversations/{conversation_id}/stream", {"otid": otid}) as stream:
-            self.reads.write(Connected(at=now(), reader=name, gateway="g"))
-            while (event := await stream.next()) is not None:
-                self.reads.write(got(name, event))
-        self.reads.write(Disconnected(at=now(), reader=name, gateway="g", how="done"))
+@pytest_asyncio.fixture(scope="module")
+async def world(
+    nats_server: NatsServer, issuer: Issuer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[World]:
+    """A runstream that takes the issuer's tokens."""
+    auth = issuer.settings(tmp_path_factory.mktemp("auth"), None, auth_leeway_seconds=0)
+    async with contextlib.AsyncExitStack() as stack:
+        running = await stack.enter_async_context(stack_running(nats_server.url, agent=speak, auth=auth))
+        authenticator = await stack.enter_async_context(authenticating(auth))
+        bound = stack.enter_context(contextlib.closing(listener()))
+        second = Gateway(GatewaySettings(), running.settings, listener=bound, authenticator=authenticator)
+        await stack.enter_async_context(second)
+        yield World([running.base, url_of(bound)], running.broker_base)
 
 
-async def played(stack: Stack, issuer: Issuer, directory: Path, *tenants: str) -> Verdict:
-    """Let these tenants play at once, and check what they have recorded."""
-    agent_id, conversation_id, otids = new_agent_id(), new_conversation_id(), [new_otid() for _ in range(ROUNDS)]
-    with Recorder(directory, "writer", "w") as writes, Recorder(directory, "reader", "r") as reads:
-        all_tenants = [Tenant(stack, issuer, name, writes, reads) for name in tenants]
-        await asyncio.gather(*(tenant.play(agent_id, conversation_id, otids) for tenant in all_tenants))
-    return Checker().check(directory)
-
-
-async def test_nothing_crosses(stack: Stack, issuer: Issuer, tmp_path: Path) -> None:
-    """Each reader is shown all that its own tenant's writer said, in order, and nothing else."""
-    verdict = await played(stack, issuer, tmp_path, *TENANTS)
-    assert not verdict.violations, verdict.violations
-    figures = verdict.figures
-    assert (figures.runs, figures.acknowledged) == (2 * ROUNDS, 2 * ROUNDS * CHUNKS)
-    assert figures.readers_to_the_end == 2 * ROUNDS * READERS
+@pytest.mark.timeout(120 + 2 * SECONDS)
+async def test_nothing_crosses(world: World, issuer: Issuer, tmp_path: Path) -> None:
+    """Each reader is shown all that its own tenant's writer said, in order, and nothing else, whatever is tried."""
+    until, number = time.monotonic() + SECONDS, 0
+    while number == 0 or time.monotonic() < until:
+        seed = SEED + number
+        verdict, tenants = await world.played(issuer, tmp_path / str(seed), seed)
+        assert not verdict.violations, (seed, verdict.violations)
+        assert not [each for tenant in tenants for each in tenant.trespasses], seed
+        runs, captured = 2 * LANES * ROUNDS, verdict.figures.readers - 2 * LANES * ROUNDS * READERS
+        assert verdict.figures.runs == runs
+        assert verdict.figures.readers_to_the_end == verdict.figures.readers
+        assert 0 < captured < runs
+        assert verdict.figures.endings.keys() <= {"end_turn", "cancelled"}
+        assert verdict.figures.deliveries > runs * READERS * CHUNKS / 2
+        assert min(tenant.tries for tenant in tenants) > 10
+        print(f"seed {seed}: {verdict.figures.deliveries} deliveries, {sum(each.tries for each in tenants)} tries")
+        number += 1
 
 
 @pytest.mark.parametrize("shown", ["other0", "acme1"])

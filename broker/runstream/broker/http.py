@@ -7,19 +7,26 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
-from aiohttp import web
+from aiohttp import HttpVersion11, hdrs, web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from runstream.broker.http_guard import guard
 from runstream.broker.openapi import described
-from runstream.broker.operations import JSON, OPEN, TEXT, Answer, Body, Operation
+from runstream.broker.operations import JSON, OPEN, TEXT, Answer, Body, Operation, Unmet
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-__all__ = ["description_operation", "health_operations", "metrics_operation", "routes", "serving"]
+__all__ = [
+    "description_operation",
+    "health_operations",
+    "meet_expectation",
+    "metrics_operation",
+    "routes",
+    "serving",
+]
 
 
 class Health(msgspec.Struct):
@@ -119,10 +126,23 @@ def routes(operations: Sequence[Operation]) -> list[web.RouteDef]:
             each.method,
             each.path,
             each.handler,
+            expect_handler=meet_expectation,
             **({"allow_head": "/v1/" not in each.path} if each.method == "GET" else {}),
         )
         for each in operations
     ]
+
+
+async def meet_expectation(request: web.Request) -> web.Response | None:
+    """Tell whoever waits with the body to go on; refuse any other expectation, where aiohttp would say so in text."""
+    if request.version < HttpVersion11:
+        return None  # That knows of no expectations.
+    if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
+        unmet = Unmet("This expectation is not met here: send Expect: 100-continue, or none.")
+        return web.Response(body=msgspec.json.encode(unmet), status=417, content_type=JSON)
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0  # Nothing of the answer itself has been sent.
+    return None
 
 
 def _answer(found: Health | Unready, *, status: int = 200) -> web.Response:

@@ -10,7 +10,7 @@ import msgspec
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from runstream.broker.operations import JSON, OPEN
+from runstream.broker.operations import EVERYWHERE, JSON, OPEN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -85,7 +85,8 @@ def _is_model(shape: Any) -> bool:
 
 
 def _bodies_of(operation: Operation) -> list[Any]:
-    bodies = [*operation.bodies, *(body for answer in operation.answers.values() for body in answer.bodies)]
+    answers = [*EVERYWHERE.values(), *operation.answers.values()]
+    bodies = [*operation.bodies, *(body for answer in answers for body in answer.bodies)]
     return [shape for body in bodies for shape in body.shapes]
 
 
@@ -104,7 +105,7 @@ def _operation(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
         "responses": dict(
             sorted(
                 (str(status), _answer(answer, schemas, operation.always))
-                for status, answer in operation.answers.items()
+                for status, answer in {**EVERYWHERE, **operation.answers}.items()
             )
         ),
     }

@@ -16,7 +16,20 @@ import msgspec
 from runstream.broker.auth.principal import Scope
 from runstream.schemas import AGENT_PATH, RUN_PATH, STRICT_CONVERSATION_PATH, PathPattern
 
-__all__ = ["JSON", "OPEN", "SERVER_SENT_EVENTS", "TEXT", "Access", "Answer", "Body", "Handler", "Header", "Operation"]
+__all__ = [
+    "EVERYWHERE",
+    "JSON",
+    "OPEN",
+    "SERVER_SENT_EVENTS",
+    "TEXT",
+    "Access",
+    "Answer",
+    "Body",
+    "Handler",
+    "Header",
+    "Operation",
+    "Unmet",
+]
 
 JSON: Final = "application/json"
 SERVER_SENT_EVENTS: Final = "text/event-stream"
@@ -71,6 +84,18 @@ class Answer(msgspec.Struct, frozen=True):
         headers = {header.name: header for header in (*self.headers, *other.headers)}
         bodies = [*self.bodies, *(body for body in other.bodies if body not in self.bodies)]
         return Answer(f"{self.says} Or: {other.says}", bodies, [*headers.values()])
+
+
+class Unmet(msgspec.Struct):
+    """What is expected that is not done here."""
+
+    detail: str
+
+
+EVERYWHERE: Final[Mapping[int | str, Answer]] = {
+    417: Answer("An expectation that is not met here: send `Expect: 100-continue`, or none.", [Body([Unmet])]),
+}
+"""What is answered in place of every operation, before it is asked."""
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,6 +18,7 @@ from runstream.broker.findings import Findings
 from runstream.broker.http import (
     description_operation,
     health_operations,
+    meet_expectation,
     metrics_operation,
     routes,
     serving,
@@ -291,7 +292,7 @@ class Gateway:
             description_operation(described, title="runstream", says=says(before_platform=before_platform))
         )
         app.add_routes([*mounted(served), *routes(for_operators)])
-        app.router.add_route("*", "/{path:.*}", fallback)
+        app.router.add_route("*", "/{path:.*}", fallback, expect_handler=meet_expectation)
         app.on_response_prepare.append(self._close_when_draining)
         app.on_shutdown.append(self._leave)
         deprecation.add_to(app)

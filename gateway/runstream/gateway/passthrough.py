@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from aiohttp import ClientResponse
 
     from runstream.broker.auth.admissions import Admissions
+    from runstream.broker.auth.causes import Cause
     from runstream.broker.auth.principal import Principal
     from runstream.gateway.metrics import GatewayMetrics
     from runstream.gateway.settings import GatewaySettings
@@ -278,7 +279,8 @@ class PassThrough:
         except TimeoutError:
             if not admitted.expired():
                 raise
-            raise Unauthenticated(reason="The credential has expired, or was revoked.") from None
+            cause: Cause = "expired" if who.has_expired else "revoked"
+            raise Unauthenticated(reason="The credential has expired, or was revoked.", cause=cause) from None
 
     def _response(self, request: web.Request, answer: ClientResponse) -> web.StreamResponse:
         has_end = hdrs.CONTENT_LENGTH in answer.headers or answer.headers.get(hdrs.TRANSFER_ENCODING) is not None

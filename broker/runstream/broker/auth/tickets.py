@@ -85,4 +85,4 @@ class Tickets:
 
 
 def _refused() -> Unauthenticated:
-    return Unauthenticated(reason="The ticket is used, too old, or none.")
+    return Unauthenticated(reason="The ticket is used, too old, or none.", cause="ticket")

@@ -1,0 +1,1 @@
+"""Looks up what is installed in the databases of known vulnerabilities."""
