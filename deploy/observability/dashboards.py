@@ -264,6 +264,16 @@ TIMES = (
     ),
 )
 
+LIMITS = (
+    Panel(
+        "Limits reached",
+        [rate(common.LIMITS_REACHED, "limit")],
+        common.LIMITS_REACHED.says,
+        unit="reqps",
+        is_stacked=True,
+    ),
+)
+
 INGEST = (
     Panel("Ingest requests", [rate(broker.INGEST_REQUESTS, "operation")], broker.INGEST_REQUESTS.says, unit="reqps"),
     Panel(
@@ -291,7 +301,7 @@ DASHBOARDS = {
         "runstream-operate",
         "runstream / operate",
         "How runstream is: what readers get, NATS, and each process.",
-        [("At a glance", GLANCE), ("Readers", READERS), ("NATS", STORE), ("Processes", PROCESSES)],
+        [("At a glance", GLANCE), ("Readers", READERS), ("Limits", LIMITS), ("NATS", STORE), ("Processes", PROCESSES)],
     ),
     "runs.json": Dashboard(
         "runstream-runs",

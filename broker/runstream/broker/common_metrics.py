@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final, get_args
 
+from runstream.broker.limits.limiter import LIMITS
 from runstream.broker.meters import Meters, Metric
 from runstream.broker.sweep import SWEPT_KINDS
 from runstream.schemas import FinalStatus
@@ -26,6 +27,7 @@ __all__ = [
     "DRAINING_SECONDS",
     "DRAIN_LIMIT_SECONDS",
     "LIBRARY_METRICS",
+    "LIMITS_REACHED",
     "NATS_CONNECTED",
     "NATS_RECONNECTS",
     "PUBLISH_SECONDS",
@@ -73,6 +75,13 @@ BROKEN: Final = Metric(
 )
 STORE_FULL: Final = Metric(
     "runstream_store_full", "counter", "Writes that JetStream refused because a limit of its storage was reached."
+)
+LIMITS_REACHED: Final = Metric(
+    "runstream_limits_reached",
+    "counter",
+    "Requests and connections refused because a limit was reached, by which: of a tenant, a key or an address; how "
+    "many connections there may be; how long a request's head may take, or be; how long an answer may take to be read.",
+    labels={"limit": LIMITS},
 )
 DRAINING: Final = Metric(
     "runstream_draining", "gauge", "1 once this process takes nothing new and lets go of what it has, to stop."

@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 
 from runstream.broker.auth.principal import ANYBODY
 from runstream.broker.errors import Unauthenticated
-from runstream.broker.http_auth import PRINCIPAL, admit
+from runstream.broker.http_auth import PRINCIPAL, admit, trying
 from runstream.broker.operations import OPEN
 from runstream.gateway.services import SERVICES
 
@@ -38,8 +38,12 @@ COOKIE_SECONDS: Final = 3600.0
 
 
 async def admitted(request: web.Request, scope: Scope | None = None) -> Principal:
-    """Find out who asks, for what no operation takes. Raises `Unauthenticated`, `Forbidden`, `Unavailable`."""
-    return await admit(request, request.app[SERVICES].admissions, scope)
+    """Find out who asks, for what no operation takes.
+
+    Raises `Unauthenticated`, `Forbidden`, `Unavailable`, `LimitReached`.
+    """
+    services = request.app[SERVICES]
+    return await admit(request, services.admissions, services.limits, scope)
 
 
 def guarded(operation: Operation) -> Handler:
@@ -67,13 +71,14 @@ async def _browser_admitted(request: web.Request, scope: Scope) -> None:
     if services.admissions.asks_nobody or (ticket is None and cookie is None):
         await admitted(request, scope)
         return
-    if ticket is not None:
-        who = await services.tickets.take(ticket, request.match_info["run_id"])
-        await services.admissions.check(who)
-    else:
-        who = await services.admissions.principal(cookie)
-        if who.expires_at is None or who.expires_at > time.time() + COOKIE_SECONDS:
-            raise Unauthenticated(reason="What is in a cookie has to expire within an hour.")
+    with trying(request, services.limits):
+        if ticket is not None:
+            who = await services.tickets.take(ticket, request.match_info["run_id"])
+            await services.admissions.check(who)
+        else:
+            who = await services.admissions.principal(cookie)
+            if who.expires_at is None or who.expires_at > time.time() + COOKIE_SECONDS:
+                raise Unauthenticated(reason="What is in a cookie has to expire within an hour.")
     who.check(scope)
     request[PRINCIPAL] = who
 

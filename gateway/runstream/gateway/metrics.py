@@ -17,6 +17,7 @@ from runstream.broker.common_metrics import (
     DRAIN_LIMIT_SECONDS,
     DRAINING,
     DRAINING_SECONDS,
+    LIMITS_REACHED,
     NATS_CONNECTED,
     NATS_RECONNECTS,
     REPAIRS,
@@ -116,7 +117,9 @@ HOLES_REPAIRED: Final = Metric(
 )
 TIP_CHECKS: Final = Metric("runstream_tip_checks", "counter", "Times a run's tip was asked of its leader.")
 EVENT_SOURCES_TURNED_AWAY: Final = Metric(
-    "runstream_event_sources_turned_away", "counter", "EventSources told to come back later, as others are by 503."
+    "runstream_event_sources_turned_away",
+    "counter",
+    "EventSources told to come back later, as others are by 503 or 429.",
 )
 PASSED_ON: Final = Metric(
     "runstream_passed_on",
@@ -170,6 +173,7 @@ GATEWAY_METRICS: Final = (
     REPAIRS,
     BROKEN,
     GATEWAY_READY,
+    LIMITS_REACHED,
     DRAINING,
     DRAINING_SECONDS,
     DRAIN_LIMIT_SECONDS,
@@ -201,6 +205,7 @@ class GatewayMetrics:
         self._broken = self.meters.counter(BROKEN)
         self._turned_away = self.meters.counter(EVENT_SOURCES_TURNED_AWAY)
         self._passed_on = self.meters.counter(PASSED_ON)
+        self._limits_reached = self.meters.counter(LIMITS_REACHED)
 
     @property
     def registry(self) -> CollectorRegistry:
@@ -267,6 +272,10 @@ class GatewayMetrics:
     def passed_on(self, outcome: str) -> None:
         """A request went to the platform: `answered`, `failed`, `broken` or `left`."""
         self._passed_on.labels(outcome).inc()
+
+    def limit_reached(self, limit: str) -> None:
+        """Something was refused because of a limit."""
+        self._limits_reached.labels(limit).inc()
 
     def watch_hub(self, hub: Hub) -> None:
         """Read what is followed whenever the metrics are."""

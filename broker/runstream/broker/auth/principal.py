@@ -47,6 +47,13 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds since 1970 until which it stands, what clocks may differ by included; None: for good."""
     key_id: str = ""
     """Which key or token it came by. No secret."""
+    subject: str = ""
+    """Whom a token says that it is about; empty: it does not say, or it was a key."""
+
+    @property
+    def bearer(self) -> str:
+        """Who counts as one, whatever they hold: the subject of tokens, else the key or token by itself."""
+        return self.subject or self.key_id
 
     @property
     def is_narrowed(self) -> bool:

@@ -160,6 +160,7 @@ class Tokens:
             scopes=_scopes_in(claims.get("scope", "")),
             expires_at=int(claims["exp"]) + self._leeway_seconds,
             key_id=_id_of(token, claims),
+            subject=str(claims.get("sub") or ""),
             **narrowed,
         )
 
