@@ -68,16 +68,6 @@ class Taken:
         self.seconds = asyncio.get_running_loop().time() - self._began
 
 
-async def trickled(connection: Connection, data: bytes) -> Reply:
-    """Send a byte every 30 ms until it is answered; returns the answer."""
-    answer = asyncio.ensure_future(connection.reply())
-    for byte in data:
-        await connection.send_raw(bytes([byte]))
-        if (await asyncio.wait({answer}, timeout=0.03))[0]:
-            break
-    return await answer
-
-
 # -- heads ------------------------------------------------------------------------------------------------------------
 
 
@@ -96,7 +86,7 @@ async def test_a_head_that_comes_byte_by_byte(stack: Stack, port: str) -> None:
     endless = b"GET /livez HTTP/1.1\r\nHost: test\r\nX-Slow: " + b"x" * 1000
     async with Connection.open(base_of(stack, port)) as connection:
         with Taken() as taken:
-            reply = await trickled(connection, endless)
+            reply = await connection.trickle(endless)
         check(reply, 408, f"The head of the request was not there after {HEAD_SECONDS} s.")
         assert await connection.ends()
     assert HEAD_SECONDS * 0.9 < taken.seconds < HEAD_SECONDS + SLACK_SECONDS
@@ -175,7 +165,7 @@ async def test_a_body_that_comes_byte_by_byte(stack: Stack, port: str) -> None:
     async with Connection.open(base_of(stack, port)) as connection:
         await connection.send_raw(head.encode())
         with Taken() as taken:
-            reply = await trickled(connection, b" " * 1000)
+            reply = await connection.trickle(b" " * 1000)
     check(reply, 408, f"The request body was not there after {BODY_SECONDS} s.")
     assert BODY_SECONDS * 0.9 < taken.seconds < BODY_SECONDS + SLACK_SECONDS
 
