@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from structlog.testing import capture_logs
 
 from runstream.broker.auth.principal import Principal
 from runstream.broker.errors import LimitReached, Unauthenticated
@@ -198,6 +199,22 @@ def test_bad_credentials_close_an_address_and_none_does_not(clock: Clock, refuse
     clock.now += reached.value.seconds
     with limits.trying("1.2.3.4", ()):
         pass
+
+
+def test_who_reaches_a_limit_is_logged_once_a_minute(clock: Clock, refused: list[str]) -> None:
+    """Whoever is refused a thousand times a second does not fill the log as well."""
+    limits = limits_of(clock, refused, key_runs_per_minute=1)
+    with capture_logs() as lines:
+        for _ in range(2):
+            limits.take_run(whoever(subject="ann"))
+            for _ in range(50):
+                with pytest.raises(LimitReached):
+                    limits.take_run(whoever(subject="ann"))
+            clock.now += 60
+    assert [(line["event"], line["limit"], line["whose"]) for line in lines] == [
+        ("limit_reached", "key_runs", "acme/ann")
+    ] * 2
+    assert len(refused) == 100
 
 
 def test_every_limit_has_words() -> None:

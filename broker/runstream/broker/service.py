@@ -208,12 +208,13 @@ class Broker:
         ready = Ready(unready)
         self.metrics.watch_service(ready=ready, draining=self._draining)
         self.metrics.watch_streams(lambda: readiness.found)
-        operations = health_operations(unready)
+        health = health_operations(unready)
+        operations = [*health]
         metrics = metrics_operation(self.metrics.registry, before=ready.look)
         if self._metrics_listener is None:
             operations.append(metrics)
         else:
-            await stack.enter_async_context(serving([metrics], self._metrics_listener, self._doors()))
+            await stack.enter_async_context(serving([metrics, *health], self._metrics_listener, self._doors()))
         if self._listener is not None:
             operations = [*ingest_operations(ingest, admissions), *operations]
             operations.append(description_operation(operations, title="runstream broker", says=SAYS))

@@ -284,11 +284,12 @@ class Gateway:
         metrics = metrics_operation(self.metrics.registry, before=ready.look)
         before_platform = services.passthrough is not None
         served = operations(before_platform=before_platform)
-        for_operators = health_operations(services.unready)
+        health = health_operations(services.unready)
+        for_operators = [*health]
         if self._metrics_listener is None:
             for_operators.append(metrics)
         else:
-            await stack.enter_async_context(serving([metrics], self._metrics_listener, self._doors()))
+            await stack.enter_async_context(serving([metrics, *health], self._metrics_listener, self._doors()))
         described = [*served, *for_operators]
         for_operators.append(
             description_operation(described, title="runstream", says=says(before_platform=before_platform))

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Final
 from runstream.broker.errors import LimitReached, Unauthenticated
 from runstream.broker.limits.addresses import source_of
 from runstream.broker.limits.rates import Rate
+from runstream.broker.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from runstream.broker.auth.principal import Principal
     from runstream.broker.limits.settings import LimitSettings
 
 __all__ = ["LIMITS", "TOLD", "Limits"]
+
+log = get_logger(__name__)
 
 TOLD: Final[Mapping[str, str]] = {
     "tenant_streams": "This tenant has as many streams open as it may. Try again.",
@@ -44,15 +47,15 @@ class _Places:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._taken: dict[Hashable, int] = {}
+        self._taken: dict[str, int] = {}
 
-    def are_full(self, name: Hashable) -> bool:
+    def are_full(self, name: str) -> bool:
         return bool(self._most) and self._taken.get(name, 0) >= self._most
 
-    def take(self, name: Hashable) -> None:
+    def take(self, name: str) -> None:
         self._taken[name] = self._taken.get(name, 0) + 1
 
-    def give_up(self, name: Hashable) -> None:
+    def give_up(self, name: str) -> None:
         self._taken[name] -= 1
         if not self._taken[name]:
             del self._taken[name]
@@ -61,7 +64,7 @@ class _Places:
 class Limits:
     """What tenants, keys and addresses have of this process. Every call raises `LimitReached`, and then took nothing.
 
-    `refused` is called with the name of a limit that was reached.
+    `refused` is called with the name of a limit that was reached. Who reached it is logged, once a minute.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Limits:
         }
         self._requests = Rate(settings.address_requests_per_minute, clock=clock)
         self._failures = Rate(settings.address_failures_per_minute, clock=clock)
+        self._logged = Rate(1, clock=clock)
 
     @contextmanager
     def trying(self, peer: str | None, forwarded: Sequence[str]) -> Iterator[None]:
@@ -111,7 +115,7 @@ class Limits:
         places = [*zip(self._streams.items(), _names(who), strict=True)]
         for (limit, each), name in places:
             if each.are_full(name):
-                raise self._reached(limit, random.uniform(*STREAM_SECONDS))  # noqa: S311  # nothing hangs on it
+                raise self._reached(limit, name, random.uniform(*STREAM_SECONDS))  # noqa: S311  # nothing hangs on it
         for (_, each), name in places:
             each.take(name)
         try:
@@ -145,16 +149,19 @@ class Limits:
         for (_, rate), name in named:
             rate.take(name, amount)
 
-    def _check(self, limit: str, rate: Rate, name: Hashable) -> None:
+    def _check(self, limit: str, rate: Rate, name: str) -> None:
         seconds = rate.seconds_until(name)
         if seconds:
-            raise self._reached(limit, seconds)
+            raise self._reached(limit, name, seconds)
 
-    def _reached(self, limit: str, seconds: float) -> LimitReached:
+    def _reached(self, limit: str, name: str, seconds: float) -> LimitReached:
         self.refused(limit)
+        if not self._logged.seconds_until((limit, name)):
+            self._logged.take((limit, name))
+            log.warning("limit_reached", limit=limit, whose=name)
         return LimitReached(TOLD[limit], limit=limit, seconds=seconds)
 
 
-def _names(who: Principal) -> tuple[Hashable, Hashable]:
-    """Return what a tenant, and a key of it, are counted under."""
-    return who.tenant, (who.tenant, who.bearer)
+def _names(who: Principal) -> tuple[str, str]:
+    """Return what a tenant, and a key of it, are counted under. No tenant has a slash in its name."""
+    return who.tenant, f"{who.tenant}/{who.bearer}"
