@@ -113,9 +113,10 @@ async def test_a_hundred_half_heads_are_in_nobodys_way(stack: Stack, port: str) 
     """Others are served meanwhile, and all of the hundred are let go."""
     base = base_of(stack, port)
     async with contextlib.AsyncExitStack() as opened:
-        slow = [await opened.enter_async_context(Connection.open(base)) for _ in range(100)]
-        for connection in slow:
-            await connection.send_raw(b"POST /v1/runs")
+        slow: list[Connection] = []
+        for _ in range(100):
+            slow.append(await opened.enter_async_context(Connection.open(base)))
+            await slow[-1].send_raw(b"POST /v1/runs")  # At once: to who has said nothing, nothing is said.
         assert (await fetch(base, "GET", "/livez")).status == 200
         replies = await asyncio.gather(*(connection.reply() for connection in slow))
         assert {reply.status for reply in replies} == {408}

@@ -1,5 +1,6 @@
 """Limits by their own clock: what comes back when, who is counted with whom, and what a flood of names leaves."""
 
+import resource
 from collections.abc import Iterator
 
 import pytest
@@ -286,3 +287,13 @@ def test_connections_of_an_address(refused: list[str]) -> None:
         doors.leave(peer)
     assert doors.open == 0
     assert not doors._by_source
+
+
+@pytest.mark.parametrize(("descriptors", "connections"), [(100, 36), (10, 1), (resource.RLIM_INFINITY, 200)])
+def test_some_descriptors_are_kept(
+    monkeypatch: pytest.MonkeyPatch, refused: list[str], descriptors: int, connections: int
+) -> None:
+    """Clients never have all of a process's: it could not reach NATS any more."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (descriptors, descriptors))
+    doors = Doors(LimitSettings(max_connections=200), refused.append)
+    assert sum(doors.enter("1.2.3.4") for _ in range(300)) == connections

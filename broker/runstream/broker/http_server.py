@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import uuid
 from collections import Counter
 from contextlib import asynccontextmanager
@@ -37,7 +38,14 @@ MOST_HEAD_BYTES: Final = 64 * 2**10
 MOST_LINE_BYTES: Final = 8190
 MOST_HEADERS: Final = 128
 
+SPARE_DESCRIPTORS: Final = 64
+"""Kept for NATS, for files, and for what others are asked: a process that has none can do nothing of it, and asyncio
+then accepts nobody for a second at a time."""
+
 READ_BYTES_PER_SECOND: Final = 64 * 2**10
+
+WRITTEN_FREELY_BYTES: Final = 32 * 2**10
+"""Of an answer that nothing waits for: half of what a transport holds before it has its writer wait, 64 KiB."""
 
 TOO_MANY_HEADERS: Final = "Too many headers received"
 """What aiohttp calls it: the error itself is like any other."""
@@ -57,11 +65,12 @@ class Doors:
         self.refused = refused
         self.open = 0
         """How many connections there are."""
+        self._most = min(settings.max_connections, _most_descriptors())
         self._by_source: Counter[str] = Counter()
 
     def enter(self, peer: str | None) -> bool:
         """Count a connection, unless there are as many as may be."""
-        if self.open >= self.settings.max_connections:
+        if self.open >= self._most:
             self.refused("connections")
             return False
         if self._is_counted(peer):
@@ -205,7 +214,7 @@ class _Connection(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Send an answer. Who does not take one that is whole, and no stream, is cut off, and all of it is free."""
-        if not isinstance(resp, web.Response):
+        if not isinstance(resp, web.Response) or self._is_taken_at_once(resp):
             return await super().finish_response(request, resp, start_time)
         seconds = self._doors.settings.answer_seconds + (resp.content_length or 0) / READ_BYTES_PER_SECOND
         try:
@@ -216,6 +225,11 @@ class _Connection(web.RequestHandler):
             if self.transport is not None:
                 self.transport.abort()
             return resp, True
+
+    def _is_taken_at_once(self, resp: web.Response) -> bool:
+        """Whether an answer fits into what the transport takes without anybody reading: most do, and need no timer."""
+        buffered = 0 if self.transport is None else self.transport.get_write_buffer_size()
+        return not buffered and (resp.content_length or 0) <= WRITTEN_FREELY_BYTES
 
     @property
     def _waits(self) -> bool:
@@ -250,6 +264,12 @@ class _Connection(web.RequestHandler):
         if self.transport is not None:
             self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
         self.force_close()
+
+
+def _most_descriptors() -> float:
+    """Return how many connections this process may have descriptors for."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return float("inf") if most == resource.RLIM_INFINITY else max(1, most - SPARE_DESCRIPTORS)
 
 
 def _refusal(detail: str) -> tuple[dict[str, str], bytes]:

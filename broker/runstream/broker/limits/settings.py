@@ -74,8 +74,9 @@ class LimitSettings(BaseSettings):
     """Whose `X-Forwarded-For` is believed: addresses and networks, separated by commas. None: nobody's."""
 
     max_connections: int = Field(default=20_000, ge=1)
-    """Connections of one port: twice as many as a gateway has streams, each a file descriptor. Beyond, they are closed
-    at once, so that a balancer tries another process."""
+    """Connections of one port: twice as many as a gateway has streams, each a file descriptor, and no more than the
+    process may have of those (`ulimit -n`), less 64. Beyond, they are closed at once, so that a balancer tries another
+    process."""
 
     head_seconds: Annotated[Duration, Field(gt=0)] = 10.0
     """Seconds from when a connection is made, or the first byte of a further request came, until all of its head has
