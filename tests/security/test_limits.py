@@ -281,6 +281,14 @@ async def test_requests_of_an_address(nats_url: str, issuer: Issuer, tmp_path: P
             assert (await asked(stack, port, issuer.token(), f"9.9.9.{number}")).status == 404
         refused = await asked(stack, port, issuer.token(), "9.9.9.9")
         assert check(refused, "This address", "requests") <= 20
+        base = stack.base if port == "gateway" else stack.broker_base
+        async with Connection.open(base) as connection:
+            # Nobody reads a body that was refused unseen.
+            path = path_of() if port == "gateway" else "/ingest/v1/runs"
+            await connection.send("POST", path, headers={"Content-Length": "1000000"})
+            refused = await connection.reply()
+        check(refused, "This address")
+        assert refused.headers["connection"] == "close"
 
 
 async def test_an_event_source_of_such_an_address_comes_back(nats_url: str, issuer: Issuer, tmp_path: Path) -> None:
