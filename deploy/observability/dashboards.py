@@ -253,6 +253,16 @@ TIMES = (
     ),
 )
 
+LIMITS = (
+    Panel(
+        "Limits reached",
+        [rate(common.LIMITS_REACHED, "limit")],
+        common.LIMITS_REACHED.says,
+        unit="reqps",
+        is_stacked=True,
+    ),
+)
+
 INGEST = (
     rates("Ingest requests", broker.INGEST_REQUESTS, "operation", unit="reqps", is_stacked=False),
     rates("Ingest requests by outcome", broker.INGEST_REQUESTS, "outcome", unit="reqps"),
@@ -274,7 +284,7 @@ DASHBOARDS = {
         "runstream-operate",
         "runstream / operate",
         "How runstream is: what readers get, NATS, and each process.",
-        [("At a glance", GLANCE), ("Readers", READERS), ("NATS", STORE), ("Processes", PROCESSES)],
+        [("At a glance", GLANCE), ("Readers", READERS), ("Limits", LIMITS), ("NATS", STORE), ("Processes", PROCESSES)],
     ),
     "runs.json": Dashboard(
         "runstream-runs",

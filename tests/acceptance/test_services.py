@@ -88,14 +88,16 @@ async def test_a_service_that_waits_can_be_stopped(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["gateway", "broker"])
 async def test_metrics_have_a_port_of_their_own_if_told(nats_url: str, kind: str) -> None:
-    """With --metrics-port the service's own port, which clients reach, does not show them."""
+    """With --metrics-port the service's own port, which clients may fill, does not show them; probes are on both."""
     (port,) = free_ports(1)
     async with service(kind, nats_url, "--metrics-port", str(port)) as started:
         await started.is_ready()
         assert (await started.get("/metrics")).status == 404
         shown = await fetch(f"http://127.0.0.1:{port}", "GET", "/metrics")
         assert b"runstream_nats_reconnects" in shown.body
-        assert (await started.get("/livez")).status == 200
+        for probe in ("/livez", "/readyz"):
+            assert (await started.get(probe)).status == 200
+            assert (await fetch(f"http://127.0.0.1:{port}", "GET", probe)).status == 200
 
 
 async def test_without_a_broker_that_could_nothing_is_claimed(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from runstream.broker.connection import Connection
 from runstream.broker.credentials import NONE_SENT, credentials_of
 from runstream.broker.embedded import EmbeddedServer
 from runstream.broker.errors import AgentFailed, BrokerError, Conflict, Unavailable, Unsettled
+from runstream.broker.limits.limiter import Limits
+from runstream.broker.limits.settings import LimitSettings
 from runstream.broker.presence import Presence
 from runstream.broker.queue import WorkQueue
 from runstream.broker.repair import Repair
@@ -184,6 +186,7 @@ async def starter(core: Core) -> AsyncIterator[Starter]:
         patience_seconds=5,
         presence=SaysYes(core.connection, grace_seconds=15),
         repair=Repair(core.jetstream, core.settings, core.index, observe=lambda _: None),
+        limits=Limits(LimitSettings(), lambda _: None),
     )
     yield made
     await made.close()

@@ -25,6 +25,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from runstream.broker.http_server import NO_HTTP
 from runstream.broker.operations import SERVER_SENT_EVENTS
 from runstream.gateway.mounting import OPERATIONS
 from runstream.schemas import new_agent_id, new_conversation_id
@@ -147,7 +148,7 @@ def check(case: Case, reply: Reply, request: requests.PreparedRequest, seconds: 
     assert reply.status < 500 or reply.status == 503, reply
     if reply.status in UNDESCRIBED and str(reply.status) not in case.operation.responses.status_codes:
         return  # Of what was drawn for its path there is nothing, or it has another method.
-    if reply.status == 400 and reply.headers["content-type"].startswith("text/plain"):
+    if reply.status == 400 and reply.json == {"detail": NO_HTTP}:
         # What aiohttp does not take for HTTP never reaches what is described here: no header has such characters.
         return
     headers = {key: [value] for key, value in reply.headers.items()}

@@ -309,7 +309,7 @@ async def test_requests_in_doubt_go_nowhere(front: Front, name: str) -> None:
     before = len(upstream.asked)
     async with Connection.open(stack.base) as connection:
         await connection.send_raw(b"POST /v1/tools/ HTTP/1.1\r\nHost: test\r\n" + SMUGGLED[name])
-        assert (await connection.head())[0] == 400
+        assert (await connection.head())[0] == (431 if name == "a huge header" else 400)
     assert len(upstream.asked) == before
 
 
@@ -435,8 +435,9 @@ async def test_a_client_that_leaves_in_mid_body(nats_url: str) -> None:
 
 
 async def test_a_body_may_take_its_time(nats_url: str) -> None:
-    """As long as something comes, the time that all of it takes does not matter."""
-    async with scripted(nats_url, polite, gateway={"upload_silence_seconds": 0.5}) as (upstream, stack):
+    """As long as enough comes, the time that all of it takes does not matter."""
+    slow = {"upload_silence_seconds": 0.5, "upload_bytes_per_second": 5}
+    async with scripted(nats_url, polite, gateway=slow) as (upstream, stack):
         async with Connection.open(stack.base) as connection:
             await connection.send("POST", "/v1/files/", headers={"Content-Length": "10"})
             for _ in range(10):
@@ -444,6 +445,20 @@ async def test_a_body_may_take_its_time(nats_url: str) -> None:
                 await asyncio.sleep(0.08)  # the pace of a slow line
             assert (await connection.reply()).status == 200
         assert upstream.asked[0].body == b"x" * 10
+
+
+async def test_a_body_that_trickles_is_given_up(nats_url: str) -> None:
+    """That something comes does not help, if it is too little: whoever sends a byte now and then keeps no place."""
+    async with scripted(nats_url, polite, gateway={"upload_silence_seconds": 0.3}) as (upstream, stack):
+        async with Connection.open(stack.base) as connection:
+            await connection.send("POST", "/v1/files/", headers={"Content-Length": "1000"})
+            refused = await connection.trickle(b"x" * 1000)
+        assert (refused.status, refused.detail) == (408, "The request body brings less than 256 bytes a second.")
+        assert refused.headers["connection"] == "close"
+        passthrough = stack.gateway._passthrough
+        assert passthrough is not None
+        await wait_until(lambda: not passthrough.places.taken)
+        assert upstream.asked == []
 
 
 async def test_a_body_that_is_not_framed(front: Front) -> None:

@@ -17,7 +17,10 @@ from structlog.testing import capture_logs
 import runstream.broker.errors as broker_errors
 from runstream.broker.errors import BrokerError
 from runstream.broker.http import serving
+from runstream.broker.http_server import Doors
 from runstream.broker.ingest import errors as ingest_errors
+from runstream.broker.limits.limiter import TOLD
+from runstream.broker.limits.settings import LimitSettings
 from runstream.broker.log import place_of
 from runstream.broker.operations import Operation
 from runstream.broker.runs import Runs
@@ -231,7 +234,8 @@ async def test_a_defect_is_answered_in_json() -> None:
 
     bound = listener()
     with contextlib.closing(bound), logged() as lines:
-        async with serving([Operation(method="GET", path="/crash", handler=crash, answers={}, scope="open")], bound):
+        crashing = Operation(method="GET", path="/crash", handler=crash, answers={}, scope="open")
+        async with serving([crashing], bound, Doors(LimitSettings(), lambda _: None)):
             reply = await fetch(url_of(bound), "GET", "/crash", headers={"Accept": "text/html", "X-Request-ID": "mine"})
     assert (reply.status, reply.json) == (500, {"detail": "An unknown error occurred"})
     assert [line["request_id"] for line in lines if line["event"] == "request_crashed"] == ["mine"]
@@ -251,7 +255,8 @@ async def test_a_defect_in_the_middle_of_an_answer_breaks_it_off(error: Exceptio
     bound = listener()
     operations = [Operation(method="POST", path="/crash", handler=crash, answers={}, scope="open")]
     with contextlib.closing(bound), logged():
-        async with serving(operations, bound), open_stream(url_of(bound), "/crash") as stream:
+        doors = Doors(LimitSettings(), lambda _: None)
+        async with serving(operations, bound, doors), open_stream(url_of(bound), "/crash") as stream:
             with pytest.raises(Cut):
                 await stream.rest()
     assert [event.data for event in stream.seen] == ["1"]
@@ -341,6 +346,7 @@ SHAPED: dict[str, Callable[[], BrokerError]] = {
     "ChunkTooLarge": lambda: broker_errors.ChunkTooLarge(size=2, limit=1),
     "RecordTooLarge": lambda: broker_errors.RecordTooLarge(size=2, limit=1),
     "ConversationTooLarge": lambda: broker_errors.ConversationTooLarge(size=2, limit=1),
+    "LimitReached": lambda: broker_errors.LimitReached(TOLD["key_runs"], limit="key_runs", seconds=1.5),
     "Unauthenticated": lambda: broker_errors.Unauthenticated(reason="It has expired."),
     "Forbidden": lambda: broker_errors.Forbidden("It is not for this run.", scope="runs:read"),
     "AgentFailed": lambda: broker_errors.AgentFailed("llm_error", message=POISON, detail=POISON),

@@ -142,6 +142,15 @@ class Connection:
             async with asyncio.timeout(DEADLINE_SECONDS):
                 await self.writer.drain()
 
+    async def trickle(self, data: bytes) -> Reply:
+        """Send a byte every 30 ms until something is answered; returns that."""
+        answer = asyncio.ensure_future(self.reply())
+        for byte in data:
+            await self.send_raw(bytes([byte]))
+            if (await asyncio.wait({answer}, timeout=0.03))[0]:
+                break
+        return await answer
+
     async def head(self) -> tuple[int, dict[str, str]]:
         """Read a status line and headers, their names in lower case."""
         try:

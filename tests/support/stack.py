@@ -19,6 +19,7 @@ from runstream.broker.connection import Connection
 from runstream.broker.errors import AgentFailed
 from runstream.broker.index import Index
 from runstream.broker.jetstream import JetStream
+from runstream.broker.limits.settings import LimitSettings
 from runstream.broker.service import Broker
 from runstream.broker.settings import BrokerSettings
 from runstream.gateway.app import Gateway
@@ -250,6 +251,7 @@ async def stack_running(
     judges_approvals: bool = False,
     upstream: Upstream | None = None,
     auth: AuthSettings | None = None,
+    limits: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Stack]:
     """A broker and a gateway with the given settings, serving; nothing is left of them when the block ends."""
     chosen = agent or Puppet()
@@ -265,6 +267,7 @@ async def stack_running(
                 judges_approvals=judges_approvals,
                 listener=broker_socket,
                 authenticator=authenticator,
+                limits=LimitSettings(**(limits or {})),
             )
         )
         edge = Gateway(
@@ -273,6 +276,7 @@ async def stack_running(
             listener=gateway_socket,
             upstream=upstream,
             authenticator=authenticator,
+            limits=LimitSettings(**(limits or {})),
         )
         await stack.enter_async_context(edge)
         connection = await stack.enter_async_context(Connection(nats_url, name="test"))

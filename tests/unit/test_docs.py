@@ -20,11 +20,14 @@ from runstream.broker.auth.settings import AuthSettings
 from runstream.broker.connection import Connection
 from runstream.broker.embedded import MAX_PAYLOAD_BYTES
 from runstream.broker.http import description_operation, health_operations, metrics_operation
+from runstream.broker.http_server import LONG_HEAD, NO_HTTP
 from runstream.broker.ingest.errors import STATUSES
 from runstream.broker.ingest.routes import ingest_operations
 from runstream.broker.ingest.service import Ingest
 from runstream.broker.jetstream import JetStream
 from runstream.broker.keys import REVOKED
+from runstream.broker.limits.limiter import TOLD
+from runstream.broker.limits.settings import LimitSettings
 from runstream.broker.metrics import BrokerMetrics
 from runstream.broker.operations import Operation
 from runstream.broker.settings import BrokerSettings, resolved
@@ -104,7 +107,7 @@ def served() -> list[Operation]:
 
 @pytest.mark.parametrize("operation", served(), ids=lambda operation: operation.name)
 def test_protocol_has_every_status(operation: Operation) -> None:
-    """Below each path stands what it answers, but for 401, 403 and 500, which are everywhere, and a platform's own."""
+    """Below each path stands what it answers, but for 401, 403, 429 and 500, which are everywhere, and a platform's."""
     section = re.split(
         rf"^### .*`{re.escape(operation.method)} {re.escape(operation.path)}`.*$", PROTOCOL, flags=re.MULTILINE
     )[1]
@@ -112,7 +115,7 @@ def test_protocol_has_every_status(operation: Operation) -> None:
     answers = re.findall(r"Answers? \d{3}.*?(?=\n\n|\Z)", section, flags=re.DOTALL)
     assert answers, "nothing is said of what it answers"
     said = {int(status) for status in re.findall(r"\b([2-5]\d\d)\b", " ".join(answers))}
-    everywhere = {401, 403, 500} | ({429} if "4XX" in operation.answers else set())
+    everywhere = {401, 403, 429, 500}
     described = {status for status in operation.answers if isinstance(status, int)}
     assert said - everywhere == described - everywhere
 
@@ -167,6 +170,7 @@ def settings() -> dict[str, Setting]:
             GatewayServiceSettings,
             UpSettings,
             AuthSettings,
+            LimitSettings,
         )
         for name, field in kind.model_fields.items()
     }
@@ -298,6 +302,17 @@ def test_protocol_has_every_detail(text: str) -> None:
     """A client's author finds each refusal in PROTOCOL.md, word for word."""
     literal = [re.escape(part) for part in text.split("{}")]
     assert re.search(r"[^|]{0,60}?".join(literal), PROTOCOL), DETAILS[text]
+
+
+@pytest.mark.parametrize("limit", [limit for limit in TOLD if "ingest" not in limit])
+def test_protocol_has_what_is_said_at_a_limit(limit: str) -> None:
+    """Word for word, as all that a gateway says; what a broker says has its type."""
+    assert f"| 429 | `{TOLD[limit]}` |" in PROTOCOL
+
+
+def test_protocol_has_what_is_said_to_what_is_no_http() -> None:
+    """Word for word: it is said on both ports."""
+    assert all(f"`{text}`" in PROTOCOL for text in (NO_HTTP, LONG_HEAD))
 
 
 def test_protocol_has_every_kind_and_error_type() -> None:

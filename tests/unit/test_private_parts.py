@@ -1,13 +1,17 @@
 """The private parts of aiohttp that are relied on: an upgrade that changes one fails here, by its name."""
 
 import asyncio
+import inspect
 from unittest.mock import Mock
 
 import pytest
-from aiohttp import StreamReader, hdrs, web
+from aiohttp import StreamReader, hdrs, http_parser, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import StreamWriter
 from aiohttp.test_utils import make_mocked_request
+
+from runstream.broker.http_server import TOO_MANY_HEADERS
+from tests.support.waiting import wait_until
 
 
 class UntilClosed(web.StreamResponse):
@@ -24,6 +28,29 @@ async def test_stream_response_length_check(kind: type[web.StreamResponse], enco
     response = kind()
     await response.prepare(request)
     assert (response.headers.get(hdrs.TRANSFER_ENCODING), writer.chunked) == (encoding, encoding is not None)
+
+
+async def test_request_handler_request_count_and_waiter() -> None:
+    """`RequestHandler._request_count`, `_waiter`: nothing else tells a head that has come from a part of one."""
+    loop = asyncio.get_running_loop()
+
+    async def answer(_: web.BaseRequest) -> web.StreamResponse:
+        return web.Response()
+
+    handler = web.RequestHandler(web.Server(answer), loop=loop)
+    handler.connection_made(Mock(is_closing=lambda: False))
+    await wait_until(lambda: handler._waiter is not None)
+    handler.data_received(b"GET / HTTP/1.1\r\nHost:")
+    assert (handler._request_count, handler._waiter is not None and handler._waiter.done()) == (0, False)
+    handler.data_received(b" test\r\n\r\n")
+    assert (handler._request_count, handler._waiter is not None and handler._waiter.done()) == (1, True)
+    await handler.shutdown(0.1)
+
+
+def test_too_many_headers() -> None:
+    """The text of the error that aiohttp has for them: it is of no class of its own."""
+    source = inspect.getsource(http_parser)
+    assert f'BadHttpMessage("{TOO_MANY_HEADERS}")' in source
 
 
 async def test_stream_reader_read_nowait() -> None:

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Final, get_args
 
 from runstream.broker.auth.causes import CAUSES
+from runstream.broker.limits.limiter import LIMITS
 from runstream.broker.meters import Meters, Metric
 from runstream.broker.sweep import SWEPT_KINDS
 from runstream.schemas import FinalStatus
@@ -27,6 +28,7 @@ __all__ = [
     "DRAINING_SECONDS",
     "DRAIN_LIMIT_SECONDS",
     "LIBRARY_METRICS",
+    "LIMITS_REACHED",
     "NATS_CONNECTED",
     "NATS_RECONNECTS",
     "PUBLISH_SECONDS",
@@ -83,6 +85,13 @@ CREDENTIALS_REFUSED: Final = Metric(
     "claims, one is absent or is none; revoked; ticket, used, too old or none; cookie, what is in it stands for too "
     "long. 403: scope, one is lacking; narrowed, it is for something else.",
     labels={"cause": CAUSES},
+)
+LIMITS_REACHED: Final = Metric(
+    "runstream_limits_reached",
+    "counter",
+    "Requests and connections refused because a limit was reached, by which: of a tenant, a key or an address; how "
+    "many connections there may be; how long a request's head may take, or be; how long an answer may take to be read.",
+    labels={"limit": LIMITS},
 )
 DRAINING: Final = Metric(
     "runstream_draining", "gauge", "1 once this process takes nothing new and lets go of what it has, to stop."

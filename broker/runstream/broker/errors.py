@@ -29,6 +29,7 @@ BrokerError
 ├── WrongAgent                  a claim was refused: the conversation is another agent's
 ├── Unauthenticated             who asks has not shown who that is
 ├── Forbidden                   what was shown does not allow what is asked for
+├── LimitReached                whoever asks has had as much as they may for now
 ├── Draining                    this process opens no further runs, as it is to stop
 ├── AgentFailed                 the agent ended with an error of its own
 ├── InvalidAgent                there is no such agent, or what names it is wrong
@@ -67,6 +68,7 @@ __all__ = [
     "InvalidAgent",
     "InvalidSettings",
     "KeysUnavailable",
+    "LimitReached",
     "NoResponders",
     "NotStored",
     "RecordTooLarge",
@@ -266,6 +268,18 @@ class Forbidden(BrokerError):
     def __init__(self, detail: str, *, scope: str | None = None) -> None:
         self.scope = scope
         """The scope that would, if one alone would."""
+        super().__init__(detail)
+
+
+class LimitReached(BrokerError):
+    """Whoever asks has had as much as they may for now.
+
+    `detail` is for them; `seconds` is when there is room for one more, as far as that can be told.
+    """
+
+    def __init__(self, detail: str, *, limit: str, seconds: float) -> None:
+        self.limit = limit
+        self.seconds = seconds
         super().__init__(detail)
 
 

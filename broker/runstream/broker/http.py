@@ -12,12 +12,15 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from runstream.broker.http_guard import guard
+from runstream.broker.http_server import listening
 from runstream.broker.openapi import described
 from runstream.broker.operations import JSON, OPEN, TEXT, Answer, Body, Operation, Unmet
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from runstream.broker.http_server import Doors
 
 __all__ = [
     "description_operation",
@@ -37,8 +40,6 @@ class Health(msgspec.Struct):
 
 ASKING_SECONDS = 3.0
 """How long metrics wait for what must be asked of NATS. Prometheus gives up after ten."""
-SHUTDOWN_SECONDS = 1.0
-"""How long open requests may take when their server stops: what is open for longer was told before."""
 
 
 class Unready(msgspec.Struct):
@@ -151,18 +152,12 @@ def _answer(found: Health | Unready, *, status: int = 200) -> web.Response:
 
 @asynccontextmanager
 async def serving(
-    operations: Sequence[Operation], listener: socket.socket, *, others: Sequence[web.RouteDef] = ()
+    operations: Sequence[Operation], listener: socket.socket, doors: Doors, *, others: Sequence[web.RouteDef] = ()
 ) -> AsyncIterator[None]:
     """Serve `operations`, and what stands for others, on a bound socket while the block lasts."""
     app = web.Application()
     app.add_routes([*routes(operations), *others])
     guard(app)
     # Handlers are not cancelled when their clients leave: what was sent is dealt with all the same.
-    # Bodies are unpacked where they are read: aiohttp would do it far ahead, and all of a piece at once.
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS, auto_decompress=False)
-    await runner.setup()
-    try:
-        await web.SockSite(runner, listener).start()
+    async with listening(app, listener, doors):
         yield
-    finally:
-        await runner.cleanup()

@@ -10,10 +10,13 @@ from runstream.broker.auth.principal import Principal, Scope
 from runstream.broker.errors import Forbidden, Unauthenticated
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from runstream.broker.auth.admissions import Admissions
     from runstream.broker.auth.causes import Cause
+    from runstream.broker.limits.limiter import Limits
 
-__all__ = ["PRINCIPAL", "Access", "admit", "cause_of", "challenge"]
+__all__ = ["PRINCIPAL", "Access", "admit", "cause_of", "challenge", "trying"]
 
 PRINCIPAL: Final = web.RequestKey("principal", Principal)
 """Whoever asks, of each request that was admitted."""
@@ -23,9 +26,18 @@ Access: TypeAlias = Scope | Literal["open"]
 REALM: Final = 'Bearer realm="runstream"'
 
 
-async def admit(request: web.Request, admissions: Admissions, scope: Scope | None = None) -> Principal:
-    """Find out who asks, and whether they have a scope. Raises `Unauthenticated`, `Forbidden`, `Unavailable`."""
-    principal = await admissions.principal(_bearer_in(request))
+def trying(request: web.Request, limits: Limits) -> AbstractContextManager[None]:
+    """Count a request under the address that it is from, while it is found out who asks. Raises `LimitReached`."""
+    return limits.trying(request.remote, request.headers.getall(hdrs.X_FORWARDED_FOR, ()))
+
+
+async def admit(request: web.Request, admissions: Admissions, limits: Limits, scope: Scope | None = None) -> Principal:
+    """Find out who asks, and whether they have a scope.
+
+    Raises `Unauthenticated`, `Forbidden`, `Unavailable`, and `LimitReached` for an address that asks too often.
+    """
+    with trying(request, limits):
+        principal = await admissions.principal(_bearer_in(request))
     if scope is not None:
         principal.check(scope)
     request[PRINCIPAL] = principal

@@ -11,11 +11,11 @@ from aiohttp import hdrs, web, web_response
 from runstream.broker.logs import get_logger, logged_with
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, MutableMapping
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-__all__ = ["REQUEST_ID", "guard", "request_id_of"]
+__all__ = ["REQUEST_ID", "guard", "request_id_of", "sign"]
 
 log = get_logger(__name__)
 
@@ -37,7 +37,7 @@ FOUND: Final = web.RequestKey("request_id", str)
 BEGUN: Final = web.RequestKey("begun", web.StreamResponse)
 """The answer whose head is out, or is about to be."""
 
-# What is no HTTP is answered before anything of ours sees it, and aiohttp would tell its version, and Python's.
+# What fails before anything of ours sees it is answered by aiohttp, which would tell its version, and Python's.
 web_response.SERVER_SOFTWARE = SERVER  # type: ignore[attr-defined]
 
 
@@ -80,8 +80,13 @@ async def _identify(request: web.Request, handler: Handler) -> web.StreamRespons
 
 async def _sign(request: web.Request, response: web.StreamResponse) -> None:
     request.setdefault(BEGUN, response)
-    headers = response.headers
+    # Nobody has asked for the id before where an expectation is refused.
+    sign(response.headers, request_id_of(request))
+
+
+def sign(headers: MutableMapping[str, str], request_id: str) -> None:
+    """Give an answer what every answer has."""
     headers[hdrs.SERVER] = SERVER
-    headers[REQUEST_ID] = request_id_of(request)  # Nobody has asked for it before where an expectation is refused.
+    headers[REQUEST_ID] = request_id
     for name, value in HARDENED.items():
         headers.setdefault(name, value)

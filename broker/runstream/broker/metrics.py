@@ -12,6 +12,7 @@ from runstream.broker.common_metrics import (
     DRAIN_LIMIT_SECONDS,
     DRAINING,
     DRAINING_SECONDS,
+    LIMITS_REACHED,
     NATS_CONNECTED,
     NATS_RECONNECTS,
     PUBLISH_SECONDS,
@@ -123,6 +124,7 @@ BROKER_METRICS: Final = (
     STREAM_LIMIT_BYTES,
     STREAM_MESSAGES,
     BROKER_READY,
+    LIMITS_REACHED,
     DRAINING,
     DRAINING_SECONDS,
     DRAIN_LIMIT_SECONDS,
@@ -155,6 +157,7 @@ class BrokerMetrics(LibraryMetrics):
         self._ingest_requests = self.meters.counter(INGEST_REQUESTS)
         self._ingested = self.meters.counter(INGEST_CHUNKS)
         self._refused = self.meters.counter(CREDENTIALS_REFUSED)
+        self._limits_reached = self.meters.counter(LIMITS_REACHED)
 
     def run_started(self) -> None:
         """A run was handed to the agent."""
@@ -191,6 +194,10 @@ class BrokerMetrics(LibraryMetrics):
     def chunk_ingested(self) -> None:
         """A chunk of a writer's at the ingest API was stored."""
         self._ingested.inc()
+
+    def limit_reached(self, limit: str) -> None:
+        """Something was refused because of a limit."""
+        self._limits_reached.labels(limit).inc()
 
     def watch_runs(self, *, live: Callable[[], float], limit: int) -> None:
         """Read how many runs are executed, of as many as may be, whenever the metrics are."""

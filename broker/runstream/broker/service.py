@@ -13,10 +13,13 @@ from runstream.broker.connection import Connection, Subscription
 from runstream.broker.errors import BrokerError, NotStored, Refused, Unavailable
 from runstream.broker.findings import Findings
 from runstream.broker.http import description_operation, health_operations, metrics_operation, serving
+from runstream.broker.http_server import Doors
 from runstream.broker.index import Index
 from runstream.broker.ingest.routes import ingest_operations, unknown_route
 from runstream.broker.ingest.service import Ingest
 from runstream.broker.jetstream import JetStream
+from runstream.broker.limits.limiter import Limits
+from runstream.broker.limits.settings import LimitSettings
 from runstream.broker.logs import get_logger
 from runstream.broker.metrics import BrokerMetrics, StreamInfo
 from runstream.broker.presence import Presence, announce
@@ -115,10 +118,10 @@ class Broker:
 
     `listener` is the socket of its own port, already bound: whoever starts it chose the port; with `metrics_listener`
     its metrics are there, and not on its own port. `authenticator` says who asks at the ingest API, and is entered and
-    left by whoever gave it; None: anybody may do everything. `agent` None: this broker looks after runs, and executes
-    none. `forwards_credentials`: the agent wants what clients authenticated themselves with. `judges_approvals`: it
-    knows itself what waits for approval, and is asked in any case. `owns_nats`: nobody else uses this NATS, so a change
-    of the settings is applied to the streams that exist.
+    left by whoever gave it; None: anybody may do everything. `limits` None: those that the environment sets. `agent`
+    None: this broker looks after runs, and executes none. `forwards_credentials`: the agent wants what clients
+    authenticated themselves with. `judges_approvals`: it knows itself what waits for approval, and is asked in any
+    case. `owns_nats`: nobody else uses this NATS, so a change of the settings is applied to the streams that exist.
 
     Raises `Unavailable`, `TopologyError` on entry. One that is `patient` waits for NATS instead, without end, and
     says meanwhile on its port that it is not ready.
@@ -131,6 +134,7 @@ class Broker:
         agent: Agent | None,
         listener: socket.socket | None = None,
         authenticator: Authenticator | None = None,
+        limits: LimitSettings | None = None,
         metrics_listener: socket.socket | None = None,
         forwards_credentials: bool = False,
         judges_approvals: bool = False,
@@ -145,6 +149,7 @@ class Broker:
         self._judges_approvals = judges_approvals
         self._listener = listener
         self._authenticator = authenticator
+        self._limits = limits or LimitSettings()
         self._metrics_listener = metrics_listener
         self._announced: Subscription | None = None
         self._draining = Draining(settings.drain_seconds)
@@ -168,7 +173,8 @@ class Broker:
                 findings=Findings(self.metrics.broken),
             )
             admissions = Admissions.by(self._authenticator, jetstream, restores=True)
-            ingest = Ingest(jetstream, self._settings, self.metrics)
+            limits = Limits(self._limits, self.metrics.limit_reached)
+            ingest = Ingest(jetstream, self._settings, self.metrics, limits)
             self.metrics.watch_uploads(lambda: ingest.uploads)
             self.metrics.watch_nats(jetstream)
             self._ingest = ingest
@@ -202,17 +208,21 @@ class Broker:
         ready = Ready(unready)
         self.metrics.watch_service(ready=ready, draining=self._draining)
         self.metrics.watch_streams(lambda: readiness.found)
-        operations = health_operations(unready)
+        health = health_operations(unready)
+        operations = [*health]
         metrics = metrics_operation(self.metrics.registry, before=ready.look)
         if self._metrics_listener is None:
             operations.append(metrics)
         else:
-            await stack.enter_async_context(serving([metrics], self._metrics_listener))
+            await stack.enter_async_context(serving([metrics, *health], self._metrics_listener, self._doors()))
         if self._listener is not None:
             operations = [*ingest_operations(ingest, admissions), *operations]
             operations.append(description_operation(operations, title="runstream broker", says=SAYS))
             others = [unknown_route(ingest, admissions)]
-            await stack.enter_async_context(serving(operations, self._listener, others=others))
+            await stack.enter_async_context(serving(operations, self._listener, self._doors(), others=others))
+
+    def _doors(self) -> Doors:
+        return Doors(self._limits, self.metrics.limit_reached)
 
     async def _reached(self, action: Callable[[], Awaitable[T]]) -> T:
         """Do what needs NATS; a patient broker does it again until NATS is there for it."""

@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 
 from runstream.broker.auth.principal import ANYBODY
 from runstream.broker.errors import Unauthenticated
-from runstream.broker.http_auth import PRINCIPAL, admit
+from runstream.broker.http_auth import PRINCIPAL, admit, trying
 from runstream.broker.operations import OPEN
 from runstream.gateway.services import SERVICES
 
@@ -38,8 +38,12 @@ COOKIE_SECONDS: Final = 3600.0
 
 
 async def admitted(request: web.Request, scope: Scope | None = None) -> Principal:
-    """Find out who asks, for what no operation takes. Raises `Unauthenticated`, `Forbidden`, `Unavailable`."""
-    return await admit(request, request.app[SERVICES].admissions, scope)
+    """Find out who asks, for what no operation takes.
+
+    Raises `Unauthenticated`, `Forbidden`, `Unavailable`, `LimitReached`.
+    """
+    services = request.app[SERVICES]
+    return await admit(request, services.admissions, services.limits, scope)
 
 
 def guarded(operation: Operation) -> Handler:
@@ -67,13 +71,14 @@ async def _browser_admitted(request: web.Request, scope: Scope) -> None:
     if services.admissions.asks_nobody or (ticket is None and cookie is None):
         await admitted(request, scope)
         return
-    if ticket is not None:
-        who = await _admitted_by(ticket, request, scope)
-    else:
-        who = await services.admissions.principal(cookie)
-        if who.expires_at is None or _remaining(who) > COOKIE_SECONDS:
-            raise Unauthenticated(reason="What is in a cookie has to expire within an hour.", cause="cookie")
-        who.check(scope)
+    with trying(request, services.limits):
+        if ticket is not None:
+            who = await _admitted_by(ticket, request, scope)
+        else:
+            who = await services.admissions.principal(cookie)
+            if who.expires_at is None or _remaining(who) > COOKIE_SECONDS:
+                raise Unauthenticated(reason="What is in a cookie has to expire within an hour.", cause="cookie")
+    who.check(scope)
     request[PRINCIPAL] = who
 
 
@@ -84,7 +89,7 @@ async def _admitted_by(ticket: str, request: web.Request, scope: Scope) -> Princ
     await services.admissions.check(found.principal)
     found.principal.check(scope)
     # Its seat is held meanwhile, and taken anew before anything else is waited for: nobody can have it in between.
-    with services.hub.seats.take():
+    with services.seat(found.principal):
         await services.tickets.spend(found)
     return found.principal
 

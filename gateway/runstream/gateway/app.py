@@ -24,8 +24,11 @@ from runstream.broker.http import (
     serving,
 )
 from runstream.broker.http_guard import guard
+from runstream.broker.http_server import Doors, listening
 from runstream.broker.index import Index
 from runstream.broker.jetstream import JetStream
+from runstream.broker.limits.limiter import Limits
+from runstream.broker.limits.settings import LimitSettings
 from runstream.broker.queue import WorkQueue
 from runstream.broker.reader import LogReader
 from runstream.broker.removal import Remover
@@ -84,8 +87,6 @@ a `detail`, and 405 is for methods that are for proxies:
 
 BODY_RESERVE_BYTES = 16 * 2**10
 """What a request may carry beside its body, in the one message of the index that holds both."""
-SHUTDOWN_SECONDS = 1.0
-"""How long open requests may take when the gateway stops; streams that are open then are cut."""
 
 
 def says(*, before_platform: bool) -> str:
@@ -104,7 +105,7 @@ class Gateway:
     `listener` is its socket, already bound; with `metrics_listener` its metrics are there, and not on its own port. A
     broker makes what is needed in NATS; until it has, requests are answered 503. What `upstream` is given to answer is
     passed on to it. `authenticator` says who asks, and is entered and left by whoever gave it; None: anybody may do
-    everything.
+    everything. `limits` None: those that the environment sets.
 
     Raises `Unavailable`, `ServerTooOld` on entry. One that is `patient` serves at once, 503 to whoever needs NATS, and
     goes on trying; `reached` waits until it got there.
@@ -120,6 +121,7 @@ class Gateway:
         patient: bool = False,
         upstream: Upstream | None = None,
         authenticator: Authenticator | None = None,
+        limits: LimitSettings | None = None,
     ) -> None:
         self.metrics = GatewayMetrics()
         self._settings = settings
@@ -129,6 +131,7 @@ class Gateway:
         self._patient = patient
         self._upstream = upstream
         self._authenticator = authenticator
+        self._limits = limits or LimitSettings()
         self._passthrough: PassThrough | None = None
         self._findings = Findings(self.metrics.broken)
         self._connections: list[Connection] = []
@@ -208,6 +211,7 @@ class Gateway:
         )
 
     def _services(self, jetstream: JetStream, admissions: Admissions) -> Services:
+        limits = Limits(self._limits, self.metrics.limit_reached)
         # The last attempt begins by then, and has `open_seconds` itself: so all of it takes less than two.
         index = Index(jetstream, patience_seconds=self._settings.open_seconds / 4)
         lookup, conversations = partial(Lookup, index, self.view), partial(Conversations, index, self._upstream)
@@ -239,6 +243,7 @@ class Gateway:
             hub=self.hub,
             index=index,
             admissions=admissions,
+            limits=limits,
             lookup=lookup,
             lists=lambda who: Lists(self.view, lookup(who), who),
             conversations=conversations,
@@ -250,6 +255,7 @@ class Gateway:
                 queue=WorkQueue(jetstream),
                 presence=presence,
                 repair=repair,
+                limits=limits,
                 patience_seconds=self._settings.open_seconds,
                 always_background=self._settings.background == "always",
             ),
@@ -282,11 +288,12 @@ class Gateway:
         metrics = metrics_operation(self.metrics.registry, before=ready.look)
         before_platform = services.passthrough is not None
         served = operations(before_platform=before_platform)
-        for_operators = health_operations(services.unready)
+        health = health_operations(services.unready)
+        for_operators = [*health]
         if self._metrics_listener is None:
             for_operators.append(metrics)
         else:
-            await last.enter_async_context(serving([metrics], self._metrics_listener))
+            await last.enter_async_context(serving([metrics, *health], self._metrics_listener, self._doors()))
         described = [*served, *for_operators]
         for_operators.append(
             description_operation(described, title="runstream", says=says(before_platform=before_platform))
@@ -300,16 +307,10 @@ class Gateway:
             Cors(self._settings.cors_origins).add_to(app)
         guard(app)
         # Without handler_cancellation a handler outlives its client, and a follower of a silent run never ends.
-        runner = web.AppRunner(
-            app,
-            access_log=None,
-            handler_cancellation=True,
-            shutdown_timeout=SHUTDOWN_SECONDS,
-            auto_decompress=False,  # What is passed on stays as it was sent.
-        )
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        await web.SockSite(runner, self._listener, backlog=1024).start()
+        await stack.enter_async_context(listening(app, self._listener, self._doors(), handler_cancellation=True))
+
+    def _doors(self) -> Doors:
+        return Doors(self._limits, self.metrics.limit_reached)
 
 
 async def _finished(services: Services) -> None:

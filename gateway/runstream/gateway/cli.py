@@ -17,6 +17,7 @@ from runstream.broker.agents.loading import agent_source
 from runstream.broker.agents.settings import UpstreamSettings
 from runstream.broker.auth.settings import AuthSettings
 from runstream.broker.errors import BrokerError
+from runstream.broker.limits.settings import LimitSettings
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.gateway.keys import keys
 from runstream.gateway.logs import configure_logs
@@ -127,6 +128,7 @@ def up_command(  # noqa: PLR0917  # typer reads options off the parameters
             resolved(BrokerSettings, connection),
             edge,
             _auth(auth, insecure=insecure),
+            resolved(LimitSettings),
             agent=source,
             ready=lambda url: _welcome(url, settings),
             upstream=_upstream(platform_at(edge.upstream, default=source.letta)),
@@ -158,6 +160,7 @@ def gateway_command(  # noqa: PLR0917  # typer reads options off the parameters
             settings,
             resolved(BrokerSettings, {"nats_url": nats_url, "drain_seconds": drain_seconds}),
             _auth(auth, insecure=insecure),
+            resolved(LimitSettings),
             termination=termination,
             ready=_ready,
             upstream=_upstream(platform_at(settings.upstream)),
@@ -187,6 +190,7 @@ def broker_command(  # noqa: PLR0917  # typer reads options off the parameters
             settings,
             resolved(BrokerSettings, {"nats_url": nats_url, "drain_seconds": drain_seconds}),
             _auth(auth, insecure=insecure),
+            resolved(LimitSettings),
             agent=None if settings.agent is None else agent_source(settings.agent, resolved(UpstreamSettings)),
             termination=termination,
             ready=_ready,

@@ -47,7 +47,7 @@ async def create_and_answer(
     if wanted.messages_are_empty:
         raise EmptyMessages
     asked_at = time.monotonic()
-    with services.hub.seats.take():
+    with services.seat(request[PRINCIPAL]):
         claimed = await services.starter.start(
             wanted,
             body,

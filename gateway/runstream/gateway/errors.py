@@ -15,6 +15,7 @@ ApiError
 ├── Gone                410, retention has removed it
 ├── TooSlow             408
 ├── TooLarge            413
+├── TooMany             429, with Retry-After
 ├── Packed              415, the body is compressed in a way that is not read here
 ├── TryLater            503, with Retry-After unless the request must not be repeated
 ├── PlatformRefused     what the platform said, 4xx
@@ -44,6 +45,7 @@ from runstream.broker.errors import (
     CursorExpired,
     Forbidden,
     KeysUnavailable,
+    LimitReached,
     NotStored,
     RecordTooLarge,
     StoreFull,
@@ -79,6 +81,7 @@ __all__ = [
     "PlatformRefused",
     "PlatformSilent",
     "TooLarge",
+    "TooMany",
     "TooSlow",
     "TryLater",
     "Unauthorized",
@@ -299,6 +302,17 @@ class TooLarge(ApiError):
     status = 413
 
 
+class TooMany(ApiError):
+    """Whoever asks has had as much as they may for now. Nothing was done."""
+
+    status = 429
+    sends = (RETRY_AFTER,)
+
+    def __init__(self, detail: str, *, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(detail, headers={"Retry-After": str(math.ceil(seconds))})
+
+
 class Packed(ApiError):
     """The request's body is compressed in a way that is not read here."""
 
@@ -394,6 +408,8 @@ def translated(error: BrokerError) -> ApiError:  # noqa: C901, PLR0911, PLR0912 
             return Unauthorized(error)
         case Forbidden():
             return NotAllowed(error)
+        case LimitReached(detail=detail, seconds=seconds):
+            return TooMany(detail, seconds=seconds)
         case Conflict():
             return _busy(error)
         case ConversationDeleted(conversation_id=conversation_id):

@@ -17,7 +17,7 @@ from aiohttp import ClientConnectionResetError
 
 from runstream.broker.errors import BrokerError
 from runstream.broker.http_auth import PRINCIPAL
-from runstream.gateway.errors import RETRY_SECONDS, ApiError, TryLater, translated
+from runstream.gateway.errors import RETRY_SECONDS, ApiError, TooMany, TryLater, translated
 from runstream.gateway.response import EventResponse
 from runstream.gateway.services import SERVICES
 from runstream.gateway.sse import Style, retry_line
@@ -45,11 +45,11 @@ async def follow(request: web.Request, run_id: str) -> web.StreamResponse:
     Raises what a resume raises; what of it will pass is for `comes_back`.
     """
     services, asked_at = request.app[SERVICES], time.monotonic()
-    metrics, seats = services.hub.metrics, services.hub.seats
+    metrics = services.hub.metrics
     with metrics.resuming():
         wanted = query_of(RetrieveStreamRequest, request, "starting_after", "include_pings")
     seen = last_event_id(request.headers.get("Last-Event-ID", ""))
-    with metrics.resuming(), seats.take():
+    with metrics.resuming(), services.seat(request[PRINCIPAL]):
         record = await services.lookup(request[PRINCIPAL]).to_resume(run_id)
         await services.repair.watch_over(record)
         return await stream_run(
@@ -72,10 +72,13 @@ def comes_back(handler: Handler) -> Handler:
         try:
             answer: web.StreamResponse = await handler(request)
         except (ApiError, BrokerError) as error:
-            if not isinstance(translated(error) if isinstance(error, BrokerError) else error, TryLater):
+            refusal = translated(error) if isinstance(error, BrokerError) else error
+            if not isinstance(refusal, TryLater | TooMany):
                 raise
             log.warning("event_source_turned_away", path=request.path, error=str(error))
-            return await _turn_away(request, request.app[SERVICES].hub)
+            # Twice what is needed, as it may come to half of it.
+            seconds = 2 * refusal.seconds if isinstance(refusal, TooMany) else RETRY_SECONDS
+            return await _turn_away(request, request.app[SERVICES].hub, seconds)
         return answer
 
     return turning_away
@@ -90,13 +93,13 @@ def last_event_id(value: str) -> int | None:
     return int(value) if ISSUED.fullmatch(value) and int(value) <= MAX_SEQ_ID else None
 
 
-async def _turn_away(request: web.Request, hub: Hub) -> web.StreamResponse:
+async def _turn_away(request: web.Request, hub: Hub, seconds: float) -> web.StreamResponse:
     """Answer with nothing but when to come back."""
     hub.metrics.turned_away()
     response = EventResponse(request)
     try:
         await response.open()
-        response.write_event(retry_line(RETRY_SECONDS))
+        response.write_event(retry_line(seconds))
         await response.finish(hub.settings.write_deadline_seconds)
     except TimeoutError:
         response.abort()

@@ -18,6 +18,7 @@ from runstream.broker.common_metrics import (
     DRAIN_LIMIT_SECONDS,
     DRAINING,
     DRAINING_SECONDS,
+    LIMITS_REACHED,
     NATS_CONNECTED,
     NATS_RECONNECTS,
     REPAIRS,
@@ -120,7 +121,9 @@ HOLES_REPAIRED: Final = Metric(
 )
 TIP_CHECKS: Final = Metric("runstream_tip_checks", "counter", "Times a run's tip was asked of its leader.")
 EVENT_SOURCES_TURNED_AWAY: Final = Metric(
-    "runstream_event_sources_turned_away", "counter", "EventSources told to come back later, as others are by 503."
+    "runstream_event_sources_turned_away",
+    "counter",
+    "EventSources told to come back later, as others are by 503 or 429.",
 )
 PASSED_ON: Final = Metric(
     "runstream_passed_on",
@@ -175,6 +178,7 @@ GATEWAY_METRICS: Final = (
     REPAIRS,
     BROKEN,
     GATEWAY_READY,
+    LIMITS_REACHED,
     DRAINING,
     DRAINING_SECONDS,
     DRAIN_LIMIT_SECONDS,
@@ -208,6 +212,7 @@ class GatewayMetrics:
         self._turned_away = self.meters.counter(EVENT_SOURCES_TURNED_AWAY)
         self._passed_on = self.meters.counter(PASSED_ON)
         self._refused = self.meters.counter(CREDENTIALS_REFUSED)
+        self._limits_reached = self.meters.counter(LIMITS_REACHED)
 
     @property
     def registry(self) -> CollectorRegistry:
@@ -278,6 +283,10 @@ class GatewayMetrics:
     def credential_refused(self, cause: Cause) -> None:
         """Whoever asked may not, or has not shown who they are."""
         self._refused.labels(cause).inc()
+
+    def limit_reached(self, limit: str) -> None:
+        """Something was refused because of a limit."""
+        self._limits_reached.labels(limit).inc()
 
     def watch_hub(self, hub: Hub) -> None:
         """Read what is followed whenever the metrics are."""

@@ -17,6 +17,7 @@ from runstream.gateway.errors import (
     PlatformFailed,
     PlatformRefused,
     PlatformSilent,
+    TooMany,
     Unauthorized,
     refused_also,
 )
@@ -53,7 +54,7 @@ def _whole(operation: Operation) -> Operation:
     always = [*operation.always, DEPRECATED] if operation.is_deprecated else operation.always
     answers = operation.answers
     if operation.scope != OPEN:
-        answers = refused_also(answers, Unauthorized, NotAllowed)
+        answers = refused_also(answers, Unauthorized, NotAllowed, TooMany)
     return msgspec.structs.replace(operation, headers=[*operation.headers, USER_ID], always=always, answers=answers)
 
 

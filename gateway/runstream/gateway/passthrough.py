@@ -122,27 +122,43 @@ class _UntilClosed(web.StreamResponse):
 class _Upload:
     """A request's body on its way to the platform. `failure` says what was wrong with it, if something was."""
 
-    def __init__(self, request: web.Request, silence_seconds: float) -> None:
+    def __init__(self, request: web.Request, settings: GatewaySettings) -> None:
         self._request = request
-        self._silence_seconds = silence_seconds
+        self._silence_seconds = settings.upload_silence_seconds
+        self._bytes_per_second = settings.upload_bytes_per_second
         self.failure: ApiError | None = None
 
     async def parts(self) -> AsyncIterator[bytes]:
-        """Yield what has come. Raises `ApiError` when nothing more comes, or what comes is no body."""
+        """Yield what has come. Raises `ApiError` when nothing more comes, or too little, or what comes is no body.
+
+        What counts is waiting for the client: while the platform takes what there is, nobody listens.
+        """
+        clock = asyncio.get_running_loop().time
         content = self._request.content
+        left = self._silence_seconds
         try:
             while True:
+                began = clock()
                 async with asyncio.timeout(self._silence_seconds):
                     part = await content.readany()
                 if not part:
                     return
+                left += len(part) / self._bytes_per_second - (clock() - began)
+                if left < 0:
+                    raise self._failed(
+                        TooSlow(f"The request body brings less than {self._bytes_per_second} bytes a second.")
+                    )
                 yield part
         except TimeoutError as error:
-            self.failure = TooSlow(f"Nothing has come of the request body for {self._silence_seconds:g} s.")
-            raise self.failure from error
+            raise self._failed(
+                TooSlow(f"Nothing has come of the request body for {self._silence_seconds:g} s.")
+            ) from error
         except web.RequestPayloadError as error:
-            self.failure = BadRequest("The request body is not framed as its headers say.")
-            raise self.failure from error
+            raise self._failed(BadRequest("The request body is not framed as its headers say.")) from error
+
+    def _failed(self, failure: ApiError) -> ApiError:
+        self.failure = failure
+        return failure
 
 
 class PassThrough:
@@ -185,7 +201,7 @@ class PassThrough:
         who.check("platform")
         who.check_whole()
         path = self._path(request)
-        upload = _Upload(request, self._settings.upload_silence_seconds)
+        upload = _Upload(request, self._settings)
         with self.places.take():
             outcome = "left"
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from runstream.broker.http_auth import PRINCIPAL
 from runstream.gateway.services import SERVICES
 from runstream.gateway.streaming import stream_run
 from runstream.gateway.validation import body_of
@@ -25,10 +26,10 @@ async def resume_and_stream(
 ) -> web.StreamResponse:
     """Stream the run that `find` makes of the body, from the body's cursor. An absent body asks for everything."""
     services, asked_at = request.app[SERVICES], time.monotonic()
-    metrics, seats = services.hub.metrics, services.hub.seats
+    metrics = services.hub.metrics
     with metrics.resuming():
         wanted, _ = await body_of(RetrieveStreamRequest, request, required=False)
-    with metrics.resuming(), seats.take():
+    with metrics.resuming(), services.seat(request[PRINCIPAL]):
         record = await find(wanted)
         await services.repair.watch_over(record)
         return await stream_run(

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from runstream.broker.auth.admissions import Admissions
     from runstream.broker.auth.principal import Principal
     from runstream.broker.auth.tickets import Tickets
     from runstream.broker.index import Index
+    from runstream.broker.limits.limiter import Limits
     from runstream.broker.removal import Remover
     from runstream.broker.repair import Repair
     from runstream.gateway.answering import Answers
@@ -35,6 +37,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     hub: Hub
     index: Index
     admissions: Admissions
+    limits: Limits
     lookup: Callable[[Principal], Lookup]
     """What whoever asks may find; so with the next two."""
     lists: Callable[[Principal], Lists]
@@ -51,6 +54,15 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes a request body may have: what fits into one message of the index, as NATS says."""
     body_seconds: float
     unready: Callable[[], Awaitable[str | None]]
+
+    @contextmanager
+    def seat(self, who: Principal) -> Iterator[None]:
+        """Give `who` a place for a response that stays open, while the block lasts. Raises `LimitReached`, `TryLater`.
+
+        Before anything is started for it.
+        """
+        with self.limits.stream(who), self.hub.seats.take():
+            yield
 
 
 SERVICES = web.AppKey("services", Services)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from runstream.broker.agents.loading import AgentSource
     from runstream.broker.auth.settings import AuthSettings
+    from runstream.broker.limits.settings import LimitSettings
     from runstream.broker.settings import BrokerSettings
     from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings
     from runstream.gateway.upstream import Upstream
@@ -34,6 +35,7 @@ async def serve_gateway(
     settings: GatewaySettings,
     broker_settings: BrokerSettings,
     auth: AuthSettings,
+    limits: LimitSettings,
     *,
     termination: Termination,
     ready: Callable[[str], None],
@@ -57,6 +59,7 @@ async def serve_gateway(
             patient=True,
             upstream=upstream,
             authenticator=authenticator,
+            limits=limits,
         )
         await stack.enter_async_context(gateway)
         _announce("listening", listener, metrics_listener, broker_settings)
@@ -71,6 +74,7 @@ async def serve_broker(
     service: BrokerServiceSettings,
     settings: BrokerSettings,
     auth: AuthSettings,
+    limits: LimitSettings,
     *,
     agent: AgentSource | None,
     termination: Termination,
@@ -94,6 +98,7 @@ async def serve_broker(
             judges_approvals=agent is not None and agent.judges_approvals,
             listener=listener,
             authenticator=authenticator,
+            limits=limits,
             metrics_listener=metrics_listener,
             patient=True,
         )

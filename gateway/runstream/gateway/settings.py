@@ -116,6 +116,10 @@ class GatewaySettings(BaseSettings):
     """Seconds in which a client may send nothing of a body that goes to the platform: a body of any size may take any
     time, and half a request is none."""
 
+    upload_bytes_per_second: int = Field(default=256, ge=1)
+    """Bytes a second that must come of such a body, all in all, `upload_silence_seconds` aside: a byte now and then is
+    no body, and keeps a place."""
+
     agent_grace_seconds: Annotated[Duration, Field(ge=0)] = 15.0
     """Seconds without a broker that has an agent after which creates are refused. A broker that is replaced is gone
     for less; what is started meanwhile waits for the next."""

@@ -10,7 +10,7 @@ import msgspec
 import structlog
 
 from runstream.broker.ending import first_message
-from runstream.broker.errors import BrokerError, Fenced, StoreFull, Unsettled
+from runstream.broker.errors import BrokerError, Fenced, LimitReached, StoreFull, Unsettled
 from runstream.broker.index import Claimed
 from runstream.broker.opening import claim
 from runstream.broker.publisher import Publisher
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from runstream.broker.auth.principal import Principal
     from runstream.broker.index import Index
     from runstream.broker.jetstream import JetStream
+    from runstream.broker.limits.limiter import Limits
     from runstream.broker.queue import WorkQueue
     from runstream.broker.repair import Repair
     from runstream.broker.settings import BrokerSettings
@@ -54,6 +55,7 @@ class Starter:
         queue: WorkQueue,
         presence: AgentPresence,
         repair: Repair,
+        limits: Limits,
         patience_seconds: float,
         always_background: bool = False,
     ) -> None:
@@ -62,6 +64,7 @@ class Starter:
         self._queue = queue
         self._presence = presence
         self._repair = repair
+        self._limits = limits
         self._patience_seconds = patience_seconds
         self._always_background = always_background
         self._credentials = Credentials(jetstream.connection)
@@ -89,10 +92,10 @@ class Starter:
         """Start a run, or find the one this same request started before.
 
         Of `headers` nothing is stored: an agent that wants the client's credentials finds them with this gateway.
-        Raises `Forbidden`, `Conflict`, `Unavailable`, `TryLater`, and `BadRequest` for credentials that are no text.
-        Once the claim is made a failure asks the client not to repeat the request: it would start a second run. A
-        client that leaves meanwhile cancels its request and not the start: a run that was claimed and never enqueued
-        would hold its conversation.
+        Raises `Forbidden`, `LimitReached`, `Conflict`, `Unavailable`, `TryLater`, and `BadRequest` for credentials that
+        are no text. Once the claim is made a failure asks the client not to repeat the request: it would start a second
+        run. A client that leaves meanwhile cancels its request and not the start: a run that was claimed and never
+        enqueued would hold its conversation.
         """
         who.check_opening(agent_id, conversation_id)
         run_id = new_run_id()
@@ -119,9 +122,11 @@ class Starter:
             traceparent=None if trace is None else trace.parent,
             tracestate=None if trace is None else trace.state,
         )
-        return await self._starting.do(self._start(record, request, headers), name=f"start-{run_id}")
+        return await self._starting.do(self._start(who, record, request, headers), name=f"start-{run_id}")
 
-    async def _start(self, record: RunRecord, request: RunRequest, headers: Mapping[str, str]) -> Claimed:
+    async def _start(
+        self, who: Principal, record: RunRecord, request: RunRequest, headers: Mapping[str, str]
+    ) -> Claimed:
         presence = await self._presence.find()
         if presence is None:
             existing = await self._index.claimed_run(record)
@@ -132,7 +137,7 @@ class Starter:
             asked_at = await self._credentials.keep(record.id, headers)
             request = msgspec.structs.replace(request, credentials_from=asked_at)
         try:
-            claimed = await claim(self._index, self._repair, record, request)
+            claimed = await self._claimed(who, record, request)
         except Unsettled:
             raise  # There may be a run that asks for its credentials.
         except BrokerError:
@@ -155,6 +160,27 @@ class Starter:
                 f"Run {record.id} was claimed, but the store went away before it could be handed to a worker.",
                 run_id=record.id,
             ) from error
+        return claimed
+
+    async def _claimed(self, who: Principal, record: RunRecord, request: RunRequest) -> Claimed:
+        """Claim a run: one more of those that `who` may start in a minute, if it is a new one."""
+        try:
+            self._limits.take_run(who)
+        except LimitReached:
+            # The same request again starts nothing.
+            existing = await self._index.claimed_run(record)
+            if existing is None:
+                raise
+            return Claimed(existing, is_new=False)
+        try:
+            claimed = await claim(self._index, self._repair, record, request)
+        except Unsettled:
+            raise  # There may be a run.
+        except BrokerError:
+            self._limits.put_run_back(who)
+            raise
+        if not claimed.is_new:
+            self._limits.put_run_back(who)
         return claimed
 
     async def _hand_over(self, record: RunRecord, trace: Trace | None) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from runstream.broker.agents.loading import AgentSource
     from runstream.broker.auth.settings import AuthSettings
+    from runstream.broker.limits.settings import LimitSettings
     from runstream.broker.settings import BrokerSettings
     from runstream.gateway.settings import GatewaySettings, UpSettings
     from runstream.gateway.upstream import Upstream
@@ -51,6 +52,7 @@ async def up(
     broker_settings: BrokerSettings,
     gateway_settings: GatewaySettings,
     auth: AuthSettings,
+    limits: LimitSettings,
     *,
     agent: AgentSource,
     ready: Callable[[str], None],
@@ -70,11 +72,7 @@ async def up(
         directory = stack.enter_context(DataDirectory(settings.data_dir))
         nats_url = settings.nats_url
         if nats_url is None:
-            nats_url = (
-                await stack.enter_async_context(
-                    EmbeddedServer(directory, port=settings.nats_port, start_timeout=STORE_SECONDS)
-                )
-            ).url
+            nats_url = await _embedded(stack, directory, settings.nats_port)
         # The embedded server lets in whoever is on this machine, and is told nothing of what another NATS wants.
         connected = broker_settings.model_copy(
             update={"nats_url": nats_url} if settings.nats_url is not None else {**NOBODY, "nats_url": nats_url}
@@ -86,12 +84,18 @@ async def up(
             judges_approvals=agent.judges_approvals,
             listener=broker_socket,
             authenticator=authenticator,
+            limits=limits,
             owns_nats=settings.nats_url is None,
         )
         await stack.enter_async_context(broker)
         await stack.enter_async_context(
             Gateway(
-                gateway_settings, connected, listener=gateway_socket, upstream=upstream, authenticator=authenticator
+                gateway_settings,
+                connected,
+                listener=gateway_socket,
+                upstream=upstream,
+                authenticator=authenticator,
+                limits=limits,
             )
         )
         endpoints = {
@@ -103,3 +107,9 @@ async def up(
         log.info("ready", **endpoints, pid=os.getpid())
         ready(endpoints["gateway"])
         await asyncio.Event().wait()
+
+
+async def _embedded(stack: AsyncExitStack, directory: DataDirectory, port: int) -> str:
+    """Have a nats-server until the stack is left; returns its URL."""
+    server = EmbeddedServer(directory, port=port, start_timeout=STORE_SECONDS)
+    return (await stack.enter_async_context(server)).url

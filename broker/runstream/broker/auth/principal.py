@@ -52,6 +52,13 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """Which key or token it came by. No secret."""
     edition: str = ""
     """Which of the keys that had this id in turn: a part of the hash of one that an operator hands out."""
+    subject: str = ""
+    """Whom a token says that it is about; empty: it does not say, or it was a key."""
+
+    @property
+    def bearer(self) -> str:
+        """Who counts as one, whatever they hold: the subject of tokens, else the key or token by itself."""
+        return self.subject or self.key_id
 
     @property
     def is_narrowed(self) -> bool:

@@ -169,6 +169,7 @@ class Tokens:
             expires_at=expires_at,
             leeway_seconds=self._leeway_seconds,
             key_id=_id_of(token, claims),
+            subject=str(claims.get("sub") or ""),
             **narrowed,
         )
 

@@ -5,6 +5,7 @@ IngestError
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
@@ -22,6 +23,7 @@ from runstream.broker.errors import (
     Fenced,
     Forbidden,
     KeysUnavailable,
+    LimitReached,
     NotStored,
     RecordTooLarge,
     RunTooLong,
@@ -64,6 +66,7 @@ STATUSES: Final[Mapping[str, HTTPStatus]] = {
     "unsettled": HTTPStatus.SERVICE_UNAVAILABLE,
     "broker_busy": HTTPStatus.SERVICE_UNAVAILABLE,
     "broker_stopping": HTTPStatus.SERVICE_UNAVAILABLE,
+    "limit_reached": HTTPStatus.TOO_MANY_REQUESTS,
     "internal_error": HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 """The status of each error type. A 4xx is for the writer to mend; a 5xx may be sent again as it is, to any broker."""
@@ -118,7 +121,7 @@ def refusals(*error_types: str) -> dict[int | str, Answer]:
 
 def _headers_of(error_types: list[str]) -> list[Header]:
     asks = [CHALLENGE] if {"unauthorized", "forbidden"} & set(error_types) else []
-    return [*asks, RETRY_HEADER] if RETRY_AFTER.keys() & set(error_types) else asks
+    return [*asks, RETRY_HEADER] if {*RETRY_AFTER, "limit_reached"} & set(error_types) else asks
 
 
 class IngestError(Exception):
@@ -126,7 +129,7 @@ class IngestError(Exception):
 
     def __init__(self, error_type: str, detail: str, **facts: Any) -> None:
         self.asks: Mapping[str, str] = {}
-        """Headers that say how to be admitted."""
+        """Headers that say how to be admitted, or when."""
         self.error_type = error_type
         self.detail = detail
         self.facts = facts
@@ -139,7 +142,7 @@ class IngestError(Exception):
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """When to come back, if that helps, or how to be admitted."""
+        """When to come back, if that helps, or how or when to be admitted."""
         after = RETRY_AFTER.get(self.error_type)
         return self.asks if after is None else {"Retry-After": after}
 
@@ -156,6 +159,10 @@ def translated(error: BrokerError) -> IngestError:  # noqa: C901, PLR0911, PLR09
             return _asking("unauthorized", reason or "A key or a token is needed: Authorization: Bearer.", error)
         case Forbidden(detail=detail):
             return _asking("forbidden", detail, error)
+        case LimitReached(detail=detail, seconds=seconds):
+            refused = IngestError("limit_reached", detail)
+            refused.asks = {"Retry-After": str(math.ceil(seconds))}
+            return refused
         case KeysUnavailable():
             return IngestError(
                 "store_unavailable", "The keys that tokens are checked with cannot be fetched at the moment. Try again."

@@ -59,7 +59,7 @@ INDEX_HEADER: Final = Header(
 OF_BODIES: Final = ("invalid_request", "unsupported_media_type", "body_too_large", "too_slow")
 SCOPE: Final = "platform"
 """Of all of it: who writes what an agent says is the platform."""
-OF_ALL: Final = ("unauthorized", "forbidden", "store_unavailable", "internal_error")
+OF_ALL: Final = ("unauthorized", "forbidden", "limit_reached", "store_unavailable", "internal_error")
 OF_RUNS: Final = ("run_not_found", "not_ingested", "run_ended", "run_cancelled")
 OF_THE_STORE: Final = ("store_full", "unsettled", "broker_busy", "broker_stopping")
 OF_CLAIMS: Final = frozenset({"conflict", "conversation_deleted", "record_too_large", "wrong_agent"})
@@ -173,8 +173,8 @@ class _Routes:
         async def handler(request: web.Request) -> web.StreamResponse:
             is_upload = operation == "append" and _media_type(request) in LINES
             try:
-                await admit(request, self._admissions, SCOPE)
-                with self._ingest.seat(is_upload=is_upload):
+                who = await admit(request, self._admissions, self._ingest.limits, SCOPE)
+                with self._ingest.seat(who, is_upload=is_upload):
                     response = await handle(request)
             except ConnectionError:
                 self._ingest.metrics.ingest_request(operation, "hung_up")
@@ -208,14 +208,15 @@ class _Routes:
 
     async def append(self, request: web.Request) -> web.Response:
         """`POST /ingest/v1/runs/{run_id}/chunks`: store chunks."""
-        run_id, expected_index = _run_id(request), _expected_index(request)
+        run_id, expected_index, who = _run_id(request), _expected_index(request), request[PRINCIPAL]
+        self._ingest.limits.check_ingest(who)
         if _media_type(request) in LINES:
-            who, revoked = request[PRINCIPAL], asyncio.Event()
+            revoked = asyncio.Event()
             with self._admissions.over(who, revoked.set):
                 return _json(await self._ingest.upload(who, run_id, pieces_of(request), expected_index, revoked))
         if _media_type(request) != JSON:
             raise _unsupported(request, [JSON, *sorted(LINES)])
-        return _json(await self._ingest.append(request[PRINCIPAL], run_id, await self._read(request), expected_index))
+        return _json(await self._ingest.append(who, run_id, await self._read(request), expected_index))
 
     async def keep_alive(self, request: web.Request) -> web.Response:
         """`POST /ingest/v1/runs/{run_id}/lease`: give a sign of life."""

@@ -8,13 +8,15 @@ from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from runstream.broker.ending import Outcome, end_run
-from runstream.broker.errors import BrokerError, Fenced, RunCancelled, RunTooLong, StoreFull, Unauthenticated
+from runstream.broker.errors import BrokerError, Fenced, RunCancelled, RunTooLong, StoreFull, Unauthenticated, Unsettled
 from runstream.broker.http_body import BadBody
 from runstream.broker.ingest.appending import Appending
 from runstream.broker.ingest.chunks import Lines, bodies_of, body_of_line
 from runstream.broker.ingest.errors import IngestError, not_usable, translated
 from runstream.broker.ingest.runs import PATIENCE_SECONDS, IngestedRuns, over
 from runstream.broker.lease import Lease
+from runstream.broker.limits.limiter import Limits
+from runstream.broker.limits.settings import LimitSettings
 from runstream.broker.logs import get_logger
 from runstream.broker.publisher import Publisher, chunk_limit
 from runstream.broker.reader import LogReader
@@ -53,12 +55,20 @@ A shorter one gives one sign of life, if that is due."""
 class Ingest:
     """What the ingest API does. Every call raises `IngestError`.
 
-    Use as an async context manager: left, it tells whoever has a request open that this broker stops.
+    Use as an async context manager: left, it tells whoever has a request open that this broker stops. `limits` None:
+    those that the environment sets.
     """
 
-    def __init__(self, jetstream: JetStream, settings: BrokerSettings, metrics: BrokerMetrics) -> None:
+    def __init__(
+        self,
+        jetstream: JetStream,
+        settings: BrokerSettings,
+        metrics: BrokerMetrics,
+        limits: Limits | None = None,
+    ) -> None:
         self.settings = settings
         self.metrics = metrics
+        self.limits = limits or Limits(LimitSettings(), metrics.limit_reached)
         self.runs = IngestedRuns(jetstream, settings, metrics)
         self.uploads = 0
         self.requests = 0
@@ -82,23 +92,38 @@ class Ingest:
         self._stopping.set()
 
     @contextmanager
-    def seat(self, *, is_upload: bool) -> Iterator[None]:
-        """Count a request while the block lasts. Raises `IngestError` while there are as many as may be."""
+    def seat(self, who: Principal, *, is_upload: bool) -> Iterator[None]:
+        """Count a request while the block lasts.
+
+        Raises `IngestError` while there are as many as may be, `LimitReached` while `who` has as many uploads.
+        """
         if is_upload and self.uploads >= self.settings.ingest_uploads:
             raise IngestError("broker_busy", "This broker has as many uploads open as may be. Try another one.")
         if not is_upload and self.requests >= self.settings.ingest_requests:
             raise IngestError("broker_busy", "This broker serves as many requests as it may. Try again.")
-        self.uploads += is_upload
-        self.requests += not is_upload
-        try:
-            yield
-        finally:
-            self.uploads -= is_upload
-            self.requests -= not is_upload
+        with self.limits.stream(who) if is_upload else contextlib.nullcontext():
+            self.uploads += is_upload
+            self.requests += not is_upload
+            try:
+                yield
+            finally:
+                self.uploads -= is_upload
+                self.requests -= not is_upload
 
     async def open(self, who: Principal, wanted: OpenRunRequest, trace: Trace | None) -> dict[str, object]:
         """Open a run, though its writer may leave meanwhile."""
-        standing = await self._to_its_end(self.runs.open(who, wanted, trace))
+
+        async def opened() -> Standing:
+            self.limits.take_run(who)
+            try:
+                return await self.runs.open(who, wanted, trace)
+            except Unsettled:
+                raise  # There may be one.
+            except BrokerError:
+                self.limits.put_run_back(who)
+                raise
+
+        standing = await self._to_its_end(opened())
         return {"run_id": standing.record.id, "last_seq_id": standing.last.seq}
 
     async def keep_alive(self, who: Principal, run_id: str) -> dict[str, object]:
@@ -113,6 +138,7 @@ class Ingest:
 
     async def append(self, who: Principal, run_id: str, raw: bytes, expected_index: int | None) -> dict[str, object]:
         """Store the chunks of a JSON body, once all of them were looked at."""
+        self.limits.take_ingest(who, len(raw))
         limit = chunk_limit(self._jetstream.connection.max_payload)
         bodies: list[bytes] = []
         turns = Turns()
@@ -154,6 +180,7 @@ class Ingest:
                 async for complete in heard:
                     for line in complete:
                         await turns.give()
+                        self.limits.take_ingest(who, len(line))
                         body = body_of_line(line, lines.count, run_id=run_id, limit=lines.limit)
                         if body is not None:
                             await appending.take(body)

@@ -90,7 +90,7 @@ async def messages(request: web.Request) -> web.StreamResponse:
     services = request.app[SERVICES]
     run_id = run_path(request)
     wanted = query_of(ListRunMessagesRequest, request)
-    with services.hub.seats.take():
+    with services.seat(request[PRINCIPAL]):
         record = await services.lookup(request[PRINCIPAL]).by_id(run_id)
         return await services.answers.messages(request, record, wanted)
 

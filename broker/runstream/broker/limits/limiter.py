@@ -1,0 +1,167 @@
+"""What is asked for, held against the limits of this process: before anything is done for it, and in no time."""
+
+from __future__ import annotations
+
+import random
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from runstream.broker.errors import LimitReached, Unauthenticated
+from runstream.broker.limits.addresses import source_of
+from runstream.broker.limits.rates import Rate
+from runstream.broker.logs import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from runstream.broker.auth.principal import Principal
+    from runstream.broker.limits.settings import LimitSettings
+
+__all__ = ["LIMITS", "TOLD", "Limits"]
+
+log = get_logger(__name__)
+
+TOLD: Final[Mapping[str, str]] = {
+    "tenant_streams": "This tenant has as many streams open as it may. Try again.",
+    "key_streams": "This key has as many streams open as it may. Try again.",
+    "tenant_runs": "This tenant has started as many runs in a minute as it may. Try again.",
+    "key_runs": "This key has started as many runs in a minute as it may. Try again.",
+    "tenant_ingest_bytes": "This tenant has sent as many bytes in a minute as it may. Try again.",
+    "key_ingest_bytes": "This key has sent as many bytes in a minute as it may. Try again.",
+    "address_requests": "This address has sent as many requests in a minute as it may. Try again.",
+    "address_failures": "This address has shown as many bad credentials in a minute as it may. Try again.",
+}
+"""What is said to whoever has reached a limit, by its name."""
+
+LIMITS: Final = (*TOLD, "connections", "address_connections", "head_seconds", "head_bytes", "answer_seconds")
+"""The names of all limits; those that are about connections are held where these are made."""
+
+STREAM_SECONDS: Final = (2.0, 6.0)
+"""When to ask for a place again: some are given up any second, and nobody knows when. Drawn for each, so that those who
+were refused together do not come back together."""
+
+
+class _Places:
+    """At most so many at one time, of each name. 0: any number."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._taken: dict[str, int] = {}
+
+    def are_full(self, name: str) -> bool:
+        return bool(self._most) and self._taken.get(name, 0) >= self._most
+
+    def take(self, name: str) -> None:
+        self._taken[name] = self._taken.get(name, 0) + 1
+
+    def give_up(self, name: str) -> None:
+        self._taken[name] -= 1
+        if not self._taken[name]:
+            del self._taken[name]
+
+
+class Limits:
+    """What tenants, keys and addresses have of this process. Every call raises `LimitReached`, and then took nothing.
+
+    `refused` is called with the name of a limit that was reached. Who reached it is logged, once a minute.
+    """
+
+    def __init__(
+        self,
+        settings: LimitSettings,
+        refused: Callable[[str], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = settings
+        self.refused = refused
+        self._streams = {
+            "tenant_streams": _Places(settings.tenant_streams),
+            "key_streams": _Places(settings.key_streams),
+        }
+        self._runs = {
+            "tenant_runs": Rate(settings.tenant_runs_per_minute, clock=clock),
+            "key_runs": Rate(settings.key_runs_per_minute, clock=clock),
+        }
+        self._ingest = {
+            "tenant_ingest_bytes": Rate(settings.tenant_ingest_bytes_per_minute, clock=clock),
+            "key_ingest_bytes": Rate(settings.key_ingest_bytes_per_minute, clock=clock),
+        }
+        self._requests = Rate(settings.address_requests_per_minute, clock=clock)
+        self._failures = Rate(settings.address_failures_per_minute, clock=clock)
+        self._logged = Rate(1, clock=clock)
+
+    @contextmanager
+    def trying(self, peer: str | None, forwarded: Sequence[str]) -> Iterator[None]:
+        """Count a request of an address before it is known who asks; and a credential that is not good.
+
+        One that sends none has guessed nothing.
+        """
+        source = source_of(peer, forwarded, self.settings.trusted_proxies or ())
+        self._check("address_requests", self._requests, source)
+        self._check("address_failures", self._failures, source)
+        self._requests.take(source)
+        try:
+            yield
+        except Unauthenticated as error:
+            if error.reason is not None:
+                self._failures.take(source)
+            raise
+
+    @contextmanager
+    def stream(self, who: Principal) -> Iterator[None]:
+        """Count a stream, or an upload, while the block lasts: none that is open gives way to another."""
+        places = [*zip(self._streams.items(), _names(who), strict=True)]
+        for (limit, each), name in places:
+            if each.are_full(name):
+                raise self._reached(limit, name, random.uniform(*STREAM_SECONDS))  # noqa: S311  # nothing hangs on it
+        for (_, each), name in places:
+            each.take(name)
+        try:
+            yield
+        finally:
+            for (_, each), name in places:
+                each.give_up(name)
+
+    def take_run(self, who: Principal) -> None:
+        """Count a run that is about to be started."""
+        self._take(self._runs, who, 1)
+
+    def put_run_back(self, who: Principal) -> None:
+        """Count it no more: none was started."""
+        for rate, name in zip(self._runs.values(), _names(who), strict=True):
+            rate.put_back(name)
+
+    def check_ingest(self, who: Principal) -> None:
+        """Refuse what need not even be read."""
+        for (limit, rate), name in zip(self._ingest.items(), _names(who), strict=True):
+            self._check(limit, rate, name)
+
+    def take_ingest(self, who: Principal, size: int) -> None:
+        """Count bytes that were sent, and are about to be stored."""
+        self._take(self._ingest, who, size)
+
+    def _take(self, rates: Mapping[str, Rate], who: Principal, amount: int) -> None:
+        named = [*zip(rates.items(), _names(who), strict=True)]
+        for (limit, rate), name in named:
+            self._check(limit, rate, name)
+        for (_, rate), name in named:
+            rate.take(name, amount)
+
+    def _check(self, limit: str, rate: Rate, name: str) -> None:
+        seconds = rate.seconds_until(name)
+        if seconds:
+            raise self._reached(limit, name, seconds)
+
+    def _reached(self, limit: str, name: str, seconds: float) -> LimitReached:
+        self.refused(limit)
+        if not self._logged.seconds_until((limit, name)):
+            self._logged.take((limit, name))
+            log.warning("limit_reached", limit=limit, whose=name)
+        return LimitReached(TOLD[limit], limit=limit, seconds=seconds)
+
+
+def _names(who: Principal) -> tuple[str, str]:
+    """Return what a tenant, and a key of it, are counted under. No tenant has a slash in its name."""
+    return who.tenant, f"{who.tenant}/{who.bearer}"
