@@ -4,7 +4,7 @@ import asyncio
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import pytest
 import pytest_asyncio
@@ -281,6 +281,54 @@ async def test_a_closed_subscription_stays_closed(
     with pytest.raises(NoResponders):
         await other.request(SUBJECT, b"", seconds=5)
     assert not connection._subscriptions
+
+
+async def test_a_listener_is_handed_at_once_what_came_at_once(connection: Connection, other: Connection) -> None:
+    """Messages that one read brings are handed on together, in order, each subject's to its own listener."""
+    heard: dict[str, list[list[bytes]]] = {"tests.one": [], "tests.two": []}
+    for subject, batches in heard.items():
+        await connection.listen(subject, lambda some, to=batches: to.append([message.data for message in some]))  # type: ignore[misc]
+    await connection.request("$JS.API.INFO", b"", seconds=2)
+    said = [b"%d" % number for number in range(100)]
+    for data in said:
+        for subject in heard:
+            await other.publish(subject, data)
+    await wait_until(lambda: all(sum(map(len, batches)) == len(said) for batches in heard.values()))
+    for batches in heard.values():
+        assert [data for batch in batches for data in batch] == said
+        assert len(batches) < len(said)
+
+
+async def test_a_listener_is_there_again_after_a_replacement(connection: Connection, other: Connection) -> None:
+    """A connection that is replaced takes its listeners along, and one that was closed hears nothing any more."""
+    ear, gone = Ear(), Ear()
+    await connection.listen(SUBJECT, lambda some: ear.heard.extend(message.data for message in some))
+    closed = await connection.listen(SUBJECT, lambda some: gone.heard.extend(message.data for message in some))
+    await ear.hears(other, b"before")
+    await closed.close()
+    heard = len(gone.heard)
+    await provoke(connection)
+    await wait_until(lambda: connection.reconnects == 1, 5)
+    await ear.hears(other, b"after")
+    assert len(gone.heard) == heard
+
+
+async def test_what_a_listener_raises_is_its_own(connection: Connection, other: Connection) -> None:
+    """A defect in a listener is neither its end nor anybody else's."""
+    heard: list[bytes] = []
+
+    def stumble(messages: Sequence[Message]) -> None:
+        heard.extend(message.data for message in messages)
+        raise ZeroDivisionError
+
+    also = Ear()
+    await connection.listen(SUBJECT, stumble)
+    await connection.listen(SUBJECT, lambda some: also.heard.extend(message.data for message in some))
+    await connection.request("$JS.API.INFO", b"", seconds=2)
+    for said in (b"1", b"2"):
+        await other.publish(SUBJECT, said)
+        await wait_until(lambda said=said: said in heard and said in also.heard)  # type: ignore[misc]
+    assert connection.is_connected
 
 
 async def test_what_a_callback_raises_is_its_own(connection: Connection, other: Connection) -> None:

@@ -40,7 +40,7 @@ class Saboteur:
         self.asked: list[str] = []
         self._moment = 0
         self._victim: asyncio.Task[list[Entry]] | None = None
-        for name in ("publish", "request", "subscribe"):
+        for name in ("publish", "request", "subscribe", "listen"):
             monkeypatch.setattr(core.connection, name, self._watched(getattr(core.connection, name)))
 
     async def cancelled(self, reading: Coroutine[None, None, list[Entry]], moment: int) -> list[Entry] | None:

@@ -177,21 +177,23 @@ class RunTail:
     def _write_live(self, frames: Sequence[Frame]) -> list[Follower]:
         """Write frames to every live follower in one pass; returns those whose sockets are full."""
         first, last = frames[0].entry, frames[-1].entry
+        before, is_beginning = first.seq, first.kind is Kind.PING
         seq_id, now, mark = newest_seq_id(frames), time.monotonic(), self._hub.settings.follower_buffer_bytes
         joined: dict[Style, bytes] = {}
         left: list[Follower] = []
         for follower in self._live:
-            if follower.response.buffered > mark:
+            response = follower.response
+            if response.buffered > mark:
                 left.append(follower)
-            elif follower.cursor >= first.seq:
+            elif follower.cursor >= before:
                 follower.write_beyond(frames)
-            elif first.kind is Kind.PING or not follower.response.is_chunked:
+            elif is_beginning or not response.is_chunked:
                 follower.write(frames)
             else:
-                data = joined.get(follower.style)
-                if data is None:
-                    data = joined[follower.style] = b"".join([frame.chunk(follower.style) for frame in frames])
-                follower.write_ready(data, last, seq_id, now)
+                style = follower.style
+                if style not in joined:
+                    joined[style] = b"".join([frame.chunk(style) for frame in frames])
+                follower.write_ready(joined[style], last, seq_id, now)
         return left
 
     def fail(self, error: BrokerError) -> None:

@@ -29,6 +29,20 @@ BEFORE_CHUNKS = frozenset({Kind.PING, Kind.ATTEMPT})
 class Follower:
     """One response, and how far it has come. `on_chunk` is called once, when its first chunk was written."""
 
+    __slots__ = (
+        "_on_chunk",
+        "_seen",
+        "cursor",
+        "include_pings",
+        "index",
+        "is_done",
+        "response",
+        "run_id",
+        "style",
+        "woken",
+        "written_at",
+    )
+
     def __init__(
         self,
         response: EventResponse,
@@ -73,11 +87,13 @@ class Follower:
         self.cursor = last.seq
         self.index = last.index
         self.written_at = now
-        self._seen = seq_id or self._seen
-        if self._on_chunk is not None and last.kind not in BEFORE_CHUNKS:
+        if seq_id is not None:
+            self._seen = seq_id
+        kind = last.kind
+        if self._on_chunk is not None and kind not in BEFORE_CHUNKS:
             self._on_chunk()
             self._on_chunk = None
-        if last.kind is Kind.END:
+        if kind is Kind.END:
             self.is_done = True
             self.woken.set()
 
