@@ -47,6 +47,10 @@ Source: TypeAlias = Literal["live", "memory", "log", "over"]
 
 log = structlog.get_logger(__name__)
 
+FILL_SEQUENCES = 10_000
+"""How far before its tip a run's window begins at most, in sequences of the stream that it shares with others. The
+server finds a run's messages by looking at all that lie between them: these take it two milliseconds, while it still
+has them in memory, and ten times as many take fifty times as long."""
 STRETCH_FRAMES = 512
 """Frames written to a follower that catches up before its socket is looked at again."""
 
@@ -91,12 +95,21 @@ class RunTail:
             self._ready.set()
 
     async def _begin_at(self, tip: Entry | None) -> int:
-        """Choose where the window begins: near the tip, so that a long run costs no more than a short one."""
+        """Choose where the window begins: near the tip, so that a long run costs no more than a short one.
+
+        Nor does one that is spread over much of its stream: a follower that is further behind reads for itself.
+        """
         self.tip = tip
         fill = self._hub.settings.tail_fill_chunks
-        if tip is None or tip.index < fill:
+        if tip is None:
             return 0
-        begin = await self._hub.reader.cursor_before(self.address, tip, await self.first_seq(), fill)
+        if tip.index < fill:
+            first_seq = self.record.first_seq or tip.seq  # Unknown: it has begun a moment ago.
+            begin = 0 if tip.seq - first_seq < FILL_SEQUENCES else tip.seq - FILL_SEQUENCES
+        else:
+            begin = await self._hub.reader.cursor_before(
+                self.address, tip, await self.first_seq(), fill, most_sequences=FILL_SEQUENCES
+            )
         self.window.base = begin
         return begin
 
