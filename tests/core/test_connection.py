@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from runstream.broker.connection import Connection, Message, Subscription
 from runstream.broker.errors import NoResponders, Unavailable
 from runstream.broker.jetstream import JetStream
+from runstream.broker.receiving import Heard
 from tests.support.faults import turns
 from tests.support.nats import NatsServer, free_ports
 from tests.support.outages import paused, stopped
@@ -231,8 +232,15 @@ async def test_a_cancellation_that_comes_with_the_answer_is_heeded(
     """A task that is cancelled in the very moment in which its answer arrives, or its refusal, is cancelled."""
     async with paused(nats_server):
         asking = asyncio.create_task(connection.request(subject, b"", seconds=60))
-        (answer,) = await wait_until(lambda: list(connection._client._resp_map.values()))
-        answer.add_done_callback(lambda _: asking.cancel())
+        (answer,) = await wait_until(lambda: list(connection._client._unanswered.values()))
+        listeners = connection._client._listeners
+        ((sid, hear),) = listeners.items()
+
+        def just_then(messages: list[Heard]) -> None:
+            hear(messages)
+            asking.cancel()
+
+        listeners[sid] = just_then
     with pytest.raises(asyncio.CancelledError):
         await asking
     assert answer.done()

@@ -299,8 +299,7 @@ class Connection:
         try:
             async with waiting:
                 self._waiting[waiting] = subject
-                asked = self._client.request(subject, body, timeout=2 * seconds, headers=_headers(headers))
-                return await _heeding_cancellation(asked)
+                return await _heeding_cancellation(self._client.ask(subject, body, headers))
         except nats.errors.NoRespondersError as error:
             raise NoResponders(f"{subject}.") from error
         except TRANSLATED as error:

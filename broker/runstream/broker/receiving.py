@@ -8,15 +8,17 @@ could have done for all of them.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
+import nats.errors
 from nats.aio.client import Client
 from nats.protocol.parser import Parser
 
 from runstream.broker.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from nats.aio.subscription import Subscription
 
@@ -24,6 +26,7 @@ __all__ = ["Heard", "ListeningClient"]
 
 log = get_logger(__name__)
 
+NO_RESPONDERS = "503"
 WHITE_SPACE = " \t\r\n\v\f"
 """What is no part of a header's name or value: ASCII only, a value may begin with any other."""
 
@@ -52,6 +55,42 @@ class ListeningClient(Client):
         self._ps = _Parser(self)
         self._listeners: dict[int, Callable[[list[Heard]], None]] = {}
         self._heard: dict[int, list[Heard]] = {}
+        self._answers = ""
+        """What the subjects of all answers begin with."""
+        self._asked = 0
+        self._unanswered: dict[str, asyncio.Future[Heard]] = {}
+
+    async def ask(self, subject: str, body: bytes, headers: Mapping[str, str] | None) -> Heard:
+        """Send a request and wait for its answer, without end: whoever asks has a time-out of his own.
+
+        nats-py's `request` has a timer for each, two tasks' turns, and a subject made of random letters.
+        """
+        if not self._answers:
+            self._answers = f"{self.new_inbox()}."
+            try:
+                await self.listen(f"{self._answers}*", self._on_answers)
+            except BaseException:
+                self._answers = ""
+                raise
+        self._asked += 1
+        token = str(self._asked)
+        answer: asyncio.Future[Heard] = asyncio.get_running_loop().create_future()
+        self._unanswered[token] = answer
+        try:
+            sent = None if headers is None else dict(headers)
+            await self.publish(subject, body, reply=f"{self._answers}{token}", headers=sent)
+            message = await answer
+        finally:
+            del self._unanswered[token]
+        if message.headers is not None and message.headers.get("Status") == NO_RESPONDERS:
+            raise nats.errors.NoRespondersError
+        return message
+
+    def _on_answers(self, messages: list[Heard]) -> None:
+        for message in messages:
+            answer = self._unanswered.get(message.subject[len(self._answers) :])
+            if answer is not None and not answer.done():
+                answer.set_result(message)
 
     async def listen(self, subject: str, hear: Callable[[list[Heard]], None]) -> Subscription:
         """Have `hear` called with the messages of `subject` that one read brought, in order. It must not block.
