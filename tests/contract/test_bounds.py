@@ -61,6 +61,17 @@ async def test_a_live_run_from_any_cursor(stack: Stack) -> None:
         await asyncio.gather(*(stream.__aexit__(None, None, None) for stream in streams))
 
 
+async def test_a_run_that_is_spread_over_its_stream(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The window of a run that lies far apart begins near the tip; cursors before it are served from the log."""
+    monkeypatch.setattr("runstream.gateway.fanout.FILL_SEQUENCES", 6)
+    run_id, events = await stack.finished({"chunks": 20, "interval_ms": 0})
+    for at in range(len(events) - 3):
+        async with stack.resume(run_id, events[at].seq_id) as stream:
+            assert await stream.rest() == events[at + 1 :], at
+    async with stack.resume(run_id) as stream:
+        assert await stream.rest() == events
+
+
 async def test_followers_come_and_go_while_chunks_pour(stack: Stack) -> None:
     """Followers that join, read a little and leave, while the agent speaks as fast as it can, are exact as well."""
     async with stack.create({"chunks": 1500, "interval_ms": 0.5}) as creator:

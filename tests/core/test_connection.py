@@ -4,7 +4,8 @@ import asyncio
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 
 import pytest
 import pytest_asyncio
@@ -13,6 +14,7 @@ from structlog.testing import capture_logs
 from runstream.broker.connection import Connection, Message, Subscription
 from runstream.broker.errors import NoResponders, Unavailable
 from runstream.broker.jetstream import JetStream
+from runstream.broker.receiving import Heard
 from tests.support.faults import turns
 from tests.support.nats import NatsServer, free_ports
 from tests.support.outages import paused, stopped
@@ -230,8 +232,15 @@ async def test_a_cancellation_that_comes_with_the_answer_is_heeded(
     """A task that is cancelled in the very moment in which its answer arrives, or its refusal, is cancelled."""
     async with paused(nats_server):
         asking = asyncio.create_task(connection.request(subject, b"", seconds=60))
-        (answer,) = await wait_until(lambda: list(connection._client._resp_map.values()))
-        answer.add_done_callback(lambda _: asking.cancel())
+        (answer,) = await wait_until(lambda: list(connection._client._unanswered.values()))
+        listeners = connection._client._listeners
+        ((sid, hear),) = listeners.items()
+
+        def just_then(messages: list[Heard]) -> None:
+            hear(messages)
+            asking.cancel()
+
+        listeners[sid] = just_then
     with pytest.raises(asyncio.CancelledError):
         await asking
     assert answer.done()
@@ -281,6 +290,58 @@ async def test_a_closed_subscription_stays_closed(
     with pytest.raises(NoResponders):
         await other.request(SUBJECT, b"", seconds=5)
     assert not connection._subscriptions
+
+
+async def test_a_listener_is_handed_at_once_what_came_at_once(connection: Connection, other: Connection) -> None:
+    """Messages that one read brings are handed on together, in order, each subject's to its own listener."""
+    heard: dict[str, list[list[bytes]]] = {"tests.one": [], "tests.two": []}
+    for subject, batches in heard.items():
+        await connection.listen(subject, lambda some, to=batches: to.append([message.data for message in some]))  # type: ignore[misc]
+    await connection.request("$JS.API.INFO", b"", seconds=2)
+    said = [b"%d" % number for number in range(100)]
+    for data in said:
+        for subject in heard:
+            await other.publish(subject, data)
+    await wait_until(lambda: all(sum(map(len, batches)) == len(said) for batches in heard.values()))
+    for batches in heard.values():
+        assert [data for batch in batches for data in batch] == said
+        assert len(batches) < len(said)
+
+
+async def test_a_listener_is_there_again_after_a_replacement(connection: Connection, other: Connection) -> None:
+    """A connection that is replaced takes its listeners along, and one that was closed hears nothing any more."""
+    ear, gone = Ear(), Ear()
+    await connection.listen(SUBJECT, lambda some: ear.heard.extend(message.data for message in some))
+    closed = await connection.listen(SUBJECT, lambda some: gone.heard.extend(message.data for message in some))
+    await ear.hears(other, b"before")
+    await closed.close()
+    heard = len(gone.heard)
+    await provoke(connection)
+    await wait_until(lambda: connection.reconnects == 1, 5)
+    await ear.hears(other, b"after")
+    assert len(gone.heard) == heard
+
+
+def _has_all(said: bytes, *heard: list[bytes]) -> bool:
+    return all(said in each for each in heard)
+
+
+async def test_what_a_listener_raises_is_its_own(connection: Connection, other: Connection) -> None:
+    """A defect in a listener is neither its end nor anybody else's."""
+    heard: list[bytes] = []
+
+    def stumble(messages: Sequence[Message]) -> None:
+        heard.extend(message.data for message in messages)
+        raise ZeroDivisionError
+
+    also = Ear()
+    await connection.listen(SUBJECT, stumble)
+    await connection.listen(SUBJECT, lambda some: also.heard.extend(message.data for message in some))
+    await connection.request("$JS.API.INFO", b"", seconds=2)
+    for said in (b"1", b"2"):
+        await other.publish(SUBJECT, said)
+        await wait_until(partial(_has_all, said, heard, also.heard))
+    assert connection.is_connected
 
 
 async def test_what_a_callback_raises_is_its_own(connection: Connection, other: Connection) -> None:

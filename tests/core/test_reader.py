@@ -40,7 +40,7 @@ class Saboteur:
         self.asked: list[str] = []
         self._moment = 0
         self._victim: asyncio.Task[list[Entry]] | None = None
-        for name in ("publish", "request", "subscribe"):
+        for name in ("publish", "request", "subscribe", "listen"):
             monkeypatch.setattr(core.connection, name, self._watched(getattr(core.connection, name)))
 
     async def cancelled(self, reading: Coroutine[None, None, list[Entry]], moment: int) -> list[Entry] | None:
@@ -377,7 +377,7 @@ async def test_a_cursor_before_the_tip(
     address, other = core.address(), core.address()
     log = (await core.fill(plan(address, other)))[address]
     for count in (1, 10, 256, 1000):
-        cursor = await core.reader.cursor_before(address, log[-1], log[0].seq, count)
+        cursor = await core.reader.cursor_before(address, log[-1], log[0].seq, count, most_sequences=log[-1].seq)
         behind = [entry for entry in log if entry.seq > cursor]
         assert 1 <= len(behind) <= 2 * count
         assert cursor >= log[0].seq
@@ -390,7 +390,16 @@ async def test_a_cursor_before_the_tip_of_a_short_run(core: Core, length: int) -
     """A run with fewer entries than are asked for has a cursor with all of them but the first behind it."""
     address = core.address()
     log = (await core.fill([address] * length))[address]
-    assert await core.reader.cursor_before(address, log[-1], log[0].seq, 10) == log[0].seq
+    cursor = await core.reader.cursor_before(address, log[-1], log[0].seq, 10, most_sequences=100)
+    assert cursor == log[0].seq
+
+
+async def test_a_cursor_before_the_tip_of_a_run_that_is_far_spread(core: Core) -> None:
+    """Where a run's entries are rare in their stream, no more of that is gone back than may be."""
+    address, other = core.address(), core.address()
+    log = (await core.fill([*[address, *[other] * 50] * 20, address]))[address]
+    cursor = await core.reader.cursor_before(address, log[-1], log[0].seq, 10, most_sequences=120)
+    assert cursor == log[-1].seq - 120
 
 
 async def test_a_batch_says_how_many_follow(core: Core) -> None:

@@ -76,9 +76,8 @@ class _DroppingTail(LiveTail):
 
     drops: Callable[[Message], bool]
 
-    async def _on_message(self, message: Message) -> None:
-        if not self.drops(message):
-            await super()._on_message(message)
+    def _on_messages(self, messages: Sequence[Message]) -> None:
+        super()._on_messages([message for message in messages if not self.drops(message)])
 
 
 @contextlib.asynccontextmanager
@@ -249,11 +248,55 @@ async def test_duplicates_are_not_shown(core: Core) -> None:
         await publish(publisher, range(10))
         await wait_until(lambda: len(screen.shown) == 10)
         for message in [*kept, *reversed(kept)]:
-            await screen.tail._on_message(message)
+            screen.tail._on_messages([message])
         await publisher.publish_marked(END)
         await screen.ends()
         assert screen.shown == await log_of(core, address)
         assert screen.counters.holes_repaired == 0
+
+
+async def test_what_comes_together_is_shown_together(core: Core) -> None:
+    """Live messages that one read brought are one batch for whoever shows them, duplicates left out."""
+    address = core.address()
+    kept: list[Message] = []
+    batches: list[Sequence[Entry]] = []
+
+    def keep(message: Message) -> bool:
+        kept.append(message)
+        return len(kept) <= 50
+
+    screen = Screen(core, address, drops=keep, on_entries=batches.append)
+    async with opened(screen), core.publisher(address) as publisher:
+        await publish(publisher, range(50))
+        await wait_until(lambda: len(kept) == 50)
+        screen.tail._on_messages([*kept[:20], *kept])
+        assert [len(batch) for batch in batches] == [50]
+        await publisher.publish_marked(END)
+        await screen.ends()
+        assert screen.shown == await log_of(core, address)
+        assert screen.counters.holes_repaired == 0
+
+
+async def test_a_hole_within_a_batch_is_filled(core: Core) -> None:
+    """Of messages that come together what is before a hole is shown at once, the rest as the log has it."""
+    address = core.address()
+    kept: list[Message] = []
+
+    def keep(message: Message) -> bool:
+        kept.append(message)
+        return len(kept) <= 30
+
+    screen = Screen(core, address, drops=keep)
+    async with opened(screen), core.publisher(address) as publisher:
+        await publish(publisher, range(30))
+        await wait_until(lambda: len(kept) == 30)
+        screen.tail._on_messages([*kept[:10], *kept[11:]])
+        assert len(screen.shown) == 10
+        await wait_until(lambda: len(screen.shown) == 30)
+        await publisher.publish_marked(END)
+        await screen.ends()
+        assert screen.shown == await log_of(core, address)
+        assert screen.counters.holes_repaired == 1
 
 
 async def test_messages_out_of_order_are_put_in_order(core: Core) -> None:
@@ -270,7 +313,7 @@ async def test_messages_out_of_order_are_put_in_order(core: Core) -> None:
         await wait_until(lambda: len(kept) == 50)
         shuffled = random.sample(kept, 50)
         for message in shuffled:
-            await screen.tail._on_message(message)
+            screen.tail._on_messages([message])
         await publisher.publish_marked(END)
         await screen.ends()
         assert screen.shown == await log_of(core, address)

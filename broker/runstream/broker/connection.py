@@ -15,19 +15,22 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import nats.errors
-from nats.aio.client import Client
 
 from runstream.broker.access import NatsAccess
 from runstream.broker.errors import NoResponders, Refused, Unavailable
 from runstream.broker.logs import get_logger
+from runstream.broker.receiving import ListeningClient
 from runstream.broker.refusals import Refusals
 from runstream.broker.settings import without_password
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
+    from nats.aio.client import Client
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription as NatsSubscription
+
+    from runstream.broker.receiving import Heard
 
 __all__ = ["Connection", "Message", "Subscription"]
 
@@ -50,9 +53,6 @@ CLOSE_SECONDS = 2.0
 PENDING_BYTES = 4 * 2**20
 """What may be buffered while disconnected; a publish that does not fit fails at once and is retried by its writer."""
 
-WHITE_SPACE = " \t\r\n\v\f"
-"""What is no part of a header's name or value: ASCII only, a value may begin with any other."""
-
 TRANSLATED = (nats.errors.Error, asyncio.TimeoutError, OSError, EOFError)
 """What nats-py raises when the server is away, closing or refusing; other exceptions are defects and pass."""
 
@@ -62,11 +62,8 @@ NOT_LET_IN = (
 )
 
 
-class _Client(Client):
-    """nats-py's client, which closes whatever the server does, keeps one socket, and reads headers faster.
-
-    Its own reading takes a third of all that a message costs: it decodes each name and value apart, and looks for white
-    space in every character of a name.
+class _Client(ListeningClient):
+    """nats-py's client, which closes whatever the server does, and keeps one socket.
 
     Keys and certificates are read anew for each connection, and a server without TLS is told nothing where TLS is
     wanted: nats-py's own would do without, and whoever is in between need only leave it out of what the server says.
@@ -140,13 +137,6 @@ class _Client(Client):
         if writer is not None:
             writer.transport.abort()
 
-    @staticmethod
-    def _parse_header_lines(raw: bytes) -> dict[str, str]:
-        """Read `Name: Value` lines, as nats-py does; a line without a colon is passed over."""
-        lines = raw.decode("utf-8", "replace").split("\r\n")
-        pairs = [line.partition(":") for line in lines]
-        return {name.strip(WHITE_SPACE): value.strip(WHITE_SPACE) for name, colon, value in pairs if colon}
-
 
 class Message(Protocol):
     """What a subscriber gets: the part of a nats-py message that runstream reads."""
@@ -158,21 +148,24 @@ class Message(Protocol):
 
 
 class Subscription:
-    """Interest in one subject, kept over reconnects and replacements until it is closed."""
+    """Interest in one subject, kept over reconnects and replacements until it is closed.
 
-    def __init__(self, owner: Connection, subject: str, callback: Callable[[Message], Awaitable[None]]) -> None:
+    `begin` subscribes on a client, with the pending limits off: a message dropped there would be a hole nobody sees.
+    """
+
+    def __init__(
+        self, owner: Connection, subject: str, begin: Callable[[ListeningClient], Awaitable[NatsSubscription]]
+    ) -> None:
         self.subject = subject
-        self.callback = callback
         self._owner = owner
+        self._begin = begin
         self._inner: NatsSubscription | None = None
 
-    async def attach(self, client: Client) -> None:
-        """Subscribe on `client`, with the pending limits off: a message dropped here would be a hole nobody sees."""
-        self._inner = await client.subscribe(
-            self.subject, cb=self.callback, pending_msgs_limit=0, pending_bytes_limit=0
-        )
+    async def attach(self, client: ListeningClient) -> None:
+        """Subscribe on `client`."""
+        self._inner = await self._begin(client)
 
-    async def attach_again(self, client: Client) -> None:
+    async def attach_again(self, client: ListeningClient) -> None:
         """Subscribe anew on the same `client`, which would make both again after a reconnect."""
         await self._detach()
         await self.attach(client)
@@ -318,8 +311,7 @@ class Connection:
         try:
             async with waiting:
                 self._waiting[waiting] = subject
-                asked = self._client.request(subject, body, timeout=2 * seconds, headers=_headers(headers))
-                answer: Message = await _heeding_cancellation(asked)
+                answer: Message = await _heeding_cancellation(self._client.ask(subject, body, headers))
         except nats.errors.NoRespondersError as error:
             raise NoResponders(f"{subject}.") from error
         except TRANSLATED as error:
@@ -343,8 +335,22 @@ class Connection:
 
     async def subscribe(self, subject: str, callback: Callable[[Message], Awaitable[None]]) -> Subscription:
         """Call `callback` for each message of `subject` until the subscription is closed."""
+        return await self._subscribed(
+            subject, lambda client: client.subscribe(subject, cb=callback, pending_msgs_limit=0, pending_bytes_limit=0)
+        )
+
+    async def listen(self, subject: str, hear: Callable[[Sequence[Message]], None]) -> Subscription:
+        """Call `hear` with all messages of `subject` that came at one time, until the subscription is closed.
+
+        It must not block: whatever else comes over this connection waits for it.
+        """
+        return await self._subscribed(subject, lambda client: client.listen(subject, hear))
+
+    async def _subscribed(
+        self, subject: str, begin: Callable[[ListeningClient], Awaitable[NatsSubscription]]
+    ) -> Subscription:
         self._check_established(subject)
-        subscription = Subscription(self, subject, callback)
+        subscription = Subscription(self, subject, begin)
         self._subscriptions.add(subscription)
         try:
             await _heeding_cancellation(subscription.attach(self._client))
@@ -533,5 +539,5 @@ def _reason(error: BaseException) -> str:
 
 if TYPE_CHECKING:
 
-    def _guard(message: Msg) -> Message:
+    def _guard(message: Msg | Heard) -> Message:
         return message

@@ -333,7 +333,7 @@ class JetStream:
         # A pulled message keeps its own subject, so a shared wildcard inbox could not tell whose it is.
         inbox = self.connection.new_inbox()
         queue: _Answers = asyncio.Queue()
-        subscription = await self.connection.subscribe(inbox, _into(queue))
+        subscription = await self.connection.listen(inbox, _into(queue))
         try:
             create = f"CONSUMER.CREATE.{stream}.{name}" + (f".{subjects[0]}" if one else "")
             created = await self.api(create, {"stream_name": stream, "config": config})
@@ -479,7 +479,7 @@ class _Inbox:
         async with self._opening:
             if self._close is None:
                 self._prefix = self._connection.new_inbox()
-                subscription = await self._connection.subscribe(f"{self._prefix}.*", self._on_message)
+                subscription = await self._connection.listen(f"{self._prefix}.*", self._on_messages)
                 self._close = subscription.close
         self._count += 1
         token = str(self._count)
@@ -491,10 +491,11 @@ class _Inbox:
         finally:
             del self._queues[token]
 
-    async def _on_message(self, message: Message) -> None:
-        queue = self._queues.get(message.subject.rpartition(".")[2])
-        if queue is not None:
-            queue.put_nowait(message)
+    def _on_messages(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            queue = self._queues.get(message.subject.rpartition(".")[2])
+            if queue is not None:
+                queue.put_nowait(message)
 
     async def close(self) -> None:
         if self._close is not None:
@@ -508,9 +509,10 @@ def _answered(message: Message | None, what: str) -> Message:
     return message
 
 
-def _into(queue: _Answers) -> Callable[[Message], Awaitable[None]]:
-    async def put(message: Message) -> None:
-        queue.put_nowait(message)
+def _into(queue: _Answers) -> Callable[[Sequence[Message]], None]:
+    def put(messages: Sequence[Message]) -> None:
+        for message in messages:
+            queue.put_nowait(message)
 
     return put
 

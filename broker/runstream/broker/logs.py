@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, cast
 import structlog
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from contextlib import AbstractContextManager
+    from contextvars import Token
 
     from structlog.stdlib import BoundLogger
     from structlog.typing import EventDict
@@ -43,7 +45,23 @@ def get_logger(name: str) -> BoundLogger:
 
 def logged_with(**facts: object) -> AbstractContextManager[object]:
     """Have all that is logged within the block, and in tasks that it begins, say these facts, too."""
-    return structlog.contextvars.bound_contextvars(**facts)
+    return _Bound(facts)
+
+
+class _Bound:
+    """structlog's `bound_contextvars`, without the generator, of which each request that is open has one."""
+
+    __slots__ = ("_facts", "_tokens")
+
+    def __init__(self, facts: Mapping[str, object]) -> None:
+        self._facts = facts
+        self._tokens: Mapping[str, Token[Any]] = {}
+
+    def __enter__(self) -> None:
+        self._tokens = structlog.contextvars.bind_contextvars(**self._facts)
+
+    def __exit__(self, *_: object) -> None:
+        structlog.contextvars.reset_contextvars(**self._tokens)
 
 
 def _as_text(_: object, __: str, event: EventDict) -> tuple[tuple[str], dict[str, Any]]:

@@ -12,7 +12,6 @@ read from the leader, tells: this writer's own (it was stored after all), or ano
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import time
 from collections import deque
@@ -38,7 +37,7 @@ from runstream.broker.tasks import end_task
 from runstream.schemas import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from runstream.broker.jetstream import JetStream, StoredMessage
@@ -67,10 +66,7 @@ class Write(msgspec.Struct, frozen=True):
 class _Queued(msgspec.Struct):
     writes: Sequence[Write]
     stored: asyncio.Future[int]
-
-    @property
-    def size(self) -> int:
-        return sum(len(write.body) for write in self.writes)
+    size: int
 
 
 def chunk_limit(max_payload: int) -> int:
@@ -116,6 +112,7 @@ class Publisher:
         self._arrived = asyncio.Event()
         self._taken = asyncio.Event()
         self._turn = asyncio.Lock()
+        self._waiting = 0
         self._passed_over = 0
         """The sequence of what somebody else has stored behind the last message of all, and is no part of the log."""
         self._failure: BrokerError | None = None
@@ -189,12 +186,12 @@ class Publisher:
     async def enqueue(self, body: bytes, kind: Kind = Kind.DATA) -> asyncio.Future[int]:
         """Queue one chunk; returns a future of its sequence. Waits while the queue is full. Raises as `publish`."""
         self.check_size(body)
-        async with self._room():
-            if self._failure is not None:
-                raise self._failure
-            if self.room <= 0:
-                raise RunTooLong(run_id=self.address.run_id, limit=self._settings.max_run_messages)
-            return self._put([Write(kind, body)])
+        await self._room()
+        if self._failure is not None:
+            raise self._failure
+        if self.room <= 0:
+            raise RunTooLong(run_id=self.address.run_id, limit=self._settings.max_run_messages)
+        return self._put([Write(kind, body)])
 
     async def flush(self) -> None:
         """Return when everything queued is stored; raises what kept it from being so."""
@@ -207,15 +204,13 @@ class Publisher:
     async def publish_together(self, writes: Sequence[Write], *, stop_reason: str) -> int:
         """Store the parts of an ending, all or none; returns the last one's sequence. Raises as `publish`."""
         marked = [Write(write.kind, write.body, {**write.headers, ENDING: stop_reason}) for write in writes]
-        async with self._room():
-            stored = self._put(marked)
-        return await stored
+        await self._room()
+        return await self._put(marked)
 
     async def publish_marked(self, write: Write) -> int:
         """Store one message with headers of its own: the first of a log, an attempt, the end. Raises as `publish`."""
-        async with self._room():
-            stored = self._put([write])
-        return await stored
+        await self._room()
+        return await self._put([write])
 
     def cancel(self, reason: RunCancelled) -> None:
         """Take no further chunk, only an ending; what is queued and not yet on its way is dropped."""
@@ -233,25 +228,34 @@ class Publisher:
         if len(body) > self._limit:
             raise ChunkTooLarge(size=len(body), limit=self._limit)
 
-    @contextlib.asynccontextmanager
-    async def _room(self) -> AsyncIterator[None]:
-        """Wait until there is room in the queue and it is the caller's turn: first come, first served.
+    async def _room(self) -> None:
+        """Return when there is room in the queue and it is the caller's turn: first come, first served.
 
-        What the caller checks, it checks inside: while it waited, a chunk may have been refused.
+        The caller queues without waiting again, and checks before what it has to: while it waited, a chunk may have
+        been refused.
         """
-        async with self._turn:
-            while not self._is_closed and (
-                self._queued_chunks >= self._settings.writer_queue_chunks
-                or self._queued_bytes >= self._settings.writer_queue_bytes
-            ):
-                self._taken.clear()
-                await self._taken.wait()
-            if self._failure is not None and self._is_closed:
-                raise self._failure
-            yield
+        if self._waiting or self._is_full:
+            self._waiting += 1
+            try:
+                async with self._turn:
+                    while not self._is_closed and self._is_full:
+                        self._taken.clear()
+                        await self._taken.wait()
+            finally:
+                self._waiting -= 1
+        if self._failure is not None and self._is_closed:
+            raise self._failure
+
+    @property
+    def _is_full(self) -> bool:
+        return (
+            self._queued_chunks >= self._settings.writer_queue_chunks
+            or self._queued_bytes >= self._settings.writer_queue_bytes
+        )
 
     def _put(self, writes: Sequence[Write]) -> asyncio.Future[int]:
-        queued = _Queued(writes, asyncio.get_running_loop().create_future())
+        size = sum([len(write.body) for write in writes])
+        queued = _Queued(writes, asyncio.get_running_loop().create_future(), size)
         # Nobody may be waiting (`enqueue`): the failure is then raised by the next call, not reported as unheard.
         queued.stored.add_done_callback(lambda future: future.cancelled() or future.exception())
         self._queue.append(queued)

@@ -68,13 +68,16 @@ class LogReader:
         info = await self._jetstream.api(f"STREAM.INFO.{address.stream}", None)
         return int(info["state"]["last_seq"])
 
-    async def cursor_before(self, address: LogAddress, tip: Entry, first_seq: int, count: int) -> int:
+    async def cursor_before(
+        self, address: LogAddress, tip: Entry, first_seq: int, count: int, *, most_sequences: int
+    ) -> int:
         """Return a cursor with about `count` entries between it and `tip`, at most twice as many.
 
-        A run's sequences are spread unevenly over its stream's, so the first guess, from the average, is corrected
+        It is at most `most_sequences` of the stream before `tip`: the server looks at each message there, whosever it
+        is. A run's sequences are spread unevenly over its stream's, so the first guess, from the average, is corrected
         by what the server counts behind it.
         """
-        span = max((tip.seq - first_seq) * count // max(tip.index, 1), 1)
+        span = min(max((tip.seq - first_seq) * count // max(tip.index, 1), 1), most_sequences)
         for _ in range(GUESSES):
             after = max(tip.seq - span, first_seq)
             found = await self._jetstream.direct_batch(address.stream, address.subject, after=after, limit=1)

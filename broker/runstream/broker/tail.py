@@ -103,7 +103,7 @@ class LiveTail:
         # Subscribed first, tip asked second, on one connection: a message stored in between is heard of twice,
         # never not at all. (In a cluster the two may overtake each other; then the chain or the silence shows it.)
         connection = self._jetstream.connection
-        self._subscription = await connection.subscribe(self.address.live_subject, self._on_message)
+        self._subscription = await connection.listen(self.address.live_subject, self._on_messages)
         self._unlisten = connection.on_reconnect(self._on_reconnect)
         tip = await self._tip()
         self._last = await start(tip)
@@ -140,33 +140,52 @@ class LiveTail:
         message = await last_of(self._jetstream, self.address)
         return None if message is None else entry_of(message)
 
-    async def _on_message(self, message: Message) -> None:
+    def _on_messages(self, messages: Sequence[Message]) -> None:
+        """Take what came at one time. What of it follows on the last entry is shown together."""
         try:
             if self._defect is None:
-                self._hear(message)
-        except Exception as defect:  # noqa: BLE001  # nats-py would log it and go on, with the entry left out
-            if isinstance(defect, BrokenLog):
-                seq = int((message.headers or {}).get("Nats-Sequence", 0))
-                self._jetstream.findings.note("message", self.address.subject, seq, str(defect))
+                self._hear(messages)
+        except Exception as defect:  # noqa: BLE001  # whoever handed it on would go on, with the entry left out
             self._defect = defect
             self._wake.set()
 
-    def _hear(self, message: Message) -> None:
+    def _hear(self, messages: Sequence[Message]) -> None:
+        follows: list[Entry] = []
+        last, stored_at = self._last, ""
+        try:
+            for message in messages:
+                entry, previous = self._live_entry(message)
+                if entry is None:
+                    continue
+                self._heard_at, self._silences = time.monotonic(), 0
+                self._newest = max(self._newest, entry.seq)
+                if self._reading or entry.seq <= last:
+                    continue  # The reading goes on until it has met `_newest`; below the last one it is a duplicate.
+                if previous != last:
+                    self._reading = True
+                    self._wake.set()
+                    continue
+                follows.append(entry)
+                last = entry.seq
+                if not last % SAMPLED:
+                    stored_at = (message.headers or {}).get(STORED_AT, "")
+        finally:
+            if follows:
+                self._show(follows)
+        if stored_at and not self._held:
+            self._on_sample(stored_at)
+
+    def _live_entry(self, message: Message) -> tuple[Entry | None, int]:
+        """Read what a message brings, None if it is none of this log's. Raises `BrokenLog`, noted."""
         # What comes by a consumer that somebody had deliver to this subject keeps the one that it is stored under.
         if is_stranger(message) or message.subject != self.address.live_subject:
-            return  # It is passed over: what follows it shows a hole, and the log says what belongs there.
-        entry, previous = live_entry(message)
-        self._heard_at, self._silences = time.monotonic(), 0
-        self._newest = max(self._newest, entry.seq)
-        if self._reading or entry.seq <= self._last:
-            return  # The reading goes on until it has met `_newest`; below `_last` it is a duplicate.
-        if previous == self._last:
-            self._show([entry])
-            if not entry.seq % SAMPLED and not self._held:
-                self._on_sample((message.headers or {}).get(STORED_AT, ""))
-        else:
-            self._reading = True
-            self._wake.set()
+            return None, 0  # It is passed over: what follows it shows a hole, and the log says what belongs there.
+        try:
+            return live_entry(message)
+        except BrokenLog as broken:
+            seq = int((message.headers or {}).get("Nats-Sequence", 0))
+            self._jetstream.findings.note("message", self.address.subject, seq, str(broken))
+            raise
 
     def _on_reconnect(self) -> None:
         self._suspect = True

@@ -52,6 +52,7 @@ async def follow(request: web.Request, run_id: str) -> web.StreamResponse:
     with metrics.resuming(), services.seat(request[PRINCIPAL]):
         record = await services.lookup(request[PRINCIPAL]).to_resume(run_id)
         await services.repair.watch_over(record)
+        record = services.hub.one_of(record)
         return await stream_run(
             request,
             services.hub,

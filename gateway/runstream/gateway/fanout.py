@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, suppress
 from contextvars import Context
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -30,7 +30,7 @@ from runstream.gateway.window import Frame, Window
 from runstream.schemas import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Sequence
 
     from runstream.broker.jetstream import JetStream
     from runstream.broker.log import Entry
@@ -47,6 +47,10 @@ Source: TypeAlias = Literal["live", "memory", "log", "over"]
 
 log = structlog.get_logger(__name__)
 
+FILL_SEQUENCES = 10_000
+"""How far before its tip a run's window begins at most, in sequences of the stream that it shares with others. The
+server finds a run's messages by looking at all that lie between them: these take it two milliseconds, while it still
+has them in memory, and ten times as many take fifty times as long."""
 STRETCH_FRAMES = 512
 """Frames written to a follower that catches up before its socket is looked at again."""
 
@@ -91,12 +95,21 @@ class RunTail:
             self._ready.set()
 
     async def _begin_at(self, tip: Entry | None) -> int:
-        """Choose where the window begins: near the tip, so that a long run costs no more than a short one."""
+        """Choose where the window begins: near the tip, so that a long run costs no more than a short one.
+
+        Nor does one that is spread over much of its stream: a follower that is further behind reads for itself.
+        """
         self.tip = tip
         fill = self._hub.settings.tail_fill_chunks
-        if tip is None or tip.index < fill:
+        if tip is None:
             return 0
-        begin = await self._hub.reader.cursor_before(self.address, tip, await self.first_seq(), fill)
+        if tip.index < fill:
+            first_seq = self.record.first_seq or tip.seq  # Unknown: it has begun a moment ago.
+            begin = 0 if tip.seq - first_seq < FILL_SEQUENCES else tip.seq - FILL_SEQUENCES
+        else:
+            begin = await self._hub.reader.cursor_before(
+                self.address, tip, await self.first_seq(), fill, most_sequences=FILL_SEQUENCES
+            )
         self.window.base = begin
         return begin
 
@@ -177,21 +190,23 @@ class RunTail:
     def _write_live(self, frames: Sequence[Frame]) -> list[Follower]:
         """Write frames to every live follower in one pass; returns those whose sockets are full."""
         first, last = frames[0].entry, frames[-1].entry
+        before, is_beginning = first.seq, first.kind is Kind.PING
         seq_id, now, mark = newest_seq_id(frames), time.monotonic(), self._hub.settings.follower_buffer_bytes
         joined: dict[Style, bytes] = {}
         left: list[Follower] = []
         for follower in self._live:
-            if follower.response.buffered > mark:
+            response = follower.response
+            if response.buffered > mark:
                 left.append(follower)
-            elif follower.cursor >= first.seq:
+            elif follower.cursor >= before:
                 follower.write_beyond(frames)
-            elif first.kind is Kind.PING or not follower.response.is_chunked:
+            elif is_beginning or not response.is_chunked:
                 follower.write(frames)
             else:
-                data = joined.get(follower.style)
-                if data is None:
-                    data = joined[follower.style] = b"".join([frame.chunk(follower.style) for frame in frames])
-                follower.write_ready(data, last, seq_id, now)
+                style = follower.style
+                if style not in joined:
+                    joined[style] = b"".join([frame.chunk(style) for frame in frames])
+                follower.write_ready(joined[style], last, seq_id, now)
         return left
 
     def fail(self, error: BrokerError) -> None:
@@ -222,6 +237,11 @@ class Hub:
         self.seats = Seats(settings, metrics, drain_seconds=broker_settings.drain_seconds)
         self.stuck = StuckRuns(jetstream.connection)
         self.stuck.tell(self.give_up)
+        self._watch = Watch(
+            keepalive=settings.keepalive_seconds,
+            deadline=settings.write_deadline_seconds,
+            on_blocked=self._give_up,
+        )
         self._served = 0
         self._tails: dict[str, RunTail] = {}
 
@@ -245,9 +265,17 @@ class Hub:
         if (tail := self._tails.get(run_id)) is not None:
             tail.fail(error)
 
-    @asynccontextmanager
-    async def tail(self, record: RunRecord) -> AsyncIterator[RunTail]:
+    def tail(self, record: RunRecord) -> _Share:
         """Give the run's tail, opened, while the block lasts. Raises `CursorExpired`, `Unavailable`."""
+        return _Share(self, record)
+
+    def one_of(self, record: RunRecord) -> RunRecord:
+        """Give the record that the run's tail has, if there is one: of thousands who follow it none needs a copy."""
+        tail = self._tails.get(record.id)
+        return record if tail is None else tail.record
+
+    async def share(self, record: RunRecord) -> RunTail:
+        """Have one more user of the run's tail, until `leave`. Raises as `tail`."""
         tail = self._tails.get(record.id)
         if tail is None:
             tail = self._tails[record.id] = RunTail(self, record)
@@ -255,12 +283,17 @@ class Hub:
         tail.users += 1
         try:
             await self._opened(tail)
-            yield tail
-        finally:
-            tail.users -= 1
-            if not tail.users:
-                self.drop(tail)
-                await tail.close()
+        except BaseException:
+            await self.leave(tail)
+            raise
+        return tail
+
+    async def leave(self, tail: RunTail) -> None:
+        """Have one user of a tail less; of the last one nothing is left behind."""
+        tail.users -= 1
+        if not tail.users:
+            self.drop(tail)
+            await tail.close()
 
     async def _opened(self, tail: RunTail) -> None:
         try:
@@ -309,12 +342,7 @@ class Hub:
         be followed any further, `RunStuck` when nothing more can be stored in it, TimeoutError when the follower's
         socket stayed blocked past the write deadline.
         """
-        watch = Watch(
-            follower,
-            keepalive=self.settings.keepalive_seconds,
-            deadline=self.settings.write_deadline_seconds,
-            on_blocked=lambda: self._give_up(follower),
-        )
+        self._watch.begin(follower)
         self._served += 1
         try:
             if tail.tip is not None and tail.is_over_at(follower.cursor):
@@ -323,7 +351,7 @@ class Hub:
                 await self._advance(tail, follower)
         finally:
             self._served -= 1
-            watch.stop()
+            self._watch.end(follower)
             tail.leave(follower)
 
     def _give_up(self, follower: Follower) -> None:
@@ -377,3 +405,22 @@ class Hub:
     def _write(self, follower: Follower, frames: Sequence[Frame]) -> None:
         follower.write(frames)
         self.metrics.delivered(len(frames))
+
+
+class _Share:
+    """One response's part of a tail. Not made of a generator: thousands of them wait at one time."""
+
+    __slots__ = ("_hub", "_record", "_tail")
+
+    def __init__(self, hub: Hub, record: RunRecord) -> None:
+        self._hub = hub
+        self._record = record
+        self._tail: RunTail | None = None
+
+    async def __aenter__(self) -> RunTail:
+        self._tail = await self._hub.share(self._record)
+        return self._tail
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._tail is not None:
+            await self._hub.leave(self._tail)

@@ -1,4 +1,4 @@
-"""One follower: a response, the cursor it has come to, and the watch over it in a silence."""
+"""One follower: a response, the cursor it has come to, and the watch over all of them in a silence."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from runstream.gateway.sse import Style, event_of, periodic_ping
+from runstream.gateway.wheel import Wheel
 from runstream.schemas import Kind
 
 if TYPE_CHECKING:
@@ -16,11 +17,13 @@ if TYPE_CHECKING:
     from runstream.gateway.response import EventResponse
     from runstream.gateway.window import Frame
 
-__all__ = ["Follower", "Watch", "newest_seq_id"]
+__all__ = ["Follower", "Wake", "Watch", "newest_seq_id"]
 
 CLOCK_SLACK_SECONDS = 0.01
-"""A timer may fire a little early; a ping must not wait for another turn because of that."""
-
+"""What was written a moment before a look was agreed on must not make it come to nothing."""
+TICKS = 200
+"""Moments at which followers are looked at, in the time after which one is: a tenth of a second apart by default. Those
+who came at one time are pinged together, and that is not to keep others waiting."""
 
 BEFORE_CHUNKS = frozenset({Kind.PING, Kind.ATTEMPT})
 """What a log begins with before its agent has said anything."""
@@ -28,6 +31,20 @@ BEFORE_CHUNKS = frozenset({Kind.PING, Kind.ATTEMPT})
 
 class Follower:
     """One response, and how far it has come. `on_chunk` is called once, when its first chunk was written."""
+
+    __slots__ = (
+        "_on_chunk",
+        "_seen",
+        "cursor",
+        "include_pings",
+        "index",
+        "is_done",
+        "response",
+        "run_id",
+        "style",
+        "woken",
+        "written_at",
+    )
 
     def __init__(
         self,
@@ -47,7 +64,7 @@ class Follower:
         self.style = style
         self.include_pings = include_pings
         self.is_done = False
-        self.woken = asyncio.Event()
+        self.woken = Wake()
         self.written_at = time.monotonic()
         self._seen: int | None = None
         self._on_chunk = on_chunk
@@ -73,11 +90,13 @@ class Follower:
         self.cursor = last.seq
         self.index = last.index
         self.written_at = now
-        self._seen = seq_id or self._seen
-        if self._on_chunk is not None and last.kind not in BEFORE_CHUNKS:
+        if seq_id is not None:
+            self._seen = seq_id
+        kind = last.kind
+        if self._on_chunk is not None and kind not in BEFORE_CHUNKS:
             self._on_chunk()
             self._on_chunk = None
-        if last.kind is Kind.END:
+        if kind is Kind.END:
             self.is_done = True
             self.woken.set()
 
@@ -96,38 +115,67 @@ def newest_seq_id(frames: Sequence[Frame]) -> int | None:
     return None
 
 
-class Watch:
-    """Looks after one follower in a silence: pings it, or calls `on_blocked` when it takes nothing any more.
+class Wake:
+    """An `asyncio.Event` for one who waits: a tenth of its size, and each follower has one."""
 
-    One timer, moved only when it fires. What a socket holds is no silence: more bytes would not wake its reader, and
-    a run that stays silent would never find out that nobody is there.
+    __slots__ = ("_is_set", "_waiting")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._waiting: asyncio.Future[None] | None = None
+
+    def set(self) -> None:
+        """Wake who waits, or who will."""
+        self._is_set = True
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def clear(self) -> None:
+        """Have the next one wait."""
+        self._is_set = False
+
+    async def wait(self) -> None:
+        """Return when it is set."""
+        while not self._is_set:
+            self._waiting = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiting
+            finally:
+                self._waiting = None
+
+
+class Watch:
+    """Looks after followers in a silence: pings them, or calls `on_blocked` with one that takes nothing any more.
+
+    What a socket holds is no silence: more bytes would not wake its reader, and a run that stays silent would never
+    find out that nobody is there.
     """
 
-    def __init__(
-        self, follower: Follower, *, keepalive: float, deadline: float, on_blocked: Callable[[], None]
-    ) -> None:
-        self._follower = follower
+    def __init__(self, *, keepalive: float, deadline: float, on_blocked: Callable[[Follower], None]) -> None:
         self._keepalive = keepalive
         self._deadline = deadline
         self._on_blocked = on_blocked
-        self._timer = asyncio.get_running_loop().call_later(min(keepalive, deadline), self._fire)
+        self._patience = min(keepalive, deadline)
+        self._looks = Wheel(self._patience / TICKS, self._look)
 
-    def stop(self) -> None:
-        """Look no more."""
-        self._timer.cancel()
+    def begin(self, follower: Follower) -> None:
+        """Look after one more."""
+        self._looks.put(follower, self._patience)
 
-    def _fire(self) -> None:
-        follower = self._follower
+    def end(self, follower: Follower) -> None:
+        """Look after it no more."""
+        self._looks.remove(follower)
+
+    def _look(self, follower: Follower) -> None:
         silent = time.monotonic() - follower.written_at + CLOCK_SLACK_SECONDS
         is_full = bool(follower.response.buffered)
         if is_full and silent >= self._deadline:
-            self._on_blocked()
+            self._on_blocked(follower)
             return
         if not is_full and silent >= self._keepalive:
             if follower.include_pings and not follower.is_done:
                 follower.keep_alive()
             silent = 0.0
-        patience = min(self._keepalive, self._deadline)
         # Beyond the shorter of the two and short of the longer: look again after as long.
-        wait = patience - silent if silent < patience else patience
-        self._timer = asyncio.get_running_loop().call_later(wait, self._fire)
+        patience = self._patience
+        self._looks.put(follower, patience - silent if silent < patience else patience)

@@ -6,7 +6,6 @@ chunks every `SAMPLED`th is timed.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
@@ -30,7 +29,7 @@ from runstream.broker.meters import Meters, Metric
 from runstream.gateway.errors import ApiError, translated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from prometheus_client import CollectorRegistry
 
@@ -253,16 +252,13 @@ class GatewayMetrics:
         """A resume is served: `live`, from `memory`, from the `log`, or `over`, as there is nothing more."""
         self._resumes.labels(outcome).inc()
 
-    @contextmanager
-    def resuming(self) -> Iterator[None]:
+    def resuming(self) -> _Resuming:
         """Count a resume that is not served."""
-        try:
-            yield
-        except ConnectionError:
-            raise  # Its client has left.
-        except Exception as error:
-            self._resumes.labels(_not_served(error)).inc()
-            raise
+        return _Resuming(self)
+
+    def refused(self, error: Exception) -> None:
+        """A resume is not served, because of that."""
+        self._resumes.labels(_not_served(error)).inc()
 
     def repaired(self, kind: str) -> None:
         """Something in the index did not agree with a log, and was mended."""
@@ -314,6 +310,23 @@ class GatewayMetrics:
     def watch_nats(self, jetstreams: Sequence[JetStream]) -> None:
         """Read how NATS is whenever the metrics are."""
         watch_nats(self.meters, jetstreams)
+
+
+class _Resuming:
+    """One resume. Not made of a generator: it lasts as long as the stream."""
+
+    __slots__ = ("_metrics",)
+
+    def __init__(self, metrics: GatewayMetrics) -> None:
+        self._metrics = metrics
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        # With a connection that breaks its client has left.
+        if isinstance(error, Exception) and not isinstance(error, ConnectionError):
+            self._metrics.refused(error)
 
 
 def _not_served(error: Exception) -> str:

@@ -102,8 +102,9 @@ class EventResponse:
 
     def write(self, data: bytes) -> None:
         """Write events that are framed already, as `is_chunked` asks. Never waits, never fails."""
-        if data and not self.is_closed and self._transport is not None:
-            self._transport.write(data)
+        transport = self._transport
+        if data and transport is not None and not transport.is_closing():
+            transport.write(data)
 
     def write_event(self, event: bytes) -> None:
         """Write one event that is not framed yet."""

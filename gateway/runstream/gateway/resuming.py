@@ -32,12 +32,15 @@ async def resume_and_stream(
     with metrics.resuming(), services.seat(request[PRINCIPAL]):
         record = await find(wanted)
         await services.repair.watch_over(record)
+        record = services.hub.one_of(record)
+        cursor, include_pings = wanted.cursor, wanted.include_pings
+        del wanted  # What is held here is held as long as the stream.
         return await stream_run(
             request,
             services.hub,
             record,
-            starting_after=wanted.cursor,
-            include_pings=wanted.include_pings,
+            starting_after=cursor,
+            include_pings=include_pings,
             kind="resume",
             asked_at=asked_at,
         )

@@ -32,6 +32,9 @@ class Style(enum.Enum):
     EVENT_SOURCE = enum.auto()
     """As in the background, and each message that is stored has its sequence as `id:`, pings aside."""
 
+    # Looked up for every event and reader: by identity, and not, as enumerations are, by a name.
+    __hash__ = object.__hash__
+
 
 def event_of(entry: Entry, style: Style) -> bytes:
     """Make the event of one entry; an attempt, which nobody sees, makes none."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Self
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Final, Self
 
 from runstream.broker.auth.authenticator import Anybody
 from runstream.broker.auth.revoking import Revocations
@@ -18,6 +18,7 @@ from runstream.broker.tasks import end_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from runstream.broker.auth.authenticator import Authenticator
     from runstream.broker.auth.principal import Principal
@@ -31,6 +32,8 @@ LOOK_SECONDS = 0.25
 """How often it is looked whether anything has changed; if not, that is all."""
 LONGEST_SECONDS = 30 * 24 * 3600.0
 """As far ahead as a timer is set: no stream is that old."""
+FOR_EVER: Final = nullcontext()
+"""For whom nothing could be revoked; one for all."""
 
 
 class Admissions:
@@ -87,12 +90,12 @@ class Admissions:
         if not self._stands(who):
             raise Unauthenticated(reason="The credential has expired.", cause="expired")
 
-    @contextmanager
-    def over(self, who: Principal, end: Callable[[], None]) -> Iterator[None]:
+    def over(self, who: Principal, end: Callable[[], None]) -> AbstractContextManager[None]:
         """Call `end`, once at most, when `who` stands no longer while the block lasts."""
-        if self._revocations is None:
-            yield
-            return
+        return FOR_EVER if self._revocations is None else self._over(who, end)
+
+    @contextmanager
+    def _over(self, who: Principal, end: Callable[[], None]) -> Iterator[None]:
         has_ended = False
 
         def once() -> None:
