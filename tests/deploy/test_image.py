@@ -13,7 +13,7 @@ import pytest
 
 from tests.deploy import image
 from tests.deploy.chart import CHART
-from tests.deploy.tools import program
+from tests.deploy.tools import ROOT, program
 from tests.support.nats import free_ports
 from tests.support.processes import running
 from tests.support.services import Service
@@ -71,7 +71,7 @@ def test_the_image_has_no_more_than_it_needs(root: Path) -> None:
     environment = root / "opt" / "runstream"
     (packages,) = environment.glob("lib/python3.*/site-packages")
     names = {re.split(r"-\d", path.name)[0].replace("_", "-").lower() for path in packages.glob("*.dist-info")}
-    lock = (image.ROOT / "requirements-image.lock").read_text(encoding="utf-8")
+    lock = (ROOT / "requirements-image.lock").read_text(encoding="utf-8")
     locked = {name.replace("_", "-").lower() for name in re.findall(r"^([\w.-]+)==", lock, flags=re.MULTILINE)}
     assert names == {*locked, "runstream"}
     for compiler in ("gcc", "cc", "c++", "ld", "make"):
