@@ -33,6 +33,19 @@ COMMANDS: dict[str, list[type[BaseSettings]]] = {
 }
 SHARED: list[type[BaseSettings]] = [BrokerSettings, UpstreamSettings]
 
+OTHERS = {
+    "RUNSTREAM_LOG_LEVEL",
+    "RUNSTREAM_LOG_JSON",
+    "RUNSTREAM_AUTH",
+    "RUNSTREAM_INSECURE",
+    "RUNSTREAM_AUTH_JWKS",
+    "RUNSTREAM_AUTH_ISSUER",
+    "RUNSTREAM_AUTH_AUDIENCE",
+    "RUNSTREAM_AUTH_SECRET_FILE",
+    "RUNSTREAM_NATS_CREDENTIALS",
+}
+"""Variables that are of none of these classes: the command line's, and who is who."""
+
 
 @pytest.mark.parametrize("major", ["3", "4"])
 @pytest.mark.parametrize("form", VALUES)
@@ -190,7 +203,7 @@ def test_every_variable_is_a_setting(form: str) -> None:
         for command, container in services(pod).items():
             kinds = [*SHARED, *COMMANDS[command]]
             known = {f"{kind.model_config['env_prefix']}{name}".upper() for kind in kinds for name in kind.model_fields}
-            known |= {"RUNSTREAM_LOG_LEVEL", "RUNSTREAM_LOG_JSON"}
+            known |= OTHERS
             read = [
                 name for source in container["envFrom"] for name in maps[source["configMapRef"]["name"]].get("data", {})
             ]
@@ -232,10 +245,10 @@ def test_secrets_are_mounted_where_settings_look() -> None:
             volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
             said = variables(container)
             for setting, secret in {
-                "RUNSTREAM_NATS_CREDENTIALS": ("nats-users", f"{command}.creds"),
+                "RUNSTREAM_NATS_NKEY": ("nats-users", f"{command}.nk"),
                 "RUNSTREAM_NATS_CA": ("nats-tls", "ca.crt"),
                 "RUNSTREAM_NATS_CERTIFICATE_KEY": ("nats-tls", "tls.key"),
-                "RUNSTREAM_AUTH_KEYS": ("runstream-auth", "keys.json"),
+                "RUNSTREAM_AUTH_KEYS_FILE": ("release-auth", "keys"),
                 "RUNSTREAM_UPSTREAM_AUTH": ("release-letta", "token"),
             }.items():
                 directory, _, file = said[setting].rpartition("/")
@@ -327,6 +340,21 @@ def test_a_policy_lets_the_test_in() -> None:
         assert any(
             selects(peer.get("podSelector", {}).get("matchLabels", {"-": ""}), labels_of(test)) for peer in peers
         )
+
+
+def test_alerts_fire_from_the_values_that_were_given() -> None:
+    """A threshold is put in place of the one that the rules have, a runbook is a link, and nothing else is changed."""
+    rules = CHART / "files" / "rules.yaml"
+    shipped = yaml.safe_load(rules.read_text(encoding="utf-8"))["groups"] if rules.exists() else []
+    found = of_kind(rendered("everything"), "PrometheusRule")
+    assert bool(found) == bool(shipped)
+    for each in found.values():
+        made = each["spec"]["groups"]
+        for alert in (rule for group in made for rule in group["rules"] if "alert" in rule):
+            page = alert["annotations"]["runbook_url"]
+            assert page.startswith("https://example.com/docs/runbooks/")
+            alert["annotations"]["runbook_url"] = page.removeprefix("https://example.com/")
+        assert made == shipped
 
 
 # -- how many ---------------------------------------------------------------------------------------------------------

@@ -38,7 +38,14 @@ BY_TEMPLATES: list[tuple[dict[str, Any], str]] = [
     ({"ingress": {"enabled": True}}, "ingress.hosts: name at least one host"),
     ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs: name the Gateway"),
     ({"sidecar": {"enabled": True}}, "sidecar.selector: give the labels"),
-    ({"auth": {"files": {"RUNSTREAM_AUTH_KEYS": "keys.json"}}}, "name the Secret in auth.existingSecret"),
+    ({"auth": {}}, "set auth.mode to static or jwt, or auth.insecure to true"),
+    ({"auth": {"mode": "static"}}, "name the Secret that has the file of keys in auth.existingSecret"),
+    ({"auth": {"mode": "jwt"}}, "say how tokens are checked, by auth.jwks, the URL of public keys, or auth.secretKey"),
+    ({"auth": {"mode": "jwt", "secretKey": "secret"}}, "auth.secretKey is a key of a Secret"),
+    (
+        {"nats": {"nkeys": {"existingSecret": "a"}, "credentials": {"existingSecret": "b"}}},
+        "nats.nkeys and nats.credentials both have a Secret",
+    ),
     (
         {"config": {"RUNSTREAM_DRAIN_SECONDS": 60}},
         "RUNSTREAM_DRAIN_SECONDS is the chart's to set; say gateway.drainSeconds or broker.drainSeconds",

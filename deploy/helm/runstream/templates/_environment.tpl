@@ -8,6 +8,7 @@ RUNSTREAM_BROKER_PORT: pods' ports are fixed, and broker.service.port is what wr
 RUNSTREAM_METRICS_PORT: pods' ports are fixed
 RUNSTREAM_NATS_URL: say nats.url, or nats.existingSecret
 RUNSTREAM_NATS_CREDENTIALS: say nats.credentials.existingSecret
+RUNSTREAM_NATS_NKEY: say nats.nkeys.existingSecret
 RUNSTREAM_NATS_CA: say nats.tls.existingSecret
 RUNSTREAM_NATS_CERTIFICATE: say nats.tls.existingSecret
 RUNSTREAM_NATS_CERTIFICATE_KEY: say nats.tls.existingSecret
@@ -17,6 +18,12 @@ RUNSTREAM_AGENT: say broker.agent
 RUNSTREAM_UPSTREAM: say gateway.upstream
 RUNSTREAM_BACKGROUND: say gateway.background
 RUNSTREAM_AUTH: say auth.mode
+RUNSTREAM_INSECURE: say auth.insecure
+RUNSTREAM_AUTH_KEYS_FILE: say auth.existingSecret
+RUNSTREAM_AUTH_SECRET_FILE: say auth.existingSecret and auth.secretKey
+RUNSTREAM_AUTH_JWKS: say auth.jwks
+RUNSTREAM_AUTH_ISSUER: say auth.issuer
+RUNSTREAM_AUTH_AUDIENCE: say auth.audience
 RUNSTREAM_LOG_JSON: pods log JSON
 RUNSTREAM_LOG_LEVEL: say logLevel
 {{- end -}}
@@ -42,9 +49,13 @@ RUNSTREAM_LOG_LEVEL: say logLevel
 {{- $ := index . 0 -}}
 {{- $name := index . 1 -}}
 {{- $files := dict -}}
-{{- with $.Values.nats.credentials -}}
-{{- if .existingSecret -}}
-{{- $_ := set $files "RUNSTREAM_NATS_CREDENTIALS" (dict "secret" .existingSecret "key" (index . (printf "%sKey" $name))) -}}
+{{- $nats := $.Values.nats -}}
+{{- if and $nats.nkeys.existingSecret $nats.credentials.existingSecret -}}
+{{- fail "nats.nkeys and nats.credentials both have a Secret, and a service is one user: name one" -}}
+{{- end -}}
+{{- range $setting, $from := dict "RUNSTREAM_NATS_NKEY" $nats.nkeys "RUNSTREAM_NATS_CREDENTIALS" $nats.credentials -}}
+{{- if $from.existingSecret -}}
+{{- $_ := set $files $setting (dict "secret" $from.existingSecret "key" (index $from (printf "%sKey" $name))) -}}
 {{- end -}}
 {{- end -}}
 {{- with $.Values.nats.tls -}}
@@ -56,12 +67,20 @@ RUNSTREAM_LOG_LEVEL: say logLevel
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- if and $.Values.auth.files (not $.Values.auth.existingSecret) -}}
-{{- fail "auth.files says which keys of a Secret are mounted: name the Secret in auth.existingSecret" -}}
-{{- end -}}
 {{- if ne $name "provision" -}}
-{{- range $setting, $key := $.Values.auth.files -}}
-{{- $_ := set $files $setting (dict "secret" $.Values.auth.existingSecret "key" $key) -}}
+{{- $auth := $.Values.auth -}}
+{{- if eq $auth.mode "static" -}}
+{{- if not $auth.existingSecret -}}
+{{- fail "auth.mode is static: name the Secret that has the file of keys in auth.existingSecret" -}}
+{{- end -}}
+{{- $_ := set $files "RUNSTREAM_AUTH_KEYS_FILE" (dict "secret" $auth.existingSecret "key" $auth.keysKey) -}}
+{{- else if and (eq $auth.mode "jwt") $auth.secretKey -}}
+{{- if not $auth.existingSecret -}}
+{{- fail "auth.secretKey is a key of a Secret: name it in auth.existingSecret" -}}
+{{- end -}}
+{{- $_ := set $files "RUNSTREAM_AUTH_SECRET_FILE" (dict "secret" $auth.existingSecret "key" $auth.secretKey) -}}
+{{- else if and (eq $auth.mode "jwt") (not $auth.jwks) -}}
+{{- fail "auth.mode is jwt: say how tokens are checked, by auth.jwks, the URL of public keys, or auth.secretKey" -}}
 {{- end -}}
 {{- $role := index $.Values $name -}}
 {{- $files = merge (dict) $role.secretFiles $.Values.secretFiles $files -}}
@@ -99,9 +118,22 @@ RUNSTREAM_LOG_LEVEL: say logLevel
   value: {{ include "runstream.metricsPort" $name | quote }}
 - name: RUNSTREAM_DRAIN_SECONDS
   value: {{ $role.drainSeconds | quote }}
-{{- with $.Values.auth.mode }}
+{{- $auth := $.Values.auth }}
+{{- if and (eq $auth.mode "none") (not $auth.insecure) }}
+{{- fail "auth.mode is none, and whoever reaches a gateway could read and end every run: set auth.mode to static or jwt, or auth.insecure to true" }}
+{{- end }}
 - name: RUNSTREAM_AUTH
-  value: {{ . | quote }}
+  value: {{ $auth.mode }}
+{{- if eq $auth.mode "none" }}
+- name: RUNSTREAM_INSECURE
+  value: "true"
+{{- else if eq $auth.mode "jwt" }}
+{{- range $setting, $value := dict "RUNSTREAM_AUTH_JWKS" $auth.jwks "RUNSTREAM_AUTH_ISSUER" $auth.issuer "RUNSTREAM_AUTH_AUDIENCE" $auth.audience }}
+{{- if $value }}
+- name: {{ $setting }}
+  value: {{ $value | quote }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- if and (eq $name "broker") $role.agent }}
 - name: RUNSTREAM_AGENT
