@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import re
 import signal
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -202,3 +204,31 @@ async def test_what_is_large_gets_through(scene: Scene) -> None:
     refused = await scene.client.post(url, json={"input": "x" * 900_000})
     assert (refused.status_code, refused.json()["detail"]) == (503, "No agent is configured.")
     await scene.finish(run_id)
+
+
+@pytest.mark.long
+async def test_silence_is_waited_for(nats_url: str, tmp_path: Path) -> None:
+    """A whole answer may be silent for longer than the minute that proxies give by default, and Envoy's 15 seconds."""
+    asked = {"input": json.dumps({"silence_ms": 65_000, "chunks": 1})}
+    first, second = free_ports(2)
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        client = await enter(httpx.AsyncClient(timeout=100, trust_env=False))
+        services = [await enter(service("broker", nats_url, "--agent", "demo", env=SETTINGS))]
+        services += [await enter(service("gateway", nats_url, port=port)) for port in (first, second)]
+        for each in services:
+            await each.is_ready()
+        bases = {}
+        for name in KINDS:
+            (tmp_path / name).mkdir()
+            bases[name], _ = await enter(proxy(name, tmp_path / name, (first, second)))
+        for base in bases.values():
+            await wait_until(functools.partial(is_up, client, base), SECONDS)
+        agents = f"/v1/agents/{new_agent_id()}"
+        answers = await asyncio.gather(
+            *(client.post(f"{base}{agents}/messages", json=asked) for base in bases.values()),
+            *(client.post(f"{base}{agents}/messages/stream", json=asked) for base in bases.values()),
+        )
+    assert [answer.status_code for answer in answers] == [200] * 2 * len(KINDS)
+    for streamed in answers[len(KINDS) :]:
+        assert streamed.text.endswith("data: [DONE]\n\n")
