@@ -87,12 +87,12 @@ COMPILE = env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null
 	$(PY) -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras \
 	--no-emit-index-url --no-emit-find-links
 
-# The image has what the product needs, is built with hatchling, and test-deploy has its own: all of the first lock's
+# The image has what the product needs, is built with these two, and test-deploy has more: all of the first lock's
 # versions.
 lock: $(STAMP) ## resolve the dependencies anew (ARGS="--upgrade")
 	$(COMPILE) --extra dev --output-file requirements.lock $(ARGS) pyproject.toml
 	$(COMPILE) --constraint requirements.lock --output-file requirements-image.lock pyproject.toml
-	echo hatchling | $(COMPILE) --constraint requirements.lock --output-file deploy/build.lock -
+	printf 'hatchling\nsetuptools\n' | $(COMPILE) --constraint requirements.lock --output-file deploy/build.lock -
 	$(COMPILE) --constraint requirements.lock --extra dev --extra deploy --output-file requirements-deploy.lock \
 		$(ARGS) pyproject.toml
 	$(NPM) install --package-lock-only > /dev/null

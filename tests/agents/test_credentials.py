@@ -36,7 +36,7 @@ async def serving(nats_url: str, script: Script = ANSWER, **settings: Any) -> As
     async with upstream_running(script) as upstream, contextlib.AsyncExitStack() as stack:
         source = agent_source(f"{upstream.url}/chat", UpstreamSettings(**settings))
         broker = BrokerSettings(nats_url=nats_url)
-        agent = await stack.enter_async_context(source.open(nats_url))
+        agent = await stack.enter_async_context(source.open(broker))
         await stack.enter_async_context(Broker(broker, agent=agent, forwards_credentials=source.forwards_credentials))
         bound = stack.enter_context(listener())
         await stack.enter_async_context(Gateway(GatewaySettings(), broker, listener=bound))

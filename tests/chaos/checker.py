@@ -613,7 +613,7 @@ _EXPLAINS_REFUSAL: dict[str, tuple[FaultKind, ...]] = {
     "unreachable": _DISTURBED,
     "cut": _DISTURBED,
     "timeout": ("outage",),
-    "503": _DISTURBED,
+    "503": (*_DISTURBED, "full"),
     "Unavailable": ("outage",),
     "NoResponders": ("outage",),
     "Unsettled": ("outage",),
@@ -640,12 +640,15 @@ _CANCELLED = frozenset({"run_cancelled", "RunCancelled"})
 def _explains_response(error: Disconnected) -> tuple[FaultKind, ...]:
     """What may be the reason that a response ended so."""
     if error.how == "refused":
-        return {"503": _DISTURBED, "507": ("full",), "410": ("retention",), "404": ("retention",)}.get(error.detail, ())
+        gone: tuple[FaultKind, ...] = ("retention",)
+        full: tuple[FaultKind, ...] = ("full",)
+        return {"503": _DISTURBED + full, "507": full, "410": gone, "404": gone}.get(error.detail, ())
     if error.how == "clean":
         return ()
-    if error.detail == "expired":
-        return ("retention",)
-    return _DISTURBED
+    if error.how == "announced":
+        return (*_DISTURBED, "full")  # A browser is told when to come back, and not why.
+    notices: dict[str, tuple[FaultKind, ...]] = {"expired": ("retention",), "store_full": ("full",)}
+    return notices.get(error.detail, _DISTURBED)
 
 
 def _agree(one: list[Got], other: list[Got]) -> bool:

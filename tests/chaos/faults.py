@@ -351,7 +351,7 @@ class LogFull(Fault):
     kinds = ("full",)
 
     def __init__(self) -> None:
-        super().__init__("log full", "store")
+        super().__init__("log full", "nats")  # What a server without a free byte says would hide it.
 
     async def done_to(self, world: World, chance: Chance) -> Seen:
         found = await world.state()

@@ -271,8 +271,9 @@ class Follower:
             self._on_run(message.run_id)
         kind = KINDS.get(message.message_type or "", "chunk")
         seq = own_id if self._is_source else message.seq_id
+        if kind == "error" and message.seq_id is None:
+            self._notice = message.error_type or ""  # In the foreground it may be the run's own: the end tells.
         if kind == "error" and message.seq_id is None and self._background:
-            self._notice = message.error_type or ""
             return Got(at=at, reader=self.name, kind="notice", text=self._notice)
         if seq is not None:
             self.cursor = seq
@@ -287,7 +288,8 @@ class Follower:
         return Got(at=at, reader=self.name, kind=kind, seq=seq, text=text, digest=digest)
 
     def _take_retry(self, line: bytes) -> None:
-        self._retry = int(line.removeprefix(b"retry: ")) / 1000
+        # Of several the last counts: one that is cut at once has nothing between the first line and the last.
+        self._retry = int(line.splitlines()[-1].removeprefix(b"retry: ")) / 1000
 
     def _write(self, *records: Record) -> None:
         self._recorder.write(*records)

@@ -2,14 +2,16 @@
 
 A run is a row of acts, each a fresh world under a mixed load: now one nats-server on a small disk, now a cluster of
 three. Faults come one after the other, some two at once, at random and seeded. At the end of an act everything heals,
-the load finishes, and the checker says what the history of it proves. The exit code is 1 after any violation, anything
-that did not heal, or when fewer than `EFFECTIVE` of the faults were seen to take effect.
+the load finishes, and the checker says what the history of it proves; of an act in which all was well nothing is kept,
+as a run of hours has gigabytes of it. The exit code is 1 after any violation, anything that did not heal, or when fewer
+than `EFFECTIVE` of the faults were seen to take effect.
 """
 
 import argparse
 import asyncio
 import logging
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -51,6 +53,7 @@ class Options(argparse.Namespace):
     directory: Path | None
     nodes: list[int]
     only: list[str]
+    keep: bool
 
 
 class Score(msgspec.Struct):
@@ -74,13 +77,14 @@ class Act:
     """One world, from its start to the verdict on its history."""
 
     def __init__(self, plan: Plan, options: Options, seconds: float, seed: int, score: Score) -> None:
-        self._plan, self._only, self._seconds, self._seed, self._score = plan, options.only, seconds, seed, score
+        self._plan, self._options, self._seconds, self._seed, self._score = plan, options, seconds, seed, score
         self._history = plan.directory / "history"
         self._began = time.monotonic()
 
     async def play(self) -> None:
         """Do it all; what goes wrong is in the score."""
         self._score.acts += 1
+        faulty_before = self._score.violations + len(self._score.complaints)
         try:
             async with world_running(self._plan) as world, Load(world, self._history, self._seed).running() as load:
                 with Recorder(self._history, "driver", "faults") as recorder:
@@ -89,12 +93,14 @@ class Act:
         except (AssertionError, BrokerError) as complaint:
             self._complain(str(complaint))
         self._judge()
+        if self._score.violations + len(self._score.complaints) == faulty_before and not self._options.keep:
+            shutil.rmtree(self._plan.directory)
 
     async def _disturb(self, world: World, load: Load, recorder: Recorder) -> None:
         """Inject faults until the time is over, and let each heal."""
         chance = random.Random(self._seed)
-        faults = [fault for fault in catalogue(world) if fault.name.startswith(tuple(self._only))]
-        assert faults, f"this world has no fault whose name begins with any of {self._only}"
+        faults = [fault for fault in catalogue(world) if fault.name.startswith(tuple(self._options.only))]
+        assert faults, f"this world has no fault whose name begins with any of {self._options.only}"
         bag = drawn(faults, chance)
         await world.healed()
         deadline = time.monotonic() + self._seconds
@@ -221,6 +227,7 @@ def parsed(argv: Sequence[str] | None = None) -> Options:
     parser.add_argument(
         "--only", nargs="+", default=[""], metavar="NAME", help="faults whose names begin so [all there are]"
     )
+    parser.add_argument("--keep", action="store_true", help="keep histories and logs also where all was well")
     return parser.parse_args(argv, namespace=Options())
 
 

@@ -454,11 +454,13 @@ def test_an_end_without_a_stop_reason_is_none() -> None:
         ("cut", "", "outage", "reader->gateway-2"),
         ("cut", "store_unavailable", "outage", "gateway-1,gateway-2"),
         ("cut", "expired", "retention", "RUNS_0"),
+        ("cut", "store_full", "full", "RUNS_0"),
         ("refused", "503", "drain", "gateway-2"),
         ("refused", "507", "full", "nats"),
         ("refused", "410", "retention", "RUNS_0"),
         ("unreachable", "", "outage", "gateway-2"),
         ("announced", "", "drain", "gateway-2"),
+        ("announced", "", "full", "RUNS_0"),
     ],
 )
 def test_an_error_is_explained_by_a_fault_of_its_kind_and_place(
@@ -466,6 +468,8 @@ def test_an_error_is_explained_by_a_fault_of_its_kind_and_place(
 ) -> None:
     """A fault explains it that took effect, at that time, there, and does such things; none else does."""
     others: dict[FaultKind, FaultKind] = {"outage": "full", "drain": "full", "full": "drain", "retention": "outage"}
+    if how == "announced" or detail == "503":
+        others = dict.fromkeys(others, "retention")
     for seconds, given_kind, given_target, effective, unexplained in [
         (149.5, kind, target, True, 0),
         (150.05, kind, target, True, 0),  # just over

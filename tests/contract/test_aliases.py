@@ -56,8 +56,8 @@ async def test_refusals_are_the_same(stack: Stack, at: Callable[[str], str]) -> 
         ("POST", "/v1/agents/agent-1/messages/stream", {}),
         ("POST", "/v1/agents/agent-1/messages/cancel", {}),
     ):
-        here = await stack.fetch(method, at(path), headers=headers)
-        there = await stack.fetch(method, path, headers=headers)
+        here = await stack.fetch(method, at(path), headers={"X-Request-ID": "one", **headers})
+        there = await stack.fetch(method, path, headers={"X-Request-ID": "one", **headers})
         assert (here.status, here.body) == (there.status, there.body), path
         assert {**here.headers, "date": ""} == {**there.headers, "date": ""}, path
     moved = await stack.fetch("POST", at("/v1/conversations?agent_id=x"))

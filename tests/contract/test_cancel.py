@@ -263,7 +263,9 @@ async def test_a_run_that_waits_for_a_worker_is_cancelled(nats_url: str) -> None
             assert (await cancel(stack, f"agents/{busy}/messages/cancel")).status == 200
             check_cancelled([*first.seen, *await first.rest()])
         await wait_until(lambda: off_the_queue(stack, run_id))
-    assert executed == [first.seen[0].json["run_id"]]
+    # What else it has executed, other tests have left.
+    assert first.seen[0].json["run_id"] in executed
+    assert run_id not in executed
 
 
 async def off_the_queue(stack: Stack, run_id: str) -> bool:

@@ -18,7 +18,10 @@ APP = "https://app.example.com"
 LOCAL = "http://localhost:3000"
 STRANGERS = ["https://evil.example", "https://app.example.com.evil.example", "http://app.example.com", "null", ""]
 UNKNOWN = "123e4567-e89b-42d3-8456-426614174000"
-PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+ASKED = "content-type, x-stainless-os, no header"
+PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": ASKED}
+READABLE = "Deprecation, Retry-After, X-Request-ID, x-should-retry"
+SENDABLE = "Authorization, Content-Type, Last-Event-ID, traceparent, X-Request-ID"
 
 
 async def running_with(nats_url: str, origins: str | None) -> AsyncIterator[Stack]:
@@ -86,7 +89,8 @@ async def test_listed_origin_may_read_everything(listed: Stack, origin: str) -> 
         assert cors_of(reply.headers) == {
             "vary": "Origin",
             "access-control-allow-origin": origin,
-            "access-control-expose-headers": "Deprecation, Retry-After, x-should-retry",
+            "access-control-allow-credentials": "true",
+            "access-control-expose-headers": READABLE,
         }, name
 
 
@@ -103,7 +107,7 @@ async def test_star_is_for_all(open_to_all: Stack, origin: str | None) -> None:
     for name, reply in (await answers(open_to_all, origin)).items():
         assert cors_of(reply.headers) == {
             "access-control-allow-origin": "*",
-            "access-control-expose-headers": "Deprecation, Retry-After, x-should-retry",
+            "access-control-expose-headers": READABLE,
         }, name
 
 
@@ -141,13 +145,18 @@ async def test_temporary_refusal_is_signed(nats_url: str) -> None:
     ],
 )
 async def test_preflight(listed: Stack, open_to_all: Stack, path: str, methods: str) -> None:
-    """Before it sends JSON or a credential a browser asks, and is told the path's methods, and that any header may."""
+    """Before it sends JSON or a credential a browser asks, and is told the path's methods, and that any header may.
+
+    Cookies may be sent by pages of listed origins only, where a star would not stand for all headers.
+    """
     for stack, granted in ((listed, APP), (open_to_all, "*")):
         reply = await stack.fetch("OPTIONS", path, headers={"Origin": APP, **PREFLIGHT})
         assert (reply.status, reply.body) == (204, b"")
         assert reply.headers["access-control-allow-origin"] == granted
         assert reply.headers["access-control-allow-methods"] == methods
-        assert reply.headers["access-control-allow-headers"] == "Authorization, Content-Type, Last-Event-ID, *"
+        also = "*" if granted == "*" else "x-stainless-os"
+        assert reply.headers["access-control-allow-headers"] == f"{SENDABLE}, {also}"
+        assert reply.headers.get("access-control-allow-credentials") == (None if granted == "*" else "true")
         assert reply.headers["access-control-max-age"] == "600"
 
 

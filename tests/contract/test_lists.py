@@ -59,7 +59,7 @@ async def some(stack: Stack) -> list[RunRecord]:
             agent_id=agent_id,
             conversation_id=conversations[number % 3],
             background=number % 2 == 0,
-            created_at=f"2026-11-21T04:28:{99 - number}.000000Z",
+            created_at=f"2026-11-21T04:{59 - number}:28.000000Z",
             **endings[number % 6],
         )
         for number in range(40)

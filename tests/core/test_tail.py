@@ -11,6 +11,7 @@ import pytest
 
 from runstream.broker.connection import Message
 from runstream.broker.errors import BrokerError, CursorExpired, NoResponders, Unavailable
+from runstream.broker.jetstream import StoredMessage
 from runstream.broker.log import Entry, entry_of
 from runstream.broker.publisher import Publisher
 from runstream.broker.reader import LogReader
@@ -577,3 +578,23 @@ async def test_a_log_that_is_removed(core: Core) -> None:
             await core.jetstream.api(f"STREAM.PURGE.{address.stream}", {"filter": address.subject})
             await wait_until(lambda: screen.failures, 10, "nobody is told")
     assert isinstance(screen.failures[0], CursorExpired)
+
+
+async def test_an_answer_that_is_older_than_the_first_message(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A leader that had nothing when it was asked does not make a run expired that begins before it is heard."""
+    address = core.address()
+    ask = core.jetstream.last_message
+    async with opened(Screen(core, address)) as screen, core.publisher(address) as publisher:
+
+        async def answered_late(*where: str) -> StoredMessage | None:
+            answer = await ask(*where)
+            if answer is None:
+                await publisher.publish(chunk(0))
+                await wait_until(lambda: screen.shown)
+            return answer
+
+        monkeypatch.setattr(core.jetstream, "last_message", answered_late)
+        await wait_until(lambda: screen.shown)
+        await publisher.publish_marked(END)
+        await screen.ends()
+    assert screen.shown == await log_of(core, address)

@@ -42,7 +42,6 @@ OTHERS = {
     "RUNSTREAM_AUTH_ISSUER",
     "RUNSTREAM_AUTH_AUDIENCE",
     "RUNSTREAM_AUTH_SECRET_FILE",
-    "RUNSTREAM_NATS_CREDENTIALS",
 }
 """Variables that are of none of these classes: the command line's, and who is who."""
 

@@ -59,7 +59,8 @@ async def test_listed_origin(listed: Front) -> None:
     reply = await listed[1].fetch("GET", "/v1/agents/", headers={"Origin": APP})
     assert cors_of(reply.headers) == {
         "access-control-allow-origin": APP,
-        "access-control-expose-headers": "Deprecation, Retry-After, x-should-retry",
+        "access-control-allow-credentials": "true",
+        "access-control-expose-headers": "Deprecation, Retry-After, X-Request-ID, x-should-retry",
         "vary": "Accept-Encoding, Origin",
     }
 

@@ -220,6 +220,17 @@ async def test_who_has_asked_whom(front: Front) -> None:
     assert asked["via"].startswith("1.1 edge, 1.1 runstream-")
 
 
+async def test_the_platform_is_told_the_requests_id(front: Front) -> None:
+    """The client's own, or the one that was made for it: what both log can be put together."""
+    assert (await passed(front, "GET", "/v1/agents/", headers={"X-Request-ID": "mine"})).headers[
+        "x-request-id"
+    ] == "mine"
+    async with Connection.open(front[1].base) as connection:
+        await connection.send("GET", "/v1/agents/", headers={"X-Request-ID": "no id"})
+        answered = await connection.reply()
+    assert front[0].asked[-1].headers["x-request-id"] == answered.headers["x-request-id"] != "no id"
+
+
 @pytest.mark.parametrize("spelling", [str, str.lower, str.upper, lambda name: name.replace("-", "_")])
 async def test_nobody_is_told_who_asks(front: Front, spelling: Any) -> None:
     """Without the setting no credential goes on, nor what a platform might take for one."""

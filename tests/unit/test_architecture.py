@@ -17,6 +17,7 @@ FUNCTION_LINES = 60
 # Third parties by owner: the files, below each package, that may import them.
 OWNERS = {
     "nats": ["broker/connection.py", "broker/jetstream.py"],
+    "nkeys": ["broker/access.py"],
     "aiohttp": ["broker/http*.py", "broker/ingest/routes.py", "gateway/*"],
     "multidict": ["gateway/passthrough.py", "gateway/upstream.py"],
     "yarl": ["gateway/upstream.py"],

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import nats.errors
 from nats.aio.client import Client
 
-from runstream.broker.errors import NoResponders, Unavailable
+from runstream.broker.access import NatsAccess
+from runstream.broker.errors import NoResponders, Refused, Unavailable
 from runstream.broker.logs import get_logger
+from runstream.broker.refusals import Refusals
 from runstream.broker.settings import without_password
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription as NatsSubscription
@@ -51,12 +54,24 @@ TRANSLATED = (nats.errors.Error, asyncio.TimeoutError, OSError, EOFError)
 """What nats-py raises when the server is away, closing or refusing; other exceptions are defects and pass."""
 
 
+NOT_LET_IN = (
+    "it does not let this user in: check RUNSTREAM_NATS_CREDENTIALS, RUNSTREAM_NATS_NKEY, or the password in the URL"
+)
+
+
 class _Client(Client):
     """nats-py's client, which closes whatever the server does, keeps one socket, and reads headers faster.
 
     Its own reading takes a third of all that a message costs: it decodes each name and value apart, and looks for white
     space in every character of a name.
+
+    Keys and certificates are read anew for each connection, and a server without TLS is told nothing where TLS is
+    wanted: nats-py's own would do without, and whoever is in between need only leave it out of what the server says.
     """
+
+    def __init__(self, access: NatsAccess) -> None:
+        super().__init__()
+        self._access = access
 
     async def close(self) -> None:
         """Close it, and what is reconnecting it; what a server does not take within `CLOSE_SECONDS` is dropped."""
@@ -82,7 +97,40 @@ class _Client(Client):
 
     async def _connect_to_server(self, s: Any) -> None:
         self._abort()  # The try before this one, if it was not finished: its socket would stay open for ever.
+        try:
+            self._read_access()
+        except ValueError as error:
+            raise OSError(str(error)) from error
         await super()._connect_to_server(s)
+
+    def _read_access(self) -> None:
+        access = self._access
+        identity = access.identity()
+        if identity is not None:
+            jwt = identity.jwt
+            self._public_nkey = identity.public_key
+            self._signature_cb = identity.sign
+            self._user_jwt_cb = None if jwt is None else jwt.encode
+        if access.authorities is not None or access.certificate is not None:
+            self.options["tls"] = access.tls()
+        if access.server_name is not None:
+            self.options["tls_hostname"] = access.server_name
+
+    async def _process_connect_init(self) -> None:
+        await super()._process_connect_init()
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None and writer.get_extra_info("ssl_object") is not None:
+            # nats-py does not say so to the stream that it makes, and asyncio warns of it at each connection's end.
+            writer._protocol._over_ssl = True  # noqa: SLF001
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:  # noqa: FBT001, FBT002  # as nats-py has it
+        if initial_connection and self._current_server is not None:
+            scheme = self._current_server.uri.scheme
+            if scheme == "tls" or (scheme == "nats" and self._access.wants_tls):
+                if not (info.get("tls_required") or info.get("tls_available")):
+                    raise nats.errors.Error("it offers no TLS, without which it is told nothing")
+                info["tls_required"] = True
+        await super()._process_info(info, initial_connection)
 
     def _abort(self) -> None:
         writer = getattr(self._transport, "_io_writer", None)
@@ -135,7 +183,7 @@ class Connection:
 
     Raises `Unavailable` on entry when no server answers within `connect_seconds`. One that is `patient` does not: it
     is entered all the same, goes on trying, and answers `Unavailable` to everything until it is `connected`. Either
-    raises it for an empty URL.
+    raises it for an empty URL. `access` None: NATS lets everybody in, or the URL has a password.
     """
 
     def __init__(
@@ -145,19 +193,21 @@ class Connection:
         name: str,
         patient: bool = False,
         connect_seconds: float = 3.0,
-        inbox_prefix: str = "_INBOX",
+        access: NatsAccess | None = None,
     ) -> None:
         self.name = name
         self._servers = [part.strip() for part in url.split(",") if part.strip()]
         self._patient = patient
         self._connect_seconds = connect_seconds
-        self._inbox_prefix = inbox_prefix
-        self._client = _Client()
+        self._access = access or NatsAccess()
+        self._refusals = Refusals(name)
+        self._client = _Client(self._access)
         self._next: _Client | None = None
         """The client that is being connected to replace the other one."""
         self._subscriptions: set[Subscription] = set()
         self._listeners: list[Callable[[], None]] = []
-        self._waiting: set[asyncio.Timeout] = set()
+        self._waiting: dict[asyncio.Timeout, str] = {}
+        """Requests that wait for an answer, with their subjects."""
         self._closing = False
         self._lost = asyncio.Event()
         self._established = asyncio.Event()
@@ -213,6 +263,15 @@ class Connection:
         await self._established.wait()
 
     @property
+    def is_deaf(self) -> bool:
+        """Whether NATS has refused a subscription that is there: it hears nothing, and the log says which it is."""
+        return self._refusals.hearing()
+
+    def refuses(self, subject: str) -> bool:
+        """Tell whether NATS does not let this process ask for `subject`, or hear any answer."""
+        return self._refusals.publishing(subject) or self._refusals.hearing(self._access.inbox_prefix)
+
+    @property
     def server_version(self) -> tuple[int, int, int]:
         """The version of the server at the other end, once there is one."""
         version = self._client.connected_server_version
@@ -238,21 +297,24 @@ class Connection:
         """Send and wait for the answer. `Unavailable` says nothing about whether the request was carried out.
 
         A request whose connection is lost fails at once, as its answer is lost too; one that is made while there is
-        no connection waits for the next. Raises `NoResponders` when nobody listens to `subject`.
+        no connection waits for the next. Raises `NoResponders` when nobody listens to `subject`, `Refused` when NATS
+        does not let this process ask.
         """
         self._check_established(subject)
         waiting = asyncio.timeout(seconds)
         try:
             async with waiting:
-                self._waiting.add(waiting)
+                self._waiting[waiting] = subject
                 asked = self._client.request(subject, body, timeout=2 * seconds, headers=_headers(headers))
                 return await _heeding_cancellation(asked)
         except nats.errors.NoRespondersError as error:
             raise NoResponders(f"{subject}.") from error
         except TRANSLATED as error:
+            if self.refuses(subject):
+                raise Refused(f"{subject}.") from error
             raise Unavailable(f"{subject}: {_reason(error)}") from error
         finally:
-            self._waiting.discard(waiting)
+            self._waiting.pop(waiting, None)
 
     async def publish(
         self, subject: str, body: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None
@@ -283,9 +345,14 @@ class Connection:
     def forget(self, subscription: Subscription) -> None:
         """Stop making `subscription` again on a new connection."""
         self._subscriptions.discard(subscription)
+        self._refusals.forget(subscription.subject)
 
     async def _connect(self, client: Client) -> None:
         async def on_error(error: Exception) -> None:
+            if self._note_refusal(str(error)):
+                return
+            if self.last_error == NOT_LET_IN and isinstance(error, BrokenPipeError | ConnectionResetError):
+                return  # The same again: the server has hung up, and what it said was lost with that.
             # An outage repeats the same error several times a second: said once is enough.
             previous, self.last_error = self.last_error, _reason(error)
             if self.last_error != previous:
@@ -294,10 +361,8 @@ class Connection:
         async def on_disconnect() -> None:
             if client is self._client and not self._closing:
                 log.warning("nats_disconnected", connection=self.name)
-            for waiting in self._waiting:
-                # One whose time is up cannot be rescheduled, and what is raised here would end the reconnecting.
-                if not waiting.expired():
-                    waiting.reschedule(asyncio.get_running_loop().time())
+                self._refusals.clear()
+            _give_up(self._waiting)
 
         async def on_reconnect() -> None:
             self.last_error = ""
@@ -321,8 +386,16 @@ class Connection:
             ping_interval=PING_INTERVAL_SECONDS,
             max_outstanding_pings=2,
             pending_size=PENDING_BYTES,
-            inbox_prefix=self._inbox_prefix,
+            inbox_prefix=self._access.inbox_prefix,
         )
+
+    def _note_refusal(self, error: str) -> bool:
+        """Note what was refused, if an error says so: nobody waits any longer for what cannot come."""
+        in_use = [*self._waiting.values(), *(each.subject for each in self._subscriptions)]
+        if self._refusals.note(error, in_use) is None:
+            return False
+        _give_up(waiting for waiting, subject in self._waiting.items() if self.refuses(subject))
+        return True
 
     def _announce(self) -> None:
         self.reconnects += 1
@@ -352,7 +425,8 @@ class Connection:
 
     async def _replace(self) -> None:
         self._lost.clear()
-        fresh = self._next = _Client()
+        self._refusals.clear()
+        fresh = self._next = _Client(self._access)
         try:
             async with asyncio.timeout(self._connect_seconds):
                 await _heeding_cancellation(self._connect(fresh))
@@ -406,8 +480,19 @@ def _headers(headers: Mapping[str, str] | None) -> dict[str, str] | None:
     return dict(headers) if headers is not None else None
 
 
+def _give_up(waiting: Iterable[asyncio.Timeout]) -> None:
+    now = asyncio.get_running_loop().time()
+    for each in list(waiting):
+        # One whose time is up cannot be rescheduled, and what is raised here would end the reconnecting.
+        if not each.expired():
+            each.reschedule(now)
+
+
 def _reason(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+    text = str(error) or type(error).__name__
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate cannot be trusted, {error.verify_message}: check RUNSTREAM_NATS_CA"
+    return NOT_LET_IN if "authorization violation" in text.lower() else text
 
 
 if TYPE_CHECKING:

@@ -15,13 +15,14 @@ from __future__ import annotations
 import contextlib
 import re
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from runstream.broker.errors import Unavailable
+from runstream.broker.errors import StoreFull, Unavailable
 from runstream.broker.keys import digest
-from runstream.broker.log import ENDING, RUN, kind_of
+from runstream.broker.log import ENDING, RUN, kind_of, traced
 from runstream.broker.logs import get_logger
 from runstream.broker.publisher import Write
 from runstream.schemas import (
@@ -38,6 +39,7 @@ from runstream.schemas import (
 )
 
 if TYPE_CHECKING:
+    from runstream.broker.fullness import Room
     from runstream.broker.index import Index
     from runstream.broker.jetstream import StoredMessage
     from runstream.broker.publisher import Publisher
@@ -116,8 +118,11 @@ def failed(run_id: str, error_type: str, *, message: str | None = None, detail: 
     return Outcome(stop.stop_reason, error=error)
 
 
-def first_message(record: RunRecord) -> Write:
-    """Make a log's first message: the ping that tells a client its run, and what the index knows of the run."""
+def first_message(record: RunRecord, traceparent: str | None = None) -> Write:
+    """Make a log's first message: the ping that tells a client its run, and what the index knows of the run.
+
+    `traceparent` is the trace of the request that the run answers.
+    """
     known = {
         "v": record.v,
         "tenant": record.tenant,
@@ -130,7 +135,7 @@ def first_message(record: RunRecord) -> Write:
         "created_at": record.created_at,
     }
     body = encode_chunk(Ping(), run_id=record.id)
-    return Write(Kind.PING, body, {RUN: msgspec.json.encode(known).decode()})
+    return Write(Kind.PING, body, {RUN: msgspec.json.encode(known).decode(), **traced(traceparent)})
 
 
 def ended(
@@ -190,18 +195,26 @@ class Ending:
         """Delete the run's lease and cancel key. The run has ended without that: the watchdog does what is left."""
         try:
             await self.index.forget(self.record.id)
-        except Unavailable as error:
+        except (Unavailable, StoreFull) as error:
             log.info("lease_left", run_id=self.record.id, error=str(error))
 
 
 STEPS = (Ending.tell, Ending.release, Ending.seal, Ending.forget)
 
 
-async def end_run(publisher: Publisher, index: Index, record: RunRecord, outcome: Outcome) -> None:
-    """End a run whose log has no part of an ending yet. Raises what `Publisher` and `Index` raise."""
+async def end_run(
+    publisher: Publisher, index: Index, record: RunRecord, outcome: Outcome, *, room: Room | None = None
+) -> None:
+    """End a run whose log has no part of an ending yet. Raises what `Publisher` and `Index` raise.
+
+    With `room` each step waits while the store is full.
+    """
     ending = Ending(publisher, index, record, outcome)
     for step in STEPS:
-        await step(ending)
+        if room is None:
+            await step(ending)
+        else:
+            await room.found(partial(step, ending))
 
 
 def told(stop_reason: str, last: StoredMessage) -> Outcome:

@@ -3,6 +3,7 @@
 BrokerError
 ├── Unavailable                 NATS cannot be reached, or does not answer in time
 │   ├── NoResponders            nobody listens to the subject that was asked
+│   ├── Refused                 NATS does not let this process ask
 │   ├── Contended               another write to the same subject is under way: this one was not stored
 │   ├── StoreUnavailable        a write stayed unanswered for the writer's whole patience
 │   ├── Unsettled               whether the claim was stored could not be found out
@@ -20,6 +21,7 @@ BrokerError
 ├── ChunkTooLarge               one chunk is larger than a NATS message may be
 ├── RecordTooLarge              a record is larger than a NATS message may be
 │   └── ConversationTooLarge    a conversation leaves no room for the runs that will go on in it
+├── RunStuck                    the store has no room for what is left of the run
 ├── CursorExpired               retention has removed what the cursor asks for
 ├── Conflict                    a claim was refused: the conversation or an otid is taken
 ├── ConversationDeleted         a claim was refused: the conversation is there no more
@@ -58,7 +60,9 @@ __all__ = [
     "NoResponders",
     "NotStored",
     "RecordTooLarge",
+    "Refused",
     "RunCancelled",
+    "RunStuck",
     "RunTooLong",
     "ServerTooOld",
     "StoreFull",
@@ -93,6 +97,10 @@ class Unavailable(BrokerError):
 
 class NoResponders(Unavailable):
     """Nobody answers."""
+
+
+class Refused(Unavailable):
+    """NATS does not let this process ask: its user lacks a permission."""
 
 
 class Contended(Unavailable):
@@ -180,6 +188,10 @@ class RecordTooLarge(BrokerError):
 
 class ConversationTooLarge(RecordTooLarge):
     """The conversation is larger than a conversation may be."""
+
+
+class RunStuck(BrokerError):
+    """The run can neither go on nor end until there is room in the store."""
 
 
 class CursorExpired(BrokerError):

@@ -10,6 +10,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from runstream.broker.http_guard import guard
 from runstream.broker.openapi import described
 from runstream.broker.operations import JSON, TEXT, Answer, Body, Operation
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-__all__ = ["description_operation", "health_operations", "metrics_operation", "name_server", "routes", "serving"]
+__all__ = ["description_operation", "health_operations", "metrics_operation", "routes", "serving"]
 
 
 class Health(msgspec.Struct):
@@ -93,11 +94,6 @@ def description_operation(operations: Sequence[Operation], *, title: str, says: 
     return itself
 
 
-async def name_server(_: web.Request, response: web.StreamResponse) -> None:
-    """Name the product and no versions, which aiohttp would tell to everybody."""
-    response.headers["Server"] = "runstream"
-
-
 def routes(operations: Sequence[Operation]) -> list[web.RouteDef]:
     """Make the routes on which operations are served. HEAD is only for what probes ask: a stream has no head alone."""
     return [
@@ -122,7 +118,7 @@ async def serving(
     """Serve `operations`, and what stands for others, on a bound socket while the block lasts."""
     app = web.Application()
     app.add_routes([*routes(operations), *others])
-    app.on_response_prepare.append(name_server)
+    guard(app)
     # Handlers are not cancelled when their clients leave: what was sent is dealt with all the same.
     # Bodies are unpacked where they are read: aiohttp would do it far ahead, and all of a piece at once.
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS, auto_decompress=False)

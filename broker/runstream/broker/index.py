@@ -28,6 +28,7 @@ from runstream.broker.errors import (
     Fenced,
     NotStored,
     RecordTooLarge,
+    StoreFull,
     Unavailable,
     Unsettled,
     WrongAgent,
@@ -82,6 +83,9 @@ SETTLING_SECONDS = 2.5
 is told that nobody knows can neither repeat its request nor follow its run."""
 UPDATE_PATIENCE_SECONDS = 60.0
 """How long a change to a run's record is tried: its writer has nothing better to do, and the run is not lost by it."""
+PULSE_BYTES = 512
+"""What a pulse grows by for a moment: more than any lease, with its headers, its subject and what is stored around it.
+While there is no room for it nobody's lease counts as lapsed."""
 CONVERSATION_SHARE = 4
 """A conversation may have a fourth of the server's `max_payload`, in bytes of its record, when a client makes it or
 changes it: every run in it writes it twice, with what that adds, and a release that did not fit would leave the run
@@ -365,7 +369,7 @@ class Index:
         key = agent_key(record.tenant, record.agent_id)
         try:
             await self._bucket.write([Put(key, record.id.encode())])
-        except Unavailable:
+        except (Unavailable, StoreFull):
             # The run exists: a lookup by agent that misses it once is better than a create that fails.
             return
 
@@ -525,7 +529,12 @@ class Index:
             await self._bucket.write([Put(key, None) for key in keys])
 
     async def pulse(self, broker_id: str) -> int:
-        """Write a broker's own key, to see that the index can be written; returns its revision."""
+        """Write a broker's own key, to see that the index can be written; returns its revision.
+
+        Raises `StoreFull` when there is no room for a lease: a bucket that is full still takes what is no larger than
+        the value whose place it takes, which a pulse would be and a lease may not be. So it is made large first.
+        """
+        await self._bucket.write([Put(pulse_key(broker_id), b"." * PULSE_BYTES)])
         return await self._bucket.write([Put(pulse_key(broker_id), b"")])
 
     async def leases(self) -> dict[str, StoredMessage]:

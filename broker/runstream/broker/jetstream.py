@@ -19,6 +19,7 @@ import msgspec
 from runstream.broker.errors import (
     Contended,
     NotStored,
+    Refused,
     StoreFull,
     StoreRefused,
     Unavailable,
@@ -69,8 +70,9 @@ PULL_COMPLETED = "Batch Completed"
 LAST_MESSAGES_PAGE = 1000
 """Headers that wait in memory for their reader, a few hundred bytes each."""
 
-FULL = frozenset({10023, 10028, 10047, 10077})
-"""Insufficient resources, memory or storage exceeded, maximum messages or bytes of the stream or the subject."""
+FULL = frozenset({10002, 10023, 10028, 10047, 10077})
+"""The account's limit, insufficient resources, memory or storage exceeded, maximum messages or bytes of the stream or
+the subject."""
 WRONG_LAST = frozenset({10071})
 ABSENT = frozenset({10014, 10037, 10059})
 """Consumer, message, stream not found."""
@@ -271,6 +273,8 @@ class JetStream:
             async with asyncio.timeout(seconds or self._seconds):
                 return _answered(await queue.get(), what)
         except TimeoutError as error:
+            if self.connection.refuses(what):
+                raise Refused(f"{what}.") from error
             raise Unavailable(f"{what}: no answer within {seconds or self._seconds} s") from error
 
     # -- consumers ----------------------------------------------------------------------------------------------

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 import structlog
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from structlog.stdlib import BoundLogger
     from structlog.typing import EventDict
 
-__all__ = ["get_logger"]
+__all__ = ["get_logger", "logged_with"]
 
 
 class _Logger:
@@ -37,6 +39,11 @@ class _Logger:
 def get_logger(name: str) -> BoundLogger:
     """Return a module's logger."""
     return cast("BoundLogger", _Logger(name))
+
+
+def logged_with(**facts: object) -> AbstractContextManager[object]:
+    """Have all that is logged within the block, and in tasks that it begins, say these facts, too."""
+    return structlog.contextvars.bound_contextvars(**facts)
 
 
 def _as_text(_: object, __: str, event: EventDict) -> tuple[tuple[str], dict[str, Any]]:

@@ -73,11 +73,13 @@ async def claim_to_write(index: Index, repair: Repair, record: RunRecord) -> Non
         raise Conflict(run_id=claimed.record.id, otid=record.otids[0], shares_otid=True, is_repeated=True)
 
 
-async def begin(jetstream: JetStream, index: Index, publisher: Publisher, record: RunRecord) -> RunRecord:
+async def begin(
+    jetstream: JetStream, index: Index, publisher: Publisher, record: RunRecord, *, traceparent: str | None = None
+) -> RunRecord:
     """Begin a run that was claimed: its log's first message, unless it is there, and its record set to running."""
     address = publisher.address
     if publisher.next_index == 0:
-        first_seq = await publisher.publish_marked(first_message(record))
+        first_seq = await publisher.publish_marked(first_message(record, traceparent))
     else:
         first = await jetstream.first_message(address.stream, address.subject)
         first_seq = publisher.last_seq if first is None else first.seq

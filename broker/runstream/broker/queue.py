@@ -16,6 +16,7 @@ import msgspec
 from runstream.broker.errors import Unavailable, WrongLastSequence
 from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, deliveries, stream_sequence
 from runstream.broker.keys import is_token
+from runstream.broker.log import traced
 from runstream.broker.logs import get_logger
 from runstream.broker.topology import WORK_STREAM, WORKERS
 from runstream.schemas import is_run_id
@@ -91,16 +92,17 @@ class WorkQueue:
         info = await self._jetstream.api(f"CONSUMER.INFO.{WORK_STREAM}.{WORKERS}", None)
         return float(info["config"]["ack_wait"]) / 1e9
 
-    async def put(self, tenant: str, run_id: str) -> bool:
+    async def put(self, tenant: str, run_id: str, traceparent: str | None = None) -> bool:
         """Enqueue a run; False if it is on the queue already, waiting or in a worker's hands.
 
-        Raises `StoreFull`, `Unavailable`.
+        `traceparent` is the trace of the request that the run answers. Raises `StoreFull`, `Unavailable`.
         """
         body = msgspec.json.encode(_Work(tenant, run_id))
+        headers = {EXPECTED_LAST_SEQUENCE: "0", **traced(traceparent)}
         deadline = time.monotonic() + ENQUEUE_PATIENCE_SECONDS
         while True:
             try:
-                await self._jetstream.publish(f"work.{tenant}.{run_id}", body, {EXPECTED_LAST_SEQUENCE: "0"})
+                await self._jetstream.publish(f"work.{tenant}.{run_id}", body, headers)
             except WrongLastSequence:
                 return False
             except Unavailable:

@@ -41,6 +41,7 @@ from runstream.broker.errors import (
     TopologyError,
     Unavailable,
 )
+from runstream.broker.fullness import Room, announce_stuck
 from runstream.broker.index import Index
 from runstream.broker.interruption import Interruption
 from runstream.broker.jetstream import JetStream
@@ -107,7 +108,10 @@ class Runs:
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
-            connection = await stack.enter_async_context(Connection(self._settings.nats_url, name="library"))
+            access = self._settings.nats_access("writer")
+            connection = await stack.enter_async_context(
+                Connection(self._settings.nats_url, name="library", access=access)
+            )
             check_server(connection.server_version)
             jetstream = JetStream(connection, timeout_seconds=self._settings.request_timeout_seconds)
             stack.push_async_callback(jetstream.close)
@@ -373,30 +377,34 @@ class Run:
 
     async def _end_in_time(self, error: BaseException | None) -> None:
         is_urgent = isinstance(error, RunCancelled) or not (error is None or isinstance(error, Exception))
+        room = Room(self._store.jetstream.connection, self.run_id)
         try:
             async with asyncio.timeout(FAREWELL_SECONDS if is_urgent else self._store.settings.write_patience_seconds):
-                await self._end(error)
-        except StoreUnavailable:
+                await self._end(error, room)
+        except StoreUnavailable as stuck:
+            await announce_stuck(self._store.jetstream.connection, self.run_id, stuck)
             raise
         except (Unavailable, TimeoutError) as away:
+            if room.refused is not None:
+                raise room.refused from away
             raise StoreUnavailable(
                 "It is not known that its end is stored: a broker will end it, as run_lost if it is not.",
                 run_id=self.run_id,
             ) from away
 
-    async def _end(self, error: BaseException | None) -> None:
+    async def _end(self, error: BaseException | None, room: Room) -> None:
         """End the run as `error` says. Raises what keeps its end, or any of its chunks, from being stored."""
         if isinstance(error, Fenced):
             return
         if self._publisher.next_index == 0:
-            await self._publisher.publish_marked(first_message(self._record))
+            await room.found(partial(self._publisher.publish_marked, first_message(self._record)))
         refused: StoreRefused | None = None
         try:
             outcome = await self._outcome(error)
         except StoreRefused as found:
             # The block was left as if all were well, but a chunk of it is missing.
             refused, outcome = found, outcome_of(found, self.run_id)
-        await end_run(self._publisher, self._store.index, self._record, outcome)
+        await end_run(self._publisher, self._store.index, self._record, outcome, room=room)
         if refused is not None:
             raise refused
 

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from runstream.broker.connection import Connection, Subscription
-from runstream.broker.errors import BrokerError, Unavailable
+from runstream.broker.errors import BrokerError, NotStored, Refused, Unavailable
 from runstream.broker.findings import Findings
 from runstream.broker.http import description_operation, health_operations, metrics_operation, serving
 from runstream.broker.index import Index
@@ -60,6 +60,8 @@ class Readiness:
         """Say in words why not, None when ready."""
         if not self._jetstream.connection.is_connected:
             return "NATS is not connected."
+        if self._jetstream.connection.is_deaf:
+            return "NATS refuses what this process has to hear: its log says which subjects (nats_refused)."
         if time.monotonic() - self._asked_at > READINESS_SECONDS:
             self._reason = await self._ask()
             self._asked_at = time.monotonic()
@@ -70,11 +72,25 @@ class Readiness:
             try:
                 info = await self._jetstream.api(f"STREAM.INFO.{stream}", None)
             except BrokerError as error:
-                return f"Stream {stream}: {error}"
+                # What NATS said is for the log: whoever reaches the port reads this.
+                log.warning("not_ready", stream=stream, error=str(error))
+                return _unready_for(stream, error)
             cluster = info.get("cluster")
             if cluster is not None and not cluster.get("leader"):
                 return f"Stream {stream} has no leader."
         return None
+
+
+def _unready_for(stream: str, error: BrokerError) -> str:
+    match error:
+        case Refused():
+            return f"NATS refuses what this process has to ask of stream {stream}: its log says what (nats_refused)."
+        case NotStored():
+            return f"Stream {stream} is not there: a broker, or `runstream provision`, makes it."
+        case Unavailable():
+            return f"Stream {stream} does not answer."
+        case _:
+            return f"Stream {stream} cannot be used: the log says why (not_ready)."
 
 
 class Broker:
@@ -120,7 +136,12 @@ class Broker:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            connection = Connection(self._settings.nats_url, name="broker", patient=self._patient)
+            connection = Connection(
+                self._settings.nats_url,
+                name="broker",
+                patient=self._patient,
+                access=self._settings.nats_access("broker"),
+            )
             jetstream = JetStream(
                 connection,
                 timeout_seconds=self._settings.request_timeout_seconds,

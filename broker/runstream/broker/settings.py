@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+import ssl
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from runstream.broker.access import NatsAccess, read_authorities, read_certificate, read_credentials, read_key
 from runstream.broker.errors import InvalidSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from pydantic_core import ErrorDetails
 
@@ -78,6 +81,16 @@ def _nats_urls(value: str) -> str:
     return value
 
 
+def _looked_at(read: Callable[[Path], object]) -> AfterValidator:
+    """Have a file looked at: what is wrong with it is told at start, and not by who waits for NATS for ever."""
+
+    def look(path: Path) -> Path:
+        read(path)
+        return path
+
+    return AfterValidator(look)
+
+
 class BrokerSettings(BaseSettings):
     """What a broker, and whoever reads the log, needs to know. `RUNSTREAM_X_Y` sets `x_y`."""
 
@@ -85,6 +98,29 @@ class BrokerSettings(BaseSettings):
 
     nats_url: Annotated[str, AfterValidator(_nats_urls)] = Field(default="nats://127.0.0.1:4222", repr=False)
     """Where NATS is; several servers of one cluster are separated by commas. It may have a password in it."""
+
+    nats_credentials: Annotated[Path, _looked_at(read_credentials)] | None = None
+    """A `.creds` file, as `nsc` writes it: a user's JWT and the seed of its nkey."""
+
+    nats_nkey: Annotated[Path, _looked_at(read_key)] | None = None
+    """A file with the seed of a user's nkey. The server knows its public key, and what it may do."""
+
+    nats_ca: Annotated[Path, _looked_at(read_authorities)] | None = None
+    """A file with the certificates, in PEM, of those who may sign that of NATS; unset: those that the system trusts.
+    With this or one of the next three set, as with `tls://`, a server without TLS is told nothing."""
+
+    nats_certificate: Path | None = None
+    """A file with the certificate, in PEM, that NATS is shown."""
+
+    nats_certificate_key: Path | None = None
+    """A file with its key, in PEM, without a password."""
+
+    nats_server_name: str | None = Field(default=None, min_length=1)
+    """The name that NATS's certificate must be for; unset: the host of the URL."""
+
+    nats_inbox_prefix: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")
+    """What the subjects of answers begin with; unset: `_INBOX_` and the role, one of `broker`, `gateway`, `writer` and
+    `provision`, so that NATS can keep each from reading the others' answers."""
 
     shards: int = Field(default=1, ge=1, le=8)
     """Streams the runs are spread over. One is enough for a laptop; a run keeps the shard it started in."""
@@ -163,6 +199,36 @@ class BrokerSettings(BaseSettings):
     """Seconds an upload may bring no complete line, as long as a platform may be silent: half of a connection must not
     keep a run alive for ever."""
 
+    @model_validator(mode="after")
+    def _one_way_in(self) -> Self:
+        """Refuse what contradicts itself."""
+        parsed = [_parsed(url) for url in _split(self.nats_url)]
+        ways = (self.nats_credentials, self.nats_nkey, any(url.username for url in parsed) or None)
+        if sum(way is not None for way in ways) > 1:
+            message = "nats_credentials, nats_nkey and a password in nats_url: set one of them"
+            raise ValueError(message)
+        if (self.nats_certificate is None) != (self.nats_certificate_key is None):
+            message = "nats_certificate and nats_certificate_key: set both or none"
+            raise ValueError(message)
+        if self.nats_certificate is not None and self.nats_certificate_key is not None:
+            read_certificate(self.nats_certificate, self.nats_certificate_key, ssl.create_default_context())
+        if self.nats_access("").wants_tls and any(url.scheme == "ws" for url in parsed):
+            message = "nats_url: ws:// is without TLS, which other settings ask for; write wss://"
+            raise ValueError(message)
+        return self
+
+    def nats_access(self, role: str) -> NatsAccess:
+        """Give what `role` needs to be let in by NATS."""
+        return NatsAccess(
+            credentials=self.nats_credentials,
+            key=self.nats_nkey,
+            authorities=self.nats_ca,
+            certificate=self.nats_certificate,
+            certificate_key=self.nats_certificate_key,
+            server_name=self.nats_server_name,
+            inbox_prefix=self.nats_inbox_prefix or f"_INBOX_{role}",
+        )
+
 
 def resolved(kind: type[Settings], given: Mapping[str, object] | None = None) -> Settings:
     """Resolve settings: what is given (None: not) over the environment over the default. Raises `InvalidSettings`."""
@@ -183,4 +249,5 @@ def _complaint(kind: type[BaseSettings], found: ErrorDetails) -> str:
     prefix = str(kind.model_config["env_prefix"]).removeprefix("RUNSTREAM_").lower()
     field = kind.model_fields.get(str(found["loc"][0])) if found["loc"] else None
     shown = f", not {found['input']!r}" if field is not None and field.repr else ""
-    return f"{prefix}{'.'.join(map(str, found['loc']))}: {found['msg']}{shown}"
+    where = f"{prefix}{'.'.join(map(str, found['loc']))}: " if found["loc"] else ""
+    return f"{where}{found['msg']}{shown}"

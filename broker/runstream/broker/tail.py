@@ -143,7 +143,8 @@ class LiveTail:
             self._wake.set()
 
     def _hear(self, message: Message) -> None:
-        if is_stranger(message):
+        # What comes by a consumer that somebody had deliver to this subject keeps the one that it is stored under.
+        if is_stranger(message) or message.subject != self.address.live_subject:
             return  # It is passed over: what follows it shows a hole, and the log says what belongs there.
         entry, previous = live_entry(message)
         self._heard_at, self._silences = time.monotonic(), 0
@@ -236,6 +237,7 @@ class LiveTail:
         """Ask the leader for the tip until it answers, for as long as a reader may wait."""
         deadline = time.monotonic() + self._settings.read_patience_seconds
         while True:
+            shown = self._last
             try:
                 tip = await self._tip()
             except Unavailable:
@@ -246,7 +248,8 @@ class LiveTail:
             self._heard_at = time.monotonic()
             if tip is not None:
                 self._newest = max(self._newest, tip.seq)
-            elif self._last:
-                # The run was removed, its end with it: of an empty log nothing will ever come.
+            elif shown:
+                # The run was removed, its end with it: of an empty log nothing will ever come. Not so of one that was
+                # empty when it was asked for, and has had its first message since.
                 raise CursorExpired
             return

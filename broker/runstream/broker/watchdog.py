@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Self
 
 from runstream.broker.bucket import Stored
 from runstream.broker.ending import Outcome, failed
-from runstream.broker.errors import Broken, BrokenRecord, BrokerError, Fenced
+from runstream.broker.errors import Broken, BrokenRecord, BrokerError, Fenced, StoreFull
+from runstream.broker.fullness import announce_stuck
 from runstream.broker.keys import KV_OPERATION, LEASE_SECONDS, cancel_key, key_of, lease_key, live_subject, pulse_key
 from runstream.broker.lease import RENEWALS_PER_LEASE
 from runstream.broker.log import kind_of
@@ -289,6 +290,10 @@ class Watchdog:
             except Broken:
                 # Noted where it was found. Whoever can mend it, or read it, will; until then it is looked at rarely.
                 self._postpone(run_id)
+            except StoreFull as error:
+                log.warning("run_not_looked_after", run_id=run_id, error=str(error))
+                self._look_soon(run_id)
+                await announce_stuck(self._jetstream.connection, run_id, error)
             except BrokerError as error:
                 log.warning("run_not_looked_after", run_id=run_id, error=str(error))
             except Exception:
@@ -302,6 +307,11 @@ class Watchdog:
             lease.look_at = now + self._seconds * min(2 ** (lease.looks - 1), LONGEST_LOOK_FACTOR)
         if run_id in self._cancels:
             self._cancels[run_id] = now + self._seconds
+
+    def _look_soon(self, run_id: str) -> None:
+        """Look at a run again a lease later: it waits for room, and whoever has come to follow it is told so."""
+        if (lease := self._leases.get(run_id)) is not None:
+            lease.looks, lease.look_at = 0, time.monotonic() + self._seconds
 
     # -- acting -------------------------------------------------------------------------------------------------
 
@@ -401,9 +411,10 @@ class Watchdog:
         """See that a run which nobody has begun is on the work queue; False when none of it can be executed."""
         if record.is_terminal or not is_executable(record, last):
             return False
-        if await self._index.request(record.tenant, record.id) is None:
+        request = await self._index.request(record.tenant, record.id)
+        if request is None:
             return False
-        if await self._queue.put(record.tenant, record.id):
+        if await self._queue.put(record.tenant, record.id, request.traceparent):
             self._metrics.repaired("not_enqueued")
             log.info("run_enqueued_again", run_id=record.id)
         return True

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,7 +20,17 @@ import structlog
 
 from runstream.broker.agents.failures import AGENT_CRASHED, outcome_of
 from runstream.broker.ending import Outcome, end_run, failed, first_message
-from runstream.broker.errors import AgentFailed, BrokenRecord, BrokerError, Fenced, RunCancelled, StoreFull, Unavailable
+from runstream.broker.errors import (
+    AgentFailed,
+    BrokenRecord,
+    BrokerError,
+    Fenced,
+    RunCancelled,
+    StoreFull,
+    StoreUnavailable,
+    Unavailable,
+)
+from runstream.broker.fullness import Room, announce_stuck
 from runstream.broker.lease import RENEWALS_PER_LEASE, Lease
 from runstream.broker.log import kind_of, last_of
 from runstream.broker.logs import get_logger
@@ -154,6 +164,8 @@ class Worker:
                 # Whoever fenced this worker has the run; when it has ended, the message comes back to be taken off.
                 log.warning("run_fenced", error=str(error))
             except BrokerError as error:
+                if isinstance(error, (StoreFull, StoreUnavailable)):
+                    await announce_stuck(self._jetstream.connection, task.run_id, error)
                 if self._leaving.done():
                     log.info("run_left_to_others")
                 else:
@@ -203,21 +215,27 @@ class Worker:
     async def _attempt(
         self, task: Task, publisher: Publisher, record: RunRecord, request: RunRequest, *, is_empty: bool
     ) -> None:
-        if is_empty:
-            await publisher.publish_marked(first_message(record))
-        await publisher.publish_marked(Write(Kind.ATTEMPT, b""))
-        async with Lease(
+        room = Room(self._jetstream.connection, record.id, self._leaving)
+        lease = Lease(
             self._jetstream,
             self._index,
             publisher,
             tenant=record.tenant,
             seconds=self.hold_seconds,
             alongside=task.extend,
-        ) as lease:
+        )
+        if is_empty:
+            await publisher.publish_marked(first_message(record, request.traceparent))
+        await publisher.publish_marked(Write(Kind.ATTEMPT, b""))
+        async with AsyncExitStack() as stack:
+            # From here on it is this worker's: given back, it would be left alone until its lease lapses, and while
+            # the index is full none does.
+            await room.found(partial(stack.enter_async_context, lease))
             first_seq = record.first_seq or await self._first_seq(publisher.address)
             waiting = await self._waiting_for_approval(record)
             answers = waiting if carries_approval(request.body) else None
-            record = await self._index.begin(record, first_seq=first_seq, answers=answers)
+            begin = partial(self._index.begin, record, first_seq=first_seq, answers=answers)
+            record = await room.found(begin)
             if waiting != answers:
                 outcome = failed(record.id, INTERNAL_ERROR, message=WAITING_FOR_APPROVAL)
             elif lease.over.done():
@@ -226,7 +244,7 @@ class Worker:
             else:
                 self._metrics.run_started()
                 outcome = await self._run_agent(request, publisher, lease)
-            await self._end(publisher, record, outcome)
+            await self._end(publisher, record, outcome, room)
 
     async def _waiting_for_approval(self, record: RunRecord) -> str | None:
         """Return the run that keeps the agent from taking another message; a platform judges that for itself."""
@@ -238,8 +256,8 @@ class Worker:
         first = await self._jetstream.first_message(address.stream, address.subject)
         return 0 if first is None else first.seq
 
-    async def _end(self, publisher: Publisher, record: RunRecord, outcome: Outcome) -> None:
-        await end_run(publisher, self._index, record, outcome)
+    async def _end(self, publisher: Publisher, record: RunRecord, outcome: Outcome, room: Room) -> None:
+        await end_run(publisher, self._index, record, outcome, room=room)
         self._metrics.run_ended(status_of(outcome.stop_reason))
         log.info("run_ended", stop_reason=outcome.stop_reason, messages=publisher.next_index)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import msgspec
 from aiohttp import ClientConnectionResetError, web
 
-from runstream.broker.errors import BrokerError, Unavailable
+from runstream.broker.errors import BrokerError, RunStuck, Unavailable
 from runstream.gateway.errors import NOT_AGAIN, SHOULD_RETRY, ApiError, TryLater
 from runstream.gateway.paging import page_of
 from runstream.gateway.transcripts import in_turns
@@ -161,6 +161,12 @@ class Answers:
             detail = (
                 f"Run {record.id} has ended, but this gateway holds as many answers as it may. Do not send the message "
                 f"again: ask for /v1/runs/{record.id}/messages."
+            )
+            raise TryLater(detail, run_id=record.id) from error
+        except RunStuck as error:
+            detail = (
+                f"Run {record.id} cannot go on: the store is full. It does once an operator has made room. Do not send "
+                f"the message again: ask for /v1/runs/{record.id}/messages."
             )
             raise TryLater(detail, run_id=record.id) from error
         except Unavailable as error:

@@ -15,10 +15,10 @@ from runstream.broker.http import (
     description_operation,
     health_operations,
     metrics_operation,
-    name_server,
     routes,
     serving,
 )
+from runstream.broker.http_guard import guard
 from runstream.broker.index import Index
 from runstream.broker.jetstream import JetStream
 from runstream.broker.queue import WorkQueue
@@ -172,9 +172,11 @@ class Gateway:
             check_server(connection.server_version)
 
     async def _jetstream(self, stack: AsyncExitStack, name: str) -> JetStream:
-        connection = Connection(self._broker_settings.nats_url, name=name, patient=self._patient)
+        settings = self._broker_settings
+        access = settings.nats_access("gateway")
+        connection = Connection(settings.nats_url, name=name, patient=self._patient, access=access)
         self._connections.append(await stack.enter_async_context(connection))
-        seconds = min(self._broker_settings.request_timeout_seconds, self._settings.open_seconds)
+        seconds = min(settings.request_timeout_seconds, self._settings.open_seconds)
         jetstream = JetStream(connection, timeout_seconds=seconds, findings=self._findings)
         stack.push_async_callback(jetstream.close)
         return jetstream
@@ -206,7 +208,7 @@ class Gateway:
         presence = AgentPresence(jetstream.connection, grace_seconds=self._settings.agent_grace_seconds)
 
         repair = Repair(jetstream, self._broker_settings, index, observe=self.metrics.repaired)
-        waiter = EndWaiter(jetstream.connection, index, self.hub.reader, self._broker_settings)
+        waiter = EndWaiter(jetstream.connection, index, self.hub.reader, self._broker_settings, self.hub.stuck)
         transcripts = Transcripts(self.hub.reader, self._settings, self._broker_settings)
         answers = Answers(index, waiter, transcripts, self._settings)
         self.metrics.watch(
@@ -300,11 +302,12 @@ class Gateway:
         )
         app.add_routes([*mounted(served), *routes(for_operators)])
         app.router.add_route("*", "/{path:.*}", fallback)
-        app.on_response_prepare.extend([name_server, self._close_when_draining])
+        app.on_response_prepare.append(self._close_when_draining)
         app.on_shutdown.append(self._leave)
         deprecation.add_to(app)
         if self._settings.cors_origins is not None:
             Cors(self._settings.cors_origins).add_to(app)
+        guard(app)
         # Without handler_cancellation a handler outlives its client, and a follower of a silent run never ends.
         runner = web.AppRunner(
             app,

@@ -21,9 +21,11 @@ from runstream.schemas import InvalidRecord, decode_run
 
 if TYPE_CHECKING:
     from runstream.broker.connection import Connection, Message, Subscription
+    from runstream.broker.errors import BrokerError
     from runstream.broker.index import Index
     from runstream.broker.reader import LogReader
     from runstream.broker.settings import BrokerSettings
+    from runstream.gateway.stuck import StuckRuns
     from runstream.schemas import RunRecord
 
 __all__ = ["EndWaiter", "is_over"]
@@ -43,8 +45,12 @@ def is_over(record: bytes) -> bool:
 class EndWaiter:
     """Waits for the ends of any number of runs."""
 
-    def __init__(self, connection: Connection, index: Index, reader: LogReader, settings: BrokerSettings) -> None:
+    def __init__(
+        self, connection: Connection, index: Index, reader: LogReader, settings: BrokerSettings, stuck: StuckRuns
+    ) -> None:
         self.connection = connection
+        self.stuck = stuck
+        stuck.tell(self.give_up)
         self.index = index
         self.reader = reader
         self.settings = settings
@@ -57,11 +63,17 @@ class EndWaiter:
         for wait in self._waits:
             wait.wake()
 
+    def give_up(self, run_id: str, error: BrokerError) -> None:
+        """Have whoever waits for the end of a run that does not go on wait no longer."""
+        for wait in self._waits:
+            if wait.run_id == run_id:
+                wait.fail(error)
+
     async def end_of(self, record: RunRecord) -> RunRecord | None:
         """Return the record of a run once it has ended; None if this gateway stops before that.
 
         Raises `Unavailable` when NATS stays away for longer than a reader waits, `CursorExpired` when nothing is left
-        of the run, neither its record nor its log.
+        of the run, neither its record nor its log, and what `give_up` was told.
         """
         if record.is_terminal:
             return record
@@ -81,11 +93,22 @@ class _Wait:
         self._waiter = waiter
         self._record = record
         self._woken = asyncio.Event()
+        self._failure: BrokerError | None = None
         self._subscription: Subscription | None = None
         self._unlisten = waiter.connection.on_reconnect(self.wake)
 
+    @property
+    def run_id(self) -> str:
+        """Which run is waited for."""
+        return self._record.id
+
     def wake(self) -> None:
         """Have it look again."""
+        self._woken.set()
+
+    def fail(self, error: BrokerError) -> None:
+        """Have it look for the last time."""
+        self._failure = error
         self._woken.set()
 
     async def close(self) -> None:
@@ -102,6 +125,8 @@ class _Wait:
             try:
                 if (ended := await self._look()) is not None:
                     return ended
+                if self._failure is not None:
+                    raise self._failure
                 away_since = None
                 pause = settings.silence_seconds * min(2**silences, LONGEST_SILENCE_FACTOR)
                 silences += 1
@@ -120,6 +145,7 @@ class _Wait:
         """Return the record if the run has ended, None if it goes on."""
         run = self._record
         if self._subscription is None:
+            await self._waiter.stuck.listen()
             # Before the index is asked: a record that changes in between is heard of twice, and never not at all.
             subject = live_subject(run_key(run.tenant, run.id))
             self._subscription = await self._waiter.connection.subscribe(subject, self._hear)

@@ -1,4 +1,4 @@
-"""The command line: `runstream up`, `gateway`, `broker` and `provision`, and what they tell people."""
+"""The command line: `runstream up`, `gateway`, `broker`, `provision`, `nats-keys`, and what they tell people."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from runstream.broker.agents.settings import UpstreamSettings
 from runstream.broker.errors import BrokerError
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.gateway.logs import configure_logs
+from runstream.gateway.natskeys import make_keys
 from runstream.gateway.process import CannotStart, Termination, until_stopped
 from runstream.gateway.provisioning import provision_once
 from runstream.gateway.serving import serve_broker, serve_gateway
@@ -205,6 +206,15 @@ def provision_command(  # noqa: PLR0917  # typer reads options off the parameter
         settings = resolved(BrokerSettings, given)
         # Not `until_stopped`: whoever breaks it off must not be told that all was done.
         uvloop.run(provision_once(settings, rebuild_index=rebuild_index, tell=typer.echo))
+
+
+@app.command("nats-keys")
+def nats_keys_command(
+    directory: Annotated[Path, typer.Argument(help="Where to; it is made if it is not there.")],
+) -> None:
+    """Make a key for each role's user of NATS, for deploy/nats/nats-server.conf."""
+    with _told("info", None):
+        make_keys(directory, tell=typer.echo)
 
 
 def _upstream(platform: Platform | None) -> Upstream | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from contextvars import Context
 from typing import TYPE_CHECKING
 
 from runstream.broker.credentials import CREDENTIAL_HEADERS, CREDENTIALS, NONE_SENT, encode_credentials
@@ -73,7 +74,7 @@ class Credentials:
 
     async def _listen(self) -> None:
         if self._listening is None or (self._listening.done() and self._listening.exception() is not None):
-            self._listening = asyncio.create_task(self._subscribe(), name="credentials")
+            self._listening = asyncio.create_task(self._subscribe(), name="credentials", context=Context())
         await asyncio.shield(self._listening)
 
     async def _subscribe(self) -> None:

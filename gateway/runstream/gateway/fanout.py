@@ -14,15 +14,17 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import aclosing, asynccontextmanager
+from contextvars import Context
 from typing import TYPE_CHECKING
 
 import structlog
 
-from runstream.broker.errors import BrokenLog, BrokerError, CursorExpired, Unavailable
+from runstream.broker.errors import BrokenLog, BrokerError, CursorExpired, RunStuck, Unavailable
 from runstream.broker.tail import LiveTail, TailCounters
 from runstream.broker.topology import LogAddress, shard_of_cursor
 from runstream.gateway.follower import Follower, Watch, newest_seq_id
 from runstream.gateway.seats import Seats
+from runstream.gateway.stuck import StuckRuns
 from runstream.gateway.window import Frame, Window
 from runstream.schemas import Kind
 
@@ -66,19 +68,21 @@ class RunTail:
             self.address,
             counters=hub.counters,
             on_entries=self._on_entries,
-            on_failure=self._on_failure,
+            on_failure=self.fail,
         )
         self._opening: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to fill the window."""
-        self._opening = asyncio.create_task(self._open(), name=f"open-{self.record.id}")
+        # All who follow share it: what it logs is not the first one's.
+        self._opening = asyncio.create_task(self._open(), name=f"open-{self.record.id}", context=Context())
 
     async def _open(self) -> None:
         try:
+            await self._hub.stuck.listen()
             await self._tail.open(self._begin_at)
         except BrokerError as error:
-            self._on_failure(error)
+            self.fail(error)
         finally:
             self._ready.set()
 
@@ -95,7 +99,7 @@ class RunTail:
     async def opened(self) -> None:
         """Wait until the window holds the newest part of the log. Raises what kept it from doing so."""
         await self._ready.wait()
-        if self.failure is not None and not (isinstance(self.failure, BrokenLog) and self.tip is not None):
+        if self.failure is not None and not self.is_readable:
             raise self.failure
         if self._opening is not None and self._opening.done():
             self._opening.result()  # A defect in opening is the waiters' to hear, not only the loop's.
@@ -117,6 +121,17 @@ class RunTail:
         if first is None or first.index:
             raise CursorExpired(run_id=self.record.id)
         return first.seq
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether what is stored so far is there for everybody, though nothing can be told of what follows it."""
+        match self.failure:
+            case None | RunStuck():
+                return True
+            case BrokenLog():
+                return self.tip is not None
+            case _:
+                return False
 
     def is_over_at(self, cursor: int) -> bool:
         """Tell whether the run has ended and nothing of it follows `cursor`."""
@@ -163,7 +178,8 @@ class RunTail:
                 follower.write_ready(data, last, seq_id, now)
         return left
 
-    def _on_failure(self, error: BrokerError) -> None:
+    def fail(self, error: BrokerError) -> None:
+        """Follow the run no further, and say why to whoever does."""
         self.failure = error
         self._hub.drop(self)
         for follower in self._live:
@@ -188,6 +204,8 @@ class Hub:
         self.metrics = metrics
         self.counters = TailCounters()
         self.seats = Seats(settings, metrics)
+        self.stuck = StuckRuns(jetstream.connection)
+        self.stuck.tell(self.give_up)
         self._tails: dict[str, RunTail] = {}
 
     @property
@@ -199,6 +217,11 @@ class Hub:
         """Let nobody else join a tail that has failed or lost its last follower."""
         if self._tails.get(tail.record.id) is tail:
             del self._tails[tail.record.id]
+
+    def give_up(self, run_id: str, error: BrokerError) -> None:
+        """Cut whoever follows a run that does not go on, once he has what is stored of it."""
+        if (tail := self._tails.get(run_id)) is not None:
+            tail.fail(error)
 
     @asynccontextmanager
     async def tail(self, record: RunRecord) -> AsyncIterator[RunTail]:
@@ -253,7 +276,8 @@ class Hub:
         """Write the run to a follower from its cursor to its end, however slow it is.
 
         Returns when the follower has the end or is gone. Raises `Unavailable` or `CursorExpired` when the log cannot
-        be followed any further, TimeoutError when the follower's socket stayed blocked past the write deadline.
+        be followed any further, `RunStuck` when nothing more can be stored in it, TimeoutError when the follower's
+        socket stayed blocked past the write deadline.
         """
         watch = Watch(
             follower,
@@ -278,14 +302,14 @@ class Hub:
 
     async def _advance(self, tail: RunTail, follower: Follower) -> None:
         """Take one step: from the log, from the window, or, when nothing is left, live until something happens."""
-        if tail.failure is not None and not isinstance(tail.failure, BrokenLog):
+        if tail.failure is not None and not tail.is_readable:
             raise tail.failure
         if follower.cursor < tail.window.base:
             await self._catch_up(tail, follower)
         elif self._write_stretch(tail.window, follower):
             await follower.response.drained(self.settings.write_deadline_seconds)
         elif tail.failure is not None:
-            raise tail.failure  # What is before a message that cannot be read is there for everybody.
+            raise tail.failure
         else:
             tail.join(follower)
             await follower.woken.wait()

@@ -18,6 +18,7 @@ import structlog
 from aiohttp import ClientConnectionResetError, ClientError, HttpVersion11, hdrs, web
 from multidict import CIMultiDict
 
+from runstream.broker.http_guard import REQUEST_ID, request_id_of
 from runstream.gateway.errors import (
     ApiError,
     BadRequest,
@@ -224,6 +225,7 @@ class PassThrough:
         headers["X-Forwarded-Host"] = said.get(hdrs.X_FORWARDED_HOST, request.host)
         headers["X-Forwarded-Proto"] = said.get(hdrs.X_FORWARDED_PROTO, request.scheme)
         headers["Via"] = _listed(said, hdrs.VIA, f"1.1 {self._name}")
+        headers[REQUEST_ID] = request_id_of(request)
         return headers
 
     async def _hand_over(self, request: web.Request, answer: ClientResponse) -> tuple[str, web.StreamResponse]:

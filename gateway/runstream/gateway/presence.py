@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from contextvars import Context
 from typing import TYPE_CHECKING
 
 from runstream.broker.errors import Unavailable
@@ -46,7 +47,7 @@ class AgentPresence:
         """
         if time.monotonic() >= self._good_until:
             if self._asking is None or self._asking.done():
-                self._asking = asyncio.create_task(self._ask(), name="agent-presence")
+                self._asking = asyncio.create_task(self._ask(), name="agent-presence", context=Context())
             await asyncio.shield(self._asking)  # All who wait share one question: none of them may end it.
         return self._last
 

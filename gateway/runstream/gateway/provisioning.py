@@ -23,7 +23,8 @@ async def provision_once(settings: BrokerSettings, *, rebuild_index: bool, tell:
 
     Raises `Unavailable`, `TopologyError`, `StoreRefused`. Repeating it is safe, at whatever point it was broken off.
     """
-    async with Connection(settings.nats_url, name="provision") as connection:
+    access = settings.nats_access("provision")
+    async with Connection(settings.nats_url, name="provision", access=access) as connection:
         check_server(connection.server_version)
         jetstream = JetStream(connection, timeout_seconds=settings.request_timeout_seconds)
         try:

@@ -77,7 +77,7 @@ async def serve_broker(
     """
     async with AsyncExitStack() as stack:
         listener, metrics_listener = _ports(stack, service)
-        opened = None if agent is None else await stack.enter_async_context(agent.open(settings.nats_url))
+        opened = None if agent is None else await stack.enter_async_context(agent.open(settings))
         broker = Broker(
             settings,
             agent=opened,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
 
 from runstream.broker.ending import first_message
-from runstream.broker.errors import BrokerError, Fenced, Unsettled
+from runstream.broker.errors import BrokerError, Fenced, StoreFull, Unsettled
+from runstream.broker.http_guard import traceparent_in
 from runstream.broker.index import Claimed
 from runstream.broker.opening import claim
 from runstream.broker.publisher import Publisher
@@ -38,9 +38,6 @@ CLOSE_SECONDS = 5.0
 """How long runs that are being started are waited for at the end: what is left of one a watchdog does."""
 FIRST_MESSAGE_PATIENCE_SECONDS = 10.0
 """How long it is tried to begin a run's log, whoever has been told meanwhile to resume it: a watchdog does it after."""
-
-TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-"""W3C's; a `traceparent` of any other form is none."""
 
 log = structlog.get_logger(__name__)
 
@@ -116,7 +113,7 @@ class Starter:
             background=record.background,
             include_return_message_types=record.request_config.include_return_message_types,
             body=body,
-            traceparent=_traceparent(headers),
+            traceparent=traceparent_in(headers),
         )
         return await self._starting.do(self._start(record, request, headers), name=f"start-{run_id}")
 
@@ -142,7 +139,13 @@ class Starter:
             return claimed
         try:
             async with asyncio.timeout(self._patience_seconds):
-                await self._starting.do(self._hand_over(record), name=f"hand-over-{record.id}")
+                await self._starting.do(self._hand_over(record, request.traceparent), name=f"hand-over-{record.id}")
+        except StoreFull as error:
+            raise TryLater(
+                f"Run {record.id} was claimed, but the store is full: it begins once an operator has made room. Do not "
+                "send the message again: resume it.",
+                run_id=record.id,
+            ) from error
         except (BrokerError, TimeoutError) as error:
             raise TryLater(
                 f"Run {record.id} was claimed, but the store went away before it could be handed to a worker.",
@@ -150,7 +153,7 @@ class Starter:
             ) from error
         return claimed
 
-    async def _hand_over(self, record: RunRecord) -> None:
+    async def _hand_over(self, record: RunRecord, traceparent: str | None) -> None:
         """Store the log's first message, then enqueue: a worker that takes the run finds its log begun."""
         address = LogAddress(record.id, record.shard)
         publisher = Publisher(self._jetstream, address, self._settings, patience_seconds=FIRST_MESSAGE_PATIENCE_SECONDS)
@@ -158,13 +161,8 @@ class Starter:
             async with publisher:
                 # Fenced: a broker was faster, and has begun the log, or ended it for a client that cancelled the run.
                 with contextlib.suppress(Fenced):
-                    await publisher.publish_marked(first_message(record))
-            await self._queue.put(record.tenant, record.id)
+                    await publisher.publish_marked(first_message(record, traceparent))
+            await self._queue.put(record.tenant, record.id, traceparent)
         except BrokerError as error:
             log.warning("run_not_enqueued", run_id=record.id, error=str(error))
             raise
-
-
-def _traceparent(headers: Mapping[str, str]) -> str | None:
-    found = headers.get("traceparent", "")
-    return found if TRACEPARENT.fullmatch(found) else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 from aiohttp import ClientConnectionResetError, web
 
-from runstream.broker.errors import Broken, BrokerError, CursorExpired
+from runstream.broker.errors import Broken, BrokerError, CursorExpired, RunStuck
 from runstream.gateway.errors import RETRY_SECONDS
 from runstream.gateway.follower import Follower
 from runstream.gateway.response import EventResponse
@@ -90,5 +90,7 @@ def _last_words(follower: Follower, error: BrokerError) -> bytes:
             return cut_error(follower.run_id, "expired")
         case Broken():
             return cut_error(follower.run_id, "log_broken")
+        case RunStuck():
+            return cut_error(follower.run_id, "store_full")
         case _:
             return cut_error(follower.run_id, "store_unavailable")

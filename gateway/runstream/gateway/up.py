@@ -28,6 +28,18 @@ __all__ = ["up"]
 
 log = structlog.get_logger(__name__)
 
+NOBODY = dict.fromkeys(
+    (
+        "nats_credentials",
+        "nats_nkey",
+        "nats_ca",
+        "nats_certificate",
+        "nats_certificate_key",
+        "nats_server_name",
+    )
+)
+"""What another NATS may want to know, and the embedded one does not."""
+
 STORE_SECONDS = 60.0
 """How long the embedded nats-server may take to be ready: it reads its streams, and after a crash repairs them."""
 
@@ -57,10 +69,13 @@ async def up(
                     EmbeddedServer(directory, port=settings.nats_port, start_timeout=STORE_SECONDS)
                 )
             ).url
-        connected = broker_settings.model_copy(update={"nats_url": nats_url})
+        # The embedded server lets in whoever is on this machine, and is told nothing of what another NATS wants.
+        connected = broker_settings.model_copy(
+            update={"nats_url": nats_url} if settings.nats_url is not None else {**NOBODY, "nats_url": nats_url}
+        )
         broker = Broker(
             connected,
-            agent=await stack.enter_async_context(agent.open(nats_url)),
+            agent=await stack.enter_async_context(agent.open(connected)),
             forwards_credentials=agent.forwards_credentials,
             judges_approvals=agent.judges_approvals,
             listener=broker_socket,

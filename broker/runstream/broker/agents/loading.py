@@ -18,6 +18,7 @@ from runstream.broker.connection import Connection
 from runstream.broker.credentials import bearer_in, credentials_of
 from runstream.broker.errors import AgentFailed, InvalidAgent, InvalidSettings
 from runstream.broker.logs import get_logger
+from runstream.broker.settings import BrokerSettings
 
 if TYPE_CHECKING:
     from runstream.broker.agents import Agent
@@ -35,8 +36,8 @@ ADDRESS = re.compile(r"[\w.-]+:\d+")
 class AgentSource(msgspec.Struct, frozen=True, kw_only=True):
     """An agent that was looked at and can be opened."""
 
-    open: Callable[[str], AbstractAsyncContextManager[Agent]]
-    """Open it, given the URL of NATS; leaving the context gives back what it holds."""
+    open: Callable[[BrokerSettings], AbstractAsyncContextManager[Agent]]
+    """Open it, given where NATS is; leaving the context gives back what it holds."""
     forwards_credentials: bool = False
     """Whether it is to be called with what the client authenticated itself with."""
     letta: Platform | None = None
@@ -69,7 +70,7 @@ def agent_source(spec: str, settings: UpstreamSettings) -> AgentSource:
 
 def _platform(platform: Platform, settings: UpstreamSettings) -> AgentSource:
     if settings.auth == "forward":
-        return AgentSource(open=lambda nats_url: _forwarding(platform, settings, nats_url), forwards_credentials=True)
+        return AgentSource(open=lambda nats: _forwarding(platform, settings, nats), forwards_credentials=True)
     if settings.auth is None:
         return AgentSource(open=lambda _: http_agent(platform, settings))
     secret = Path(settings.auth)
@@ -86,9 +87,10 @@ def _platform(platform: Platform, settings: UpstreamSettings) -> AgentSource:
 
 
 @asynccontextmanager
-async def _forwarding(platform: Platform, settings: UpstreamSettings, nats_url: str) -> AsyncIterator[Agent]:
+async def _forwarding(platform: Platform, settings: UpstreamSettings, nats: BrokerSettings) -> AsyncIterator[Agent]:
+    access = nats.nats_access("broker")
     async with (
-        Connection(nats_url, name="credentials", patient=True) as connection,
+        Connection(nats.nats_url, name="credentials", patient=True, access=access) as connection,
         http_agent(platform, settings, lambda request: credentials_of(request, connection)) as agent,
     ):
         yield agent

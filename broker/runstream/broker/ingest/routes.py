@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from runstream.broker.ending import Outcome, failed
 from runstream.broker.errors import BrokerError
 from runstream.broker.http_body import BadBody, parse_body, pieces_of, read_body
+from runstream.broker.http_guard import traceparent_in
 from runstream.broker.ingest.errors import STATUSES, IngestError, not_usable, refusals, translated
 from runstream.broker.logs import get_logger
 from runstream.broker.operations import Answer, Body, Header, Operation
@@ -188,7 +189,7 @@ class _Routes:
     async def open(self, request: web.Request) -> web.Response:
         """`POST /ingest/v1/runs`: open a run, which any gateway serves from then on."""
         wanted = _valid(OpenRunRequest, await self._parsed(request))
-        return _json(await self._ingest.open(wanted), status=201)
+        return _json(await self._ingest.open(wanted, traceparent_in(request.headers)), status=201)
 
     async def append(self, request: web.Request) -> web.Response:
         """`POST /ingest/v1/runs/{run_id}/chunks`: store chunks."""

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from runstream.broker.ending import Outcome
-from runstream.broker.errors import BrokerError, Fenced, Unavailable, WrongLastSequence
+from runstream.broker.errors import BrokerError, Fenced, StoreFull, Unavailable, WrongLastSequence
+from runstream.broker.fullness import announce_stuck
 from runstream.broker.index import Index
 from runstream.broker.ingest.errors import IngestError, translated
 from runstream.broker.jetstream import StoredMessage
@@ -97,7 +98,7 @@ class IngestedRuns:
         self._take_over = TakeOver(jetstream, settings, self.index)
         self._known: OrderedDict[str, _Known] = OrderedDict()
 
-    async def open(self, wanted: OpenRunRequest) -> Standing:
+    async def open(self, wanted: OpenRunRequest, traceparent: str | None) -> Standing:
         """Open a run: from here on any gateway serves it, and its lease wants signs of life.
 
         Not to be cancelled half-way: a claim that is given up may be stored all the same.
@@ -112,7 +113,7 @@ class IngestedRuns:
         )
         await claim_to_write(self.index, self._repair, record)
         try:
-            standing = await self._begun(record, None)
+            standing = await self._begun(record, None, traceparent)
             await self.keep_alive(standing.record, at_once=True)
         except BrokerError as error:
             refused = translated(error)
@@ -162,11 +163,11 @@ class IngestedRuns:
             )
         return stored.value
 
-    async def _begun(self, record: RunRecord, last: StoredMessage | None) -> Standing:
+    async def _begun(self, record: RunRecord, last: StoredMessage | None, traceparent: str | None = None) -> Standing:
         address = LogAddress(record.id, record.shard)
         after = Publisher.after(last, self._jetstream, address, self._settings, patience_seconds=PATIENCE_SECONDS)
         async with after as publisher:
-            begun = await begin(self._jetstream, self.index, publisher, record)
+            begun = await begin(self._jetstream, self.index, publisher, record, traceparent=traceparent)
         stored = await self._take_over.last_of(begun)
         if stored is None or begun.is_terminal:
             raise over(begun)
@@ -262,7 +263,11 @@ class IngestedRuns:
 
     async def _end(self, record: RunRecord, last: StoredMessage | None, outcome: Outcome) -> None:
         self.forget(record.id)
-        ended = await self._take_over.end(record, last, outcome)
+        try:
+            ended = await self._take_over.end(record, last, outcome)
+        except StoreFull as full:
+            await announce_stuck(self._jetstream.connection, record.id, full)
+            raise
         if ended.is_last:
             self.count_end(ended.stop_reason)
             log.info("run_ended", run_id=record.id, stop_reason=ended.stop_reason)

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from runstream.broker.ending import Outcome, end_run
-from runstream.broker.errors import BrokerError, Fenced, RunCancelled, RunTooLong
+from runstream.broker.errors import BrokerError, Fenced, RunCancelled, RunTooLong, StoreFull
 from runstream.broker.http_body import BadBody
 from runstream.broker.ingest.appending import Appending
 from runstream.broker.ingest.chunks import Lines, bodies_of, body_of_line
@@ -91,9 +91,9 @@ class Ingest:
             self.uploads -= is_upload
             self.requests -= not is_upload
 
-    async def open(self, wanted: OpenRunRequest) -> dict[str, object]:
+    async def open(self, wanted: OpenRunRequest, traceparent: str | None) -> dict[str, object]:
         """Open a run, though its writer may leave meanwhile."""
-        standing = await self._to_its_end(self.runs.open(wanted))
+        standing = await self._to_its_end(self.runs.open(wanted, traceparent))
         return {"run_id": standing.record.id, "last_seq_id": standing.last.seq}
 
     async def keep_alive(self, run_id: str) -> dict[str, object]:
@@ -216,7 +216,8 @@ class Ingest:
                     lease = await stack.enter_async_context(self._lease(standing, publisher))
                     await self._read(appending, read, [lease.over, publisher.failed])
                 else:
-                    await self.runs.keep_alive(standing.record)
+                    with contextlib.suppress(StoreFull):  # Nor can anybody else's lease be renewed: none lapses.
+                        await self.runs.keep_alive(standing.record)
                     await _all_of_it(appending, read)
             except RunCancelled as reason:
                 raise await self._cancelled(standing, publisher, appending, reason) from None
