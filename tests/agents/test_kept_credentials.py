@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from runstream.broker.auth.principal import ANYBODY
 from runstream.broker.connection import Connection
 from runstream.broker.credentials import NONE_SENT, credentials_of
 from runstream.broker.embedded import EmbeddedServer
@@ -194,6 +195,7 @@ async def start(starter: Starter, *otids: str, agent_id: str) -> str:
     claimed = await starter.start(
         AgentStreamRequest.model_validate(body),
         body,
+        who=ANYBODY,
         headers=SENT,
         agent_id=agent_id,
         conversation_id=None,

@@ -68,7 +68,8 @@ class Exchange(asyncio.Protocol):
         if not self.begun.is_set() and b"data: " in b"".join(self.blocks):
             self.begun.set()
         self._newest = (self._newest + data[-len(LAST_CHUNK) :])[-len(LAST_CHUNK) :]
-        if self._newest == LAST_CHUNK:
+        # Not before an event: headers may end with the same bytes (`Deprecation: @1778716800`, for one).
+        if (self.begun.is_set() and self._newest == LAST_CHUNK) or not self.blocks[0].startswith(b"HTTP/1.1 200 "):
             self.ended.set()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature

@@ -1,12 +1,20 @@
-"""A figure: what was measured, in rounds, and what becomes of the samples."""
+"""A figure: one number that every run of a scenario measures once, and whether its median meets the target."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Any
+from typing import Any, Self
 
 NS_PER_MS = 1_000_000
+NS_PER_US = 1_000
+US_PER_SECOND = 1_000_000
+RATIO = "x"
+"""The unit of what has none: so many times as much."""
+
+
+class NothingMeasured(Exception):
+    """A figure without a run has no median."""
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:
@@ -17,61 +25,60 @@ def percentile(samples: Sequence[float], percent: float) -> float:
 
 @dataclass
 class Figure:
-    """One row of the report. A round is a list of milliseconds; what counts is the median of the rounds' medians.
+    """One row of the report. What counts is the median of its runs: one that something else spoilt does not decide.
 
-    So one round that something else on the machine spoilt does not decide.
+    `who` is who was measured, `case` under what, `what` the quantity. A target is a bound, above or below.
     """
 
-    key: str
-    name: str
-    target_ms: float | None = None
-    note: str = ""
-    rounds: list[list[float]] = field(default_factory=list)
-
-    def add(self, nanoseconds: Iterable[int]) -> None:
-        """Add a round."""
-        self.rounds.append([each / NS_PER_MS for each in nanoseconds])
-
-    def median_of(self, percent: float) -> float:
-        """The median, over the rounds, of a percentile."""
-        return statistics.median(percentile(each, percent) for each in self.rounds)
+    who: str
+    case: str
+    what: str
+    unit: str
+    at_most: float | None = None
+    at_least: float | None = None
+    runs: list[float] = field(default_factory=list)
 
     @property
-    def p50(self) -> float:
-        return self.median_of(50)
+    def key(self) -> str:
+        """What names the figure in the raw numbers, in every report."""
+        return f"{self.who} / {self.case} / {self.what}"
 
     @property
-    def p99(self) -> float:
-        return self.median_of(99)
+    def median(self) -> float:
+        if not self.runs:
+            raise NothingMeasured(self.key)
+        return statistics.median(self.runs)
 
     @property
-    def samples(self) -> int:
-        return sum(map(len, self.rounds))
+    def target(self) -> str:
+        """The bound as people read it, empty without one."""
+        if self.at_most is not None:
+            return f"≤ {self.at_most:,g}"
+        return "" if self.at_least is None else f"≥ {self.at_least:,g}"
 
     @property
     def is_met(self) -> bool | None:
         """Whether the target is met, None where there is none."""
-        return None if self.target_ms is None else self.p50 <= self.target_ms
+        if self.at_most is not None:
+            return self.median <= self.at_most
+        return None if self.at_least is None else self.median >= self.at_least
 
     def to_json(self) -> dict[str, Any]:
+        """What the raw numbers hold of it."""
         return {
-            "key": self.key,
-            "name": self.name,
-            "target_ms": self.target_ms,
-            "p50_ms": round(self.p50, 4),
-            "p99_ms": round(self.p99, 4),
+            "who": self.who,
+            "case": self.case,
+            "what": self.what,
+            "unit": self.unit,
+            "at_most": self.at_most,
+            "at_least": self.at_least,
+            "median": self.median,
+            "runs": self.runs,
             "met": self.is_met,
-            "note": self.note,
-            "rounds": [_summary(each) for each in self.rounds],
         }
 
-
-def _summary(samples: Sequence[float]) -> dict[str, float]:
-    return {
-        "samples": len(samples),
-        "min_ms": round(min(samples), 4),
-        "p50_ms": round(percentile(samples, 50), 4),
-        "p90_ms": round(percentile(samples, 90), 4),
-        "p99_ms": round(percentile(samples, 99), 4),
-        "max_ms": round(max(samples), 4),
-    }
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Self:
+        """Read one back."""
+        given = {name: found[name] for name in ("who", "case", "what", "unit", "at_most", "at_least", "runs")}
+        return cls(**given)

@@ -1,117 +1,150 @@
-"""Measures what runstream costs: `make bench`, `make bench ARGS=--quick`.
+"""Measures what runstream costs, beside those that users would pick instead: `make bench`, `make bench-quick`.
 
-Starts `runstream up`, loads it from two processes of their own, prints a Markdown table, and ends what it started.
-A missed target is said, not failed: on a machine that others use too, a number is no verdict. What is lost, doubled
-or out of order, however, is a failure, and so is a bench that takes too long.
+Prints a Markdown table, and ends what it started. A missed target is said, not failed: on a machine that others use
+too, a number is no verdict. What is lost, doubled or out of order, however, is a failure, and so are a peer that is
+missing and a bench that takes too long.
 """
 
 import argparse
 import asyncio
 import contextlib
-import json
-import os
 import signal
+import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.bench import machine, report
+from tests.bench.bench import Bench, Findings, Scenario
+from tests.bench.environments import ROOT, NotInstalled, python_of
 from tests.bench.exchange import Refused
-from tests.bench.figures import Figure
-from tests.bench.load import LoadFailed, LoadProcess
-from tests.bench.scenarios import FACTS, QUICK, SCENARIOS, Bench, Sizes, warm_up
-from tests.support.processes import python, running
+from tests.bench.figures import NothingMeasured
+from tests.bench.load import LoadFailed
+from tests.bench.peers.contender import Entry
+from tests.bench.peers.registry import PEERS
+from tests.bench.peers.serving import without_settings
+from tests.bench.progress import Bar
+from tests.bench.scenarios import NAMES, quick, whole
 
 RESULTS = Path(__file__).parent / "results"
-LONGEST_SECONDS = 115.0
-START_SECONDS = 60.0
+RUNS = 5
+START_SECONDS = 120.0
+"""What the start of runstream and of the load may take."""
+PLOT_SECONDS = 120.0
 
 
-class Progress:
-    """One line on stderr that says what is going on; lines where that is no terminal."""
-
-    def __init__(self) -> None:
-        self._begun = time.monotonic()
-
-    def say(self, what: str) -> None:
-        elapsed = f"[{time.monotonic() - self._begun:5.1f} s] {what}"
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[K{elapsed}")
-        else:
-            sys.stderr.write(f"{elapsed}\n")
-        sys.stderr.flush()
-
-    def clear(self) -> None:
-        if sys.stderr.isatty():
-            sys.stderr.write("\r\x1b[K")
+class Absent(Exception):
+    """A peer could not be measured."""
 
 
-@contextlib.asynccontextmanager
-async def server() -> AsyncIterator[tuple[int, dict[str, str]]]:
-    """A `runstream up` on free ports with a store of its own: its process id and where it listens."""
-    with tempfile.TemporaryDirectory(prefix="runstream-bench-") as directory:
-        ports = ("--port", "0", "--broker-port", "0", "--nats-port", "0")
-        command = python("-m", "runstream.gateway", "up", *ports, "--data-dir", directory, "--log-level", "warning")
-        async with running(*command) as process:
-            await process.wait_for_line("^ready ", timeout=START_SECONDS)
-            endpoints = json.loads((Path(directory) / "endpoints.json").read_text(encoding="utf-8"))
-            yield process.pid, endpoints
+@dataclass
+class Plan:
+    """What is measured, and how."""
+
+    scenarios: Sequence[Scenario]
+    peers: tuple[Entry, ...]
+    runs: int
+    is_small: bool
+    """The scenarios share a runstream, and their targets do not hold."""
+
+    async def carry_out(self) -> dict[str, Any]:
+        """Measure; SIGTERM, like Ctrl-C, ends what was started before it ends the bench."""
+        measuring = asyncio.current_task()
+        assert measuring is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
+        found: dict[str, Any] = {"format": report.FORMAT, "machine": machine.facts(), "runs": self.runs}
+        found["peers"] = [entry.title for entry in self.peers]
+        found["scenarios"] = {}
+        async with contextlib.AsyncExitStack() as stack:
+            bar = stack.enter_context(Bar.of(len(self.scenarios) * self.runs))
+            shared = await stack.enter_async_context(self._bench(bar)) if self.is_small else None
+            for scenario in self.scenarios:
+                findings = Findings(is_judged=not self.is_small)
+                await self._go_through(scenario, findings, bar, None if scenario.is_fresh else shared)
+                found["scenarios"][scenario.name] = report.raw(findings, scenario.title)
+        return found
+
+    async def _go_through(self, scenario: Scenario, findings: Findings, bar: Bar, shared: Bench | None) -> None:
+        """Measure one scenario as often as told, each time with a new runstream if it has to be one."""
+        deployments, each = (self.runs, 1) if scenario.is_fresh else (1, self.runs)
+        for deployment in range(deployments):
+            bar.begin(scenario.name)
+            async with contextlib.AsyncExitStack() as stack:
+                bench = shared if shared is not None else await stack.enter_async_context(self._bench(bar))
+                measured = await stack.enter_async_context(bench.measuring(scenario, findings))
+                for run in range(each):
+                    bar.begin(f"{scenario.name} {deployment + run + 1} of {self.runs}")
+                    async with asyncio.timeout(scenario.seconds):
+                        await scenario.measure(measured)
+                    bar.end()
+
+    @contextlib.asynccontextmanager
+    async def _bench(self, bar: Bar) -> AsyncIterator[Bench]:
+        async with contextlib.AsyncExitStack() as stack:
+            async with asyncio.timeout(START_SECONDS):
+                bench = await stack.enter_async_context(Bench.running(self.peers, bar.say))
+            yield bench
 
 
-async def measure(sizes: Sizes, progress: Progress) -> tuple[list[Figure], dict[str, object]]:
-    """Go through all scenarios; returns their figures and what they depend on."""
-    facts = {**machine.facts(), **FACTS}
-    figures: list[Figure] = []
-    async with contextlib.AsyncExitStack() as stack:
-        progress.say("starting")
-        pid, endpoints = await stack.enter_async_context(server())
-        reader = await stack.enter_async_context(LoadProcess.running("reader"))
-        writer = await stack.enter_async_context(LoadProcess.running("writer"))
-        facts["nats_server"] = await writer.call("connect", nats_url=endpoints["nats"])
-        await reader.call("connect", base=endpoints["gateway"])
-        bench = Bench(pid, reader, writer, sizes, progress.say)
-        await warm_up(bench)
-        for scenario in SCENARIOS:
-            figures += [figure async for figure in scenario(bench)]
-        progress.say("stopping")
-    progress.clear()
-    return figures, facts
+def install(entries: Sequence[Entry]) -> None:
+    """Install the peers that are not there. Raises `Absent`, which names all that could not be."""
+    missing = []
+    for entry in entries:
+        sys.stderr.write(f"installing {entry.title}, if it is not there yet\n")
+        try:
+            entry.install()
+        except NotInstalled as error:
+            missing.append(f"{entry.title}: {error}")
+    if missing:
+        raise Absent("\n".join(missing))
 
 
-async def bounded(sizes: Sizes) -> tuple[list[Figure], dict[str, object]]:
-    """Measure, in bounded time; SIGTERM, like Ctrl-C, ends what was started before it ends the bench."""
-    measuring = asyncio.current_task()
-    assert measuring is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
-    async with asyncio.timeout(LONGEST_SECONDS):
-        return await measure(sizes, Progress())
+def draw(numbers: Path) -> None:
+    """Draw the plots, in an environment that has what that takes."""
+    script = Path(__file__).parent / "plots.py"
+    subprocess.run([python_of("plots"), script, numbers], check=True, timeout=PLOT_SECONDS)
 
 
-def main() -> int:
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="make bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="few samples in half a minute, and no files unless asked")
-    parser.add_argument("--results", type=Path, metavar="DIRECTORY", help="where to write latest.json and latest.md")
-    given = parser.parse_args()
-    results = given.results or (None if given.quick else RESULTS)
-    # A setting of whoever measures would be measured, too.
-    for name in [name for name in os.environ if name.startswith("RUNSTREAM_")]:
-        del os.environ[name]
+    parser.add_argument("--quick", action="store_true", help="a run of each, small, without peers, in under a minute")
+    parser.add_argument("--only", action="append", choices=NAMES, help="measure this one; may be repeated")
+    parser.add_argument("--runs", type=int, default=None, help=f"how often each is measured [{RUNS}; quick: 1]")
+    parser.add_argument("--without-peers", action="store_true", help="measure runstream and the floor alone")
+    parser.add_argument(
+        "--results", type=Path, metavar="DIRECTORY", help="where to write [tests/bench/results, if it is the whole]"
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    given = arguments()
+    without_settings()
+    chosen = [each for each in (quick() if given.quick else whole()) if not given.only or each.name in given.only]
+    peers = () if given.quick or given.without_peers else PEERS
+    is_whole = not (given.quick or given.without_peers or given.only)
     try:
-        figures, facts = asyncio.run(bounded(QUICK if given.quick else Sizes()))
-    except (LoadFailed, Refused, TimeoutError, AssertionError) as error:
+        install(peers if any(scenario.name == "fanout" for scenario in chosen) else ())
+        plan = Plan(chosen, peers, given.runs or (1 if given.quick else RUNS), is_small=given.quick)
+        found = asyncio.run(plan.carry_out())
+    except (Absent, LoadFailed, NotInstalled, NothingMeasured, Refused, TimeoutError, AssertionError) as error:
         sys.stderr.write(f"\nThe bench failed: {type(error).__name__} {error}\n")
         return 1
     except (asyncio.CancelledError, KeyboardInterrupt):
         sys.stderr.write("\nThe bench was interrupted.\n")
         return 130
-    text = report.markdown(figures, facts)
-    print(text)
-    if results is not None:
-        report.write(results, figures, facts, text)
+    print(report.markdown(found))
+    if results := given.results or (RESULTS if is_whole else None):
+        draw(report.write(results, found))
+    if is_whole and not given.results:
+        readme = ROOT / "README.md"
+        text = report.with_figures(readme.read_text(encoding="utf-8"), f"\n{report.summary(found)}\n")
+        readme.write_text(text, encoding="utf-8")
     return 0
 
 

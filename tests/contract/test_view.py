@@ -37,7 +37,7 @@ async def test_what_operators_see(nats_url: str) -> None:
         assert counts.pop("silent_seconds") < 5
         assert counts.pop("runs") >= 1
         assert counts.pop("conversations") >= 0
-        assert counts == {"watches": 1, "resets": 1}
+        assert counts == {"watches_total": 1, "resets_total": 1}
 
 
 async def test_a_list_is_bounded(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ async def test_an_ending_that_is_too_large(core: Core, kind: str, status: str, s
         run = await submit(core)
         record = await over(core, run)
         await queue_empty(core)
-        assert broker.metrics.registry.get_sample_value("runstream_nats_reconnects") == 0
+        assert broker.metrics.registry.get_sample_value("runstream_nats_reconnects_total") == 0
     stored = await core.stored(LogAddress(run.id, run.shard))
     assert kinds(stored)[:3] == ["ping", "attempt", "data"]
     assert kinds(stored)[-1] == "end"

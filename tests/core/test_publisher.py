@@ -374,6 +374,7 @@ async def test_a_full_store_fails_at_once(core: Core, small_shard: LogAddress) -
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [StoreFull] * 3
         assert counting.writes == 2
+        assert counting.times_full == 1
         with pytest.raises(StoreFull):
             await publisher.publish(b"small")
         with pytest.raises(StoreFull):

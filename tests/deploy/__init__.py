@@ -1,1 +1,1 @@
-"""The image, the chart and the proxies, with the programs that judge them: `make test-deploy`."""
+"""What is shipped under deploy/, held to what it is for by the programs that read it: `make test-deploy`."""

@@ -9,6 +9,7 @@ import yaml
 from pydantic_settings import BaseSettings
 
 from runstream.broker.agents.settings import UpstreamSettings
+from runstream.broker.auth.settings import AuthSettings
 from runstream.broker.settings import BrokerSettings
 from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings
 from tests.deploy.chart import (
@@ -31,19 +32,10 @@ COMMANDS: dict[str, list[type[BaseSettings]]] = {
     "gateway": [GatewayServiceSettings, GatewaySettings],
     "broker": [BrokerServiceSettings],
 }
-SHARED: list[type[BaseSettings]] = [BrokerSettings, UpstreamSettings]
+SHARED: list[type[BaseSettings]] = [BrokerSettings, UpstreamSettings, AuthSettings]
 
-OTHERS = {
-    "RUNSTREAM_LOG_LEVEL",
-    "RUNSTREAM_LOG_JSON",
-    "RUNSTREAM_AUTH",
-    "RUNSTREAM_INSECURE",
-    "RUNSTREAM_AUTH_JWKS",
-    "RUNSTREAM_AUTH_ISSUER",
-    "RUNSTREAM_AUTH_AUDIENCE",
-    "RUNSTREAM_AUTH_SECRET_FILE",
-}
-"""Variables that are of none of these classes: the command line's, and who is who."""
+OTHERS = {"RUNSTREAM_LOG_LEVEL", "RUNSTREAM_LOG_JSON"}
+"""Variables that are of none of these classes: the command line's."""
 
 
 @pytest.mark.parametrize("major", ["3", "4"])

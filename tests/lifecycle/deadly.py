@@ -8,7 +8,7 @@ from runstream.broker.connection import Connection
 
 WRITE = "write"
 """What each counted write is announced with, on a line of its own: whoever counts the lines knows what was reached."""
-QUESTIONS = ("$JS.API.", "_INBOX.", "brokers.", "credentials.", "$KV.RUNSTREAM.pulse.")
+QUESTIONS = ("$JS.API.", "_INBOX_", "stuck.", "brokers.", "credentials.", "$KV.RUNSTREAM.pulse.")
 """What changes nothing that anybody reads later. A batch is as many writes as it has messages."""
 
 

@@ -92,6 +92,7 @@ async def test_many_runs_at_once(scene: Scene) -> None:
     await queue_empty(scene.core)
     assert {(record.status, (record.error or {})["error_type"]) for record in records} == {("failed", "run_lost")}
     await scene.counted(watchdogs, 'runstream_runs_ended_total{status="failed"}', LIVE)
+    await scene.counted(watchdogs, "runstream_runs_lost_total", LIVE)
     assert len(scene.journal("begun")) == LIVE
     for run in runs[::10]:
         assert len(await scene.texts(run)) == 1

@@ -46,6 +46,7 @@ async def test_a_writer_that_was_only_paused(scene: Scene, asked: dict[str, obje
     print(f"the agent was closed {took:.2f} s after SIGCONT")
     assert took < LEASE_SECONDS / RENEWALS_PER_LEASE + SLACK_SECONDS
     await writer.logged("run_fenced")
+    await scene.counted([writer], "runstream_runs_fenced_total", 1)
     await check_free(scene, gateway, say.conversation_id)
     await check_silent(scene, record)
     await check_repeated(gateway, say, stream.seen)

@@ -60,7 +60,7 @@ async def test_listed_origin(listed: Front) -> None:
     assert cors_of(reply.headers) == {
         "access-control-allow-origin": APP,
         "access-control-allow-credentials": "true",
-        "access-control-expose-headers": "Deprecation, Retry-After, X-Request-ID, x-should-retry",
+        "access-control-expose-headers": "Deprecation, Retry-After, WWW-Authenticate, X-Request-ID, x-should-retry",
         "vary": "Accept-Encoding, Origin",
     }
 

@@ -216,7 +216,7 @@ async def test_a_defect_is_answered_in_json() -> None:
 
     bound = listener()
     with contextlib.closing(bound), logged() as lines:
-        async with serving([Operation(method="GET", path="/crash", handler=crash, answers={})], bound):
+        async with serving([Operation(method="GET", path="/crash", handler=crash, answers={}, scope="open")], bound):
             reply = await fetch(url_of(bound), "GET", "/crash", headers={"Accept": "text/html", "X-Request-ID": "mine"})
     assert (reply.status, reply.json) == (500, {"detail": "An unknown error occurred"})
     assert [line["request_id"] for line in lines if line["event"] == "request_crashed"] == ["mine"]
@@ -284,6 +284,8 @@ SHAPED: dict[str, Callable[[], BrokerError]] = {
     "ChunkTooLarge": lambda: broker_errors.ChunkTooLarge(size=2, limit=1),
     "RecordTooLarge": lambda: broker_errors.RecordTooLarge(size=2, limit=1),
     "ConversationTooLarge": lambda: broker_errors.ConversationTooLarge(size=2, limit=1),
+    "Unauthenticated": lambda: broker_errors.Unauthenticated(reason="It has expired."),
+    "Forbidden": lambda: broker_errors.Forbidden("It is not for this run.", scope="runs:read"),
     "AgentFailed": lambda: broker_errors.AgentFailed("llm_error", message=POISON, detail=POISON),
     "BrokenRecord": lambda: broker_errors.BrokenRecord(POISON, key=POISON),
 }

@@ -11,9 +11,12 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
+from runstream.broker.auth.principal import Principal
+from runstream.broker.auth.revoking import Revocations, revoke
+from runstream.broker.auth.tickets import Tickets
 from runstream.broker.connection import Connection, Message
 from runstream.broker.credentials import credentials_of
-from runstream.broker.errors import Refused, Unavailable
+from runstream.broker.errors import Refused, Unauthenticated, Unavailable
 from runstream.broker.index import Index
 from runstream.broker.jetstream import JetStream
 from runstream.broker.metrics import BrokerMetrics
@@ -29,7 +32,14 @@ from runstream.gateway.credentials import Credentials
 from runstream.gateway.natskeys import ROLES
 from runstream.gateway.provisioning import provision_once
 from runstream.gateway.settings import GatewaySettings
-from runstream.schemas import AssistantMessage, RunRequest, new_agent_id, new_conversation_id, new_run_id
+from runstream.schemas import (
+    DEFAULT_TENANT,
+    AssistantMessage,
+    RunRequest,
+    new_agent_id,
+    new_conversation_id,
+    new_run_id,
+)
 from tests.security.nats import GuardedNats, guarded_nats
 from tests.support.eventsource import open_source, source_path
 from tests.support.http import fetch
@@ -271,7 +281,13 @@ async def test_a_lost_run_is_taken_over(guarded: GuardedNats, stack: Stack) -> N
     """A writer that dies leaves a lease that lapses, and a broker ends its run."""
     settings = guarded.settings("writer")
     record = record_to_write(
-        agent_id=new_agent_id(), conversation_id=None, otids=(), background=True, run_type="library", shards=2
+        agent_id=new_agent_id(),
+        conversation_id=None,
+        otids=(),
+        background=True,
+        run_type="library",
+        shards=2,
+        tenant=DEFAULT_TENANT,
     )
     async with jetstream_of(guarded, "writer") as jetstream:
         index = Index(jetstream)
@@ -322,6 +338,32 @@ async def test_a_broker_asks_a_gateway_for_a_credential(guarded: GuardedNats) ->
         )
         assert await credentials_of(request, broker) == {"Authorization": "Bearer secret"}
         kept.close()
+
+
+@pytest.mark.usefixtures("nothing_refused")
+@pytest.mark.parametrize("role", ["broker", "gateway"])
+async def test_a_revoked_credential_is_heard_of(guarded: GuardedNats, role: str) -> None:
+    """`provision` revokes it; whoever lets clients in hears so, at once or when it begins."""
+    before, after = f"{role}-before", f"{role}-after"
+    async with jetstream_of(guarded, "provision") as provision, jetstream_of(guarded, role) as jetstream:
+        await revoke(provision, before)
+        async with Revocations(jetstream) as revocations:
+            await revocations.known()
+            assert revocations.has(before)
+            await revoke(provision, after)
+            await wait_until(lambda: revocations.has(after))
+
+
+@pytest.mark.usefixtures("nothing_refused")
+async def test_a_gateway_makes_tickets_and_takes_them(guarded: GuardedNats) -> None:
+    """Once each."""
+    run_id = new_run_id()
+    async with jetstream_of(guarded, "gateway") as jetstream:
+        tickets = Tickets(jetstream)
+        ticket = await tickets.make(Principal(tenant=DEFAULT_TENANT, scopes=frozenset({"runs:read"})), run_id)
+        assert (await tickets.take(ticket, run_id)).run_id == run_id
+        with pytest.raises(Unauthenticated):
+            await tickets.take(ticket, run_id)
 
 
 # -- and is refused everything else -----------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import asyncio
 import codecs
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -51,9 +51,17 @@ class open_source(open_stream):  # noqa: N801  # as open_stream
     method = "GET"
     stream_type = SourceStream
 
-    def __init__(self, base: str, path: str, *, last_event_id: object = None, **options: Any) -> None:
-        headers = {} if last_event_id is None else {"Last-Event-ID": str(last_event_id)}
-        super().__init__(base, path, headers=headers, **options)
+    def __init__(
+        self,
+        base: str,
+        path: str,
+        *,
+        last_event_id: object = None,
+        headers: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> None:
+        seen = {} if last_event_id is None else {"Last-Event-ID": str(last_event_id)}
+        super().__init__(base, path, headers={**(headers or {}), **seen}, **options)
 
     async def __aenter__(self) -> SourceStream:
         stream = await super().__aenter__()

@@ -12,6 +12,7 @@ from runstream.broker.agents import Agent
 from runstream.broker.agents.http import http_agent
 from runstream.broker.agents.http_platform import Platform
 from runstream.broker.agents.settings import UpstreamSettings
+from runstream.broker.auth.settings import AuthSettings
 from runstream.gateway.upstream import Upstream
 from runstream.schemas import new_agent_id, new_conversation_id
 from tests.support.stack import Stack, stack_running
@@ -26,11 +27,12 @@ async def in_front_of(
     *,
     gateway: Mapping[str, Any] | None = None,
     agent: Agent | None = None,
+    admission: AuthSettings | None = None,
     **settings: Any,
 ) -> AsyncIterator[Stack]:
     """A runstream that passes on to the platform at `url`; the settings are those of `RUNSTREAM_UPSTREAM_…`."""
     upstream = Upstream(Platform(url), UpstreamSettings(**{"silence_seconds": 5, **settings}))
-    async with stack_running(nats_url, agent=agent, gateway=gateway, upstream=upstream) as stack:
+    async with stack_running(nats_url, agent=agent, gateway=gateway, upstream=upstream, auth=admission) as stack:
         yield stack
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from runstream.broker.agents import Agent
 from runstream.broker.agents.demo import demo
+from runstream.broker.auth.authenticator import authenticating
+from runstream.broker.auth.settings import AuthSettings
 from runstream.broker.connection import Connection
 from runstream.broker.errors import AgentFailed
 from runstream.broker.index import Index
@@ -247,6 +249,7 @@ async def stack_running(
     gateway: Mapping[str, Any] | None = None,
     judges_approvals: bool = False,
     upstream: Upstream | None = None,
+    auth: AuthSettings | None = None,
 ) -> AsyncIterator[Stack]:
     """A broker and a gateway with the given settings, serving; nothing is left of them when the block ends."""
     chosen = agent or Puppet()
@@ -254,10 +257,23 @@ async def stack_running(
     async with contextlib.AsyncExitStack() as stack:
         broker_socket = stack.enter_context(listener())
         gateway_socket = stack.enter_context(listener())
+        authenticator = None if auth is None else await stack.enter_async_context(authenticating(auth))
         await stack.enter_async_context(
-            Broker(settings, agent=chosen, judges_approvals=judges_approvals, listener=broker_socket)
+            Broker(
+                settings,
+                agent=chosen,
+                judges_approvals=judges_approvals,
+                listener=broker_socket,
+                authenticator=authenticator,
+            )
         )
-        edge = Gateway(GatewaySettings(**(gateway or {})), settings, listener=gateway_socket, upstream=upstream)
+        edge = Gateway(
+            GatewaySettings(**(gateway or {})),
+            settings,
+            listener=gateway_socket,
+            upstream=upstream,
+            authenticator=authenticator,
+        )
         await stack.enter_async_context(edge)
         connection = await stack.enter_async_context(Connection(nats_url, name="test"))
         jetstream = JetStream(connection, timeout_seconds=settings.request_timeout_seconds)

@@ -19,9 +19,10 @@ OWNERS = {
     "nats": ["broker/connection.py", "broker/jetstream.py"],
     "nkeys": ["broker/access.py"],
     "aiohttp": ["broker/http*.py", "broker/ingest/routes.py", "gateway/*"],
-    "multidict": ["gateway/passthrough.py", "gateway/upstream.py"],
+    "multidict": ["gateway/admission.py", "gateway/passthrough.py", "gateway/upstream.py"],
+    "jwt": ["broker/auth/jwks.py", "broker/auth/tokens.py"],
     "yarl": ["gateway/upstream.py"],
-    "httpx": ["broker/agents/http*.py"],
+    "httpx": ["broker/agents/http*.py", "broker/auth/jwks.py"],
     "httpx_sse": ["broker/agents/http*.py"],
     "pydantic": [
         "*/settings*.py",

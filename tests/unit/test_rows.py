@@ -105,20 +105,20 @@ def wanted_of(records: Sequence[RunRecord], wanted: RunFilter, span: Span) -> li
 @given(history=histories(), wanted=filters, span=spans)
 def test_a_page_of_runs(history: list[RunRecord | str], wanted: RunFilter, span: Span) -> None:
     """Whatever was written before, and in whatever order, a page is what a search through all of it finds."""
-    rows, now = RunRows(ROOMY), dict[str, RunRecord]()
+    rows, now = RunRows(ROOMY), dict[tuple[str, str], RunRecord]()
     for step in history:
         if isinstance(step, str):
-            rows.drop(step)
-            now.pop(step, None)
+            rows.drop("t", step)
+            now.pop(("t", step), None)
         else:
             rows.put(step)
-            now[step.id] = step
+            now[step.tenant, step.id] = step
     page = rows.page(wanted, span)
     assert [row.id for row in page] == wanted_of(list(now.values()), wanted, span)
-    assert [json.loads(row.wire) for row in page] == [msgspec.to_builtins(now[row.id].to_wire()) for row in page]
+    assert [json.loads(row.wire) for row in page] == [msgspec.to_builtins(now["t", row.id].to_wire()) for row in page]
     assert len(rows) == len(now)
-    for run_id in list(now):
-        rows.drop(run_id)
+    for tenant, run_id in list(now):
+        rows.drop(tenant, run_id)
     assert len(rows) == 0
     assert rows._groups._lists == {}
     assert rows._bytes == 0
@@ -254,14 +254,14 @@ def test_a_page_of_conversations(
     after: int | None,
 ) -> None:
     """What is wanted is among the candidates, in order, from the cursor on; a time that has not come is last."""
-    rows, now = ConversationRows(ROOMY), dict[str, ConversationRecord]()
+    rows, now = ConversationRows(ROOMY), dict[tuple[str, str], ConversationRecord]()
     for revision, step in enumerate(history, start=1):
         if isinstance(step, str):
-            rows.drop(step)
-            now.pop(step, None)
+            rows.drop("t", step)
+            now.pop(("t", step), None)
         else:
             rows.put(step, revision)
-            now[step.id] = step
+            now[step.tenant, step.id] = step
     expected = sorted(
         (record for record in now.values() if record.tenant == "t"),
         key=lambda record: in_order(record, order_by, descending=descending),
@@ -275,9 +275,9 @@ def test_a_page_of_conversations(
     assert [row.id for row in found if wanted.takes(row)] == [
         record.id for record in expected if wanted.takes(ConversationRow.of(record))
     ]
-    assert [json.loads(row.wire) for row in found] == [now[row.id].to_wire() for row in found]
-    for conversation_id in list(now):
-        rows.drop(conversation_id)
+    assert [json.loads(row.wire) for row in found] == [now["t", row.id].to_wire() for row in found]
+    for tenant, conversation_id in list(now):
+        rows.drop(tenant, conversation_id)
     assert rows._bytes == 0
     assert not any(groups._lists for groups in (*rows._orders.values(), rows._agents, rows._idle))
 

@@ -228,11 +228,13 @@ def told(stop_reason: str, last: StoredMessage) -> Outcome:
     return Outcome(stop_reason, usage=held if isinstance(held, UsageStatistics) else None)
 
 
-async def finish_run(publisher: Publisher, index: Index, record: RunRecord, last: StoredMessage) -> None:
-    """Do what is left of an ending that `last`, the log's last message, is a part of."""
+async def finish_run(publisher: Publisher, index: Index, record: RunRecord, last: StoredMessage) -> Outcome:
+    """Do what is left of an ending that `last`, the log's last message, is a part of; returns what it told."""
     stop_reason, kind = last.headers[ENDING], kind_of(last)
-    ending = Ending(publisher, index, record, told(stop_reason, last))
+    outcome = told(stop_reason, last)
+    ending = Ending(publisher, index, record, outcome)
     await ending.release()
     if kind is not Kind.END:
         await ending.seal()
     await ending.forget()
+    return outcome

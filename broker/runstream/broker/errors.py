@@ -7,6 +7,7 @@ BrokerError
 │   ├── Contended               another write to the same subject is under way: this one was not stored
 │   ├── StoreUnavailable        a write stayed unanswered for the writer's whole patience
 │   ├── Unsettled               whether the claim was stored could not be found out
+│   ├── KeysUnavailable         the keys that tokens are checked with could not be fetched
 │   └── ViewBehind              what lists are made of does not have what was stored before
 ├── StoreRefused                JetStream answered, and said no
 │   ├── StoreFull               a limit of the stream is reached
@@ -26,6 +27,8 @@ BrokerError
 ├── Conflict                    a claim was refused: the conversation or an otid is taken
 ├── ConversationDeleted         a claim was refused: the conversation is there no more
 ├── WrongAgent                  a claim was refused: the conversation is another agent's
+├── Unauthenticated             who asks has not shown who that is
+├── Forbidden                   what was shown does not allow what is asked for
 ├── Draining                    this process opens no further runs, as it is to stop
 ├── AgentFailed                 the agent ended with an error of its own
 ├── InvalidAgent                there is no such agent, or what names it is wrong
@@ -55,8 +58,10 @@ __all__ = [
     "Draining",
     "EmbeddedServerError",
     "Fenced",
+    "Forbidden",
     "InvalidAgent",
     "InvalidSettings",
+    "KeysUnavailable",
     "NoResponders",
     "NotStored",
     "RecordTooLarge",
@@ -69,6 +74,7 @@ __all__ = [
     "StoreRefused",
     "StoreUnavailable",
     "TopologyError",
+    "Unauthenticated",
     "Unavailable",
     "Unsettled",
     "ViewBehind",
@@ -113,6 +119,10 @@ class StoreUnavailable(Unavailable):
 
 class Unsettled(Unavailable):
     """It could not be found out whether the run was started."""
+
+
+class KeysUnavailable(Unavailable):
+    """The keys that tokens are checked with could not be fetched yet."""
 
 
 class ViewBehind(Unavailable):
@@ -231,6 +241,26 @@ class WrongAgent(BrokerError):
         self.conversation_id = conversation_id
         self.agent_id = agent_id
         super().__init__(conversation_id=conversation_id, agent_id=agent_id)
+
+
+class Unauthenticated(BrokerError):
+    """Who asks has not shown who that is.
+
+    `reason` is for whoever sent the credential, and shows nothing of it; None: none was sent.
+    """
+
+    def __init__(self, *, reason: str | None = None) -> None:
+        self.reason = reason
+        super().__init__(reason or "")
+
+
+class Forbidden(BrokerError):
+    """The credential does not allow this."""
+
+    def __init__(self, detail: str, *, scope: str | None = None) -> None:
+        self.scope = scope
+        """The scope that would, if one alone would."""
+        super().__init__(detail)
 
 
 class Draining(BrokerError):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+import asyncio
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -12,7 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from runstream.broker.http_guard import guard
 from runstream.broker.openapi import described
-from runstream.broker.operations import JSON, TEXT, Answer, Body, Operation
+from runstream.broker.operations import JSON, OPEN, TEXT, Answer, Body, Operation
 
 if TYPE_CHECKING:
     import socket
@@ -27,6 +28,8 @@ class Health(msgspec.Struct):
     status: Literal["ok"] = "ok"
 
 
+ASKING_SECONDS = 3.0
+"""How long metrics wait for what must be asked of NATS. Prometheus gives up after ten."""
 SHUTDOWN_SECONDS = 1.0
 """How long open requests may take when their server stops: what is open for longer was told before."""
 
@@ -55,25 +58,39 @@ def health_operations(unready: Callable[[], Awaitable[str | None]]) -> list[Oper
 
     well = Answer("All is well.", [Body([Health])])
     return [
-        Operation(method="GET", path="/livez", handler=livez, answers={200: well}),
+        Operation(method="GET", path="/livez", handler=livez, scope=OPEN, answers={200: well}),
         Operation(
             method="GET",
             path="/readyz",
             handler=readyz,
+            scope=OPEN,
             answers={200: well, 503: Answer("Why not.", [Body([Unready])])},
         ),
     ]
 
 
-def metrics_operation(registry: CollectorRegistry) -> Operation:
-    """Make `/metrics`: what `registry` counts, in Prometheus's text."""
+def metrics_operation(
+    registry: CollectorRegistry, *, before: Callable[[], Awaitable[object]] | None = None
+) -> Operation:
+    """Make `/metrics`: what `registry` counts, in Prometheus's text, once `before` has looked at what must be asked.
+
+    That may take `ASKING_SECONDS`: then they are shown without it.
+    """
 
     async def metrics(_: web.Request) -> web.Response:
         """`GET /metrics`: what is counted here, in Prometheus's text."""
+        if before is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ASKING_SECONDS):
+                    await before()
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return Operation(
-        method="GET", path="/metrics", handler=metrics, answers={200: Answer("The metrics.", [Body([], TEXT)])}
+        method="GET",
+        path="/metrics",
+        handler=metrics,
+        scope=OPEN,
+        answers={200: Answer("The metrics.", [Body([], TEXT)])},
     )
 
 
@@ -88,6 +105,7 @@ def description_operation(operations: Sequence[Operation], *, title: str, says: 
         method="GET",
         path="/openapi.json",
         handler=openapi,
+        scope=OPEN,
         answers={200: Answer("The document.", [Body([dict[str, Any]])])},
     )
     document = msgspec.json.encode(described([*operations, itself], title=title, says=says))

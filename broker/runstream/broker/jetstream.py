@@ -149,6 +149,8 @@ class JetStream:
         """Where whoever reads tells of what is not as runstream writes it."""
         self._seconds = timeout_seconds
         self._inbox = _Inbox(connection)
+        self.times_full = 0
+        """Writes that were refused because a limit was reached."""
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -158,7 +160,7 @@ class JetStream:
         Raises `WrongLastSequence`, `StoreFull`, or `StoreRefused` for any other refusal.
         """
         answer = await self.connection.request(subject, body, headers=headers, seconds=self._seconds)
-        return _acknowledged(answer.data)
+        return self._acknowledged(answer.data)
 
     async def publish_batch(self, writes: Sequence[BatchWrite], batch_id: str) -> int:
         """Store all of `writes` or none, in order, next to each other; returns the last one's sequence.
@@ -173,9 +175,16 @@ class JetStream:
                 continue
             headers["Nats-Batch-Commit"] = "1"
             answer = await self.connection.request(write.subject, write.body, headers=headers, seconds=self._seconds)
-            return _acknowledged(answer.data)
+            return self._acknowledged(answer.data)
         message = "a batch needs at least one message"
         raise ValueError(message)
+
+    def _acknowledged(self, data: bytes) -> int:
+        try:
+            return _acknowledged(data)
+        except StoreFull:
+            self.times_full += 1
+            raise
 
     # -- reading from the leader --------------------------------------------------------------------------------
 

@@ -9,6 +9,8 @@
     conversation.<tenant>.<conversation_id>  the conversation, its active run, its latest run
     agent.<tenant>.<agent_id>                its latest run
     approval.<tenant>.<scope>                the run that waits for approval
+    revoked.<key>                            a credential that admits nobody any more
+    ticket.<ticket>                          whom a ticket lets in, until it was used
     pulse.<broker>                           proof that this broker can write
 
 What a client chose freely stands in a key as a digest. A scope is the conversation, or else the agent.
@@ -42,8 +44,10 @@ __all__ = [
     "otid_key",
     "pulse_key",
     "request_key",
+    "revoked_key",
     "run_key",
     "subject_of",
+    "ticket_key",
 ]
 
 BUCKET = "RUNSTREAM"
@@ -116,6 +120,16 @@ def agent_key(tenant: str, agent_id: str) -> str:
 def approval_key(tenant: str, scope: str) -> str:
     """Name the run that waits for approval in a conversation, or with an agent."""
     return f"approval.{tenant}.{digest(scope)}"
+
+
+def revoked_key(key_digest: str) -> str:
+    """Name the entry that says that a credential was revoked, by its id's digest."""
+    return f"revoked.{key_digest}"
+
+
+def ticket_key(ticket_digest: str) -> str:
+    """Name the entry of a ticket, by its digest."""
+    return f"ticket.{ticket_digest}"
 
 
 def pulse_key(broker_id: str) -> str:

@@ -1,110 +1,180 @@
-"""What the durable side counts, in a registry of its own: one process may run a broker and a gateway."""
+"""What a broker counts. No label names a run."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+import msgspec
+
+from runstream.broker.common_metrics import (
+    BROKEN,
+    DRAIN_LIMIT_SECONDS,
+    DRAINING,
+    DRAINING_SECONDS,
+    NATS_CONNECTED,
+    NATS_RECONNECTS,
+    PUBLISH_SECONDS,
+    REPAIRS,
+    RUNS_ENDED,
+    RUNS_LIVE,
+    STORE_FULL,
+    Draining,
+    LibraryMetrics,
+    Ready,
+)
+from runstream.broker.ingest.errors import STATUSES
+from runstream.broker.meters import Metric
+from runstream.broker.sweep import SWEPT_KINDS
+from runstream.schemas import FinalStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-__all__ = ["BrokerMetrics"]
 
-PUBLISH_SECONDS_BUCKETS = (
-    0.0001,
-    0.00025,
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.05,
-    0.1,
-    0.5,
-    1,
-    2.5,
-    5,
-    10,
-    30,
+__all__ = ["BROKER_METRICS", "BrokerMetrics", "StreamInfo"]
+
+STREAMS = ("RUNS_<shard>", "KV_RUNSTREAM", "RUNSTREAM_WORK")
+
+RUNS_STARTED: Final = Metric("runstream_runs_started", "counter", "Runs handed to the agent.")
+RUNS_LOST: Final = Metric(
+    "runstream_runs_lost", "counter", "Runs whose writer died, ended here as run_lost. They are among the failed, too."
 )
-"""From a store on the same machine to a leader election and an outage."""
+RUNS_FENCED: Final = Metric(
+    "runstream_runs_fenced",
+    "counter",
+    "Runs that were being executed here when another took them over: their lease was lost.",
+)
+RUNS_ABANDONED: Final = Metric(
+    "runstream_runs_abandoned",
+    "counter",
+    "Runs removed from the index that nobody had ended before their log was gone.",
+)
+RUN_SECONDS: Final = Metric(
+    "runstream_run_seconds",
+    "histogram",
+    "From when a worker had taken a run until its end was stored, by its status.",
+    labels={"status": get_args(FinalStatus)},
+    buckets=(0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600),
+    why="From an answer that is there at once to an agent that works for an hour.",
+)
+RUNS_LIMIT: Final = Metric("runstream_runs_limit", "gauge", "Runs that may be executed here at one time.")
+INDEX_KEYS_SWEPT: Final = Metric(
+    "runstream_index_keys_swept",
+    "counter",
+    "Keys removed from the index because their run's log is gone, by what they say.",
+    labels={"kind": SWEPT_KINDS},
+)
+INGEST_REQUESTS: Final = Metric(
+    "runstream_ingest_requests",
+    "counter",
+    "Requests to the ingest API, by operation, and by what came of them: ok, hung_up, or the error type.",
+    labels={
+        "operation": ("open", "append", "lease", "end", "fail", "unknown"),
+        "outcome": ("ok", "hung_up", *STATUSES),
+    },
+    is_sparse=True,
+)
+INGEST_CHUNKS: Final = Metric("runstream_ingest_chunks", "counter", "Chunks stored by the ingest API.")
+INGEST_UPLOADS: Final = Metric("runstream_ingest_uploads", "gauge", "Open uploads to the ingest API.")
+STREAM_BYTES: Final = Metric(
+    "runstream_stream_bytes",
+    "gauge",
+    "Bytes that a stream of JetStream holds, on each server that has it.",
+    labels={"stream": STREAMS},
+    over="max",
+)
+STREAM_LIMIT_BYTES: Final = Metric(
+    "runstream_stream_limit_bytes",
+    "gauge",
+    "Bytes that a stream may hold before it refuses writes; not there for one without a limit of its own.",
+    labels={"stream": STREAMS},
+    over="max",
+)
+STREAM_MESSAGES: Final = Metric(
+    "runstream_stream_messages",
+    "gauge",
+    "Messages that a stream holds: of RUNSTREAM_WORK, runs that wait or are being executed.",
+    labels={"stream": STREAMS},
+    over="max",
+)
+BROKER_READY: Final = Metric("runstream_broker_ready", "gauge", "1 while this broker's /readyz says so, else 0.")
+
+BROKER_METRICS: Final = (
+    PUBLISH_SECONDS,
+    RUNS_STARTED,
+    RUNS_ENDED,
+    RUNS_LOST,
+    RUNS_FENCED,
+    RUNS_ABANDONED,
+    RUN_SECONDS,
+    RUNS_LIVE,
+    RUNS_LIMIT,
+    REPAIRS,
+    BROKEN,
+    INDEX_KEYS_SWEPT,
+    INGEST_REQUESTS,
+    INGEST_CHUNKS,
+    INGEST_UPLOADS,
+    STORE_FULL,
+    STREAM_BYTES,
+    STREAM_LIMIT_BYTES,
+    STREAM_MESSAGES,
+    BROKER_READY,
+    DRAINING,
+    DRAINING_SECONDS,
+    DRAIN_LIMIT_SECONDS,
+    NATS_CONNECTED,
+    NATS_RECONNECTS,
+)
 
 
-class BrokerMetrics:
-    """The broker's counters. No label ever names a run."""
+class StreamInfo(msgspec.Struct, frozen=True):
+    """What a stream of JetStream holds."""
+
+    bytes: int
+    messages: int
+    limit_bytes: int | None
+
+
+class BrokerMetrics(LibraryMetrics):
+    """What a broker counts."""
+
+    declared = BROKER_METRICS
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self._published = Histogram(
-            "runstream_publish_seconds",
-            "From a chunk's turn to be sent until it is known to be stored.",
-            buckets=PUBLISH_SECONDS_BUCKETS,
-            registry=self.registry,
-        )
-        self._started = Counter("runstream_runs_started", "Runs handed to the agent.", registry=self.registry)
-        self._ended = Counter(
-            "runstream_runs_ended", "Runs ended, by their status.", ["status"], registry=self.registry
-        )
-        self._repaired = Counter(
-            "runstream_repairs",
-            "What did not agree with the logs and was mended, by kind.",
-            ["kind"],
-            registry=self.registry,
-        )
-        self._broken = Counter(
-            "runstream_broken",
-            "Keys and messages found that are not as runstream writes them, by kind, each once.",
-            ["kind"],
-            registry=self.registry,
-        )
-        self._swept = Counter(
-            "runstream_index_keys_swept",
-            "Keys removed from the index because their run's log is gone, by what they say.",
-            ["kind"],
-            registry=self.registry,
-        )
-        self._abandoned = Counter(
-            "runstream_runs_abandoned",
-            "Runs removed from the index that nobody had ended before their log was gone.",
-            registry=self.registry,
-        )
-        self._ingest_requests = Counter(
-            "runstream_ingest_requests",
-            "Requests to the ingest API, by operation, and by what came of them: ok, hung_up, or the error type.",
-            ["operation", "outcome"],
-            registry=self.registry,
-        )
-        self._ingested = Counter("runstream_ingest_chunks", "Chunks stored by the ingest API.", registry=self.registry)
-        self._live = Gauge("runstream_runs_live", "Runs being executed here.", registry=self.registry)
-
-    def published(self, seconds: float) -> None:
-        """One publish was stored."""
-        self._published.observe(seconds)
+        super().__init__()
+        self._started = self.meters.counter(RUNS_STARTED)
+        self._lost = self.meters.counter(RUNS_LOST)
+        self._fenced = self.meters.counter(RUNS_FENCED)
+        self._abandoned = self.meters.counter(RUNS_ABANDONED)
+        self._executed = self.meters.histogram(RUN_SECONDS)
+        self._swept = self.meters.counter(INDEX_KEYS_SWEPT)
+        self._ingest_requests = self.meters.counter(INGEST_REQUESTS)
+        self._ingested = self.meters.counter(INGEST_CHUNKS)
 
     def run_started(self) -> None:
         """A run was handed to the agent."""
         self._started.inc()
 
-    def run_ended(self, status: str) -> None:
-        """A run's log has its end."""
-        self._ended.labels(status).inc()
+    def run_executed(self, status: str, seconds: float) -> None:
+        """A run that was executed here took so long."""
+        self._executed.labels(status).observe(seconds)
 
-    def repaired(self, kind: str) -> None:
-        """Something in the index or the queue did not agree with a log, and was mended."""
-        self._repaired.labels(kind).inc()
+    def run_lost(self) -> None:
+        """A run's writer has died, and its end was stored in its place."""
+        self._lost.inc()
 
-    def broken(self, kind: str) -> None:
-        """Something was found stored that cannot be read: a kind of key, a `message` of a log, or `work`."""
-        self._broken.labels(kind).inc()
-
-    def key_swept(self, kind: str) -> None:
-        """A key was removed from the index: `run`, `lease`, and so on."""
-        self._swept.labels(kind).inc()
+    def run_fenced(self) -> None:
+        """A run that was being executed here is another's now."""
+        self._fenced.inc()
 
     def run_abandoned(self) -> None:
         """A run that has no end was removed from the index."""
         self._abandoned.inc()
+
+    def key_swept(self, kind: str) -> None:
+        """A key was removed from the index: `run`, `lease`, and so on."""
+        self._swept.labels(kind).inc()
 
     def ingest_request(self, operation: str, outcome: str) -> None:
         """A request to the ingest API was answered, or its writer has left."""
@@ -114,20 +184,25 @@ class BrokerMetrics:
         """A chunk of a writer's at the ingest API was stored."""
         self._ingested.inc()
 
+    def watch_runs(self, *, live: Callable[[], float], limit: int) -> None:
+        """Read how many runs are executed, of as many as may be, whenever the metrics are."""
+        self.meters.watch(RUNS_LIVE, live)
+        self.meters.watch(RUNS_LIMIT, lambda: limit)
+
+    def watch_service(self, *, ready: Ready, draining: Draining) -> None:
+        """Read whether it is ready, or drains, whenever the metrics are."""
+        self.meters.watch(BROKER_READY, lambda: ready.is_ready)
+        draining.watched(self.meters)
+
     def watch_uploads(self, count: Callable[[], float]) -> None:
         """Read the number of open uploads whenever the metrics are."""
-        gauge = Gauge("runstream_ingest_uploads", "Open uploads to the ingest API.", registry=self.registry)
-        gauge.set_function(count)
+        self.meters.watch(INGEST_UPLOADS, count)
 
-    def watch_live_runs(self, count: Callable[[], float]) -> None:
-        """Read the number of runs being executed whenever the metrics are."""
-        self._live.set_function(count)
-
-    def watch_reconnects(self, count: Callable[[], float]) -> None:
-        """Read the number of reconnects whenever the metrics are."""
-        gauge = Gauge(
-            "runstream_nats_reconnects",
-            "Reconnects to NATS since this process started.",
-            registry=self.registry,
+    def watch_streams(self, read: Callable[[], Mapping[str, StreamInfo]]) -> None:
+        """Read what the streams hold, as they were last heard of, whenever the metrics are."""
+        self.meters.watch(STREAM_BYTES, lambda: {name: info.bytes for name, info in read().items()})
+        self.meters.watch(STREAM_MESSAGES, lambda: {name: info.messages for name, info in read().items()})
+        self.meters.watch(
+            STREAM_LIMIT_BYTES,
+            lambda: {name: info.limit_bytes for name, info in read().items() if info.limit_bytes is not None},
         )
-        gauge.set_function(count)

@@ -10,7 +10,7 @@ import msgspec
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from runstream.broker.operations import JSON
+from runstream.broker.operations import JSON, OPEN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,6 +21,12 @@ __all__ = ["described"]
 
 OPENAPI: Final = "3.1.1"
 REFERENCES: Final = "#/components/schemas/"
+BEARER: Final = "bearer"
+SCHEME: Final = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "A key or a token with the scope that is named, where authentication is on (`RUNSTREAM_AUTH`).",
+}
 
 
 def described(operations: Sequence[Operation], *, title: str, says: str) -> dict[str, Any]:
@@ -33,7 +39,7 @@ def described(operations: Sequence[Operation], *, title: str, says: str) -> dict
         "openapi": OPENAPI,
         "info": {"title": title, "version": version("runstream"), "description": inspect.cleandoc(says)},
         "paths": paths,
-        "components": {"schemas": schemas.of_bodies(operations)},
+        "components": {"schemas": schemas.of_bodies(operations), "securitySchemes": {BEARER: SCHEME}},
     }
 
 
@@ -93,6 +99,7 @@ def _operation(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
         "tags": [operation.room],
         "summary": operation.says.partition(". ")[0].rstrip("."),
         "description": operation.says,
+        "security": [] if operation.scope == OPEN else [{BEARER: [operation.scope]}],
         "parameters": [*_path_parameters(operation), *_query_parameters(operation, schemas), *_headers(operation)],
         "responses": dict(
             sorted(

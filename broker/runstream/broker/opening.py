@@ -27,6 +27,7 @@ __all__ = ["begin", "claim", "claim_to_write", "record_to_write"]
 
 def record_to_write(
     *,
+    tenant: str,
     agent_id: str,
     conversation_id: str | None,
     otids: Sequence[str],
@@ -45,6 +46,7 @@ def record_to_write(
     check_otids(sent)
     run_id = new_run_id()
     return RunRecord(
+        tenant=tenant,
         id=run_id,
         agent_id=agent_id,
         conversation_id=conversation_id,

@@ -9,17 +9,22 @@ import inspect
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
+from runstream.broker.auth.principal import Scope
 from runstream.schemas import AGENT_PATH, RUN_PATH, STRICT_CONVERSATION_PATH, PathPattern
 
-__all__ = ["JSON", "SERVER_SENT_EVENTS", "TEXT", "Answer", "Body", "Handler", "Header", "Operation"]
+__all__ = ["JSON", "OPEN", "SERVER_SENT_EVENTS", "TEXT", "Access", "Answer", "Body", "Handler", "Header", "Operation"]
 
 JSON: Final = "application/json"
 SERVER_SENT_EVENTS: Final = "text/event-stream"
 TEXT: Final = "text/plain"
+
+OPEN: Final = "open"
+Access: TypeAlias = Scope | Literal["open"]
+"""The scope that is needed, or that nobody is asked who they are."""
 
 Handler: TypeAlias = Callable[[Any], Awaitable[Any]]
 """What answers: an aiohttp request in, an aiohttp response out."""
@@ -74,6 +79,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     method: str
     path: str
     handler: Handler
+    scope: Access
+    """Without a default: who adds an operation says who may."""
     answers: Mapping[int | str, Answer]
     """By status; `4XX` for whatever a platform refuses with."""
     query: Any = None
@@ -88,6 +95,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     always: Sequence[Header] = ()
     """Headers of every answer."""
     is_deprecated: bool = False
+    is_for_browsers: bool = False
+    """Whether a browser asks that can send no header, and comes back by itself: an EventSource."""
     path_patterns: Mapping[str, PathPattern] = {}
     """What the path's parameters look like, where that is not what `PATH_PARAMETERS` says."""
 

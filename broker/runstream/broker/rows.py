@@ -192,7 +192,7 @@ class RunRows:
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
         self._bytes = 0
-        self._rows: dict[str, RunRow] = {}
+        self._rows: dict[tuple[str, str], RunRow] = {}
         self._groups: _Groups[RunRow] = _Groups(_run_position)
         self._kinds: dict[_Kind, _Kind] = {}
         self._parts: dict[bytes, bytes] = {}
@@ -202,9 +202,9 @@ class RunRows:
 
     def put(self, record: RunRecord) -> None:
         """Add a run, or show it as it is now."""
-        self.drop(record.id)
+        self.drop(record.tenant, record.id)
         row = self._row(record)
-        self._rows[row.id] = row
+        self._rows[row.tenant, row.id] = row
         self._bytes += row.size
         for name in _run_groups(row):
             self._groups.add(name, row)
@@ -212,11 +212,12 @@ class RunRows:
             ended = self._groups.of((kind,) for kind in self._kinds if not kind.is_active)
             if not ended:
                 return  # All of them go on.
-            self.drop(min((rows[0] for rows in ended), key=_run_position).id)
+            oldest = min((rows[0] for rows in ended), key=_run_position)
+            self.drop(oldest.tenant, oldest.id)
 
-    def drop(self, run_id: str) -> None:
+    def drop(self, tenant: str, run_id: str) -> None:
         """Forget a run."""
-        row = self._rows.pop(run_id, None)
+        row = self._rows.pop((tenant, run_id), None)
         if row is not None:
             self._bytes -= row.size
             for name in _run_groups(row):
@@ -224,8 +225,8 @@ class RunRows:
 
     def position(self, tenant: str, run_id: str) -> Position | None:
         """Return where a run stands; None if it is not there."""
-        row = self._rows.get(run_id)
-        return None if row is None or row.tenant != tenant else _run_position(row)
+        row = self._rows.get((tenant, run_id))
+        return None if row is None else _run_position(row)
 
     def page(self, wanted: RunFilter, span: Span) -> list[RunRow]:
         """Return a part of the list of the runs that are wanted."""
@@ -366,7 +367,7 @@ class ConversationRows:
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
         self._bytes = 0
-        self._rows: dict[str, ConversationRow] = {}
+        self._rows: dict[tuple[str, str], ConversationRow] = {}
         self._orders = {name: _Groups(key) for name, key in _conversation_positions.items()}
         self._agents: _Groups[ConversationRow] = _Groups(_conversation_positions["created_at", True])
         self._idle: _Groups[ConversationRow] = _Groups(attrgetter("revision"))
@@ -376,9 +377,9 @@ class ConversationRows:
 
     def put(self, record: ConversationRecord, revision: int) -> None:
         """Add a conversation, or show it as it is now; `revision` is greater than any before."""
-        self.drop(record.id)
+        self.drop(record.tenant, record.id)
         row = ConversationRow.of(record, revision)
-        self._rows[row.id] = row
+        self._rows[row.tenant, row.id] = row
         self._bytes += len(row.wire)
         for groups, name in self._places(row):
             groups.add(name, row)
@@ -386,11 +387,11 @@ class ConversationRows:
             idle = self._idle.of([()])
             if not idle:
                 return  # All of them are busy.
-            self.drop(idle[0][0].id)
+            self.drop(idle[0][0].tenant, idle[0][0].id)
 
-    def drop(self, conversation_id: str) -> None:
+    def drop(self, tenant: str, conversation_id: str) -> None:
         """Forget a conversation."""
-        row = self._rows.pop(conversation_id, None)
+        row = self._rows.pop((tenant, conversation_id), None)
         if row is not None:
             self._bytes -= len(row.wire)
             for groups, name in self._places(row):
@@ -398,8 +399,7 @@ class ConversationRows:
 
     def row(self, tenant: str, conversation_id: str) -> ConversationRow | None:
         """Return a conversation; None if it is not there."""
-        row = self._rows.get(conversation_id)
-        return None if row is None or row.tenant != tenant else row
+        return self._rows.get((tenant, conversation_id))
 
     def candidates(self, wanted: ConversationFilter, order_by: ConversationOrder, span: Span) -> list[ConversationRow]:
         """Return a part of a list that has all conversations that are wanted, and maybe some that are not."""

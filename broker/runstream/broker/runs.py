@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 from runstream.broker.agents.failures import outcome_of
+from runstream.broker.auth.principal import is_tenant
+from runstream.broker.common_metrics import LibraryMetrics
 from runstream.broker.connection import Connection
 from runstream.broker.ending import Outcome, end_run, failed, first_message
 from runstream.broker.errors import (
@@ -41,6 +43,7 @@ from runstream.broker.errors import (
     TopologyError,
     Unavailable,
 )
+from runstream.broker.findings import Findings
 from runstream.broker.fullness import Room, announce_stuck
 from runstream.broker.index import Index
 from runstream.broker.interruption import Interruption
@@ -55,10 +58,13 @@ from runstream.broker.repair import Repair
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.broker.sigterm import BeforeSigterm
 from runstream.broker.topology import INDEX_STREAM, WORK_STREAM, LogAddress, check_server
+from runstream.schemas import DEFAULT_TENANT, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
+
+    from prometheus_client import CollectorRegistry
 
     from runstream.schemas import Chunk, RunRecord
 
@@ -84,6 +90,9 @@ class Runs:
     does so at once. A handler of the process's own, as servers have one, is left alone, and so is the signal if
     `drain_seconds` is None: then whoever handles it leaves this, or calls `drain` first.
 
+    Whose the runs are says `tenant`: who asks a gateway for them has to be of it. Raises `ValueError` for a name that
+    none can have.
+
     Settings that are not given are those of the environment, `RUNSTREAM_…`, which should be the brokers'; the lease is
     the brokers' own if that is shorter. Entering raises `Unavailable` when NATS cannot be reached, `ServerTooOld`,
     `TopologyError` when no broker has made the streams yet, and `InvalidSettings`.
@@ -98,13 +107,23 @@ class Runs:
         *,
         settings: BrokerSettings | None = None,
         drain_seconds: float | None = DRAIN_SECONDS,
+        tenant: str = DEFAULT_TENANT,
     ) -> None:
+        if not is_tenant(tenant):
+            raise ValueError(f"A tenant has up to 64 letters, digits, -, _ and =, and is not {tenant!r}.")
+        self._tenant = tenant
         self._drain_seconds = drain_seconds
         self._ending: asyncio.Task[None] | None = None
         given = {} if settings is None else settings.model_dump()
         self._settings = resolved(BrokerSettings, {**given, "nats_url": nats_url})
         self._store: _Store | None = None
+        self._metrics = LibraryMetrics()
         self._stack = contextlib.AsyncExitStack()
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """What this counts (docs/metrics.md), to be shown with the process's own metrics."""
+        return self._metrics.registry
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
@@ -113,12 +132,18 @@ class Runs:
                 Connection(self._settings.nats_url, name="library", access=access)
             )
             check_server(connection.server_version)
-            jetstream = JetStream(connection, timeout_seconds=self._settings.request_timeout_seconds)
+            jetstream = JetStream(
+                connection,
+                timeout_seconds=self._settings.request_timeout_seconds,
+                findings=Findings(self._metrics.broken),
+            )
             stack.push_async_callback(jetstream.close)
             lease_seconds = min(self._settings.lease_seconds, await _provisioned(jetstream, self._settings))
             index = Index(jetstream)
-            repair = Repair(jetstream, self._settings, index, observe=lambda _: None)
-            self._store = _Store(jetstream, index, repair, self._settings, lease_seconds)
+            repair = Repair(jetstream, self._settings, index, observe=self._metrics.repaired)
+            self._store = store = _Store(jetstream, index, repair, self._settings, lease_seconds, self._metrics)
+            self._metrics.watch_nats(jetstream)
+            self._metrics.watch_live_runs(lambda: len(store.open))
             if self._drain_seconds is not None:
                 await stack.enter_async_context(BeforeSigterm(partial(self.drain, self._drain_seconds)))
             # Left before the signal is given back: one that comes now waits for the ends that are being stored.
@@ -170,6 +195,7 @@ class Runs:
             raise RuntimeError(NOT_ENTERED)
         self._store.check_open()
         record = record_to_write(
+            tenant=self._tenant,
             agent_id=agent_id,
             conversation_id=conversation_id,
             otids=otids,
@@ -188,6 +214,7 @@ class _Store(msgspec.Struct):
     repair: Repair
     settings: BrokerSettings
     lease_seconds: float
+    metrics: LibraryMetrics
     open: set[Run] = msgspec.field(default_factory=set)
     opening: set[Run] = msgspec.field(default_factory=set)
     changed: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
@@ -243,7 +270,12 @@ class Run:
         self.run_id = record.id
         self._store = store
         self._record = record
-        self._publisher = Publisher(store.jetstream, LogAddress(record.id, record.shard), store.settings)
+        self._publisher = Publisher(
+            store.jetstream,
+            LogAddress(record.id, record.shard),
+            store.settings,
+            observe=store.metrics.published,
+        )
         self._recording = Recording(self._publisher, record.id, default_stop="end_turn")
         self._is_used = False
         self._block: Interruption | None = None
@@ -405,6 +437,7 @@ class Run:
             # The block was left as if all were well, but a chunk of it is missing.
             refused, outcome = found, outcome_of(found, self.run_id)
         await end_run(self._publisher, self._store.index, self._record, outcome, room=room)
+        self._store.metrics.run_ended(status_of(outcome.stop_reason))
         if refused is not None:
             raise refused
 

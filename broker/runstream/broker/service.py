@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from runstream.broker.auth.admissions import Admissions
+from runstream.broker.common_metrics import Draining, Ready
 from runstream.broker.connection import Connection, Subscription
 from runstream.broker.errors import BrokerError, NotStored, Refused, Unavailable
 from runstream.broker.findings import Findings
@@ -16,7 +18,7 @@ from runstream.broker.ingest.routes import ingest_operations, unknown_route
 from runstream.broker.ingest.service import Ingest
 from runstream.broker.jetstream import JetStream
 from runstream.broker.logs import get_logger
-from runstream.broker.metrics import BrokerMetrics
+from runstream.broker.metrics import BrokerMetrics, StreamInfo
 from runstream.broker.presence import Presence, announce
 from runstream.broker.queue import WorkQueue
 from runstream.broker.sweep import Sweeper
@@ -26,9 +28,10 @@ from runstream.broker.worker import Worker
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from runstream.broker.agents import Agent
+    from runstream.broker.auth.authenticator import Authenticator
     from runstream.broker.settings import BrokerSettings
 
 __all__ = ["Broker", "Readiness"]
@@ -55,10 +58,13 @@ class Readiness:
         self._streams = [f"RUNS_{shard}" for shard in range(settings.shards)] + [INDEX_STREAM, WORK_STREAM]
         self._asked_at = 0.0
         self._reason: str | None = None
+        self.found: dict[str, StreamInfo] = {}
+        """What the streams held when they were asked last."""
 
     async def unready(self) -> str | None:
         """Say in words why not, None when ready."""
         if not self._jetstream.connection.is_connected:
+            self.found, self._asked_at = {}, 0.0
             return "NATS is not connected."
         if self._jetstream.connection.is_deaf:
             return "NATS refuses what this process has to hear: its log says which subjects (nats_refused)."
@@ -68,16 +74,21 @@ class Readiness:
         return self._reason
 
     async def _ask(self) -> str | None:
+        found: dict[str, StreamInfo] = {}
         for stream in self._streams:
             try:
                 info = await self._jetstream.api(f"STREAM.INFO.{stream}", None)
             except BrokerError as error:
+                self.found = found
                 # What NATS said is for the log: whoever reaches the port reads this.
                 log.warning("not_ready", stream=stream, error=str(error))
                 return _unready_for(stream, error)
+            found[stream] = _read(info)
             cluster = info.get("cluster")
             if cluster is not None and not cluster.get("leader"):
+                self.found = found
                 return f"Stream {stream} has no leader."
+        self.found = found
         return None
 
 
@@ -93,11 +104,18 @@ def _unready_for(stream: str, error: BrokerError) -> str:
             return f"Stream {stream} cannot be used: the log says why (not_ready)."
 
 
+def _read(info: Mapping[str, Any]) -> StreamInfo:
+    """Read what a stream holds from what JetStream answers."""
+    state, limit = info["state"], info["config"].get("max_bytes", -1)
+    return StreamInfo(bytes=state["bytes"], messages=state["messages"], limit_bytes=limit if limit > 0 else None)
+
+
 class Broker:
     """One broker. Use as an async context manager: entered, it serves; left, it has given everything back.
 
     `listener` is the socket of its own port, already bound: whoever starts it chose the port; with `metrics_listener`
-    its metrics are there, and not on its own port. `agent` None: this broker looks after runs, and executes
+    its metrics are there, and not on its own port. `authenticator` says who asks at the ingest API, and is entered and
+    left by whoever gave it; None: anybody may do everything. `agent` None: this broker looks after runs, and executes
     none. `forwards_credentials`: the agent wants what clients authenticated themselves with. `judges_approvals`: it
     knows itself what waits for approval, and is asked in any case. `owns_nats`: nobody else uses this NATS, so a change
     of the settings is applied to the streams that exist.
@@ -112,6 +130,7 @@ class Broker:
         *,
         agent: Agent | None,
         listener: socket.socket | None = None,
+        authenticator: Authenticator | None = None,
         metrics_listener: socket.socket | None = None,
         forwards_credentials: bool = False,
         judges_approvals: bool = False,
@@ -125,9 +144,10 @@ class Broker:
         self._agent = agent
         self._judges_approvals = judges_approvals
         self._listener = listener
+        self._authenticator = authenticator
         self._metrics_listener = metrics_listener
         self._announced: Subscription | None = None
-        self._is_draining = False
+        self._draining = Draining(settings.drain_seconds)
         self._ingest: Ingest | None = None
         self._presence = Presence(forwards_credentials=forwards_credentials)
         self._owns_nats = owns_nats
@@ -147,16 +167,18 @@ class Broker:
                 timeout_seconds=self._settings.request_timeout_seconds,
                 findings=Findings(self.metrics.broken),
             )
+            admissions = Admissions.by(self._authenticator, jetstream)
             ingest = Ingest(jetstream, self._settings, self.metrics)
             self.metrics.watch_uploads(lambda: ingest.uploads)
+            self.metrics.watch_nats(jetstream)
             self._ingest = ingest
-            await self._serve(stack, jetstream, ingest)
+            await self._serve(stack, jetstream, ingest, admissions)
             await stack.enter_async_context(connection)
             stack.push_async_callback(jetstream.close)
-            self.metrics.watch_reconnects(lambda: connection.reconnects)
             await connection.connected()
             check_server(connection.server_version)
             await self._reached(lambda: provision(jetstream, self._settings, apply=self._owns_nats))
+            await stack.enter_async_context(admissions)
             watchdog = self._watchdog(jetstream)
             await self._reached(lambda: stack.enter_async_context(watchdog))
             await stack.enter_async_context(Sweeper(jetstream, self._settings, self.metrics))
@@ -170,23 +192,27 @@ class Broker:
             self._stack = stack.pop_all()
         return self
 
-    async def _serve(self, stack: AsyncExitStack, jetstream: JetStream, ingest: Ingest) -> None:
+    async def _serve(self, stack: AsyncExitStack, jetstream: JetStream, ingest: Ingest, admissions: Admissions) -> None:
         """Answer on the broker's port, before NATS is there: who asks is told what is being waited for."""
         readiness = Readiness(jetstream, self._settings)
 
         async def unready() -> str | None:
-            return "This broker stops." if self._is_draining else await readiness.unready()
+            return "This broker stops." if self._draining.has_begun else await readiness.unready()
 
+        ready = Ready(unready)
+        self.metrics.watch_service(ready=ready, draining=self._draining)
+        self.metrics.watch_streams(lambda: readiness.found)
         operations = health_operations(unready)
-        metrics = metrics_operation(self.metrics.registry)
+        metrics = metrics_operation(self.metrics.registry, before=ready.look)
         if self._metrics_listener is None:
             operations.append(metrics)
         else:
             await stack.enter_async_context(serving([metrics], self._metrics_listener))
         if self._listener is not None:
-            operations = [*ingest_operations(ingest), *operations]
+            operations = [*ingest_operations(ingest, admissions), *operations]
             operations.append(description_operation(operations, title="runstream broker", says=SAYS))
-            await stack.enter_async_context(serving(operations, self._listener, others=[unknown_route(ingest)]))
+            others = [unknown_route(ingest, admissions)]
+            await stack.enter_async_context(serving(operations, self._listener, others=others))
 
     async def _reached(self, action: Callable[[], Awaitable[T]]) -> T:
         """Do what needs NATS; a patient broker does it again until NATS is there for it."""
@@ -205,7 +231,7 @@ class Broker:
         Those of other writers go on at another broker, and their writers are told so at once. It looks after all runs
         until it is left.
         """
-        self._is_draining = True
+        self._draining.begin()
         if self._ingest is not None:
             self._ingest.stop()
         if self.worker is None:
@@ -234,5 +260,5 @@ class Broker:
             judges_approvals=self._judges_approvals,
             metrics=self.metrics,
         )
-        self.metrics.watch_live_runs(worker.count)
+        self.metrics.watch_runs(live=worker.count, limit=self._settings.worker_concurrency)
         return worker

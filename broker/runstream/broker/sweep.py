@@ -38,8 +38,8 @@ __all__ = ["Sweeper", "Swept", "oldest_kept", "sweep"]
 
 log = get_logger(__name__)
 
-SWEPT_KINDS = ("claim", "otid", "agent", "approval", "request", "lease", "cancel", "run", "pulse")
-"""All that a key may be (its first token) but `conversation`."""
+SWEPT_KINDS = ("claim", "otid", "agent", "approval", "request", "lease", "cancel", "run", "ticket", "pulse")
+"""All that a key may be (its first token) but `conversation` and `revoked`, which are kept."""
 MARGIN = 1.05
 """How much longer than retention a key is kept: a run's record is written before the last message of its log, and the
 leaders of two streams may have different clocks."""
@@ -162,7 +162,7 @@ class _Sweep:
     async def _look_at(self, message: StoredMessage) -> None:
         self.done.read += 1
         kind, _, rest = key_of(message.subject).partition(".")
-        is_needed = KV_OPERATION not in message.headers and kind != "pulse"
+        is_needed = KV_OPERATION not in message.headers and kind not in {"pulse", "ticket"}
         if is_needed:
             is_needed = await self._leads_to_a_run(kind, rest, message)
         if not is_needed:

@@ -35,6 +35,11 @@ __all__ = ["LiveTail", "TailCounters"]
 
 log = get_logger(__name__)
 
+STORED_AT = "Nats-Time-Stamp"
+"""The header of a live message that says when it was stored, by the clock of the server that stored it."""
+
+SAMPLED = 16
+"""Of so many live messages one is timed, by its sequence: to read its time and to count it takes 2.5 microseconds."""
 LONGEST_SILENCE_FACTOR = 4
 """A run that stays silent is looked at ever more rarely, up to this many times the first interval."""
 
@@ -50,6 +55,8 @@ class TailCounters:
 class LiveTail:
     """Follows one run from a given sequence. Hands entries to `on_entries`, a failure to `on_failure`, once.
 
+    `on_sample` is told when NATS stored the live message that was just handed on, of every `SAMPLED`th.
+
     `on_entries` is called from the event loop with one or more entries and must not block. Nothing is handed on after
     the run's end. `open` returns when the tail has shown everything that was stored before it was called.
     """
@@ -64,6 +71,7 @@ class LiveTail:
         counters: TailCounters,
         on_entries: Callable[[Sequence[Entry]], None],
         on_failure: Callable[[BrokerError], None],
+        on_sample: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.address = address
         self.ended = False
@@ -73,6 +81,7 @@ class LiveTail:
         self._counters = counters
         self._on_entries = on_entries
         self._on_failure = on_failure
+        self._on_sample = on_sample
         self._last = 0
         self._last_index: int | None = None
         self._newest = 0
@@ -153,6 +162,8 @@ class LiveTail:
             return  # The reading goes on until it has met `_newest`; below `_last` it is a duplicate.
         if previous == self._last:
             self._show([entry])
+            if not entry.seq % SAMPLED and not self._held:
+                self._on_sample((message.headers or {}).get(STORED_AT, ""))
         else:
             self._reading = True
             self._wake.set()

@@ -49,6 +49,12 @@ class Ended(msgspec.Struct, frozen=True):
     """Whether somebody else had told its end before, and only did not finish it."""
     is_last: bool
     """Whether what was stored last, its log's end, was stored here: of all who end a run one counts it."""
+    error_type: str | None = None
+    """What kind of error its end was told with, if that was stored or read here."""
+
+
+def _error_type(outcome: Outcome) -> str | None:
+    return None if outcome.error is None else outcome.error.error_type
 
 
 class TakeOver:
@@ -79,7 +85,7 @@ class TakeOver:
                 return Ended(over, was_told=True, is_last=False)
             async with Publisher(self._jetstream, address, self._settings, next_index=1) as publisher:
                 await end_run(publisher, self._index, record, outcome)
-            return Ended(outcome.stop_reason, was_told=False, is_last=True)
+            return Ended(outcome.stop_reason, was_told=False, is_last=True, error_type=_error_type(outcome))
         async with Publisher.after(last, self._jetstream, address, self._settings) as publisher:
             if last is None:
                 last_seq = await publisher.publish_marked(first_message(record))
@@ -88,10 +94,11 @@ class TakeOver:
                 first = await self._jetstream.first_message(address.stream, address.subject)
                 record = msgspec.structs.replace(record, first_seq=first.seq if first is not None else None)
             if last is not None and ENDING in last.headers:
-                await finish_run(publisher, self._index, record, last)
-                return Ended(last.headers[ENDING], was_told=True, is_last=kind_of(last) is not Kind.END)
+                was = await finish_run(publisher, self._index, record, last)
+                is_last = kind_of(last) is not Kind.END
+                return Ended(was.stop_reason, was_told=True, is_last=is_last, error_type=_error_type(was))
             await end_run(publisher, self._index, record, outcome)
-            return Ended(outcome.stop_reason, was_told=False, is_last=True)
+            return Ended(outcome.stop_reason, was_told=False, is_last=True, error_type=_error_type(outcome))
 
     async def _over(self, record: RunRecord) -> str | None:
         """Return the stop reason of a run that has ended since `record` was read; raises `Fenced` if it was removed.

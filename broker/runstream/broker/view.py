@@ -8,7 +8,7 @@ no more rows than `RUNSTREAM_VIEW_RUNS` and `RUNSTREAM_VIEW_CONVERSATIONS`, but 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import msgspec
 
@@ -17,7 +17,9 @@ from runstream.broker.feed import Feed
 from runstream.broker.keys import conversation_key, run_key, subject_of
 from runstream.broker.rows import SCANNED_ROWS, ConversationRow, ConversationRows, RunFilter, RunRows, Span
 from runstream.schemas import (
+    ConversationRecord,
     InvalidRecord,
+    RunRecord,
     decode_conversation,
     decode_run,
     is_conversation_id,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from runstream.broker.rows import Bounds, ConversationFilter, ConversationOrder, Position, RunRow
 
 __all__ = ["View"]
+
+Record = TypeVar("Record", RunRecord, ConversationRecord)
 
 
 class View:
@@ -145,26 +149,33 @@ class View:
 
     def _apply(self, write: KeyWrite) -> None:
         kind, _, rest = write.key.partition(".")
-        named = rest.rpartition(".")[2]
+        tenant, _, named = rest.partition(".")
         try:
             if kind == "run":
-                self._apply_run(named, write)
+                self._apply_run(tenant, named, write)
             elif is_conversation_id(named):  # Else it is an agent's default one, which no list shows.
-                self._apply_conversation(named, write)
+                self._apply_conversation(tenant, named, write)
         except InvalidRecord as error:
             self._findings.note(kind, subject_of(write.key), write.revision, str(error))
             rows = self._runs if kind == "run" else self._conversations
-            rows.drop(named)  # As it was before it is no more.
+            rows.drop(tenant, named)  # As it was before it is no more.
 
-    def _apply_run(self, run_id: str, write: KeyWrite) -> None:
+    def _apply_run(self, tenant: str, run_id: str, write: KeyWrite) -> None:
         if write.value is None:
-            self._runs.drop(run_id)
+            self._runs.drop(tenant, run_id)
         else:
-            self._runs.put(decode_run(write.value))
+            self._runs.put(_checked(decode_run(write.value), tenant, run_id))
 
-    def _apply_conversation(self, conversation_id: str, write: KeyWrite) -> None:
+    def _apply_conversation(self, tenant: str, conversation_id: str, write: KeyWrite) -> None:
         record = None if write.value is None else decode_conversation(write.value)
         if record is None or record.deleted:
-            self._conversations.drop(conversation_id)
+            self._conversations.drop(tenant, conversation_id)
         else:
-            self._conversations.put(record, write.revision)
+            self._conversations.put(_checked(record, tenant, conversation_id), write.revision)
+
+
+def _checked(record: Record, tenant: str, named: str) -> Record:
+    """Return a record that is its key's. Raises `InvalidRecord` for another's: it would be in another's lists."""
+    if (record.tenant, record.id) != (tenant, named):
+        raise InvalidRecord("It is not the record of its key.")
+    return record

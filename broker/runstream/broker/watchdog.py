@@ -49,6 +49,9 @@ __all__ = ["Watchdog"]
 
 log = get_logger(__name__)
 
+LOST = "run_lost"
+"""The error type of a run whose writer has died."""
+
 PULSE_SECONDS = 0.25
 """How often the watchdog looks: what a cancel and a lapse come late by. A write each time, for a whole broker."""
 PULSES_PER_LEASE = 10
@@ -355,7 +358,7 @@ class Watchdog:
             await self._forget(run_id)
         elif is_broken or not await self._enqueued(record, last):  # No worker can read what it would execute.
             try:
-                await self._end(record, last, failed(run_id, "run_lost"), "writer_lost")
+                await self._end(record, last, failed(run_id, LOST), "writer_lost")
             except Fenced:
                 lease.look_at = 0.0
                 raise
@@ -429,6 +432,8 @@ class Watchdog:
         ended = await self._take_over.end(record, last, outcome)
         if ended.is_last:
             self._metrics.run_ended(status_of(ended.stop_reason))
+            if ended.error_type == LOST:
+                self._metrics.run_lost()
         if not ended.was_told:
             log.warning("run_ended_by_watchdog", run_id=run_id, why=why, stop_reason=ended.stop_reason)
         elif ended.is_last:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -162,6 +163,7 @@ class Worker:
                 await self._carry_out(task)
             except Fenced as error:
                 # Whoever fenced this worker has the run; when it has ended, the message comes back to be taken off.
+                self._metrics.run_fenced()
                 log.warning("run_fenced", error=str(error))
             except BrokerError as error:
                 if isinstance(error, (StoreFull, StoreUnavailable)):
@@ -215,6 +217,7 @@ class Worker:
     async def _attempt(
         self, task: Task, publisher: Publisher, record: RunRecord, request: RunRequest, *, is_empty: bool
     ) -> None:
+        began = time.monotonic()
         room = Room(self._jetstream.connection, record.id, self._leaving)
         lease = Lease(
             self._jetstream,
@@ -245,6 +248,7 @@ class Worker:
                 self._metrics.run_started()
                 outcome = await self._run_agent(request, publisher, lease)
             await self._end(publisher, record, outcome, room)
+            self._metrics.run_executed(status_of(outcome.stop_reason), time.monotonic() - began)
 
     async def _waiting_for_approval(self, record: RunRecord) -> str | None:
         """Return the run that keeps the agent from taking another message; a platform judges that for itself."""

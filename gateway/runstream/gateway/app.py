@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import structlog
 from aiohttp import web
 
+from runstream.broker.auth.admissions import Admissions
+from runstream.broker.auth.tickets import Tickets
+from runstream.broker.common_metrics import Ready
 from runstream.broker.connection import Connection
 from runstream.broker.findings import Findings
 from runstream.broker.http import (
@@ -52,6 +56,7 @@ from runstream.gateway.transcripts import Transcripts
 if TYPE_CHECKING:
     import socket
 
+    from runstream.broker.auth.authenticator import Authenticator
     from runstream.broker.settings import BrokerSettings
     from runstream.gateway.settings import GatewaySettings
     from runstream.gateway.upstream import Upstream
@@ -97,7 +102,8 @@ class Gateway:
 
     `listener` is its socket, already bound; with `metrics_listener` its metrics are there, and not on its own port. A
     broker makes what is needed in NATS; until it has, requests are answered 503. What `upstream` is given to answer is
-    passed on to it.
+    passed on to it. `authenticator` says who asks, and is entered and left by whoever gave it; None: anybody may do
+    everything.
 
     Raises `Unavailable`, `ServerTooOld` on entry. One that is `patient` serves at once, 503 to whoever needs NATS, and
     goes on trying; `reached` waits until it got there.
@@ -112,6 +118,7 @@ class Gateway:
         metrics_listener: socket.socket | None = None,
         patient: bool = False,
         upstream: Upstream | None = None,
+        authenticator: Authenticator | None = None,
     ) -> None:
         self.metrics = GatewayMetrics()
         self._settings = settings
@@ -120,6 +127,7 @@ class Gateway:
         self._metrics_listener = metrics_listener
         self._patient = patient
         self._upstream = upstream
+        self._authenticator = authenticator
         self._passthrough: PassThrough | None = None
         self._findings = Findings(self.metrics.broken)
         self._connections: list[Connection] = []
@@ -135,10 +143,14 @@ class Gateway:
             reader = LogReader(catchup, self._broker_settings)
             self.hub = Hub(jetstream, reader, self._settings, self._broker_settings, self.metrics)
             self.view = await stack.enter_async_context(self._view(catchup))
-            self._watch(jetstream.connection)
+            self.metrics.watch_hub(self.hub)
+            self.metrics.watch_view(self.view)
+            self.metrics.watch_connections(self._connections)
             if self._upstream is not None:
                 await stack.enter_async_context(self._upstream)
-            services = self._services(jetstream)
+            services = self._services(
+                jetstream, await stack.enter_async_context(Admissions.by(self._authenticator, catchup))
+            )
             stack.push_async_callback(_finished, services)
             await self._serve(stack, services)
             self._stack = stack.pop_all()
@@ -192,17 +204,17 @@ class Gateway:
             marks_seconds=self._broker_settings.retention,
         )
 
-    def _services(self, jetstream: JetStream) -> Services:
+    def _services(self, jetstream: JetStream, admissions: Admissions) -> Services:
         # The last attempt begins by then, and has `open_seconds` itself: so all of it takes less than two.
         index = Index(jetstream, patience_seconds=self._settings.open_seconds / 4)
-        conversations = Conversations(index, self._upstream)
+        lookup, conversations = partial(Lookup, index, self.view), partial(Conversations, index, self._upstream)
         if self._upstream is not None:
             self._passthrough = PassThrough(
                 self._upstream,
                 self._settings,
                 self.metrics,
                 is_ours=is_ours,
-                heard=conversations.platform_answered,
+                heard=lambda who, *answer: conversations(who).platform_answered(*answer),
             )
         readiness = Readiness(jetstream, self._broker_settings)
         presence = AgentPresence(jetstream.connection, grace_seconds=self._settings.agent_grace_seconds)
@@ -211,9 +223,6 @@ class Gateway:
         waiter = EndWaiter(jetstream.connection, index, self.hub.reader, self._broker_settings, self.hub.stuck)
         transcripts = Transcripts(self.hub.reader, self._settings, self._broker_settings)
         answers = Answers(index, waiter, transcripts, self._settings)
-        self.metrics.watch(
-            "answers_held_bytes", "Of whole answers that their readers do not have yet.", lambda: answers.held_bytes
-        )
 
         async def unready() -> str | None:
             if self.hub.seats.is_draining:
@@ -225,8 +234,11 @@ class Gateway:
         return Services(
             hub=self.hub,
             index=index,
-            lookup=Lookup(index, self.view),
-            lists=Lists(self.view),
+            admissions=admissions,
+            lookup=lookup,
+            lists=lambda who: Lists(self.view, lookup(who), who),
+            conversations=conversations,
+            tickets=Tickets(jetstream),
             starter=Starter(
                 jetstream,
                 self._broker_settings,
@@ -241,37 +253,10 @@ class Gateway:
             canceller=Canceller(jetstream.connection, index),
             remover=Remover(jetstream, index, TakeOver(jetstream, self._broker_settings, index)),
             answers=answers,
-            conversations=conversations,
             passthrough=self._passthrough,
             body_limit=lambda: jetstream.connection.max_payload - BODY_RESERVE_BYTES,
             body_seconds=self._settings.body_seconds,
             unready=unready,
-        )
-
-    def _watch(self, connection: Connection) -> None:
-        hub, metrics, view = self.hub, self.metrics, self.view
-        metrics.watch("followers", "Open streams.", lambda: hub.seats.taken)
-        metrics.watch("draining", "1 once this gateway sends its readers away, to stop.", lambda: hub.seats.is_draining)
-        metrics.watch("live_tails", "Runs held in memory.", lambda: hub.live_tails)
-        metrics.watch(
-            "holes_repaired",
-            "Holes in live messages, filled from the log.",
-            lambda: hub.counters.holes_repaired,
-        )
-        metrics.watch("tip_checks", "Times a run's tip was asked of its leader.", lambda: hub.counters.tip_checks)
-        metrics.watch("view_runs", "Runs in memory, for lists.", lambda: view.run_count)
-        metrics.watch("view_conversations", "Conversations in memory, for lists.", lambda: view.conversation_count)
-        metrics.watch(
-            "view_watches", "Times that the index began to be watched, or did again.", lambda: view.feed.watches
-        )
-        metrics.watch("view_resets", "Times that all of it was read, the first included.", lambda: view.feed.resets)
-        metrics.watch(
-            "view_silent_seconds",
-            "How long ago the index was heard of last; a second at most while all is well.",
-            lambda: view.feed.silent_seconds,
-        )
-        metrics.watch(
-            "nats_reconnects", "Reconnects to NATS since this process started.", lambda: connection.reconnects
         )
 
     async def _leave(self, app: web.Application) -> None:
@@ -288,7 +273,9 @@ class Gateway:
     async def _serve(self, stack: AsyncExitStack, services: Services) -> None:
         app = web.Application(middlewares=[answer_errors])
         app[SERVICES] = services
-        metrics = metrics_operation(self.metrics.registry)
+        ready, answers = Ready(services.unready), services.answers
+        self.metrics.watch_service(ready=ready, held_bytes=lambda: answers.held_bytes)
+        metrics = metrics_operation(self.metrics.registry, before=ready.look)
         before_platform = services.passthrough is not None
         served = operations(before_platform=before_platform)
         for_operators = health_operations(services.unready)

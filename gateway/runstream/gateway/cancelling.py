@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from runstream.broker.http_auth import PRINCIPAL
 from runstream.broker.keys import live_subject, run_key
+from runstream.gateway.admission import said_to_platform
 from runstream.gateway.awaiting import is_over
 from runstream.gateway.services import SERVICES
 from runstream.schemas import REQUIRES_APPROVAL
@@ -77,4 +79,4 @@ async def cancel_run(request: web.Request, run: RunRecord) -> None:
     """End a run for a client; a platform whose conversation waits for approval is told that it need not."""
     services = request.app[SERVICES]
     if await services.canceller.cancel(run):
-        await services.conversations.stop_waiting(run, request.headers)
+        await services.conversations(request[PRINCIPAL]).stop_waiting(run, said_to_platform(request))

@@ -15,8 +15,10 @@ import uvloop
 from runstream.broker.agents.http_platform import Platform
 from runstream.broker.agents.loading import agent_source
 from runstream.broker.agents.settings import UpstreamSettings
+from runstream.broker.auth.settings import AuthSettings
 from runstream.broker.errors import BrokerError
 from runstream.broker.settings import BrokerSettings, resolved
+from runstream.gateway.keys import keys
 from runstream.gateway.logs import configure_logs
 from runstream.gateway.natskeys import make_keys
 from runstream.gateway.process import CannotStart, Termination, until_stopped
@@ -30,6 +32,8 @@ __all__ = ["app", "main"]
 
 # Without markup: a default in brackets would be taken for a style.
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+app.add_typer(keys)
 
 TRY_NEXT = """
 runstream is up. What to try next, in another terminal:
@@ -57,6 +61,12 @@ DRAIN_HELP = "How long it may take, after SIGTERM, to"
 UPSTREAM_HELP = "A Letta platform's root: it answers what runstream does not."
 Background = Annotated[
     str | None, typer.Option(help="always: every run can be resumed, whether it was asked for or not. [as-asked]")
+]
+Auth = Annotated[
+    str | None, typer.Option(help="How to find out who asks: none, static (keys in a file) or jwt (tokens). [none]")
+]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Without authentication, listen on any address all the same.")
 ]
 LogLevel = Annotated[str, typer.Option(envvar="RUNSTREAM_LOG_LEVEL")]
 LogJson = Annotated[bool | None, typer.Option("--log-json/--log-text", envvar="RUNSTREAM_LOG_JSON")]
@@ -92,6 +102,8 @@ def up_command(  # noqa: PLR0917  # typer reads options off the parameters
         str | None, typer.Option(help=f"{UPSTREAM_HELP} none: nobody. [the agent's, if it is such a platform]")
     ] = None,
     background: Background = None,
+    auth: Auth = None,
+    insecure: Insecure = False,  # noqa: FBT002  # typer's way
     log_level: LogLevel = "info",
     log_json: LogJson = None,
 ) -> None:
@@ -114,6 +126,7 @@ def up_command(  # noqa: PLR0917  # typer reads options off the parameters
             settings,
             resolved(BrokerSettings, connection),
             edge,
+            _auth(auth, insecure=insecure),
             agent=source,
             ready=lambda url: _welcome(url, settings),
             upstream=_upstream(platform_at(edge.upstream, default=source.letta)),
@@ -130,6 +143,8 @@ def gateway_command(  # noqa: PLR0917  # typer reads options off the parameters
     upstream: Annotated[str | None, typer.Option(help=UPSTREAM_HELP)] = None,
     background: Background = None,
     drain_seconds: Annotated[str | None, typer.Option(help=f"{DRAIN_HELP} send its readers away. [15s]")] = None,
+    auth: Auth = None,
+    insecure: Insecure = False,  # noqa: FBT002  # typer's way
     log_level: LogLevel = "info",
     log_json: LogJson = None,
 ) -> None:
@@ -142,6 +157,7 @@ def gateway_command(  # noqa: PLR0917  # typer reads options off the parameters
             resolved(GatewayServiceSettings, given),
             settings,
             resolved(BrokerSettings, {"nats_url": nats_url, "drain_seconds": drain_seconds}),
+            _auth(auth, insecure=insecure),
             termination=termination,
             ready=_ready,
             upstream=_upstream(platform_at(settings.upstream)),
@@ -157,6 +173,8 @@ def broker_command(  # noqa: PLR0917  # typer reads options off the parameters
     nats_url: NatsUrl = None,
     agent: Annotated[str | None, typer.Option(help=f"{AGENT_HELP} Without one, no run is executed here.")] = None,
     drain_seconds: Annotated[str | None, typer.Option(help=f"{DRAIN_HELP} let its runs end. [15s]")] = None,
+    auth: Auth = None,
+    insecure: Insecure = False,  # noqa: FBT002  # typer's way
     log_level: LogLevel = "info",
     log_json: LogJson = None,
 ) -> None:
@@ -168,6 +186,7 @@ def broker_command(  # noqa: PLR0917  # typer reads options off the parameters
         service = serve_broker(
             settings,
             resolved(BrokerSettings, {"nats_url": nats_url, "drain_seconds": drain_seconds}),
+            _auth(auth, insecure=insecure),
             agent=None if settings.agent is None else agent_source(settings.agent, resolved(UpstreamSettings)),
             termination=termination,
             ready=_ready,
@@ -215,6 +234,11 @@ def nats_keys_command(
     """Make a key for each role's user of NATS, for deploy/nats/nats-server.conf."""
     with _told("info", None):
         make_keys(directory, tell=typer.echo)
+
+
+def _auth(auth: str | None, *, insecure: bool) -> AuthSettings:
+    # What is not said by the flag may be said by the environment.
+    return resolved(AuthSettings, {"auth": auth, "insecure": insecure or None})
 
 
 def _upstream(platform: Platform | None) -> Upstream | None:

@@ -19,7 +19,6 @@ from runstream.broker.errors import BrokerError
 from runstream.gateway.errors import ApiError, NotFound, PlatformFailed, PlatformRefused, PlatformSilent
 from runstream.gateway.upstream import whole
 from runstream.schemas import (
-    DEFAULT_TENANT,
     ConversationRecord,
     UpdateConversationRequest,
     is_agent_id,
@@ -31,6 +30,7 @@ from runstream.schemas import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from runstream.broker.auth.principal import Principal
     from runstream.broker.index import Index
     from runstream.gateway.upstream import Upstream
     from runstream.schemas import CreateConversationRequest, RunRecord
@@ -51,35 +51,39 @@ CONVERSATION_BYTES: Final = 2**20
 
 
 class Conversations:
-    """All conversations of one tenant. `upstream` None: there are no others than those of the index.
+    """All conversations that `who` may reach. `upstream` None: there are no others than those of the index.
 
     Every call may raise `Unavailable`; then nothing was stored.
     """
 
-    def __init__(self, index: Index, upstream: Upstream | None) -> None:
+    def __init__(self, index: Index, upstream: Upstream | None, who: Principal) -> None:
         self._index = index
+        self._who = who
         self._upstream = upstream
 
-    async def existing(self, conversation_id: str, who: Mapping[str, str]) -> ConversationRecord:
-        """Return a conversation's record; one that the platform alone has gets one.
+    async def existing(self, conversation_id: str, said: Mapping[str, str]) -> ConversationRecord:
+        """Return a conversation's record; one that the platform alone has gets one, for who may have it so.
 
-        `who`: the headers of the client that asks. Raises `NotFound`, `PlatformRefused`, `PlatformFailed`; then nothing
-        was stored.
+        `said`: the headers of the client that asks. Raises `NotFound`, `PlatformRefused`, `PlatformFailed`; then
+        nothing was stored.
         """
-        stored = await self._index.conversation(DEFAULT_TENANT, conversation_id)
-        if stored is None and self._upstream is not None and is_conversation_id(conversation_id):
-            agent_id = await self._agent_of(self._upstream, conversation_id, who)
-            found = ConversationRecord(tenant=DEFAULT_TENANT, id=conversation_id, agent_id=agent_id)
+        tenant, upstream = self._who.tenant, self._upstream
+        stored = await self._index.conversation(tenant, conversation_id)
+        is_askable = is_conversation_id(conversation_id) and self._who.may_adopt(conversation_id)
+        if stored is None and upstream is not None and is_askable:
+            agent_id = await self._agent_of(upstream, conversation_id, said)
+            found = ConversationRecord(tenant=tenant, id=conversation_id, agent_id=agent_id)
             await self._index.create_conversation(found)
-            stored = await self._index.conversation(DEFAULT_TENANT, conversation_id)
-        if stored is None or stored.value.deleted:
+            stored = await self._index.conversation(tenant, conversation_id)
+        if stored is None or stored.value.deleted or not self._who.reaches_conversation(stored.value):
             raise NotFound.conversation(conversation_id)
         return stored.value
 
     async def create(self, agent_id: str, wanted: CreateConversationRequest) -> ConversationRecord:
-        """Make a conversation of an agent's."""
+        """Make a conversation of an agent's. Raises `Forbidden`."""
+        self._who.check_making(agent_id)
         record = ConversationRecord(
-            tenant=DEFAULT_TENANT,
+            tenant=self._who.tenant,
             id=new_conversation_id(),
             agent_id=agent_id,
             summary=wanted.summary,
@@ -116,7 +120,7 @@ class Conversations:
         except BrokerError as error:
             log.warning("deletion_not_noted", conversation_id=conversation_id, error=str(error))
 
-    async def stop_waiting(self, run: RunRecord, who: Mapping[str, str]) -> None:
+    async def stop_waiting(self, run: RunRecord, said: Mapping[str, str]) -> None:
         """Tell the platform that nobody will answer what a run of one of its conversations has asked for.
 
         What it makes of that is its own affair. It is not told of a run outside of conversations: what it could be told
@@ -128,7 +132,7 @@ class Conversations:
         try:
             async with (
                 asyncio.timeout(CANCEL_SECONDS),
-                self._upstream.ask("POST", path, headers={}, who=who) as answer,
+                self._upstream.ask("POST", path, headers={}, who=said) as answer,
             ):
                 log.info("upstream_cancelled", run_id=run.id, status=answer.status)
         except (ApiError, TimeoutError) as error:
@@ -137,26 +141,31 @@ class Conversations:
     async def _changed(
         self, conversation_id: str, change: Callable[[ConversationRecord], ConversationRecord]
     ) -> ConversationRecord:
-        record = await self._index.update_conversation(DEFAULT_TENANT, conversation_id, change)
+        def changed(found: ConversationRecord) -> ConversationRecord:
+            if not self._who.reaches_conversation(found):
+                raise NotFound.conversation(conversation_id)
+            return change(found)
+
+        record = await self._index.update_conversation(self._who.tenant, conversation_id, changed)
         if record is None:
             raise NotFound.conversation(conversation_id)
         return record
 
-    async def _agent_of(self, upstream: Upstream, conversation_id: str, who: Mapping[str, str]) -> str:
+    async def _agent_of(self, upstream: Upstream, conversation_id: str, said: Mapping[str, str]) -> str:
         """Ask the platform whose a conversation is."""
         try:
             async with (
                 asyncio.timeout(PLATFORM_SECONDS),
-                upstream.ask("GET", _path(conversation_id), headers=ASKED, who=who) as answer,
+                upstream.ask("GET", _path(conversation_id), headers=ASKED, who=said) as answer,
             ):
                 status = answer.status
-                said = await whole(answer, CONVERSATION_BYTES)
+                told = await whole(answer, CONVERSATION_BYTES)
         except TimeoutError as error:
             detail = f"The platform has not answered within {PLATFORM_SECONDS:g} s."
             raise PlatformSilent(detail, should_retry=True) from error
         if status == HTTPStatus.NOT_FOUND:
             raise NotFound.conversation(conversation_id)
-        body = _object(said)
+        body = _object(told)
         if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
             raise PlatformRefused(status, body)
         agent_id = body.get("agent_id")

@@ -37,7 +37,7 @@ do, but that it means nothing where cookies may be sent: pages of listed origins
 HEADER_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MOST_HEADERS = 64
 
-READABLE_HEADERS = f"{DEPRECATION}, Retry-After, {REQUEST_ID}, x-should-retry"
+READABLE_HEADERS = f"{DEPRECATION}, Retry-After, {hdrs.WWW_AUTHENTICATE}, {REQUEST_ID}, x-should-retry"
 """What a page may read beside the headers that it may read anyway."""
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from runstream.broker.errors import Unavailable
+from runstream.broker.http_auth import PRINCIPAL
+from runstream.gateway.admission import said_to_platform
 from runstream.gateway.answering import PendingApproval, RunFailed
 from runstream.gateway.errors import Busy, EmptyMessages, Gone, TryLater
 from runstream.gateway.streaming import stream_run
@@ -42,11 +45,13 @@ async def create_and_answer(
     """
     if wanted.messages_are_empty:
         raise EmptyMessages
+    asked_at = time.monotonic()
     with services.hub.seats.take():
         claimed = await services.starter.start(
             wanted,
             body,
-            headers=request.headers,
+            who=request[PRINCIPAL],
+            headers=said_to_platform(request),
             agent_id=agent_id,
             conversation_id=conversation_id,
             in_default=in_default,
@@ -64,6 +69,7 @@ async def create_and_answer(
                 starting_after=0,
                 include_pings=wanted.include_pings,
                 kind="create",
+                asked_at=asked_at,
             )
         except Unavailable as error:
             # The run is there and will be executed: a request that is repeated now would start another.

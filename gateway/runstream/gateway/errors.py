@@ -8,6 +8,8 @@ ApiError
 ├── BadRequest          400
 ├── Unreadable          400, the body, in the reference's words
 ├── BadStatus           400, of a list of runs, in the reference's words
+├── Unauthorized        401
+├── NotAllowed          403, the credential does not allow it
 ├── NotFound            404
 ├── Busy                409, the conversation or an otid is taken; or nothing goes on in it, to be cancelled
 ├── Gone                410, retention has removed it
@@ -40,13 +42,17 @@ from runstream.broker.errors import (
     ConversationDeleted,
     ConversationTooLarge,
     CursorExpired,
+    Forbidden,
+    KeysUnavailable,
     NotStored,
     RecordTooLarge,
     StoreFull,
+    Unauthenticated,
     Unavailable,
     Unsettled,
     ViewBehind,
 )
+from runstream.broker.http_auth import challenge
 from runstream.broker.operations import Answer, Body, Header
 
 if TYPE_CHECKING:
@@ -65,6 +71,7 @@ __all__ = [
     "Gone",
     "Invalid",
     "Loop",
+    "NotAllowed",
     "NotFound",
     "NotPassedOn",
     "Packed",
@@ -74,6 +81,7 @@ __all__ = [
     "TooLarge",
     "TooSlow",
     "TryLater",
+    "Unauthorized",
     "UnavailableRefusal",
     "Unreadable",
     "Unusable",
@@ -90,6 +98,7 @@ NOT_AGAIN = {"x-should-retry": "false"}
 """letta-client repeats a 409 twice unless it is told not to, each time in vain."""
 
 SHOULD_RETRY = Header("x-should-retry", "`false`: a client library need not repeat the request.")
+CHALLENGE = Header("WWW-Authenticate", "How to be admitted, as RFC 6750 has it.")
 RETRY_AFTER = Header("Retry-After", "Seconds to wait before the request is repeated.", {"type": "integer"})
 
 
@@ -225,6 +234,26 @@ class BadStatus(ApiError):
         super().__init__(f"'{status}' is not a valid RunStatus")
 
 
+class Unauthorized(ApiError):
+    """Nobody showed who asks, or what was sent for it is not good."""
+
+    status = 401
+    sends = (CHALLENGE,)
+
+    def __init__(self, error: Unauthenticated) -> None:
+        super().__init__("Unauthorized", headers=challenge(error))
+
+
+class NotAllowed(ApiError):
+    """The credential does not allow this."""
+
+    status = 403
+    sends = (CHALLENGE,)
+
+    def __init__(self, error: Forbidden) -> None:
+        super().__init__(f"FORBIDDEN: {error.detail}", headers=challenge(error))
+
+
 class NotFound(ApiError):
     """There is no such thing."""
 
@@ -358,9 +387,13 @@ def _first_paragraph(kind: type[ApiError]) -> str:
     return " ".join((kind.__doc__ or "").split("\n\n")[0].split())
 
 
-def translated(error: BrokerError) -> ApiError:  # noqa: C901, PLR0911  # a table
+def translated(error: BrokerError) -> ApiError:  # noqa: C901, PLR0911, PLR0912  # a table
     """Choose what a client is told of an error of the durable side."""
     match error:
+        case Unauthenticated():
+            return Unauthorized(error)
+        case Forbidden():
+            return NotAllowed(error)
         case Conflict():
             return _busy(error)
         case ConversationDeleted(conversation_id=conversation_id):
@@ -378,6 +411,8 @@ def translated(error: BrokerError) -> ApiError:  # noqa: C901, PLR0911  # a tabl
             )
         case Broken():
             return Unusable()
+        case KeysUnavailable():
+            return TryLater("The keys that tokens are checked with cannot be fetched at the moment. Try again.")
         case ViewBehind():
             return TryLater("This gateway is still reading what there is. Try again.")
         case Unavailable():

@@ -8,12 +8,15 @@ answer is a stream that ends at once, and says when to come back.
 from __future__ import annotations
 
 import re
+import time
+from functools import wraps
 from typing import TYPE_CHECKING
 
 import structlog
 from aiohttp import ClientConnectionResetError
 
 from runstream.broker.errors import BrokerError
+from runstream.broker.http_auth import PRINCIPAL
 from runstream.gateway.errors import RETRY_SECONDS, ApiError, TryLater, translated
 from runstream.gateway.response import EventResponse
 from runstream.gateway.services import SERVICES
@@ -25,9 +28,10 @@ from runstream.schemas import MAX_SEQ_ID, RetrieveStreamRequest
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from runstream.broker.operations import Handler
     from runstream.gateway.fanout import Hub
 
-__all__ = ["follow", "last_event_id"]
+__all__ = ["comes_back", "follow", "last_event_id"]
 
 log = structlog.get_logger(__name__)
 
@@ -38,29 +42,43 @@ ISSUED = re.compile(r"[0-9]{1,16}")
 async def follow(request: web.Request, run_id: str) -> web.StreamResponse:
     """Stream a run from where the browser is: `Last-Event-ID`, else the query's `starting_after`, else everything.
 
-    Raises what a resume raises, except what will pass.
+    Raises what a resume raises; what of it will pass is for `comes_back`.
     """
-    services = request.app[SERVICES]
-    wanted = query_of(RetrieveStreamRequest, request, "starting_after", "include_pings")
+    services, asked_at = request.app[SERVICES], time.monotonic()
+    metrics, seats = services.hub.metrics, services.hub.seats
+    with metrics.resuming():
+        wanted = query_of(RetrieveStreamRequest, request, "starting_after", "include_pings")
     seen = last_event_id(request.headers.get("Last-Event-ID", ""))
-    try:
-        with services.hub.seats.take():
-            record = await services.lookup.to_resume(run_id)
-            await services.repair.watch_over(record)
-            return await stream_run(
-                request,
-                services.hub,
-                record,
-                starting_after=wanted.cursor if seen is None else seen,
-                include_pings=wanted.include_pings,
-                kind="event_source",
-                style=Style.EVENT_SOURCE,
-            )
-    except (ApiError, BrokerError) as error:
-        if not isinstance(translated(error) if isinstance(error, BrokerError) else error, TryLater):
-            raise
-        log.warning("event_source_turned_away", run_id=run_id, error=str(error))
-        return await _turn_away(request, services.hub)
+    with metrics.resuming(), seats.take():
+        record = await services.lookup(request[PRINCIPAL]).to_resume(run_id)
+        await services.repair.watch_over(record)
+        return await stream_run(
+            request,
+            services.hub,
+            record,
+            starting_after=wanted.cursor if seen is None else seen,
+            include_pings=wanted.include_pings,
+            kind="event_source",
+            asked_at=asked_at,
+            style=Style.EVENT_SOURCE,
+        )
+
+
+def comes_back(handler: Handler) -> Handler:
+    """Make a browser come back where `handler` raises what will pass."""
+
+    @wraps(handler)
+    async def turning_away(request: web.Request) -> web.StreamResponse:
+        try:
+            answer: web.StreamResponse = await handler(request)
+        except (ApiError, BrokerError) as error:
+            if not isinstance(translated(error) if isinstance(error, BrokerError) else error, TryLater):
+                raise
+            log.warning("event_source_turned_away", path=request.path, error=str(error))
+            return await _turn_away(request, request.app[SERVICES].hub)
+        return answer
+
+    return turning_away
 
 
 def last_event_id(value: str) -> int | None:

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from contextvars import Context
-from typing import TYPE_CHECKING
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import structlog
 
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
     from runstream.gateway.sse import Style
     from runstream.schemas import RunRecord
 
-__all__ = ["Hub", "RunTail"]
+__all__ = ["Hub", "RunTail", "Source"]
+
+Source: TypeAlias = Literal["live", "memory", "log", "over"]
 
 log = structlog.get_logger(__name__)
 
@@ -69,6 +72,7 @@ class RunTail:
             counters=hub.counters,
             on_entries=self._on_entries,
             on_failure=self.fail,
+            on_sample=self._on_sample,
         )
         self._opening: asyncio.Task[None] | None = None
 
@@ -137,6 +141,11 @@ class RunTail:
         """Tell whether the run has ended and nothing of it follows `cursor`."""
         return self.tip is not None and self.tip.kind is Kind.END and cursor >= self.tip.seq
 
+    @property
+    def live_followers(self) -> int:
+        """How many followers have all there is."""
+        return len(self._live)
+
     def join(self, follower: Follower) -> None:
         """Have new entries written to a follower that has all older ones."""
         follower.woken.clear()
@@ -157,6 +166,13 @@ class RunTail:
             self._hub.metrics.fell_behind()
             self.leave(follower)
             follower.woken.set()
+
+    def _on_sample(self, stored_at: str) -> None:
+        """Note how long a chunk was on its way to the followers that it was just written to."""
+        if self._live:
+            with suppress(ValueError):
+                stored = datetime.fromisoformat(stored_at).timestamp()
+                self._hub.metrics.reached_sockets(max(0.0, time.time() - stored))
 
     def _write_live(self, frames: Sequence[Frame]) -> list[Follower]:
         """Write frames to every live follower in one pass; returns those whose sockets are full."""
@@ -203,15 +219,21 @@ class Hub:
         self.broker_settings = broker_settings
         self.metrics = metrics
         self.counters = TailCounters()
-        self.seats = Seats(settings, metrics)
+        self.seats = Seats(settings, metrics, drain_seconds=broker_settings.drain_seconds)
         self.stuck = StuckRuns(jetstream.connection)
         self.stuck.tell(self.give_up)
+        self._served = 0
         self._tails: dict[str, RunTail] = {}
 
     @property
     def live_tails(self) -> int:
         """How many runs are held in memory."""
         return len(self._tails)
+
+    @property
+    def followers_behind(self) -> int:
+        """How many followers do not have all there is, and go on at their own pace."""
+        return self._served - sum(tail.live_followers for tail in self._tails.values())
 
     def drop(self, tail: RunTail) -> None:
         """Let nobody else join a tail that has failed or lost its last follower."""
@@ -272,6 +294,14 @@ class Hub:
                 raise CursorExpired(run_id=record.id, starting_after=starting_after)
         return starting_after
 
+    def source(self, tail: RunTail, cursor: int) -> Source:
+        """Say where what follows a cursor comes from at first."""
+        if tail.is_over_at(cursor):
+            return "over"
+        if cursor < tail.window.base:
+            return "log"
+        return "memory" if tail.window.after(cursor, 1) else "live"
+
     async def serve(self, tail: RunTail, follower: Follower) -> None:
         """Write the run to a follower from its cursor to its end, however slow it is.
 
@@ -285,12 +315,14 @@ class Hub:
             deadline=self.settings.write_deadline_seconds,
             on_blocked=lambda: self._give_up(follower),
         )
+        self._served += 1
         try:
             if tail.tip is not None and tail.is_over_at(follower.cursor):
                 follower.write([Frame(tail.tip)])
             while not follower.is_done and not follower.response.is_closed:
                 await self._advance(tail, follower)
         finally:
+            self._served -= 1
             watch.stop()
             tail.leave(follower)
 

@@ -22,10 +22,23 @@ CLOCK_SLACK_SECONDS = 0.01
 """A timer may fire a little early; a ping must not wait for another turn because of that."""
 
 
-class Follower:
-    """One response, and how far it has come."""
+BEFORE_CHUNKS = frozenset({Kind.PING, Kind.ATTEMPT})
+"""What a log begins with before its agent has said anything."""
 
-    def __init__(self, response: EventResponse, *, run_id: str, cursor: int, style: Style, include_pings: bool) -> None:
+
+class Follower:
+    """One response, and how far it has come. `on_chunk` is called once, when its first chunk was written."""
+
+    def __init__(
+        self,
+        response: EventResponse,
+        run_id: str,
+        cursor: int,
+        style: Style,
+        *,
+        include_pings: bool,
+        on_chunk: Callable[[], None] | None = None,
+    ) -> None:
         self.response = response
         self.run_id = run_id
         self.cursor = cursor
@@ -37,6 +50,7 @@ class Follower:
         self.woken = asyncio.Event()
         self.written_at = time.monotonic()
         self._seen: int | None = None
+        self._on_chunk = on_chunk
 
     def write(self, frames: Sequence[Frame]) -> None:
         """Write frames that follow the cursor, and move it. Never waits."""
@@ -60,6 +74,9 @@ class Follower:
         self.index = last.index
         self.written_at = now
         self._seen = seq_id or self._seen
+        if self._on_chunk is not None and last.kind not in BEFORE_CHUNKS:
+            self._on_chunk()
+            self._on_chunk = None
         if last.kind is Kind.END:
             self.is_done = True
             self.woken.set()

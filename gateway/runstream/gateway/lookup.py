@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from runstream.broker.topology import shard_of_cursor
 from runstream.gateway.errors import BadRequest, NotFound
 from runstream.gateway.validation import check_run_id
-from runstream.schemas import ACTIVE_STATUSES, DEFAULT_CONVERSATION, DEFAULT_TENANT, is_agent_id, is_run_id
+from runstream.schemas import ACTIVE_STATUSES, DEFAULT_CONVERSATION, is_agent_id, is_run_id
 
 if TYPE_CHECKING:
+    from runstream.broker.auth.principal import Principal
+    from runstream.broker.bucket import Stored
     from runstream.broker.index import Index
     from runstream.broker.view import View
     from runstream.schemas import ConversationRecord, RetrieveStreamRequest, RunRecord
@@ -23,19 +25,20 @@ NOT_BACKGROUND = "Run was not created in background mode, so it cannot be retrie
 
 
 class Lookup:
-    """Finds runs for one tenant. Every call raises `Unavailable`."""
+    """Finds the runs that `who` may reach. Every call raises `Unavailable`."""
 
-    def __init__(self, index: Index, view: View, tenant: str = DEFAULT_TENANT) -> None:
+    def __init__(self, index: Index, view: View, who: Principal) -> None:
         self._index = index
         self._view = view
-        self._tenant = tenant
+        self._who = who
+        self._tenant = who.tenant
 
     async def by_id(self, run_id: str) -> RunRecord:
         """Return a run. Raises `BadRequest` for a malformed id, `NotFound`."""
-        stored = await self._index.run(self._tenant, check_run_id(run_id))
-        if stored is None:
+        run = self._reached(await self._index.run(self._tenant, check_run_id(run_id)))
+        if run is None:
             raise NotFound.run(run_id)
-        return stored.value
+        return run
 
     async def to_resume(self, run_id: str) -> RunRecord:
         """Return a run that can be streamed again. Raises `BadRequest` when it was made in the foreground."""
@@ -46,10 +49,10 @@ class Lookup:
         if wanted.run_id:
             return await self.to_resume(wanted.run_id)
         if wanted.otid:
-            found = await self._index.run_with_otid(self._tenant, wanted.otid)
+            found = self._reached(await self._index.run_with_otid(self._tenant, wanted.otid))
             if found is None:
                 raise NotFound(f"No run found for otid={wanted.otid}. The run may have expired or never existed.")
-            return _resumable(found.value)
+            return _resumable(found)
         latest = await self._latest(conversation_id, wanted.agent_id)
         if latest is None or not (_is_followed(latest, wanted.cursor) or not latest.is_terminal):
             raise BadRequest(NO_ACTIVE_RUN)
@@ -62,13 +65,13 @@ class Lookup:
         newest = await self._view.runs_of_agent(self._tenant, agent_id, limit=1)
         # One that fell out of memory is the agent's latest all the same.
         found = await self._index.run(self._tenant, newest[0]) if newest else None
-        found = found or await self._index.latest_run_of_agent(self._tenant, agent_id)
-        return None if found is None else found.value
+        return self._reached(found or await self._index.latest_run_of_agent(self._tenant, agent_id))
 
     async def of_agent(self, agent_id: str, run_id: str) -> RunRecord | None:
         """Return a run of an agent's; None for another's, and for what is no run's id."""
         stored = await self._index.run(self._tenant, run_id) if is_run_id(run_id) else None
-        return stored.value if stored is not None and stored.value.agent_id == agent_id else None
+        run = self._reached(stored)
+        return run if run is not None and run.agent_id == agent_id else None
 
     async def to_cancel_of_agent(self, agent_id: str) -> RunRecord | None:
         """Return the newest of an agent's runs that go on, or else the one that waits for approval outside of any."""
@@ -83,21 +86,20 @@ class Lookup:
         for run_id in await self._view.runs_of_agent(
             self._tenant, agent_id, limit=ENDED_MEANWHILE, statuses=ACTIVE_STATUSES
         ):
-            stored = await self._index.run(self._tenant, run_id)
-            if stored is not None and not stored.value.is_terminal:
-                return stored.value
+            run = self._reached(await self._index.run(self._tenant, run_id))
+            if run is not None and not run.is_terminal:
+                return run
         return None
 
     async def _active(self, conversation: ConversationRecord) -> RunRecord | None:
         if conversation.active_run is None:
             return None
-        stored = await self._index.run(self._tenant, conversation.active_run)
-        return None if stored is None or stored.value.is_terminal else stored.value
+        run = self._reached(await self._index.run(self._tenant, conversation.active_run))
+        return None if run is None or run.is_terminal else run
 
     async def _waiting_for_approval(self, scope: str) -> RunRecord | None:
         waiting = await self._index.waiting_for_approval(self._tenant, scope)
-        stored = None if waiting is None else await self._index.run(self._tenant, waiting)
-        return None if stored is None else stored.value
+        return None if waiting is None else self._reached(await self._index.run(self._tenant, waiting))
 
     async def _latest(self, conversation_id: str, agent_id: str | None) -> RunRecord | None:
         """Return the latest run of a conversation; of an agent the newest that goes on, if one does."""
@@ -112,8 +114,11 @@ class Lookup:
         stored = await self._index.conversation(self._tenant, conversation_id)
         if stored is None or stored.value.latest_run is None:
             return None
-        run = await self._index.run(self._tenant, stored.value.latest_run)
-        return None if run is None else run.value
+        return self._reached(await self._index.run(self._tenant, stored.value.latest_run))
+
+    def _reached(self, stored: Stored[RunRecord] | None) -> RunRecord | None:
+        """Return a run if it is there for whoever asks."""
+        return stored.value if stored is not None and self._who.reaches_run(stored.value) else None
 
 
 def _is_followed(run: RunRecord, cursor: int) -> bool:

@@ -10,7 +10,8 @@ import structlog
 from aiohttp import hdrs, web
 
 from runstream.broker.errors import Broken, BrokerError
-from runstream.gateway.errors import ApiError, Defect, translated
+from runstream.gateway.admission import admitted
+from runstream.gateway.errors import ApiError, Defect, Unauthorized, translated
 from runstream.gateway.services import SERVICES, json_response
 from runstream.gateway.validation import check_user
 
@@ -55,7 +56,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 def _answer(error: ApiError) -> web.Response:
     response = json_response(error.body, status=error.status)
     response.headers.update(error.headers)
-    if error.status in {HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT}:
+    closes = {HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT}
+    if error.status in closes or isinstance(error, Unauthorized):
         # Nobody wants to read the rest of it, and the next request comes after it.
         response.force_close()
     return response
@@ -71,9 +73,13 @@ def _http_answer(refused: web.HTTPException) -> web.Response:
 async def fallback(request: web.Request) -> web.StreamResponse:
     """Answer what no route took: 405 for a method it does not know, 307 to the path with or without a last slash.
 
-    What is a platform's, if there is one, is answered by it: whatever no route takes with this method.
+    What is a platform's, if there is one, is answered by it: whatever no route takes with this method. Strangers are
+    not told what there is.
     """
-    passthrough = request.app[SERVICES].passthrough if is_api(request) else None
+    passthrough = None
+    if is_api(request):
+        await admitted(request)
+        passthrough = request.app[SERVICES].passthrough
     allowed = await allowed_methods(request)
     # A run that is served here is not the platform's, whether its content is asked for or not.
     method = hdrs.METH_GET if request.method == hdrs.METH_HEAD else request.method

@@ -9,13 +9,24 @@ import msgspec
 from aiohttp import hdrs, web
 
 from runstream.broker.http import routes
-from runstream.broker.operations import Header, Operation
+from runstream.broker.operations import OPEN, Header, Operation
+from runstream.gateway.admission import guarded
 from runstream.gateway.deprecation import DEPRECATION
-from runstream.gateway.errors import PlatformFailed, PlatformRefused, PlatformSilent, refused_also
+from runstream.gateway.errors import (
+    NotAllowed,
+    PlatformFailed,
+    PlatformRefused,
+    PlatformSilent,
+    Unauthorized,
+    refused_also,
+)
+from runstream.gateway.eventsource import comes_back
 from runstream.gateway.routes import agents, conversations, health, runs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from runstream.broker.operations import Handler
 
 __all__ = ["OPERATIONS", "is_ours", "mounted", "operations"]
 
@@ -40,7 +51,10 @@ DEPRECATED: Final = Header(DEPRECATION, "Since when this form of the request is 
 def _whole(operation: Operation) -> Operation:
     """Add what all operations have in common."""
     always = [*operation.always, DEPRECATED] if operation.is_deprecated else operation.always
-    return msgspec.structs.replace(operation, headers=[*operation.headers, USER_ID], always=always)
+    answers = operation.answers
+    if operation.scope != OPEN:
+        answers = refused_also(answers, Unauthorized, NotAllowed)
+    return msgspec.structs.replace(operation, headers=[*operation.headers, USER_ID], always=always, answers=answers)
 
 
 OPERATIONS: Final = tuple(
@@ -57,12 +71,19 @@ def operations(*, before_platform: bool) -> list[Operation]:
 
 
 def mounted(served: Sequence[Operation]) -> list[web.RouteDef]:
-    """Make the routes of operations, each under all prefixes."""
+    """Make the routes of operations, each under all prefixes, for those who may."""
+    guards = [msgspec.structs.replace(operation, handler=_guarded(operation)) for operation in served]
     return [
         web.RouteDef(route.method, prefix + route.path.removeprefix("/v1"), route.handler, route.kwargs)
-        for route in routes(served)
+        for route in routes(guards)
         for prefix in PREFIXES
     ]
+
+
+def _guarded(operation: Operation) -> Handler:
+    handler = guarded(operation)
+    # What will pass must not stop a browser, were it that nobody can say who asks.
+    return comes_back(handler) if operation.is_for_browsers else handler
 
 
 def is_ours(method: str, path: str) -> bool:

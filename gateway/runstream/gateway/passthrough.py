@@ -18,7 +18,9 @@ import structlog
 from aiohttp import ClientConnectionResetError, ClientError, HttpVersion11, hdrs, web
 from multidict import CIMultiDict
 
+from runstream.broker.http_auth import PRINCIPAL
 from runstream.broker.http_guard import REQUEST_ID, request_id_of
+from runstream.gateway.admission import said_to_platform
 from runstream.gateway.errors import (
     ApiError,
     BadRequest,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
     from aiohttp import ClientResponse
 
+    from runstream.broker.auth.principal import Principal
     from runstream.gateway.metrics import GatewayMetrics
     from runstream.gateway.settings import GatewaySettings
     from runstream.gateway.upstream import Upstream
@@ -142,7 +145,7 @@ class PassThrough:
     """Passes requests on to the platform, as many at one time as it may.
 
     `is_ours` says of a method and a path, as they are read, whether they are served here; `heard` is told of every
-    answer of the platform's before its client is: method, path as it is read, status.
+    answer of the platform's before its client is: who asked, method, path as it is read, status.
     """
 
     def __init__(
@@ -152,7 +155,7 @@ class PassThrough:
         metrics: GatewayMetrics,
         *,
         is_ours: Callable[[str, str], bool],
-        heard: Callable[[str, str, int], Awaitable[None]],
+        heard: Callable[[Principal, str, str, int], Awaitable[None]],
     ) -> None:
         self._upstream = upstream
         self._settings = settings
@@ -168,8 +171,12 @@ class PassThrough:
     async def pass_on(self, request: web.Request) -> web.StreamResponse:
         """Answer as the platform does.
 
-        Raises `ApiError` before the headers are out; after them a failure cuts the response.
+        The platform knows of no tenants: who may speak to it may speak of everything, so none is narrowed. Raises
+        `Forbidden` and `ApiError` before the headers are out; after them a failure cuts the response.
         """
+        who = request[PRINCIPAL]
+        who.check("platform")
+        who.check_whole()
         path = self._path(request)
         upload = _Upload(request, self._settings.upload_silence_seconds)
         with self.places.take():
@@ -180,12 +187,12 @@ class PassThrough:
                     path,
                     query=request.rel_url.raw_query_string,
                     headers=self._asked(request),
-                    who=request.headers,
+                    who=said_to_platform(request),
                     data=upload.parts() if request.body_exists else None,
                 ) as answer:
                     if answer.status == HTTPStatus.SWITCHING_PROTOCOLS:
                         raise PlatformFailed("The platform has switched protocols unasked.", should_retry=False)
-                    await self._heard(request.method, as_read(path), answer.status)
+                    await self._heard(who, request.method, as_read(path), answer.status)
                     outcome, response = await self._hand_over(request, answer)
             except ApiError as error:
                 outcome = "failed"

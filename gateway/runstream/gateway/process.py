@@ -7,6 +7,7 @@ end by itself: a service that knows how first gives up, bit by bit, what others 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import signal
 import socket
@@ -19,7 +20,9 @@ from runstream.gateway.memory import keep_memory_whole
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-__all__ = ["CannotStart", "Termination", "bind", "until_stopped", "url_of"]
+    from runstream.broker.auth.settings import AuthSettings
+
+__all__ = ["CannotStart", "Termination", "bind", "check_exposure", "until_stopped", "url_of"]
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +48,18 @@ def bind(host: str, port: int, what: str) -> socket.socket:
             f"The {what} {host}:{port} cannot be taken: {error.strerror}. Choose another with --{flag} (0: a free one)."
         ) from error
     return listener
+
+
+def check_exposure(listener: socket.socket, settings: AuthSettings) -> None:
+    """Refuse to serve strangers everything: without authentication a port is on loopback. Raises `CannotStart`."""
+    if settings.auth != "none" or ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+        return
+    if not settings.insecure:
+        raise CannotStart(
+            f"Without authentication (--auth none) no port is served that others may reach, as {url_of(listener)} is: "
+            "say --auth static or --auth jwt, or --insecure if something else keeps strangers out."
+        )
+    log.warning("insecure", url=url_of(listener), meaning="whoever reaches this port may do everything")
 
 
 def url_of(listener: socket.socket) -> str:

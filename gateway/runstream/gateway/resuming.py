@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from runstream.gateway.services import SERVICES
@@ -23,9 +24,11 @@ async def resume_and_stream(
     request: web.Request, find: Callable[[RetrieveStreamRequest], Awaitable[RunRecord]]
 ) -> web.StreamResponse:
     """Stream the run that `find` makes of the body, from the body's cursor. An absent body asks for everything."""
-    services = request.app[SERVICES]
-    wanted, _ = await body_of(RetrieveStreamRequest, request, required=False)
-    with services.hub.seats.take():
+    services, asked_at = request.app[SERVICES], time.monotonic()
+    metrics, seats = services.hub.metrics, services.hub.seats
+    with metrics.resuming():
+        wanted, _ = await body_of(RetrieveStreamRequest, request, required=False)
+    with metrics.resuming(), seats.take():
         record = await find(wanted)
         await services.repair.watch_over(record)
         return await stream_run(
@@ -35,4 +38,5 @@ async def resume_and_stream(
             starting_after=wanted.cursor,
             include_pings=wanted.include_pings,
             kind="resume",
+            asked_at=asked_at,
         )

@@ -12,6 +12,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from runstream.broker.common_metrics import Draining
 from runstream.gateway.errors import TryLater
 from runstream.gateway.sse import Style, retry_line
 
@@ -68,15 +69,20 @@ class Places:
 class Seats(Places):
     """The places of responses that stay open. Sends followers away."""
 
-    def __init__(self, settings: GatewaySettings, metrics: GatewayMetrics) -> None:
+    def __init__(self, settings: GatewaySettings, metrics: GatewayMetrics, *, drain_seconds: float) -> None:
         super().__init__(
             settings.max_followers, lambda: TryLater("This gateway serves as many streams as it may. Try again.")
         )
-        self.is_draining = False
+        self.draining = Draining(drain_seconds)
         self._settings = settings
         self._metrics = metrics
         self._departures: dict[Follower, asyncio.TimerHandle | None] = {}
         self._empty_at = 0.0
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether nobody more is taken, and everybody leaves."""
+        return self.draining.has_begun
 
     @contextmanager
     def take(self) -> Iterator[None]:
@@ -98,7 +104,7 @@ class Seats(Places):
 
     def drain(self, seconds: float) -> None:
         """Take nobody more, and send every follower away within `seconds`; until then it is written to."""
-        self.is_draining = True
+        self.draining.begin()
         self._empty_at = time.monotonic() + seconds
         for follower in self._departures:
             self._call_off(follower)

@@ -11,6 +11,9 @@ from aiohttp import web
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from runstream.broker.auth.admissions import Admissions
+    from runstream.broker.auth.principal import Principal
+    from runstream.broker.auth.tickets import Tickets
     from runstream.broker.index import Index
     from runstream.broker.removal import Remover
     from runstream.broker.repair import Repair
@@ -31,14 +34,17 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
 
     hub: Hub
     index: Index
-    lookup: Lookup
-    lists: Lists
+    admissions: Admissions
+    lookup: Callable[[Principal], Lookup]
+    """What whoever asks may find; so with the next two."""
+    lists: Callable[[Principal], Lists]
+    conversations: Callable[[Principal], Conversations]
+    tickets: Tickets
     starter: Starter
     repair: Repair
     canceller: Canceller
     remover: Remover
     answers: Answers
-    conversations: Conversations
     passthrough: PassThrough | None
     """Who answers what runstream does not: None without a platform."""
     body_limit: Callable[[], int]

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from runstream.broker.auth.authenticator import authenticating
 from runstream.broker.service import Broker
 from runstream.broker.settings import without_password
 from runstream.gateway.app import Gateway
-from runstream.gateway.process import Termination, bind, url_of
+from runstream.gateway.process import Termination, bind, check_exposure, url_of
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
     from runstream.broker.agents.loading import AgentSource
+    from runstream.broker.auth.settings import AuthSettings
     from runstream.broker.settings import BrokerSettings
     from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings
     from runstream.gateway.upstream import Upstream
@@ -31,6 +33,7 @@ async def serve_gateway(
     service: GatewayServiceSettings,
     settings: GatewaySettings,
     broker_settings: BrokerSettings,
+    auth: AuthSettings,
     *,
     termination: Termination,
     ready: Callable[[str], None],
@@ -40,10 +43,12 @@ async def serve_gateway(
 
     `ready` is called once NATS was reached.
 
-    Raises `CannotStart`, `ServerTooOld`.
+    Raises `CannotStart`, `InvalidSettings`, `ServerTooOld`.
     """
     async with AsyncExitStack() as stack:
         listener, metrics_listener = _ports(stack, service)
+        check_exposure(listener, auth)
+        authenticator = await stack.enter_async_context(authenticating(auth))
         gateway = Gateway(
             settings,
             broker_settings,
@@ -51,6 +56,7 @@ async def serve_gateway(
             metrics_listener=metrics_listener,
             patient=True,
             upstream=upstream,
+            authenticator=authenticator,
         )
         await stack.enter_async_context(gateway)
         _announce("listening", listener, metrics_listener, broker_settings)
@@ -64,6 +70,7 @@ async def serve_gateway(
 async def serve_broker(
     service: BrokerServiceSettings,
     settings: BrokerSettings,
+    auth: AuthSettings,
     *,
     agent: AgentSource | None,
     termination: Termination,
@@ -73,10 +80,12 @@ async def serve_broker(
 
     `ready` is called once it executes runs.
 
-    Raises `CannotStart`, `TopologyError`.
+    Raises `CannotStart`, `InvalidSettings`, `TopologyError`.
     """
     async with AsyncExitStack() as stack:
         listener, metrics_listener = _ports(stack, service)
+        check_exposure(listener, auth)
+        authenticator = await stack.enter_async_context(authenticating(auth))
         opened = None if agent is None else await stack.enter_async_context(agent.open(settings))
         broker = Broker(
             settings,
@@ -84,6 +93,7 @@ async def serve_broker(
             forwards_credentials=agent is not None and agent.forwards_credentials,
             judges_approvals=agent is not None and agent.judges_approvals,
             listener=listener,
+            authenticator=authenticator,
             metrics_listener=metrics_listener,
             patient=True,
         )

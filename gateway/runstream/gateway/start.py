@@ -19,11 +19,12 @@ from runstream.broker.tasks import Shielded
 from runstream.broker.topology import LogAddress, shard_of
 from runstream.gateway.credentials import Credentials
 from runstream.gateway.errors import TryLater
-from runstream.schemas import DEFAULT_TENANT, RunRecord, RunRequest, new_run_id
+from runstream.schemas import RunRecord, RunRequest, new_run_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from runstream.broker.auth.principal import Principal
     from runstream.broker.index import Index
     from runstream.broker.jetstream import JetStream
     from runstream.broker.queue import WorkQueue
@@ -78,6 +79,7 @@ class Starter:
         wanted: CreateMessagesRequest,
         body: dict[str, Any],
         *,
+        who: Principal,
         headers: Mapping[str, str],
         agent_id: str,
         conversation_id: str | None,
@@ -87,14 +89,15 @@ class Starter:
         """Start a run, or find the one this same request started before.
 
         Of `headers` the trace is stored and nothing else: an agent that wants the client's credentials finds them with
-        this gateway. Raises `Conflict`, `Unavailable`, `TryLater`, and `BadRequest` for credentials that are no text.
-        Once the claim is made a failure asks the client not to repeat the request: it would start a second run. A
-        client that leaves meanwhile cancels its request and not the start: a run that was claimed and never enqueued
-        would hold its conversation.
+        this gateway. Raises `Forbidden`, `Conflict`, `Unavailable`, `TryLater`, and `BadRequest` for credentials that
+        are no text. Once the claim is made a failure asks the client not to repeat the request: it would start a second
+        run. A client that leaves meanwhile cancels its request and not the start: a run that was claimed and never
+        enqueued would hold its conversation.
         """
+        who.check_opening(agent_id, conversation_id)
         run_id = new_run_id()
         record = RunRecord(
-            tenant=DEFAULT_TENANT,
+            tenant=who.tenant,
             id=run_id,
             agent_id=agent_id,
             conversation_id=conversation_id,

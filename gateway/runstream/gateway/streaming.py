@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,16 @@ from aiohttp import ClientConnectionResetError, web
 
 from runstream.broker.errors import Broken, BrokerError, CursorExpired, RunStuck
 from runstream.gateway.errors import RETRY_SECONDS
+from runstream.gateway.expiring import while_admitted
 from runstream.gateway.follower import Follower
 from runstream.gateway.response import EventResponse
 from runstream.gateway.sse import Style, cut_error, retry_line
 
 if TYPE_CHECKING:
-    from runstream.gateway.fanout import Hub
+    from collections.abc import Callable
+
+    from runstream.gateway.fanout import Hub, Source
+    from runstream.gateway.metrics import GatewayMetrics
     from runstream.schemas import RunRecord
 
 __all__ = ["stream_run"]
@@ -31,12 +36,14 @@ async def stream_run(
     starting_after: int,
     include_pings: bool,
     kind: str,
+    asked_at: float,
     style: Style | None = None,
 ) -> web.StreamResponse:
     """Stream a run to its end. Raises `BrokerError` before the headers are out; after them nothing but a disconnect.
 
     The response ends complete only after the run's own end. Ended for any other reason it is cut, so that no client
-    takes it for the run's end. Without a `style` it is Letta's, resumable if the run is.
+    takes it for the run's end. Without a `style` it is Letta's, resumable if the run is. `asked_at` is when the request
+    came.
     """
     if style is None:
         style = Style.BACKGROUND if record.background else Style.FOREGROUND
@@ -44,18 +51,21 @@ async def stream_run(
         cursor = await hub.position(tail, starting_after)
         if style is Style.EVENT_SOURCE:
             if tail.is_over_at(cursor):
+                hub.metrics.resumed("over")
                 return _nothing_follows()
             # It would come back for ever to a message that cannot be read: only a refusal stops it.
             await hub.reader.check_next(tail.address, cursor)
         response = EventResponse(request)
-        follower = Follower(response, run_id=record.id, cursor=cursor, style=style, include_pings=include_pings)
+        source = hub.source(tail, cursor)
+        timing = _timing(hub.metrics, kind, source, asked_at)
+        follower = Follower(response, record.id, cursor, style, include_pings=include_pings, on_chunk=timing)
         try:
             await response.open()
-            hub.metrics.stream_begun(kind)
+            hub.metrics.stream_begun(kind, source)
             if style is Style.EVENT_SOURCE:
                 # At once: of a gateway that is killed nobody hears anything more.
                 response.write_event(retry_line(hub.settings.event_source_retry_seconds))
-            with hub.seats.staying(follower):
+            with hub.seats.staying(follower), while_admitted(request, follower, hub):
                 await hub.serve(tail, follower)
             if follower.is_done:
                 if hub.seats.is_draining:
@@ -74,6 +84,13 @@ async def stream_run(
         except ClientConnectionResetError:
             pass  # The client has left: before the first byte, or with all it wanted, as letta-client at `[DONE]`.
         return response.prepared
+
+
+def _timing(metrics: GatewayMetrics, kind: str, source: Source, asked_at: float) -> Callable[[], None] | None:
+    """Make what notes how long a stream's first chunk took; a resume that has missed nothing waits for the agent."""
+    if kind != "create" and source in {"live", "over"}:
+        return None
+    return lambda: metrics.first_chunk(kind, time.monotonic() - asked_at)
 
 
 def _nothing_follows() -> web.Response:

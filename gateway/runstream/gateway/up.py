@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from runstream.broker.auth.authenticator import authenticating
 from runstream.broker.datadir import DataDirectory
 from runstream.broker.embedded import EmbeddedServer
 from runstream.broker.service import Broker
 from runstream.broker.settings import without_password
 from runstream.gateway.app import Gateway
-from runstream.gateway.process import bind, url_of
+from runstream.gateway.process import bind, check_exposure, url_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from runstream.broker.agents.loading import AgentSource
+    from runstream.broker.auth.settings import AuthSettings
     from runstream.broker.settings import BrokerSettings
     from runstream.gateway.settings import GatewaySettings, UpSettings
     from runstream.gateway.upstream import Upstream
@@ -48,6 +50,7 @@ async def up(
     settings: UpSettings,
     broker_settings: BrokerSettings,
     gateway_settings: GatewaySettings,
+    auth: AuthSettings,
     *,
     agent: AgentSource,
     ready: Callable[[str], None],
@@ -55,12 +58,15 @@ async def up(
 ) -> None:
     """Serve until cancelled; `ready` is called with the gateway's URL once it serves.
 
-    Raises `CannotStart`, `EmbeddedServerError`, `Unavailable`, `TopologyError` when it cannot start. Nothing is left
-    behind: no child process, no lock, no endpoints file.
+    Raises `CannotStart`, `InvalidSettings`, `EmbeddedServerError`, `Unavailable`, `TopologyError` when it cannot start.
+    Nothing is left behind: no child process, no lock, no endpoints file.
     """
     async with AsyncExitStack() as stack:
         gateway_socket = stack.enter_context(bind(settings.host, settings.port, "port"))
         broker_socket = stack.enter_context(bind(settings.host, settings.broker_port, "broker port"))
+        for listener in (gateway_socket, broker_socket):
+            check_exposure(listener, auth)
+        authenticator = await stack.enter_async_context(authenticating(auth))
         directory = stack.enter_context(DataDirectory(settings.data_dir))
         nats_url = settings.nats_url
         if nats_url is None:
@@ -79,11 +85,14 @@ async def up(
             forwards_credentials=agent.forwards_credentials,
             judges_approvals=agent.judges_approvals,
             listener=broker_socket,
+            authenticator=authenticator,
             owns_nats=settings.nats_url is None,
         )
         await stack.enter_async_context(broker)
         await stack.enter_async_context(
-            Gateway(gateway_settings, connected, listener=gateway_socket, upstream=upstream)
+            Gateway(
+                gateway_settings, connected, listener=gateway_socket, upstream=upstream, authenticator=authenticator
+            )
         )
         endpoints = {
             "gateway": url_of(gateway_socket),

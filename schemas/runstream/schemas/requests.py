@@ -49,6 +49,7 @@ __all__ = [
     "ConversationMessagesRequest",
     "CreateConversationRequest",
     "CreateMessagesRequest",
+    "FollowRequest",
     "ListActiveRunsRequest",
     "ListConversationsRequest",
     "ListRunMessagesRequest",
@@ -169,6 +170,13 @@ class RetrieveStreamRequest(_Body):
     def cursor(self) -> int:
         """The seq_id after which to start: 0 for everything."""
         return max(0, self.starting_after)
+
+
+class FollowRequest(RetrieveStreamRequest):
+    """What an EventSource's URL may say."""
+
+    ticket: str | None = None
+    """What lets it in once, where it can send no header."""
 
 
 class ContentPart(_Body):

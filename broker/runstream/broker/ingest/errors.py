@@ -20,14 +20,18 @@ from runstream.broker.errors import (
     ConversationDeleted,
     CursorExpired,
     Fenced,
+    Forbidden,
+    KeysUnavailable,
     NotStored,
     RecordTooLarge,
     RunTooLong,
     StoreFull,
+    Unauthenticated,
     Unavailable,
     Unsettled,
     WrongAgent,
 )
+from runstream.broker.http_auth import challenge
 from runstream.broker.http_body import BadBody, BodyPacked, BodyTooLarge, BodyTooSlow, NotJson
 from runstream.broker.operations import Answer, Body, Header
 
@@ -36,6 +40,8 @@ __all__ = ["STATUSES", "IngestError", "not_usable", "refusals", "translated"]
 STATUSES: Final[Mapping[str, HTTPStatus]] = {
     "invalid_request": HTTPStatus.UNPROCESSABLE_ENTITY,
     "invalid_chunk": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "unauthorized": HTTPStatus.UNAUTHORIZED,
+    "forbidden": HTTPStatus.FORBIDDEN,
     "unsupported_media_type": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     "body_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "chunk_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -91,6 +97,7 @@ class IngestRefusal(msgspec.Struct):
     reference: str | UnsetType = UNSET
 
 
+CHALLENGE: Final = Header("WWW-Authenticate", "How to be admitted, as RFC 6750 has it.")
 RETRY_HEADER: Final = Header("Retry-After", "Seconds to wait before the request is sent again.", {"type": "integer"})
 
 
@@ -103,16 +110,23 @@ def refusals(*error_types: str) -> dict[int | str, Answer]:
         status: Answer(
             "`error_type` is " + " or ".join(f"`{name}`" for name in names) + ".",
             [Body([IngestRefusal])],
-            [RETRY_HEADER] if RETRY_AFTER.keys() & set(names) else [],
+            _headers_of(names),
         )
         for status, names in by_status.items()
     }
+
+
+def _headers_of(error_types: list[str]) -> list[Header]:
+    asks = [CHALLENGE] if {"unauthorized", "forbidden"} & set(error_types) else []
+    return [*asks, RETRY_HEADER] if RETRY_AFTER.keys() & set(error_types) else asks
 
 
 class IngestError(Exception):
     """The request is refused, or could not be carried out. `facts` are for programs, and stand beside the detail."""
 
     def __init__(self, error_type: str, detail: str, **facts: Any) -> None:
+        self.asks: Mapping[str, str] = {}
+        """Headers that say how to be admitted."""
         self.error_type = error_type
         self.detail = detail
         self.facts = facts
@@ -125,9 +139,9 @@ class IngestError(Exception):
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """When to come back, if that helps."""
+        """When to come back, if that helps, or how to be admitted."""
         after = RETRY_AFTER.get(self.error_type)
-        return {} if after is None else {"Retry-After": after}
+        return self.asks if after is None else {"Retry-After": after}
 
     @property
     def body(self) -> dict[str, Any]:
@@ -138,6 +152,14 @@ class IngestError(Exception):
 def translated(error: BrokerError) -> IngestError:  # noqa: C901, PLR0911, PLR0912  # a table
     """Choose what a writer is told of an error of the durable side."""
     match error:
+        case Unauthenticated(reason=reason):
+            return _asking("unauthorized", reason or "A key or a token is needed: Authorization: Bearer.", error)
+        case Forbidden(detail=detail):
+            return _asking("forbidden", detail, error)
+        case KeysUnavailable():
+            return IngestError(
+                "store_unavailable", "The keys that tokens are checked with cannot be fetched at the moment. Try again."
+            )
         case Conflict(detail=detail, run_id=run_id, otid=otid, is_repeated=is_repeated):
             return IngestError("conflict", detail, run_id=run_id, otid=otid, is_repeated=is_repeated)
         case ConversationDeleted(conversation_id=conversation_id):
@@ -180,6 +202,12 @@ def translated(error: BrokerError) -> IngestError:  # noqa: C901, PLR0911, PLR09
             return IngestError("store_unavailable", "The store has no streams yet: a broker makes them. Try again.")
         case _:
             return IngestError("internal_error", "An unknown error occurred.")
+
+
+def _asking(error_type: str, detail: str, error: Unauthenticated | Forbidden) -> IngestError:
+    refused = IngestError(error_type, detail)
+    refused.asks = challenge(error)
+    return refused
 
 
 def not_usable(error: BadBody) -> IngestError:

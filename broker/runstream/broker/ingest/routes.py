@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from functools import wraps
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from runstream.broker.ending import Outcome, failed
 from runstream.broker.errors import BrokerError
+from runstream.broker.http_auth import PRINCIPAL, admit
 from runstream.broker.http_body import BadBody, parse_body, pieces_of, read_body
 from runstream.broker.http_guard import traceparent_in
 from runstream.broker.ingest.errors import STATUSES, IngestError, not_usable, refusals, translated
@@ -24,6 +26,7 @@ from runstream.broker.recording import outcome_of_stop
 from runstream.schemas import EndRunRequest, FailRunRequest, FinalStatus, OpenRunRequest, is_run_id
 
 if TYPE_CHECKING:
+    from runstream.broker.auth.admissions import Admissions
     from runstream.broker.ingest.service import Ingest
 
 __all__ = ["ingest_operations", "unknown_route"]
@@ -45,15 +48,11 @@ INDEX_HEADER: Final = Header(
     MappingProxyType({"type": "integer", "minimum": 0}),
 )
 OF_BODIES: Final = ("invalid_request", "unsupported_media_type", "body_too_large", "too_slow")
+SCOPE: Final = "platform"
+"""Of all of it: who writes what an agent says is the platform."""
+OF_ALL: Final = ("unauthorized", "forbidden", "store_unavailable", "internal_error")
 OF_RUNS: Final = ("run_not_found", "not_ingested", "run_ended", "run_cancelled")
-OF_THE_STORE: Final = (
-    "store_full",
-    "store_unavailable",
-    "unsettled",
-    "broker_busy",
-    "broker_stopping",
-    "internal_error",
-)
+OF_THE_STORE: Final = ("store_full", "unsettled", "broker_busy", "broker_stopping")
 OF_CLAIMS: Final = frozenset({"conflict", "conversation_deleted", "record_too_large", "wrong_agent"})
 LINES: Final = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
 
@@ -89,26 +88,28 @@ class Ended(msgspec.Struct):
     last_seq_id: int | None
 
 
-def ingest_operations(ingest: Ingest) -> list[Operation]:
-    """Make the ingest API."""
-    routes = _Routes(ingest)
+def ingest_operations(ingest: Ingest, admissions: Admissions) -> list[Operation]:
+    """Make the ingest API, for whoever is admitted."""
+    routes = _Routes(ingest, admissions)
     run = "/ingest/v1/runs/{run_id}"
     return [
         Operation(
             method="POST",
             path="/ingest/v1/runs",
             handler=routes.answering("open", routes.open),
+            scope=SCOPE,
             bodies=[Body([OpenRunRequest])],
             is_body_required=True,
             answers={
                 201: Answer("The run.", [Body([Opened])]),
-                **refusals(*OF_BODIES, *OF_THE_STORE, *OF_CLAIMS),
+                **refusals(*OF_ALL, *OF_BODIES, *OF_THE_STORE, *OF_CLAIMS),
             },
         ),
         Operation(
             method="POST",
             path=f"{run}/chunks",
             handler=routes.answering("append", routes.append),
+            scope=SCOPE,
             bodies=[Body([Object, list[Object]]), *(Body([Object], media) for media in sorted(LINES))],
             is_body_required=True,
             headers=[INDEX_HEADER],
@@ -118,11 +119,10 @@ def ingest_operations(ingest: Ingest) -> list[Operation]:
             method="POST",
             path=f"{run}/lease",
             handler=routes.answering("lease", routes.keep_alive),
+            scope=SCOPE,
             answers={
                 200: Answer("How long it lasts.", [Body([Kept])]),
-                **refusals(
-                    "invalid_request", *OF_RUNS, "expired", "store_unavailable", "broker_stopping", "internal_error"
-                ),
+                **refusals(*OF_ALL, "invalid_request", *OF_RUNS, "expired", "broker_stopping"),
             },
         ),
         *(
@@ -130,12 +130,13 @@ def ingest_operations(ingest: Ingest) -> list[Operation]:
                 method="POST",
                 path=f"{run}/{name}",
                 handler=routes.answering(name, handle),
+                scope=SCOPE,
                 bodies=[Body([model])],
                 is_body_required=True,
                 headers=[INDEX_HEADER],
                 answers={
                     200: Answer("What the run came to.", [Body([Ended])]),
-                    **refusals(*OF_BODIES, *OF_RUNS, *OF_THE_STORE, "wrong_index", "fenced", "expired"),
+                    **refusals(*OF_ALL, *OF_BODIES, *OF_RUNS, *OF_THE_STORE, "wrong_index", "fenced", "expired"),
                 },
             )
             for name, handle, model in (("end", routes.end, EndRunRequest), ("fail", routes.fail, FailRunRequest))
@@ -143,24 +144,26 @@ def ingest_operations(ingest: Ingest) -> list[Operation]:
     ]
 
 
-def unknown_route(ingest: Ingest) -> web.RouteDef:
-    """Make the route of whatever else is asked below `/ingest`."""
-    routes = _Routes(ingest)
+def unknown_route(ingest: Ingest, admissions: Admissions) -> web.RouteDef:
+    """Make the route of whatever else is asked below `/ingest`; strangers are not told what there is."""
+    routes = _Routes(ingest, admissions)
     return web.route("*", "/ingest/{path:.*}", routes.answering("unknown", routes.unknown))
 
 
 class _Routes:
-    def __init__(self, ingest: Ingest) -> None:
+    def __init__(self, ingest: Ingest, admissions: Admissions) -> None:
         self._ingest = ingest
+        self._admissions = admissions
         self._settings = ingest.settings
 
     def answering(self, operation: str, handle: Handler) -> Handler:
-        """Answer in JSON whatever goes wrong, and count what came of it."""
+        """Answer whoever may ask, in JSON whatever goes wrong, and count what came of it."""
 
         @wraps(handle)
         async def handler(request: web.Request) -> web.StreamResponse:
             is_upload = operation == "append" and _media_type(request) in LINES
             try:
+                await admit(request, self._admissions, SCOPE)
                 with self._ingest.seat(is_upload=is_upload):
                     response = await handle(request)
             except ConnectionError:
@@ -189,34 +192,37 @@ class _Routes:
     async def open(self, request: web.Request) -> web.Response:
         """`POST /ingest/v1/runs`: open a run, which any gateway serves from then on."""
         wanted = _valid(OpenRunRequest, await self._parsed(request))
-        return _json(await self._ingest.open(wanted, traceparent_in(request.headers)), status=201)
+        return _json(await self._ingest.open(request[PRINCIPAL], wanted, traceparent_in(request.headers)), status=201)
 
     async def append(self, request: web.Request) -> web.Response:
         """`POST /ingest/v1/runs/{run_id}/chunks`: store chunks."""
         run_id, expected_index = _run_id(request), _expected_index(request)
         if _media_type(request) in LINES:
-            return _json(await self._ingest.upload(run_id, pieces_of(request), expected_index))
+            who, revoked = request[PRINCIPAL], asyncio.Event()
+            with self._admissions.over(who, revoked.set):
+                return _json(await self._ingest.upload(who, run_id, pieces_of(request), expected_index, revoked))
         if _media_type(request) != JSON:
             raise _unsupported(request, [JSON, *sorted(LINES)])
-        return _json(await self._ingest.append(run_id, await self._read(request), expected_index))
+        return _json(await self._ingest.append(request[PRINCIPAL], run_id, await self._read(request), expected_index))
 
     async def keep_alive(self, request: web.Request) -> web.Response:
         """`POST /ingest/v1/runs/{run_id}/lease`: give a sign of life."""
-        return _json(await self._ingest.keep_alive(_run_id(request)))
+        return _json(await self._ingest.keep_alive(request[PRINCIPAL], _run_id(request)))
 
     async def end(self, request: web.Request) -> web.Response:
         """`POST /ingest/v1/runs/{run_id}/end`: end a run."""
         run_id, expected_index = _run_id(request), _expected_index(request)
         said = _valid(EndRunRequest, await self._parsed(request))
         usage = None if said.usage is None else said.usage.to_chunk()
-        return _json(await self._ingest.end(run_id, outcome_of_stop(said.stop_reason, usage, run_id), expected_index))
+        outcome = outcome_of_stop(said.stop_reason, usage, run_id)
+        return _json(await self._ingest.end(request[PRINCIPAL], run_id, outcome, expected_index))
 
     async def fail(self, request: web.Request) -> web.Response:
         """`POST /ingest/v1/runs/{run_id}/fail`: end a run with an error."""
         run_id, expected_index = _run_id(request), _expected_index(request)
         said = _valid(FailRunRequest, await self._parsed(request))
         outcome: Outcome = failed(run_id, said.error_type, message=said.message, detail=said.detail)
-        return _json(await self._ingest.end(run_id, outcome, expected_index))
+        return _json(await self._ingest.end(request[PRINCIPAL], run_id, outcome, expected_index))
 
     async def unknown(self, request: web.Request) -> web.Response:
         """Answer what no route took."""

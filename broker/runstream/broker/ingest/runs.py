@@ -26,9 +26,10 @@ from runstream.broker.publisher import Publisher
 from runstream.broker.repair import Repair, watch_over
 from runstream.broker.takeover import TakeOver
 from runstream.broker.topology import LogAddress
-from runstream.schemas import DEFAULT_TENANT, RunRecord, status_of
+from runstream.schemas import RunRecord, status_of
 
 if TYPE_CHECKING:
+    from runstream.broker.auth.principal import Principal
     from runstream.broker.jetstream import JetStream
     from runstream.broker.metrics import BrokerMetrics
     from runstream.broker.settings import BrokerSettings
@@ -98,12 +99,14 @@ class IngestedRuns:
         self._take_over = TakeOver(jetstream, settings, self.index)
         self._known: OrderedDict[str, _Known] = OrderedDict()
 
-    async def open(self, wanted: OpenRunRequest, traceparent: str | None) -> Standing:
+    async def open(self, who: Principal, wanted: OpenRunRequest, traceparent: str | None) -> Standing:
         """Open a run: from here on any gateway serves it, and its lease wants signs of life.
 
         Not to be cancelled half-way: a claim that is given up may be stored all the same.
         """
+        who.check_opening(wanted.agent_id, wanted.conversation_id)
         record = record_to_write(
+            tenant=who.tenant,
             agent_id=wanted.agent_id,
             conversation_id=wanted.conversation_id,
             otids=wanted.otids,
@@ -123,24 +126,26 @@ class IngestedRuns:
         log.info("run_opened", run_id=record.id)
         return standing
 
-    async def standing(self, run_id: str) -> Standing:
+    async def standing(self, who: Principal, run_id: str) -> Standing:
         """Find a run that goes on, and where its log stands.
 
         One that is to be cancelled is ended here. One whose opening was broken off is begun: its claim is all there is.
         """
         known = self._known.get(run_id)
-        record = known.record if known is not None else await self.record(run_id)
+        if known is not None and not who.reaches_run(known.record):
+            known = None
+        record = known.record if known is not None else await self.record(who, run_id)
         if record.is_terminal:
             raise over(record)
         last, wish = await asyncio.gather(self._take_over.last_of(record), self.index.cancel_wish(run_id))
         if last is not None and ENDING in last.headers:
             self.forget(run_id)
-            raise over((await self.record(run_id)), last.headers[ENDING])
+            raise over((await self.record(who, run_id)), last.headers[ENDING])
         if wish is not None:
             raise await self.cancelled(record, last)
         if last is None and known is not None:
             self.forget(run_id)
-            return await self.standing(run_id)
+            return await self.standing(who, run_id)
         if last is None and record.first_seq is not None:
             raise IngestError("expired", "This run's log was removed by retention: open another run.", run_id=run_id)
         if last is None or record.first_seq is None:
@@ -149,10 +154,10 @@ class IngestedRuns:
             self._remember(record)
         return Standing(record, last)
 
-    async def record(self, run_id: str) -> RunRecord:
-        """Read a run's record. Raises `IngestError` if it is not one of this API's."""
-        stored = await self.index.run(DEFAULT_TENANT, run_id)
-        if stored is None:
+    async def record(self, who: Principal, run_id: str) -> RunRecord:
+        """Read a run's record. Raises `IngestError` if it is not one of this API's, or not there for `who`."""
+        stored = await self.index.run(who.tenant, run_id)
+        if stored is None or not who.reaches_run(stored.value):
             raise IngestError("run_not_found", f"There is no run {run_id}: open one.", run_id=run_id)
         if stored.value.run_type != RUN_TYPE:
             raise IngestError(
@@ -227,7 +232,7 @@ class IngestedRuns:
                 return over(stored.value)
         return over(record, "cancelled")
 
-    async def end(self, run_id: str, outcome: Outcome, expected_index: int | None) -> dict[str, object]:
+    async def end(self, who: Principal, run_id: str, outcome: Outcome, expected_index: int | None) -> dict[str, object]:
         """End a run with `outcome`, or find that it was ended so; returns what its writer is told.
 
         `expected_index`: how many chunks have to be stored; of a run that has ended it is not asked.
@@ -235,7 +240,7 @@ class IngestedRuns:
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 for _ in range(RACES):
-                    record = await self.record(run_id)
+                    record = await self.record(who, run_id)
                     if record.is_terminal:
                         return await self._ended(record, outcome)
                     await self._end_once(record, outcome, expected_index)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
     from types import TracebackType
 
+    from runstream.broker.auth.principal import Principal
     from runstream.broker.ingest.runs import Standing
     from runstream.broker.jetstream import JetStream
     from runstream.broker.metrics import BrokerMetrics
@@ -40,6 +41,7 @@ STOPPING_SECONDS = 0.5
 """How long what has been read may take to be stored when the broker stops: then its writer is told how far it came."""
 FAREWELL_SECONDS = 5.0
 """How long the end of a cancelled run may take; then its writer is told all the same, and a broker ends it."""
+REVOKED = "The credential has expired, or was revoked: go on with a new one, with Expected-Index."
 LEASE_FROM_CHUNKS = 256
 """Chunks from which on a request may take so long that it hears of cancels and renews the lease by itself: some 50 ms.
 A shorter one gives one sign of life, if that is due."""
@@ -91,22 +93,22 @@ class Ingest:
             self.uploads -= is_upload
             self.requests -= not is_upload
 
-    async def open(self, wanted: OpenRunRequest, traceparent: str | None) -> dict[str, object]:
+    async def open(self, who: Principal, wanted: OpenRunRequest, traceparent: str | None) -> dict[str, object]:
         """Open a run, though its writer may leave meanwhile."""
-        standing = await self._to_its_end(self.runs.open(wanted, traceparent))
+        standing = await self._to_its_end(self.runs.open(who, wanted, traceparent))
         return {"run_id": standing.record.id, "last_seq_id": standing.last.seq}
 
-    async def keep_alive(self, run_id: str) -> dict[str, object]:
+    async def keep_alive(self, who: Principal, run_id: str) -> dict[str, object]:
         """Give a sign of life; returns how long it lasts."""
-        standing = await self._to_its_end(self.runs.standing(run_id))
+        standing = await self._to_its_end(self.runs.standing(who, run_id))
         await self._to_its_end(self.runs.keep_alive(standing.record, at_once=True))
         return {"run_id": run_id, "lease_seconds": self.settings.lease_seconds}
 
-    async def end(self, run_id: str, outcome: Outcome, expected_index: int | None) -> dict[str, object]:
+    async def end(self, who: Principal, run_id: str, outcome: Outcome, expected_index: int | None) -> dict[str, object]:
         """End a run."""
-        return await self._to_its_end(self.runs.end(run_id, outcome, expected_index))
+        return await self._to_its_end(self.runs.end(who, run_id, outcome, expected_index))
 
-    async def append(self, run_id: str, raw: bytes, expected_index: int | None) -> dict[str, object]:
+    async def append(self, who: Principal, run_id: str, raw: bytes, expected_index: int | None) -> dict[str, object]:
         """Store the chunks of a JSON body, once all of them were looked at."""
         limit = chunk_limit(self._jetstream.connection.max_payload)
         bodies: list[bytes] = []
@@ -123,14 +125,21 @@ class Ingest:
                 await appending.take(body)
 
         async def stored() -> dict[str, object]:
-            standing = await self.runs.standing(run_id)
+            standing = await self.runs.standing(who, run_id)
             is_long = len(bodies) >= LEASE_FROM_CHUNKS
             return await self._write(standing, expected_index, read, is_long=is_long, patience_seconds=PATIENCE_SECONDS)
 
         return await self._to_its_end(stored())
 
-    async def upload(self, run_id: str, pieces: AsyncGenerator[bytes], expected_index: int | None) -> dict[str, object]:
-        """Store a body's lines as they come, and keep the run alive meanwhile.
+    async def upload(
+        self,
+        who: Principal,
+        run_id: str,
+        pieces: AsyncGenerator[bytes],
+        expected_index: int | None,
+        revoked: asyncio.Event,
+    ) -> dict[str, object]:
+        """Store a body's lines as they come, and keep the run alive meanwhile, until its writer is `revoked`.
 
         Raises `ConnectionError` when its writer is gone; the lines that were complete are stored then, too.
         """
@@ -147,7 +156,8 @@ class Ingest:
                             await appending.take(body)
 
         async def stored() -> dict[str, object]:
-            return await self._write(await self.runs.standing(run_id), expected_index, read, is_long=True)
+            standing = await self.runs.standing(who, run_id)
+            return await self._write(standing, expected_index, read, is_long=True, revoked=revoked)
 
         return await self._to_its_end(stored())
 
@@ -191,6 +201,7 @@ class Ingest:
         *,
         is_long: bool,
         patience_seconds: float | None = None,
+        revoked: asyncio.Event | None = None,
     ) -> dict[str, object]:
         """Store what `read` takes; returns what came of it. Raises `IngestError` that says how much of it is stored."""
 
@@ -214,7 +225,8 @@ class Ingest:
             try:
                 if is_long:
                     lease = await stack.enter_async_context(self._lease(standing, publisher))
-                    await self._read(appending, read, [lease.over, publisher.failed])
+                    ends = [lease.over, publisher.failed]
+                    await self._read(appending, read, ends, revoked or asyncio.Event())
                 else:
                     with contextlib.suppress(StoreFull):  # Nor can anybody else's lease be renewed: none lapses.
                         await self.runs.keep_alive(standing.record)
@@ -246,12 +258,14 @@ class Ingest:
         appending: Appending,
         read: Callable[[Appending], Awaitable[None]],
         ends: Sequence[asyncio.Future[BrokerError]],
+        revoked: asyncio.Event,
     ) -> None:
         """Let `read` take what there is, and see it stored; raises what ends that before its time."""
         stopping = asyncio.create_task(self._stopping.wait(), name="ingest-stopping")
+        revoking = asyncio.create_task(revoked.wait(), name="ingest-revoking")
         reading = asyncio.create_task(_all_of_it(appending, read), name="ingest-reading")
         try:
-            waited: set[asyncio.Future[Any]] = {reading, stopping, *ends}
+            waited: set[asyncio.Future[Any]] = {reading, stopping, revoking, *ends}
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             for end in ends:
                 if end.done():
@@ -261,10 +275,10 @@ class Ingest:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(STOPPING_SECONDS):
                         await appending.flush()
-                raise _stopping()
+                raise IngestError("unauthorized", REVOKED) if revoked.is_set() else _stopping()
             reading.result()
         finally:
-            await cancel_all(reading, stopping)
+            await cancel_all(reading, stopping, revoking)
 
     async def _cancelled(
         self, standing: Standing, publisher: Publisher, appending: Appending, reason: RunCancelled
@@ -293,7 +307,8 @@ class Ingest:
             facts, stop_reason = await appending.fenced()
             refused = translated(error)
             if stop_reason is not None:
-                refused = over(await self.runs.record(standing.record.id), stop_reason)
+                stored = await self.runs.index.run(standing.record.tenant, standing.record.id)
+                refused = over(standing.record if stored is None else stored.value, stop_reason)
         except BrokerError as unavailable:
             refused, facts = translated(unavailable), appending.facts()
         self.runs.forget(standing.record.id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from runstream.broker.http_auth import PRINCIPAL
 from runstream.broker.operations import Body, Operation
 from runstream.gateway.cancelling import cancel_run
 from runstream.gateway.creating import OF_ANSWERS, OF_STREAMS, create_and_answer
@@ -58,13 +59,14 @@ async def cancel(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     agent_id = agent_path(request)
     wanted, _ = await body_of(CancelRequest, request, required=False)
+    lookup = services.lookup(request[PRINCIPAL])
     if wanted.run_ids is None:
-        latest = await services.lookup.to_cancel_of_agent(agent_id) or await services.lookup.latest_of_agent(agent_id)
+        latest = await lookup.to_cancel_of_agent(agent_id) or await lookup.latest_of_agent(agent_id)
         if latest is None:
             raise Busy(f"CONFLICT: No active runs to cancel for agent {agent_id}", headers=NOT_AGAIN)
         found: dict[str, RunRecord | None] = {latest.id: latest}
     else:
-        found = {run_id: await services.lookup.of_agent(agent_id, run_id) for run_id in wanted.run_ids}
+        found = {run_id: await lookup.of_agent(agent_id, run_id) for run_id in wanted.run_ids}
     cancels = [cancel_run(request, run) for run in found.values() if run is not None]
     for failure in await asyncio.gather(*cancels, return_exceptions=True):
         if isinstance(failure, BaseException):
@@ -77,6 +79,7 @@ operations = [
         method="POST",
         path="/v1/agents/{agent_id}/messages",
         handler=create_message,
+        scope="runs:write",
         bodies=[Body([AgentMessagesRequest])],
         is_body_required=True,
         answers={
@@ -88,6 +91,7 @@ operations = [
         method="POST",
         path="/v1/agents/{agent_id}/messages/stream",
         handler=create_message_stream,
+        scope="runs:write",
         bodies=[Body([AgentStreamRequest])],
         is_body_required=True,
         answers={200: EVENTS, **refusals(*OF_STREAMS)},
@@ -97,6 +101,7 @@ operations = [
         method="POST",
         path="/v1/agents/{agent_id}/messages/cancel",
         handler=cancel,
+        scope="runs:cancel",
         bodies=[Body([CancelRequest])],
         answers={200: CANCELLED, **refusals(*OF_BODIES, Busy, TryLater)},
     ),

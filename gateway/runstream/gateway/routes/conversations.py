@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from runstream.broker.http_auth import PRINCIPAL
 from runstream.broker.operations import Body, Operation
+from runstream.gateway.admission import said_to_platform
 from runstream.gateway.cancelling import cancel_run
 from runstream.gateway.creating import OF_ANSWERS, create_and_answer
 from runstream.gateway.described import CANCELLED, CONVERSATION, CONVERSATIONS, EVENTS, NULL, WHOLE_OR_EVENTS
@@ -52,20 +54,21 @@ async def create(request: web.Request) -> web.Response:
         raise Invalid([{"type": "missing", "loc": ("query", "agent_id"), "msg": "Field required", "input": None}])
     if not AGENT_PATH.matches(agent_id):
         raise BadRequest(f"Invalid agent ID format: {agent_id}. Expected format: 'agent-<uuid4>'")
-    record = await services.conversations.create(agent_id, wanted)
+    record = await services.conversations(request[PRINCIPAL]).create(agent_id, wanted)
     return json_response(record.to_wire())
 
 
 async def list_conversations(request: web.Request) -> web.Response:
     """`GET /v1/conversations/`: a page of conversations, in the order of one of their times."""
     wanted = query_of(ListConversationsRequest, request)
-    return raw_json_response(await request.app[SERVICES].lists.conversations(wanted))
+    return raw_json_response(await request.app[SERVICES].lists(request[PRINCIPAL]).conversations(wanted))
 
 
 async def retrieve(request: web.Request) -> web.Response:
     """`GET /v1/conversations/{conversation_id}`: read a conversation."""
     conversation_id = strict_conversation_path(request)
-    record = await request.app[SERVICES].conversations.existing(conversation_id, request.headers)
+    conversations = request.app[SERVICES].conversations(request[PRINCIPAL])
+    record = await conversations.existing(conversation_id, said_to_platform(request))
     return json_response(record.to_wire())
 
 
@@ -73,20 +76,20 @@ async def update(request: web.Request) -> web.Response:
     """`PATCH /v1/conversations/{conversation_id}`: change the fields that are sent, and no others."""
     conversation_id = strict_conversation_path(request)
     wanted, _ = await body_of(UpdateConversationRequest, request, required=True)
-    record = await request.app[SERVICES].conversations.update(conversation_id, wanted)
+    record = await request.app[SERVICES].conversations(request[PRINCIPAL]).update(conversation_id, wanted)
     return json_response(record.to_wire())
 
 
 async def delete(request: web.Request) -> web.Response:
     """`DELETE /v1/conversations/{conversation_id}`: it is found no more; its runs are, and one that goes on goes on."""
-    await request.app[SERVICES].conversations.delete(strict_conversation_path(request))
+    await request.app[SERVICES].conversations(request[PRINCIPAL]).delete(strict_conversation_path(request))
     return json_response(None)
 
 
 async def stream(request: web.Request) -> web.StreamResponse:
     """`POST /v1/conversations/{conversation_id}/stream`: resume. The conversation's existence is not checked."""
     conversation_id = conversation_path(request)
-    lookup = request.app[SERVICES].lookup
+    lookup = request.app[SERVICES].lookup(request[PRINCIPAL])
     return await resume_and_stream(request, lambda wanted: lookup.of_stream(conversation_id, wanted))
 
 
@@ -121,12 +124,12 @@ async def cancel(request: web.Request) -> web.Response:
 async def _to_cancel(request: web.Request, conversation_id: str) -> RunRecord | None:
     services = request.app[SERVICES]
     if is_conversation_id(conversation_id):
-        found = await services.conversations.existing(conversation_id, request.headers)
-        return await services.lookup.to_cancel_in(found)
+        found = await services.conversations(request[PRINCIPAL]).existing(conversation_id, said_to_platform(request))
+        return await services.lookup(request[PRINCIPAL]).to_cancel_in(found)
     agent_id = request.query.get("agent_id") if conversation_id == DEFAULT_CONVERSATION else conversation_id
     if agent_id is None or not is_agent_id(agent_id):
         raise NotFound.conversation(conversation_id)
-    return await services.lookup.to_cancel_of_agent(agent_id)
+    return await services.lookup(request[PRINCIPAL]).to_cancel_of_agent(agent_id)
 
 
 async def _addressee(
@@ -139,7 +142,8 @@ async def _addressee(
         if wanted.agent_id is None or not is_agent_id(wanted.agent_id):
             raise BadRequest("The conversation 'default' needs an agent_id.")
         return wanted.agent_id, None
-    found = await request.app[SERVICES].conversations.existing(conversation_id, request.headers)
+    conversations = request.app[SERVICES].conversations(request[PRINCIPAL])
+    found = await conversations.existing(conversation_id, said_to_platform(request))
     return found.agent_id, conversation_id
 
 
@@ -150,6 +154,7 @@ operations = [
         method="POST",
         path="/v1/conversations/",
         handler=create,
+        scope="runs:write",
         query=OfAgent,
         bodies=[Body([CreateConversationRequest])],
         answers={200: CONVERSATION, **refusals(*OF_BODIES, TryLater)},
@@ -158,6 +163,7 @@ operations = [
         method="GET",
         path="/v1/conversations/",
         handler=list_conversations,
+        scope="runs:read",
         query=ListConversationsRequest,
         answers={200: CONVERSATIONS, **refusals(Invalid, NotFound, TryLater)},
     ),
@@ -165,12 +171,14 @@ operations = [
         method="GET",
         path="/v1/conversations/{conversation_id}",
         handler=retrieve,
+        scope="runs:read",
         answers={200: CONVERSATION, **refusals(Invalid, NotFound, TryLater)},
     ),
     Operation(
         method="PATCH",
         path="/v1/conversations/{conversation_id}",
         handler=update,
+        scope="runs:write",
         bodies=[Body([UpdateConversationRequest])],
         is_body_required=True,
         answers={200: CONVERSATION, **refusals(*OF_BODIES, NotFound, TryLater)},
@@ -179,12 +187,14 @@ operations = [
         method="DELETE",
         path="/v1/conversations/{conversation_id}",
         handler=delete,
+        scope="runs:write",
         answers={200: NULL, **refusals(Invalid, NotFound, TryLater)},
     ),
     Operation(
         method="POST",
         path="/v1/conversations/{conversation_id}/stream",
         handler=stream,
+        scope="runs:read",
         path_patterns=ANY_CONVERSATION,
         bodies=[Body([RetrieveStreamRequest])],
         answers={200: EVENTS, **refusals(*OF_BODIES, NotFound, Gone, TryLater)},
@@ -193,6 +203,7 @@ operations = [
         method="POST",
         path="/v1/conversations/{conversation_id}/messages",
         handler=create_message,
+        scope="runs:write",
         path_patterns=ANY_CONVERSATION,
         bodies=[Body([ConversationMessagesRequest])],
         is_body_required=True,
@@ -205,6 +216,7 @@ operations = [
         method="POST",
         path="/v1/conversations/{conversation_id}/cancel",
         handler=cancel,
+        scope="runs:cancel",
         path_patterns=ANY_CONVERSATION,
         query=OfAgent,
         answers={

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from runstream.broker.operations import Answer, Body, Operation
+from runstream.broker.operations import OPEN, Answer, Body, Operation
 from runstream.gateway.errors import refusals
 from runstream.gateway.services import json_response
 
@@ -34,6 +34,7 @@ operations = [
         method="GET",
         path="/v1/health/",
         handler=health,
+        scope=OPEN,
         answers={200: Answer("It is there.", [Body([Healthy])]), **refusals()},
     ),
 ]

@@ -1,0 +1,147 @@
+"""Who is let in, and for how long: what goes on in somebody's name ends when what they were admitted by does.
+
+It expires, is revoked, or is taken out of its file. Whatever it is, who holds a stream open is told within a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Self
+
+from runstream.broker.auth.authenticator import Anybody
+from runstream.broker.auth.revoking import Revocations
+from runstream.broker.errors import Unauthenticated
+from runstream.broker.logs import get_logger
+from runstream.broker.tasks import end_task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from runstream.broker.auth.authenticator import Authenticator
+    from runstream.broker.auth.principal import Principal
+    from runstream.broker.jetstream import JetStream
+
+__all__ = ["Admissions"]
+
+log = get_logger(__name__)
+
+LOOK_SECONDS = 0.25
+"""How often it is looked whether anything has changed; if not, that is all."""
+LONGEST_SECONDS = 30 * 24 * 3600.0
+"""As far ahead as a timer is set: no stream is that old."""
+
+
+class Admissions:
+    """Lets people in, and looks after what goes on in their names. Use as an async context manager.
+
+    `revocations` None: nobody has anything that could be revoked.
+    """
+
+    def __init__(self, authenticator: Authenticator, revocations: Revocations | None) -> None:
+        self._authenticator = authenticator
+        self._revocations = revocations
+        self._ends: dict[Principal, dict[int, Callable[[], None]]] = {}
+        self._looking: asyncio.Task[None] | None = None
+
+    @classmethod
+    def by(cls, authenticator: Authenticator | None, jetstream: JetStream) -> Self:
+        """Let in whoever `authenticator` knows, and anybody if that is what it says; None: anybody."""
+        if authenticator is None or isinstance(authenticator, Anybody):
+            return cls(Anybody(), None)  # Nobody is kept waiting for what was revoked, where nobody is asked.
+        return cls(authenticator, Revocations(jetstream))
+
+    async def __aenter__(self) -> Self:
+        if self._revocations is not None:
+            await self._revocations.__aenter__()
+            self._looking = asyncio.create_task(self._look(), name="admissions")
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        if self._looking is not None:
+            await end_task(self._looking)
+        if self._revocations is not None:
+            await self._revocations.__aexit__(*error)
+
+    async def principal(self, credential: str | None) -> Principal:
+        """Return whoever has a credential. Raises `Unauthenticated`, `Unavailable`."""
+        who = await self._authenticator.principal(credential)
+        await self.check(who)
+        return who
+
+    @property
+    def asks_nobody(self) -> bool:
+        """Whether anybody may do everything."""
+        return self._revocations is None
+
+    async def check(self, who: Principal) -> None:
+        """Raise `Unauthenticated` unless whoever was let in before still would be, `Unavailable` if nobody can say."""
+        if self._revocations is not None:
+            await self._revocations.known()
+        if self._is_revoked(who):
+            raise Unauthenticated(reason="The credential was revoked.")
+        if not self._stands(who):
+            raise Unauthenticated(reason="The credential has expired.")
+
+    @contextmanager
+    def over(self, who: Principal, end: Callable[[], None]) -> Iterator[None]:
+        """Call `end`, once at most, when `who` stands no longer while the block lasts."""
+        if self._revocations is None:
+            yield
+            return
+        has_ended = False
+
+        def once() -> None:
+            nonlocal has_ended
+            if not has_ended:
+                has_ended = True
+                end()
+
+        loop = asyncio.get_running_loop()
+        timer = None
+        if not self._stands(who):
+            loop.call_soon(once)  # It was revoked after it was let in.
+        elif who.expires_at is not None:
+            timer = loop.call_later(min(LONGEST_SECONDS, who.expires_at - time.time()), once)
+        ends = self._ends.setdefault(who, {})
+        ends[id(once)] = once
+        try:
+            yield
+        finally:
+            has_ended = True
+            if timer is not None:
+                timer.cancel()
+            del ends[id(once)]
+            if not ends:
+                self._ends.pop(who, None)
+
+    def _is_revoked(self, who: Principal) -> bool:
+        return self._revocations is not None and self._revocations.has(who.key_id)
+
+    def _stands(self, who: Principal) -> bool:
+        has_expired = who.expires_at is not None and who.expires_at <= time.time()
+        return not has_expired and not self._is_revoked(who) and self._authenticator.stands(who)
+
+    @property
+    def _changes(self) -> int:
+        return self._authenticator.changes + (0 if self._revocations is None else self._revocations.changes)
+
+    async def _look(self) -> None:
+        seen = self._changes
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            if self._changes == seen:
+                continue
+            seen = self._changes
+            for who in [*self._ends]:
+                if not self._stands(who):
+                    for end in [*self._ends.get(who, {}).values()]:
+                        self._end(end)
+
+    def _end(self, end: Callable[[], None]) -> None:
+        try:
+            end()
+        except Exception:
+            # A defect of one: the others are to end all the same.
+            log.exception("admission_not_ended")

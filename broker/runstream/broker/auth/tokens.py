@@ -1,0 +1,216 @@
+"""JSON Web Tokens: who signed one, whom it is for, until when, and what it says of its bearer.
+
+The algorithm is decided by the key: a secret is for HS256, a public key for what its type is good for. A token only
+says which of them it asks for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import jwt
+
+from runstream.broker.auth.files import WatchedFile
+from runstream.broker.auth.principal import SCOPES, Principal, is_tenant
+from runstream.broker.errors import InvalidSettings, Unauthenticated
+from runstream.schemas import is_agent_id, is_conversation_id, is_run_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from runstream.broker.auth.jwks import FileKeys, RemoteKeys
+    from runstream.broker.auth.settings import AuthSettings
+
+__all__ = ["Tokens", "id_of", "new_token", "secret_in"]
+
+MOST_BYTES: Final = 4096
+"""As long as a token may be: a header has twice as much, and none of ours a quarter."""
+LEAST_SECRET_BYTES: Final = 32
+"""As many as the hash has: a shorter one is guessed sooner than the signature."""
+SYMMETRIC: Final = "HS256"
+REQUIRED: Final = ("exp", "iss", "aud")
+
+UNREADABLE: Final = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+"""What a library may come to with a token that is none."""
+
+NARROWED: Final[Mapping[str, Callable[[str], bool]]] = {
+    "agent_id": is_agent_id,
+    "conversation_id": is_conversation_id,
+    "run_id": is_run_id,
+}
+TOLD: Final = {
+    jwt.ExpiredSignatureError: "The token has expired.",
+    jwt.ImmatureSignatureError: "The token is not valid yet.",
+    jwt.InvalidIssuedAtError: "The token is not valid yet.",
+    jwt.InvalidAudienceError: "The token is for another audience.",
+    jwt.InvalidIssuerError: "The token is another issuer's.",
+    jwt.MissingRequiredClaimError: "The token lacks a claim: exp, iss and aud are needed.",
+}
+"""What the bearer of a token is told whose signature is good: it stands in the token anyway."""
+
+
+def secret_in(path: Path) -> WatchedFile[bytes]:
+    """Read the secret that tokens are signed with; white space around it is none of it. Raises `InvalidSettings`."""
+    return WatchedFile(path, _secret, setting="RUNSTREAM_AUTH_SECRET_FILE")
+
+
+def _secret(said: bytes) -> bytes:
+    secret = said.strip()
+    if len(secret) < LEAST_SECRET_BYTES:
+        raise ValueError(f"a secret has {LEAST_SECRET_BYTES} bytes at least: `openssl rand -hex 32` makes one")
+    return secret
+
+
+class Tokens:
+    """The authenticator of tokens. Use as an async context manager: entered, it keeps its keys up to date."""
+
+    changes = 0
+    """What signs tokens may change: those that were taken stand until they expire."""
+
+    def __init__(
+        self,
+        *,
+        issuer: str,
+        audience: str,
+        leeway_seconds: float,
+        tenant_claim: str,
+        secret: WatchedFile[bytes] | None,
+        keys: FileKeys | RemoteKeys | None,
+    ) -> None:
+        self._issuer = issuer
+        self._audience = audience
+        self._leeway_seconds = leeway_seconds
+        self._tenant_claim = tenant_claim
+        self._secret = secret
+        self._keys = keys
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            for each in (self._secret, self._keys):
+                if each is not None:
+                    await stack.enter_async_context(each)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def principal(self, credential: str | None) -> Principal:
+        """Return a token's bearer. Raises `Unauthenticated`, and `KeysUnavailable` when nobody can say."""
+        if credential is None:
+            raise Unauthenticated
+        if len(credential) > MOST_BYTES:
+            raise Unauthenticated(reason="The token is too long.")
+        algorithm, key = await self._key_for(credential)
+        return self._bearer(credential, self._claims(credential, algorithm, key))
+
+    def stands(self, _: Principal) -> bool:
+        """Whether a token that was taken is still good, its expiry aside."""
+        return True
+
+    async def _key_for(self, token: str) -> tuple[str, Any]:
+        """Return the key that a token asks to be checked with, and the algorithm that the key is for."""
+        try:
+            header = jwt.get_unverified_header(token)
+            algorithm, kid = header.get("alg"), header.get("kid")
+        except (jwt.PyJWTError, *UNREADABLE):
+            raise Unauthenticated(reason="This is no token.") from None
+        if "crit" in header or not isinstance(algorithm, str) or not isinstance(kid, str | None):
+            raise Unauthenticated(reason="The token asks for what is not done here.")
+        if algorithm == SYMMETRIC and self._secret is not None:
+            return SYMMETRIC, self._secret.value
+        found = None
+        if algorithm != SYMMETRIC and self._keys is not None:
+            found = await self._keys.key(algorithm, kid)
+        if found is None:
+            raise Unauthenticated(reason="The token's key is not known.")
+        return found.algorithm, found.key
+
+    def _claims(self, token: str, algorithm: str, key: Any) -> dict[str, Any]:
+        try:
+            return jwt.decode(
+                token,
+                key,
+                algorithms=[algorithm],
+                audience=self._audience,
+                issuer=self._issuer,
+                leeway=self._leeway_seconds,
+                options={"require": [*REQUIRED]},
+            )
+        except (jwt.PyJWTError, *UNREADABLE) as error:
+            raise Unauthenticated(reason=TOLD.get(type(error), "The token is not valid.")) from None
+
+    def _bearer(self, token: str, claims: Mapping[str, Any]) -> Principal:
+        """Read what a token says of its bearer. What is not understood is refused: it might have narrowed it."""
+        tenant = claims.get(self._tenant_claim)
+        if not is_tenant(tenant):
+            raise Unauthenticated(reason=f"The token's claim {self._tenant_claim} names no tenant.")
+        narrowed = {name: claims[name] for name in NARROWED if claims.get(name) is not None}
+        for name, value in narrowed.items():
+            if not isinstance(value, str) or not NARROWED[name](value):
+                raise Unauthenticated(reason=f"The token's claim {name} is no such id.")
+        return Principal(
+            tenant=str(tenant),
+            scopes=_scopes_in(claims.get("scope", "")),
+            expires_at=int(claims["exp"]) + self._leeway_seconds,
+            key_id=_id_of(token, claims),
+            **narrowed,
+        )
+
+
+def new_token(
+    settings: AuthSettings, tenant: str, scopes: Sequence[str], *, seconds: int, narrowed: Mapping[str, str | None]
+) -> str:
+    """Sign a token that these settings let in. Raises `InvalidSettings`, and `ValueError` for what none may say."""
+    if settings.auth_secret_file is None or settings.auth_issuer is None or settings.auth_audience is None:
+        raise InvalidSettings(
+            "auth: to sign a token, set RUNSTREAM_AUTH_SECRET_FILE, RUNSTREAM_AUTH_ISSUER and RUNSTREAM_AUTH_AUDIENCE"
+        )
+    if not is_tenant(tenant):
+        raise ValueError(f"a tenant has up to 64 letters, digits, -, _ and =, and is not {tenant!r}")
+    if unknown := [*filter(lambda scope: scope not in SCOPES, scopes)]:
+        raise ValueError(f"{unknown[0]!r} is no scope: there are {', '.join(SCOPES)}")
+    said = {name: value for name, value in narrowed.items() if value is not None}
+    for name, value in said.items():
+        if not NARROWED[name](value):
+            raise ValueError(f"{value!r} is not such an id")
+    now = int(time.time())
+    claims = {
+        "iss": settings.auth_issuer,
+        "aud": settings.auth_audience,
+        "iat": now,
+        "exp": now + seconds,
+        "jti": secrets.token_hex(16),
+        settings.auth_tenant_claim: tenant,
+        "scope": " ".join(scopes),
+        **said,
+    }
+    return jwt.encode(claims, secret_in(settings.auth_secret_file).value, SYMMETRIC)
+
+
+def _scopes_in(said: object) -> frozenset[str]:
+    """Read the scopes among those of a token: words in a string, or a list; others are other services'."""
+    words = said.split() if isinstance(said, str) else said
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise Unauthenticated(reason="The token's claim scope is no list of words.")
+    return frozenset(words) & frozenset(SCOPES)
+
+
+def _id_of(token: str, claims: Mapping[str, Any]) -> str:
+    """Name a token: as its issuer does, else by its hash."""
+    named = claims.get("jti")
+    return named if isinstance(named, str) and named else hashlib.sha256(token.encode()).hexdigest()[:32]
+
+
+def id_of(said: str) -> str:
+    """Return the id of a token that somebody has, or what they said, if that is none."""
+    try:
+        return _id_of(said, jwt.decode(said, options={"verify_signature": False}))
+    except (jwt.PyJWTError, *UNREADABLE):
+        return said

@@ -1,0 +1,1 @@
+"""What is generated from the metrics' declarations: their page, and the dashboards."""

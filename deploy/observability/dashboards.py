@@ -1,0 +1,313 @@
+"""Writes Grafana's dashboards from the metrics' declarations: `python -m deploy.observability.dashboards`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deploy.observability.panels import Dashboard, Panel, Query, latest, quantile, rate, ratio, spread
+from runstream.broker import common_metrics as common
+from runstream.broker import metrics as broker
+from runstream.broker.meters import Metric
+from runstream.gateway import metrics as gateway
+
+__all__ = ["DASHBOARDS", "FOLDER", "threshold"]
+
+FOLDER = Path(__file__).parents[1] / "helm" / "runstream" / "files" / "dashboards"
+
+
+def threshold(name: str) -> Query:
+    """Ask from where on an alert fires, as the rules have recorded it."""
+    return Query(f"max(runstream:threshold:{name})", "alert")
+
+
+def percentiles(metric: Metric, *by: str, match: str = "") -> list[Query]:
+    """Ask for the middle of a histogram, and for what the slowest hundredth has to bear."""
+    return [quantile(of, metric, *by, match=match) for of in (0.5, 0.99)]
+
+
+GLANCE = (
+    Panel(
+        "Alerts that fire",
+        [Query('count(ALERTS{alertname=~"Runstream.*",alertstate="firing"}) or vector(0)', "")],
+        "Of docs/runbooks. Of all namespaces.",
+        kind="stat",
+        width=4,
+        height=4,
+        red_above=1,
+    ),
+    Panel(
+        "Gateways ready", [latest(gateway.GATEWAY_READY)], "By /readyz.", kind="stat", width=4, height=4, red_below=1
+    ),
+    Panel("Brokers ready", [latest(broker.BROKER_READY)], "By /readyz.", kind="stat", width=4, height=4, red_below=1),
+    Panel(
+        "NATS connected",
+        [latest(common.NATS_CONNECTED)],
+        "1 while all connections of all processes are.",
+        kind="stat",
+        width=4,
+        height=4,
+        red_below=1,
+    ),
+    Panel(
+        "Streams open",
+        [latest(gateway.FOLLOWERS)],
+        "Of all gateways.",
+        kind="stat",
+        width=4,
+        height=4,
+    ),
+    Panel("Draining", [latest(common.DRAINING)], "Processes that stop.", kind="stat", width=4, height=4),
+)
+
+READERS = (
+    Panel(
+        "From NATS to the socket",
+        [*percentiles(gateway.PUBLISH_TO_SOCKET_SECONDS), threshold("publish_to_socket_seconds")],
+        gateway.PUBLISH_TO_SOCKET_SECONDS.says,
+        unit="s",
+    ),
+    Panel(
+        "To the first chunk of a resume",
+        percentiles(gateway.FIRST_CHUNK_SECONDS, "kind", match='kind!="create"'),
+        "Of those that had missed any.",
+        unit="s",
+    ),
+    Panel(
+        "Resumes by outcome",
+        [rate(gateway.RESUMES, "outcome")],
+        gateway.RESUMES.says,
+        unit="reqps",
+        is_stacked=True,
+    ),
+    Panel(
+        "Resumes that fail",
+        [
+            ratio(
+                rate(gateway.RESUMES, match='outcome=~"unavailable|broken|failed"'),
+                rate(gateway.RESUMES),
+                "of all resumes",
+            ),
+            threshold("resumes_failing_ratio"),
+        ],
+        "Not by the clients' fault.",
+        unit="percentunit",
+    ),
+    Panel(
+        "Chunks",
+        [rate(gateway.CHUNKS_DELIVERED, legend="to sockets"), rate(gateway.CATCHUP_CHUNKS, legend="read from the log")],
+        "In a second. Those that are read are read for one follower each, that memory did not reach back to.",
+        unit="cps",
+    ),
+    Panel("Streams begun", [rate(gateway.STREAMS, "kind")], gateway.STREAMS.says, unit="reqps", is_stacked=True),
+    Panel("Streams cut", [rate(gateway.STREAMS_CUT, "cause")], gateway.STREAMS_CUT.says, unit="cps", is_stacked=True),
+    Panel(
+        "Followers behind",
+        [latest(gateway.FOLLOWERS_BEHIND, legend="now"), rate(gateway.SLOW_FOLLOWERS, legend="fell behind, a second")],
+        gateway.FOLLOWERS_BEHIND.says,
+    ),
+    Panel(
+        "Doubts",
+        [
+            rate(gateway.HOLES_REPAIRED, legend="holes repaired"),
+            rate(gateway.TIP_CHECKS, legend="tips asked for"),
+            rate(gateway.EVENT_SOURCES_TURNED_AWAY, legend="EventSources turned away"),
+        ],
+        "Holes in what NATS republishes, filled from the log; questions to its leader where a run is silent.",
+        unit="cps",
+    ),
+)
+
+STORE = (
+    Panel(
+        "Until a chunk is stored",
+        [*percentiles(common.PUBLISH_SECONDS), threshold("publish_seconds")],
+        common.PUBLISH_SECONDS.says,
+        unit="s",
+    ),
+    Panel("Chunks stored", [rate(common.PUBLISH_SECONDS, "instance")], "In a second, by writer.", unit="cps"),
+    Panel(
+        "NATS reconnects",
+        [rate(common.NATS_RECONNECTS, "instance")],
+        common.NATS_RECONNECTS.says,
+        unit="cps",
+    ),
+    Panel("Bytes stored", [latest(broker.STREAM_BYTES, "stream")], broker.STREAM_BYTES.says, unit="bytes"),
+    Panel(
+        "Of the bytes that may be stored",
+        [
+            ratio(latest(broker.STREAM_BYTES, "stream"), latest(broker.STREAM_LIMIT_BYTES, "stream"), "{{stream}}"),
+            threshold("stream_bytes_ratio"),
+        ],
+        "Of streams that have a limit of their own (RUNSTREAM_MAX_LOG_BYTES).",
+        unit="percentunit",
+    ),
+    Panel(
+        "Messages stored, writes refused",
+        [
+            latest(broker.STREAM_MESSAGES, "stream"),
+            rate(common.STORE_FULL, legend="refused a second, as the storage is full"),
+        ],
+        broker.STREAM_MESSAGES.says,
+    ),
+)
+
+PROCESSES = (
+    Panel("Streams open by gateway", [latest(gateway.FOLLOWERS, "instance")], gateway.FOLLOWERS.says, is_stacked=True),
+    Panel(
+        "Of the streams that may be open",
+        [ratio(latest(gateway.FOLLOWERS), latest(gateway.FOLLOWERS_LIMIT), "taken"), threshold("followers_ratio")],
+        gateway.FOLLOWERS_LIMIT.says,
+        unit="percentunit",
+    ),
+    Panel("Runs held in memory", [latest(gateway.LIVE_TAILS, "instance")], gateway.LIVE_TAILS.says),
+    Panel(
+        "How long it drains",
+        [
+            latest(common.DRAINING_SECONDS, "instance"),
+            latest(common.DRAIN_LIMIT_SECONDS, legend="as long as it should"),
+        ],
+        common.DRAINING_SECONDS.says,
+        unit="s",
+    ),
+    Panel(
+        "For lists",
+        [
+            latest(gateway.VIEW_RUNS, legend="runs"),
+            latest(gateway.VIEW_CONVERSATIONS, legend="conversations"),
+        ],
+        "What each gateway holds of the index in memory.",
+    ),
+    Panel(
+        "Lists that lag",
+        [
+            latest(gateway.VIEW_SILENT_SECONDS, "instance"),
+            rate(gateway.VIEW_WATCHES, legend="watches begun, a second"),
+            rate(gateway.VIEW_RESETS, legend="all read, a second"),
+        ],
+        gateway.VIEW_SILENT_SECONDS.says,
+        unit="s",
+    ),
+    Panel("Whole answers", [latest(gateway.ANSWERS_HELD_BYTES)], gateway.ANSWERS_HELD_BYTES.says, unit="bytes"),
+    Panel(
+        "Passed on to the platform",
+        [rate(gateway.PASSED_ON, "outcome")],
+        gateway.PASSED_ON.says,
+        unit="reqps",
+        is_stacked=True,
+    ),
+)
+
+ABOUT_RUNS = """\
+What runs are like, as far as numbers can tell: by status, by kind, by what went wrong. **No metric names a run**: what
+became of one is in the logs of gateways and brokers, by its `run_id`, and at `GET /v1/runs/{run_id}`.
+"""
+
+RUNS = (
+    Panel("About this page", [], ABOUT_RUNS, kind="text", width=24, height=3),
+    Panel("Runs begun", [rate(broker.RUNS_STARTED, legend="begun")], broker.RUNS_STARTED.says, unit="cps"),
+    Panel("Runs ended", [rate(common.RUNS_ENDED, "status")], common.RUNS_ENDED.says, unit="cps", is_stacked=True),
+    Panel(
+        "Of the runs that ended",
+        [
+            ratio(rate(common.RUNS_ENDED, match='status="failed"'), rate(common.RUNS_ENDED), "failed"),
+            ratio(rate(common.RUNS_ENDED, match='status="cancelled"'), rate(common.RUNS_ENDED), "cancelled"),
+        ],
+        "How many failed, or were cancelled.",
+        unit="percentunit",
+    ),
+    Panel(
+        "Runs that go on",
+        [latest(common.RUNS_LIVE, "instance"), latest(broker.RUNS_LIMIT, legend="as many as may")],
+        "By who writes them: brokers, and processes with the library.",
+    ),
+    Panel(
+        "Runs that wait, or go on",
+        [latest(broker.STREAM_MESSAGES, legend="on the work queue", match='stream="RUNSTREAM_WORK"')],
+        "More than go on is as many that wait for a broker.",
+    ),
+    Panel(
+        "Writers lost",
+        [
+            rate(broker.RUNS_LOST, legend="died: run_lost"),
+            rate(broker.RUNS_FENCED, legend="were too slow: fenced"),
+            rate(broker.RUNS_ABANDONED, legend="nobody ended them: abandoned"),
+        ],
+        "Runs whose writer did not bring them to their end.",
+        unit="cps",
+    ),
+)
+
+TIMES = (
+    Panel(
+        "To the first word",
+        percentiles(gateway.FIRST_CHUNK_SECONDS, match='kind="create"'),
+        "From a message until its answer's first chunk is on the socket: nearly all of it is the agent's.",
+        unit="s",
+    ),
+    Panel(
+        "To the first word, all of them",
+        [spread(gateway.FIRST_CHUNK_SECONDS, match='kind="create"')],
+        "The same, as it is spread.",
+        unit="s",
+        kind="heatmap",
+    ),
+    Panel(
+        "How long runs take",
+        percentiles(broker.RUN_SECONDS, "status"),
+        broker.RUN_SECONDS.says,
+        unit="s",
+    ),
+    Panel(
+        "Chunks a run",
+        [ratio(rate(common.PUBLISH_SECONDS), rate(common.RUNS_ENDED), "stored for each run that ended")],
+        "On average, what a log has beside them included.",
+    ),
+)
+
+INGEST = (
+    Panel("Ingest requests", [rate(broker.INGEST_REQUESTS, "operation")], broker.INGEST_REQUESTS.says, unit="reqps"),
+    Panel(
+        "Ingest requests by outcome",
+        [rate(broker.INGEST_REQUESTS, "outcome")],
+        broker.INGEST_REQUESTS.says,
+        unit="reqps",
+        is_stacked=True,
+    ),
+    Panel(
+        "Ingested",
+        [rate(broker.INGEST_CHUNKS, legend="chunks, a second"), latest(broker.INGEST_UPLOADS, legend="open uploads")],
+        "By writers over HTTP.",
+    ),
+)
+
+CARE = (
+    Panel("Mended", [rate(common.REPAIRS, "kind")], common.REPAIRS.says, unit="cps", is_stacked=True),
+    Panel("Broken", [rate(common.BROKEN, "kind")], common.BROKEN.says, unit="cps", is_stacked=True),
+    Panel("Swept", [rate(broker.INDEX_KEYS_SWEPT, "kind")], broker.INDEX_KEYS_SWEPT.says, unit="cps", is_stacked=True),
+)
+
+DASHBOARDS = {
+    "operate.json": Dashboard(
+        "runstream-operate",
+        "runstream / operate",
+        "How runstream is: what readers get, NATS, and each process.",
+        [("At a glance", GLANCE), ("Readers", READERS), ("NATS", STORE), ("Processes", PROCESSES)],
+    ),
+    "runs.json": Dashboard(
+        "runstream-runs",
+        "runstream / runs",
+        "What runs are like, by status and kind. No metric names a run.",
+        [
+            ("Runs", RUNS),
+            ("How long they take", TIMES),
+            ("Written over HTTP", INGEST),
+            ("Care of what is stored", CARE),
+        ],
+    ),
+}
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, dashboard in DASHBOARDS.items():
+        (FOLDER / name).write_text(dashboard.json(), encoding="utf-8")

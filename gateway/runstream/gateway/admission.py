@@ -1,0 +1,87 @@
+"""Who is let in: every operation asks for its scope before it looks at anything, and says whom it serves.
+
+What a client is admitted by is this gateway's own affair, and goes no further: the platform is told of it neither by
+what is passed on nor by a run (docs/adr/0015-what-admits-goes-no-further.md).
+"""
+
+from __future__ import annotations
+
+import time
+from functools import wraps
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import hdrs
+from multidict import CIMultiDict
+
+from runstream.broker.auth.principal import ANYBODY
+from runstream.broker.errors import Unauthenticated
+from runstream.broker.http_auth import PRINCIPAL, admit
+from runstream.broker.operations import OPEN
+from runstream.gateway.services import SERVICES
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from aiohttp import web
+
+    from runstream.broker.auth.principal import Principal, Scope
+    from runstream.broker.operations import Operation
+
+    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+__all__ = ["COOKIE", "admitted", "guarded", "said_to_platform"]
+
+COOKIE: Final = "runstream_token"
+"""A cookie that an EventSource may send in place of a header. Who sets it keeps pages from reading it: `HttpOnly`."""
+COOKIE_SECONDS: Final = 3600.0
+"""How much longer than now what is in it may stand: a browser sends it to everybody who asks in the right way."""
+
+
+async def admitted(request: web.Request, scope: Scope | None = None) -> Principal:
+    """Find out who asks, for what no operation takes. Raises `Unauthenticated`, `Forbidden`, `Unavailable`."""
+    return await admit(request, request.app[SERVICES].admissions, scope)
+
+
+def guarded(operation: Operation) -> Handler:
+    """Make what serves an operation: to those who may, unless it is open to everybody."""
+    scope = operation.scope
+    if scope == OPEN:
+        return operation.handler
+
+    @wraps(operation.handler)
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if operation.is_for_browsers and hdrs.AUTHORIZATION not in request.headers:
+            await _browser_admitted(request, scope)
+        else:
+            await admitted(request, scope)
+        answer: web.StreamResponse = await operation.handler(request)
+        return answer
+
+    return handler
+
+
+async def _browser_admitted(request: web.Request, scope: Scope) -> None:
+    """Find out who asks that can send no header: by a ticket in the query, or a token in a cookie."""
+    services = request.app[SERVICES]
+    ticket, cookie = request.query.get("ticket"), request.cookies.get(COOKIE)
+    if services.admissions.asks_nobody or (ticket is None and cookie is None):
+        await admitted(request, scope)
+        return
+    if ticket is not None:
+        who = await services.tickets.take(ticket, request.match_info["run_id"])
+        await services.admissions.check(who)
+    else:
+        who = await services.admissions.principal(cookie)
+        if who.expires_at is None or who.expires_at > time.time() + COOKIE_SECONDS:
+            raise Unauthenticated(reason="What is in a cookie has to expire within an hour.")
+    who.check(scope)
+    request[PRINCIPAL] = who
+
+
+def said_to_platform(request: web.Request) -> Mapping[str, str]:
+    """Return a request's headers as what the platform is told may be made of them: without what admitted it here."""
+    if request[PRINCIPAL] is ANYBODY:
+        return request.headers
+    headers = CIMultiDict(request.headers)
+    headers.popall(hdrs.AUTHORIZATION, None)
+    return headers

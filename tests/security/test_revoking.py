@@ -1,0 +1,140 @@
+"""A credential that was revoked: what goes on in its name ends within two seconds, at every gateway and broker."""
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from runstream.broker.auth.authenticator import authenticating
+from runstream.broker.auth.revoking import revoke
+from runstream.gateway.app import Gateway
+from runstream.gateway.settings import GatewaySettings
+from runstream.schemas import new_agent_id
+from tests.support.auth import Client, Issuer, KeyFile
+from tests.support.http import Connection, Cut, EventStream
+from tests.support.ingest import NDJSON, lines, said
+from tests.support.nats import NatsServer
+from tests.support.processes import runstream
+from tests.support.services import SOURCE
+from tests.support.stack import PUPPET, Stack, listener, message, stack_running, url_of
+from tests.support.waiting import wait_until
+
+SECONDS = 2.0
+
+
+@contextlib.asynccontextmanager
+async def following(stack: Stack, client: Client) -> AsyncIterator[EventStream]:
+    """A stream of a run that says nothing."""
+    async with client.stream(f"/v1/agents/{new_agent_id()}/messages/stream", message(PUPPET)) as stream:
+        (ping,) = await stream.take(1)
+        yield stream
+        stack.puppet.finish(str(ping.json["run_id"]))
+
+
+async def is_cut(stream: EventStream) -> None:
+    """It ends with the reason, and soon."""
+    begun = time.monotonic()
+    with pytest.raises(Cut):
+        await stream.rest()
+    assert time.monotonic() - begun < SECONDS
+    last = stream.seen[-1]
+    assert (last.event, last.json["error_type"], last.json["seq_id"]) == ("error", "credential_expired", None)
+
+
+async def test_a_token_that_is_revoked_ends_its_streams(stack: Stack, issuer: Issuer) -> None:
+    """Those that were opened with it, and no others; and it opens no further ones."""
+    mine, theirs = (Client(stack.base, issuer.token(jti=jti)) for jti in ("revoked", "kept"))
+    async with following(stack, mine) as ended, following(stack, theirs) as kept:
+        await revoke(stack.jetstream, "revoked")
+        await is_cut(ended)
+        refused = await mine.fetch("GET", "/v1/runs/")
+        assert refused.status == 401
+        assert 'error_description="The credential was revoked."' in refused.headers["www-authenticate"]
+        assert (
+            await Client(stack.broker_base, mine.credential).fetch("POST", "/ingest/v1/runs", json={})
+        ).status == 401
+        stack.puppet.finish(str(kept.seen[0].json["run_id"]))
+        assert (await kept.rest())[-1].is_done
+    assert (await theirs.fetch("GET", "/v1/runs/")).status == 200
+
+
+async def test_a_gateway_that_comes_later_knows(stack: Stack, issuer: Issuer, tmp_path: Path) -> None:
+    """It lets nobody in before it has read what was revoked."""
+    token = issuer.token(jti="revoked before")
+    await revoke(stack.jetstream, "revoked before")
+    async with authenticating(issuer.settings(tmp_path, None)) as authenticator:
+        with listener() as bound:
+            gateway = Gateway(GatewaySettings(), stack.settings, listener=bound, authenticator=authenticator)
+            async with gateway:
+                statuses = {(await Client(url_of(bound), token).fetch("GET", "/v1/runs/")).status for _ in range(5)}
+    assert statuses <= {401, 503}
+
+
+async def test_an_upload_ends_when_its_token_is_revoked(stack: Stack, issuer: Issuer) -> None:
+    """It is answered how far it came, and the run goes on."""
+    writer = Client(stack.broker_base, issuer.token(jti="writer"))
+    run_id = (await writer.fetch("POST", "/ingest/v1/runs", json={"agent_id": new_agent_id()})).json["run_id"]
+    path = f"/ingest/v1/runs/{run_id}"
+    async with Connection.open(stack.broker_base) as connection:
+        headers = {**writer.headers, **NDJSON, "Transfer-Encoding": "chunked"}
+        await connection.send("POST", f"{path}/chunks", headers=headers)
+        data = lines(said(0))
+        await connection.send_raw(b"%x\r\n%b\r\n" % (len(data), data))
+        await revoke(stack.jetstream, "writer")
+        reply = await connection.reply()
+    assert (reply.status, reply.json["error_type"]) == (401, "unauthorized"), reply
+    again = Client(stack.broker_base, issuer.token())
+    assert (await again.fetch("POST", f"{path}/end", json={"stop_reason": "end_turn"})).status == 200
+
+
+@pytest_asyncio.fixture
+async def keyed(nats_url: str, tmp_path: Path) -> AsyncIterator[tuple[Stack, KeyFile]]:
+    """A runstream that takes keys."""
+    keys = KeyFile(tmp_path / "keys")
+    keys.add()
+    async with stack_running(nats_url, auth=keys.settings) as running:
+        yield running, keys
+
+
+async def test_a_key_that_is_taken_out_of_its_file_ends_its_streams(keyed: tuple[Stack, KeyFile]) -> None:
+    """As one that is revoked, which need not be there at all."""
+    stack, keys = keyed
+    (key,) = keys.lines
+    async with following(stack, Client(stack.base, key)) as ended:
+        keys.add()
+        keys.remove(key)
+        await is_cut(ended)
+    assert (await Client(stack.base, key).fetch("GET", "/v1/runs/")).status == 401
+
+
+async def test_the_command(keyed: tuple[Stack, KeyFile], nats_server: NatsServer) -> None:
+    """`runstream keys revoke` takes a key's id, or the key."""
+    stack, keys = keyed
+    for said_as in ("rsk", "id"):
+        key = keys.add()
+        client = Client(stack.base, key)
+
+        async def is_taken(client: Client = client) -> bool:
+            return (await client.fetch("GET", "/v1/runs/")).status == 200
+
+        await wait_until(is_taken, 5, "the key is not taken")
+        made = await asyncio.to_thread(
+            subprocess.run,
+            runstream("keys", "revoke", key if said_as == "rsk" else key.split("_")[1], "--nats-url", nats_server.url),
+            env={**os.environ, **SOURCE},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (made.returncode, made.stdout) == (0, "revoked\n"), made
+
+        async def is_refused(client: Client = client) -> bool:
+            return (await client.fetch("GET", "/v1/runs/")).status == 401
+
+        await wait_until(is_refused, SECONDS, "the key is still taken")
