@@ -24,8 +24,8 @@ class Held:
 
     tasks: Counter[str]
     descriptors: int
-    subscriptions: int
-    """On NATS, of all connections of this process."""
+    subscriptions: Counter[str]
+    """On NATS, of all connections of this process, by subject."""
     consumers: dict[str, int]
     """On NATS, by stream."""
     followers: int
@@ -38,7 +38,9 @@ class Held:
         found: dict[str, object] = {}
         if self.tasks.total() > before.tasks.total():
             found["tasks"] = self.tasks - before.tasks
-        for name in ("descriptors", "subscriptions", "followers", "tails", "queued"):
+        if self.subscriptions.total() > before.subscriptions.total():
+            found["subscriptions"] = self.subscriptions - before.subscriptions
+        for name in ("descriptors", "followers", "tails", "queued"):
             now, then = getattr(self, name), getattr(before, name)
             if now > then:
                 found[name] = f"{now}, and {then} before"
@@ -55,7 +57,7 @@ async def held(stack: Stack) -> Held:
     return Held(
         tasks=Counter(_name(task) for task in asyncio.all_tasks() if task is not asyncio.current_task()),
         descriptors=len(os.listdir("/proc/self/fd")),  # noqa: PTH208  # no path is made of them
-        subscriptions=sum(len(each._subscriptions) for each in connections),
+        subscriptions=Counter(held.subject for each in connections for held in each._subscriptions),
         consumers={name: int(info["state"]["consumer_count"]) for name, info in infos.items()},
         followers=stack.hub.seats.taken,
         tails=stack.hub.live_tails,

@@ -11,7 +11,7 @@ from runstream.broker.embedded import MAX_PAYLOAD_BYTES
 from runstream.broker.settings import BrokerSettings
 from runstream.gateway.settings import GatewaySettings
 from runstream.schemas import new_agent_id
-from tests.load.bounds import ALLOCATOR, follower_bytes, tail_bytes
+from tests.load.bounds import ALLOCATOR, slow_follower_bytes, tail_bytes
 from tests.load.census import MIB, descriptors, forget_peak, memory_bytes, metric
 from tests.load.form import FORM
 from tests.support.http import EventStream, open_stream
@@ -78,8 +78,8 @@ class Stalled:
         self.count += 1
 
     def bound(self, runs: int) -> int:
-        """What the gateway may hold of them, of so many runs."""
-        held = self.count * follower_bytes(GATEWAY, BROKER, MAX_PAYLOAD_BYTES)
+        """What the gateway may hold of them, of so many runs: they read nothing, but their sockets took something."""
+        held = self.count * slow_follower_bytes(GATEWAY, BROKER, MAX_PAYLOAD_BYTES)
         return int(ALLOCATOR * (held + runs * tail_bytes(GATEWAY, MAX_PAYLOAD_BYTES)))
 
 

@@ -3,12 +3,14 @@
 import asyncio
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from structlog.testing import capture_logs
 
 from runstream.broker.auth import files, jwks
 from runstream.broker.auth.authenticator import Authenticator, authenticating
@@ -183,18 +185,23 @@ async def test_a_key_counts_from_its_line_on(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_soon")
 @pytest.mark.parametrize("broken", [b'{"id":"x"', b"{}\n", b"\xff\n", b'{"tenant":"acme","scopes":[]}', None])
-async def test_a_broken_file_leaves_the_keys_that_were(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: bytes | None
-) -> None:
+async def test_a_broken_file_leaves_the_keys_that_were(tmp_path: Path, broken: bytes | None) -> None:
     """It is logged, without a word of what is in it, and put right by the next good one."""
     keys = KeyFile(tmp_path / "keys")
     key = keys.add()
+    with capture_logs() as lines:
+        await _outlived(keys, key, broken, lines)
+
+
+async def _outlived(keys: KeyFile, key: str, broken: bytes | None, lines: Sequence[Any]) -> None:
     async with authenticating(keys.settings) as authenticator:
         if broken is None:
             keys.path.unlink()
         else:
             keys.path.write_bytes(keys.path.read_bytes() + broken)
-        await wait_until(lambda: "auth_file_unusable" in caplog.text, 5, "nobody was told")
+        await wait_until(
+            lambda: [line for line in lines if line["event"] == "auth_file_unusable"], 5, "nobody was told"
+        )
         assert await is_taken(authenticator, key)
         added = keys.add()
 

@@ -78,12 +78,16 @@ async def ask(stack: Stack, operation: Operation, credential: str | None, things
     return await client.fetch(operation.method, path, json=body)
 
 
+OWN_HEADERS = {"content-length", "date", "x-request-id"}
+"""They say nothing of what was asked for."""
+
+
 def told(reply: Reply, things: Things) -> tuple[int, dict[str, str], str]:
     """All that a client is told, but for the ids it has sent itself, and how long the body is."""
     body = reply.body.decode()
     for name, value in things._asdict().items():
         body = body.replace(value, name)
-    headers = {name: value for name, value in reply.headers.items() if name not in {"content-length", "date"}}
+    headers = {name: value for name, value in reply.headers.items() if name not in OWN_HEADERS}
     return reply.status, headers, body
 
 

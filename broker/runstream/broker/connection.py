@@ -250,6 +250,7 @@ class Connection:
                 await self._discard(self._next)
             if self._established.is_set():
                 await self._discard(self._client)
+            self._subscriptions.clear()  # Those that lasted as long as the connection are given up with it.
         if self._keeper is not None and not self._keeper.cancelled():
             self._keeper.result()  # A defect ended it.
 
