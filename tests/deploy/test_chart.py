@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings
 from runstream.broker.agents.settings import UpstreamSettings
 from runstream.broker.auth.settings import AuthSettings
 from runstream.broker.settings import BrokerSettings
-from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings
+from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings, UpSettings
 from tests.deploy.chart import (
     CHART,
     FORMS,
@@ -185,21 +185,46 @@ def variables(container: Object) -> dict[str, Any]:
     return {each["name"]: each.get("value") for each in container["env"]}
 
 
-@pytest.mark.parametrize("form", ["defaults", "production", "the others", "sidecar"])
+def known(kinds: list[type[BaseSettings]]) -> set[str]:
+    """The variables that these classes read."""
+    names = {f"{kind.model_config['env_prefix']}{name}".upper() for kind in kinds for name in kind.model_fields}
+    return names | OTHERS
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_every_variable_is_a_setting(form: str) -> None:
-    """What the chart says, the services read: a name that is wrong would be ignored without a word."""
+    """What the chart says, the services and the job read: a name that is wrong would be ignored without a word."""
     objects = rendered(form)
     maps = of_kind(objects, "ConfigMap")
+    checked = set()
     for _, pod in pods(objects):
-        for command, container in services(pod).items():
-            kinds = [*SHARED, *COMMANDS[command]]
-            known = {f"{kind.model_config['env_prefix']}{name}".upper() for kind in kinds for name in kind.model_fields}
-            known |= OTHERS
-            read = [
-                name for source in container["envFrom"] for name in maps[source["configMapRef"]["name"]].get("data", {})
-            ]
-            said = {*variables(container), *read}
-            assert said <= known
+        for container in pod["spec"]["containers"]:
+            command = container.get("args", [""])[0]
+            if command in {*COMMANDS, "provision"}:
+                sources = [
+                    source["configMapRef"]["name"] for source in container["envFrom"] if "configMapRef" in source
+                ]
+                read = [name for source in sources if source in maps for name in maps[source].get("data", {})]
+                said = {name for name in (*variables(container), *read) if name.startswith("RUNSTREAM_")}
+                assert said <= known([*SHARED, *COMMANDS.get(command, [])])
+                checked.add(command)
+    assert checked >= COMMANDS.keys()
+
+
+def test_what_the_chart_keeps_to_itself_are_settings() -> None:
+    """Each of the names that `config` may not have is one that some command reads."""
+    text = (CHART / "templates" / "_environment.tpl").read_text(encoding="utf-8")
+    (owned,) = re.findall(r'define "runstream.owned" -}}\n(.*?)\n{{- end', text, flags=re.DOTALL)
+    commands = [kind for kinds in COMMANDS.values() for kind in kinds]
+    assert yaml.safe_load(owned).keys() <= known([*SHARED, *commands, UpSettings])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_filling_storage_is_noticed(form: str) -> None:
+    """Every form bounds its streams, as else they would have no share that an alert could go by."""
+    maps = of_kind(rendered(form), "ConfigMap")
+    bounds = [each["data"]["RUNSTREAM_MAX_LOG_BYTES"] for name, each in maps.items() if name.endswith("-broker")]
+    assert [int(bound) > 0 for bound in bounds] == [True]
 
 
 def test_settings_are_written_as_they_were_meant() -> None:

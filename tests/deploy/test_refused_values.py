@@ -43,6 +43,10 @@ BY_TEMPLATES: list[tuple[dict[str, Any], str]] = [
     ({"auth": {"mode": "jwt"}}, "say how tokens are checked, by auth.jwks, the URL of public keys, or auth.secretKey"),
     ({"auth": {"mode": "jwt", "secretKey": "secret"}}, "auth.secretKey is a key of a Secret"),
     (
+        {"auth": {"mode": "jwt", "jwks": "https://login.example.com/keys", "issuer": "https://login.example.com"}},
+        "say whose tokens are taken, and for whom, by auth.issuer and auth.audience",
+    ),
+    (
         {"nats": {"nkeys": {"existingSecret": "a"}, "credentials": {"existingSecret": "b"}}},
         "nats.nkeys and nats.credentials both have a Secret",
     ),

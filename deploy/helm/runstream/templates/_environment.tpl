@@ -24,6 +24,7 @@ RUNSTREAM_AUTH_SECRET_FILE: say auth.existingSecret and auth.secretKey
 RUNSTREAM_AUTH_JWKS: say auth.jwks
 RUNSTREAM_AUTH_ISSUER: say auth.issuer
 RUNSTREAM_AUTH_AUDIENCE: say auth.audience
+RUNSTREAM_AUTH_TENANT_CLAIM: say auth.tenantClaim
 RUNSTREAM_LOG_JSON: pods log JSON
 RUNSTREAM_LOG_LEVEL: say logLevel
 {{- end -}}
@@ -74,13 +75,18 @@ RUNSTREAM_LOG_LEVEL: say logLevel
 {{- fail "auth.mode is static: name the Secret that has the file of keys in auth.existingSecret" -}}
 {{- end -}}
 {{- $_ := set $files "RUNSTREAM_AUTH_KEYS_FILE" (dict "secret" $auth.existingSecret "key" $auth.keysKey) -}}
-{{- else if and (eq $auth.mode "jwt") $auth.secretKey -}}
+{{- else if eq $auth.mode "jwt" -}}
+{{- if $auth.secretKey -}}
 {{- if not $auth.existingSecret -}}
 {{- fail "auth.secretKey is a key of a Secret: name it in auth.existingSecret" -}}
 {{- end -}}
 {{- $_ := set $files "RUNSTREAM_AUTH_SECRET_FILE" (dict "secret" $auth.existingSecret "key" $auth.secretKey) -}}
-{{- else if and (eq $auth.mode "jwt") (not $auth.jwks) -}}
+{{- else if not $auth.jwks -}}
 {{- fail "auth.mode is jwt: say how tokens are checked, by auth.jwks, the URL of public keys, or auth.secretKey" -}}
+{{- end -}}
+{{- if not (and $auth.issuer $auth.audience) -}}
+{{- fail "auth.mode is jwt: say whose tokens are taken, and for whom, by auth.issuer and auth.audience" -}}
+{{- end -}}
 {{- end -}}
 {{- $role := index $.Values $name -}}
 {{- $files = merge (dict) $role.secretFiles $.Values.secretFiles $files -}}
@@ -128,7 +134,7 @@ RUNSTREAM_LOG_LEVEL: say logLevel
 - name: RUNSTREAM_INSECURE
   value: "true"
 {{- else if eq $auth.mode "jwt" }}
-{{- range $setting, $value := dict "RUNSTREAM_AUTH_JWKS" $auth.jwks "RUNSTREAM_AUTH_ISSUER" $auth.issuer "RUNSTREAM_AUTH_AUDIENCE" $auth.audience }}
+{{- range $setting, $value := dict "RUNSTREAM_AUTH_JWKS" $auth.jwks "RUNSTREAM_AUTH_ISSUER" $auth.issuer "RUNSTREAM_AUTH_AUDIENCE" $auth.audience "RUNSTREAM_AUTH_TENANT_CLAIM" $auth.tenantClaim }}
 {{- if $value }}
 - name: {{ $setting }}
   value: {{ $value | quote }}
