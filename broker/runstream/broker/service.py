@@ -137,7 +137,7 @@ class Broker:
         owns_nats: bool = False,
         patient: bool = False,
     ) -> None:
-        self.metrics = BrokerMetrics()
+        self.metrics = BrokerMetrics(settings.metrics_tenants)
         self.worker: Worker | None = None
         """Who executes runs here, None without an agent."""
         self._settings = settings

@@ -245,7 +245,7 @@ class Worker:
                 # Cancelled before it was begun: its agent never hears of it.
                 outcome = self._stopped(lease, publisher)
             else:
-                self._metrics.run_started()
+                self._metrics.run_started(record.tenant)
                 outcome = await self._run_agent(request, publisher, lease)
             await self._end(publisher, record, outcome, room)
             self._metrics.run_executed(status_of(outcome.stop_reason), time.monotonic() - began)
@@ -262,7 +262,7 @@ class Worker:
 
     async def _end(self, publisher: Publisher, record: RunRecord, outcome: Outcome, room: Room) -> None:
         await end_run(publisher, self._index, record, outcome, room=room)
-        self._metrics.run_ended(status_of(outcome.stop_reason))
+        self._metrics.run_ended(status_of(outcome.stop_reason), record.tenant)
         log.info("run_ended", stop_reason=outcome.stop_reason, messages=publisher.next_index)
 
     async def _run_agent(self, request: RunRequest, publisher: Publisher, lease: Lease) -> Outcome:

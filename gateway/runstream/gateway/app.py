@@ -120,7 +120,7 @@ class Gateway:
         upstream: Upstream | None = None,
         authenticator: Authenticator | None = None,
     ) -> None:
-        self.metrics = GatewayMetrics()
+        self.metrics = GatewayMetrics(broker_settings.metrics_tenants)
         self._settings = settings
         self._broker_settings = broker_settings
         self._listener = listener

@@ -61,7 +61,7 @@ async def stream_run(
         follower = Follower(response, record.id, cursor, style, include_pings=include_pings, on_chunk=timing)
         try:
             await response.open()
-            hub.metrics.stream_begun(kind, source)
+            hub.metrics.stream_begun(kind, source, record.tenant)
             if style is Style.EVENT_SOURCE:
                 # At once: of a gateway that is killed nobody hears anything more.
                 response.write_event(retry_line(hub.settings.event_source_retry_seconds))
