@@ -112,10 +112,10 @@ COMPILE = env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null
 # The image has what the product needs, is built with these two, and test-deploy has more: all of the first lock's
 # versions.
 lock: $(STAMP) ## resolve the dependencies anew (ARGS="--upgrade")
-	$(COMPILE) --extra dev --output-file requirements.lock $(ARGS) pyproject.toml
-	$(COMPILE) --constraint requirements.lock --output-file requirements-image.lock pyproject.toml
+	$(COMPILE) --extra dev --extra otel --output-file requirements.lock $(ARGS) pyproject.toml
+	$(COMPILE) --constraint requirements.lock --extra otel --output-file requirements-image.lock pyproject.toml
 	printf 'hatchling\nsetuptools\n' | $(COMPILE) --constraint requirements.lock --output-file deploy/build.lock -
-	$(COMPILE) --constraint requirements.lock --extra dev --extra deploy --output-file requirements-deploy.lock \
+	$(COMPILE) --constraint requirements.lock --extra dev --extra otel --extra deploy --output-file requirements-deploy.lock \
 		$(ARGS) pyproject.toml
 	$(NPM) install --package-lock-only > /dev/null
 
