@@ -189,6 +189,13 @@ PROCESSES = (
     ),
     Panel("Whole answers", [latest(gateway.ANSWERS_HELD_BYTES)], gateway.ANSWERS_HELD_BYTES.says, unit="bytes"),
     Panel(
+        "Credentials refused",
+        [rate(common.CREDENTIALS_REFUSED, "cause")],
+        common.CREDENTIALS_REFUSED.says,
+        unit="reqps",
+        is_stacked=True,
+    ),
+    Panel(
         "Passed on to the platform",
         [rate(gateway.PASSED_ON, "outcome")],
         gateway.PASSED_ON.says,

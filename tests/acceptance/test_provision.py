@@ -52,7 +52,9 @@ async def test_it_makes_what_is_absent_and_says_what_differs(nats_url: str, jets
     """First it makes everything, as its flags say; then nothing; other flags change nothing, and are told."""
     flags = ("--shards", "2", "--retention", "1h", "--max-run-messages", "1000", "--max-log-bytes", "1000000")
     made = await provisioned(nats_url, *flags)
-    assert made == ["made RUNS_0", "made RUNS_1", "made KV_RUNSTREAM", "made RUNSTREAM_WORK"]
+    assert made == [
+        f"made {name}" for name in ("RUNS_0", "RUNS_1", "KV_RUNSTREAM", "RUNSTREAM_WORK", "KV_RUNSTREAM_REVOKED")
+    ]
     before = (await jetstream.api("STREAM.INFO.RUNS_1", None))["config"]
     assert (before["max_age"], before["max_msgs_per_subject"], before["max_bytes"]) == (3600 * 10**9, 1000, 10**6)
     assert await provisioned(nats_url, *flags) == ["everything is there"]

@@ -194,12 +194,13 @@ TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 )
 async def test_the_clients_trace_goes_on(nats_url: str, sent: str | None, passed_on: str | None) -> None:
     """The platform's work is a part of the client's trace; what is no trace is passed over."""
-    headers = {} if sent is None else {"traceparent": sent}
+    headers = {} if sent is None else {"traceparent": sent, "tracestate": "rojo=1"}
     async with platform(nats_url, plays([STOP, DONE])) as (upstream, stack):
         path = f"/v1/agents/{new_agent_id()}/messages/stream"
         async with open_stream(stack.base, path, message("hello"), headers=headers) as stream:
             await stream.rest()
     assert upstream.asked[0].headers.get("traceparent") == passed_on
+    assert upstream.asked[0].headers.get("tracestate") == (None if passed_on is None else "rojo=1")
 
 
 # -- platforms that fail ----------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ UNKNOWN = "123e4567-e89b-42d3-8456-426614174000"
 ASKED = "content-type, x-stainless-os, no header"
 PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": ASKED}
 READABLE = "Deprecation, Retry-After, WWW-Authenticate, X-Request-ID, x-should-retry"
-SENDABLE = "Authorization, Content-Type, Last-Event-ID, traceparent, X-Request-ID"
+SENDABLE = "Authorization, Content-Type, Last-Event-ID, traceparent, tracestate, X-Request-ID"
 
 
 async def running_with(nats_url: str, origins: str | None) -> AsyncIterator[Stack]:

@@ -25,7 +25,7 @@ from runstream.schemas import new_run_id
 from tests.support.nats import NatsServer
 from tests.support.outages import stopped
 
-STREAMS = {"RUNS_0", "KV_RUNSTREAM", "RUNSTREAM_WORK"}
+STREAMS = {"RUNS_0", "KV_RUNSTREAM", "RUNSTREAM_WORK", "KV_RUNSTREAM_REVOKED"}
 HEADERS = {KIND: "data", WRITER: "test:0"}
 
 

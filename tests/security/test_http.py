@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import re
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,22 @@ import runstream.broker.errors as broker_errors
 from runstream.broker.errors import BrokerError
 from runstream.broker.http import serving
 from runstream.broker.ingest import errors as ingest_errors
-from runstream.broker.log import TRACEPARENT, place_of
+from runstream.broker.log import place_of
 from runstream.broker.operations import Operation
+from runstream.broker.runs import Runs
 from runstream.broker.settings import BrokerSettings
 from runstream.broker.topology import WORK_STREAM
 from runstream.gateway.app import Gateway
 from runstream.gateway.errors import translated
 from runstream.gateway.settings import GatewaySettings
-from runstream.schemas import new_agent_id, new_conversation_id, new_run_id
+from runstream.schemas import TRACEPARENT, TRACESTATE, new_agent_id, new_conversation_id, new_run_id
 from tests.support.http import Cut, Reply, fetch, open_stream
 from tests.support.nats import NatsServer, nats_server_running
 from tests.support.outages import stopped
 from tests.support.stack import PUPPET, Stack, listener, message, stack_running, url_of
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+STATE = "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE"
 MADE = re.compile(r"[0-9a-f]{32}")
 POISON = "$JS.API.STREAM.MSG.GET.KV_RUNSTREAM _INBOX_gateway.x runs.0.run-secret nats: timeout Traceback"
 INSIDE = re.compile(
@@ -243,7 +245,7 @@ async def test_a_shared_tail_logs_for_nobody(stack: Stack) -> None:
 
 async def test_a_trace_goes_with_what_a_request_causes(stack: Stack) -> None:
     """The run's request on the queue and the log's first message say to which trace they belong, and no others."""
-    headers = {TRACEPARENT: TRACE}
+    headers = {TRACEPARENT: TRACE, TRACESTATE: STATE}
     path = f"/v1/agents/{new_agent_id()}/messages/stream"
     async with open_stream(stack.base, path, message(PUPPET), headers=headers) as stream:
         run_id = str((await stream.take(1))[0].json["run_id"])
@@ -252,27 +254,49 @@ async def test_a_trace_goes_with_what_a_request_causes(stack: Stack) -> None:
         stack.puppet.finish(run_id)
         await stream.rest()
     assert queued is not None
-    assert queued.headers[TRACEPARENT] == TRACE
+    assert traced(queued.headers) == {TRACEPARENT: TRACE, TRACESTATE: STATE}
     first = await stack.jetstream.first_message(f"RUNS_{record.shard}", f"runs.{record.shard}.{run_id}")
     last = await stack.jetstream.last_message(f"RUNS_{record.shard}", f"runs.{record.shard}.{run_id}")
     assert first is not None
     assert last is not None
-    assert first.headers[TRACEPARENT] == TRACE
-    assert TRACEPARENT not in last.headers
+    assert traced(first.headers) == {TRACEPARENT: TRACE, TRACESTATE: STATE}
+    assert traced(last.headers) == {}
 
 
 @pytest.mark.parametrize(
     "given", [TRACE, "00-1-2-3", TRACE.upper(), f"{TRACE}-x", f"00-{'0' * 32}-{'1' * 16}-01", None]
 )
-async def test_a_writers_trace(stack: Stack, given: str | None) -> None:
+@pytest.mark.parametrize("state", [STATE, "no state", None])
+async def test_a_writers_trace(stack: Stack, given: str | None, state: str | None) -> None:
     """A run that is opened over HTTP begins with the trace of its opening; what is no trace is none."""
-    headers = {} if given is None else {TRACEPARENT: given}
+    sent = {name: value for name, value in ((TRACEPARENT, given), (TRACESTATE, state)) if value is not None}
     body = {"agent_id": new_agent_id()}
-    opened = await fetch(stack.broker_base, "POST", "/ingest/v1/runs", json=body, headers=headers)
-    record = await stack.record(opened.json["run_id"])
+    opened = await fetch(stack.broker_base, "POST", "/ingest/v1/runs", json=body, headers=sent)
+    taken = {TRACEPARENT: TRACE, **({TRACESTATE: STATE} if state == STATE else {})}
+    assert await first_traced(stack, opened.json["run_id"]) == (taken if given == TRACE else {})
+
+
+@pytest.mark.parametrize(("given", "state"), [(TRACE, STATE), (TRACE, None), (None, STATE), ("no trace", STATE)])
+async def test_the_librarys_trace(stack: Stack, given: str | None, state: str | None) -> None:
+    """So does one that a platform's own process opens, which is told nothing of what is no trace."""
+    async with (
+        Runs(stack.settings.nats_url) as runs,
+        runs.open(agent_id=new_agent_id(), traceparent=given, tracestate=state) as run,
+    ):
+        taken = {TRACEPARENT: TRACE, **({TRACESTATE: STATE} if state == STATE else {})}
+        assert await first_traced(stack, run.run_id) == (taken if given == TRACE else {})
+
+
+async def first_traced(stack: Stack, run_id: str) -> dict[str, str]:
+    """The trace that the first message of a run's log names."""
+    record = await stack.record(run_id)
     first = await stack.jetstream.first_message(f"RUNS_{record.shard}", f"runs.{record.shard}.{record.id}")
     assert first is not None
-    assert first.headers.get(TRACEPARENT) == (TRACE if given == TRACE else None)
+    return traced(first.headers)
+
+
+def traced(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name in {TRACEPARENT, TRACESTATE}}
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------

@@ -57,6 +57,11 @@ NOBODYS = [
     "$JS.API.STREAM.DELETE.KV_RUNSTREAM",
     "$JS.API.STREAM.UPDATE.RUNS_0",
     "$JS.API.STREAM.UPDATE.KV_RUNSTREAM",
+    # What was revoked stays so.
+    "$JS.API.STREAM.DELETE.KV_RUNSTREAM_REVOKED",
+    "$JS.API.STREAM.UPDATE.KV_RUNSTREAM_REVOKED",
+    "$JS.API.STREAM.PURGE.KV_RUNSTREAM_REVOKED",
+    "$JS.API.STREAM.MSG.DELETE.KV_RUNSTREAM_REVOKED",
     "$JS.API.STREAM.CREATE.OTHER",
     "$JS.API.STREAM.MSG.DELETE.RUNS_0",
     "$JS.API.STREAM.PURGE.RUNSTREAM_WORK",
@@ -115,6 +120,7 @@ REFUSED_PUBLISHES = {
         "$JS.API.CONSUMER.CREATE.KV_RUNSTREAM.other.$KV.RUNSTREAM.run.*.*",
         "$KV.RUNSTREAM.pulse.x",
         "credentials.x",
+        "$KV.RUNSTREAM_REVOKED.x",
         "stuck.x",
     ],
     "writer": [
@@ -128,6 +134,7 @@ REFUSED_PUBLISHES = {
         "$JS.API.CONSUMER.CREATE.RUNS_0.x.runs.0.*",
         "brokers.with-agent",
         "credentials.x",
+        "$KV.RUNSTREAM_REVOKED.x",
     ],
 }
 UNHEARD = [
@@ -347,7 +354,7 @@ async def test_a_revoked_credential_is_heard_of(guarded: GuardedNats, role: str)
     before, after = f"{role}-before", f"{role}-after"
     async with jetstream_of(guarded, "provision") as provision, jetstream_of(guarded, role) as jetstream:
         await revoke(provision, before)
-        async with Revocations(jetstream) as revocations:
+        async with Revocations(jetstream, restores=role == "broker") as revocations:
             await revocations.known()
             assert revocations.has(before)
             await revoke(provision, after)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import subprocess
 import time
@@ -10,10 +11,15 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
 from runstream.broker.auth.authenticator import authenticating
 from runstream.broker.auth.revoking import revoke
+from runstream.broker.errors import StoreRefused
+from runstream.broker.keys import KV_OPERATION, REVOKED, digest, subject_of
+from runstream.broker.topology import INDEX_STREAM, REVOKED_STREAM
 from runstream.gateway.app import Gateway
+from runstream.gateway.provisioning import provision_once
 from runstream.gateway.settings import GatewaySettings
 from runstream.schemas import new_agent_id
 from tests.support.auth import Client, Issuer, KeyFile
@@ -68,12 +74,92 @@ async def test_a_gateway_that_comes_later_knows(stack: Stack, issuer: Issuer, tm
     """It lets nobody in before it has read what was revoked."""
     token = issuer.token(jti="revoked before")
     await revoke(stack.jetstream, "revoked before")
-    async with authenticating(issuer.settings(tmp_path, None)) as authenticator:
+    async with another_gateway(stack, issuer, tmp_path) as later:
+        assert {*await statuses(token, *[later] * 5)} <= {401, 503}
+
+
+@contextlib.asynccontextmanager
+async def another_gateway(stack: Stack, issuer: Issuer, directory: Path) -> AsyncIterator[str]:
+    """A gateway that begins now; gives its URL."""
+    async with authenticating(issuer.settings(directory, None)) as authenticator:
         with listener() as bound:
             gateway = Gateway(GatewaySettings(), stack.settings, listener=bound, authenticator=authenticator)
             async with gateway:
-                statuses = {(await Client(url_of(bound), token).fetch("GET", "/v1/runs/")).status for _ in range(5)}
-    assert statuses <= {401, 503}
+                yield url_of(bound)
+
+
+async def statuses(token: str, *bases: str) -> list[int]:
+    """What a list of runs is answered with."""
+    return [(await Client(base, token).fetch("GET", "/v1/runs/")).status for base in bases]
+
+
+async def test_the_index_is_lost_and_what_was_revoked_is_not(stack: Stack, issuer: Issuer, tmp_path: Path) -> None:
+    """The index is deleted in mid-run and made again from the logs: who was refused is, at whichever gateway."""
+    token = issuer.token(jti="outlasts the index")
+    client = Client(stack.base, issuer.token())
+    async with following(stack, client) as stream:
+        await revoke(stack.jetstream, "outlasts the index")
+        await wait_until(lambda: refused(stack.base, token), SECONDS)
+        await stack.api(f"STREAM.DELETE.{INDEX_STREAM}")
+        assert await statuses(token, stack.base) == [401]
+        await provision_once(stack.settings, rebuild_index=True, tell=lambda _: None)
+        stack.puppet.finish(str(stream.seen[0].json["run_id"]))
+        assert (await stream.rest())[-1].is_done
+    async with another_gateway(stack, issuer, tmp_path) as later:
+        assert await statuses(token, stack.base, later) == [401, 401]
+        assert await statuses(issuer.token(), stack.base, later) == [200, 200]
+
+
+async def refused(base: str, token: str) -> bool:
+    return await statuses(token, base) == [401]
+
+
+async def test_what_was_revoked_is_lost_and_written_again(stack: Stack, issuer: Issuer, tmp_path: Path) -> None:
+    """Its bucket is deleted: who had heard of it goes on refusing, who begins lets nobody in, a broker restores it."""
+    token = issuer.token(jti="outlasts its bucket")
+    await revoke(stack.jetstream, "outlasts its bucket")
+    await wait_until(lambda: refused(stack.base, token), SECONDS)
+    writer = Client(stack.broker_base, token)
+
+    async def is_refused_there() -> bool:
+        return (await writer.fetch("POST", "/ingest/v1/runs", json={})).status == 401
+
+    await wait_until(is_refused_there, SECONDS)
+    await stack.api(f"STREAM.DELETE.{REVOKED_STREAM}")
+    async with another_gateway(stack, issuer, tmp_path) as meanwhile:
+        assert await statuses(token, stack.base, meanwhile) == [401, 503]
+        assert await statuses(issuer.token(), stack.base, meanwhile) == [200, 503]
+        with capture_logs() as lines:
+            await provision_once(stack.settings, rebuild_index=False, tell=lambda _: None)
+            await wait_until(lambda: any(line["event"] == "revocations_restored" for line in lines), 10)
+        await wait_until(lambda: refused(meanwhile, token), 10)
+    events = [line["event"] for line in lines]
+    assert "revocations_lost" in events
+    assert "revocations_begin_anew" in events
+    stored = await stack.jetstream.last_message(REVOKED_STREAM, subject_of(digest("outlasts its bucket"), REVOKED))
+    assert stored is not None
+    assert json.loads(stored.body) == {"v": 1, "key_id": "outlasts its bucket"}
+    async with another_gateway(stack, issuer, tmp_path) as later:
+        assert await statuses(token, stack.base, later) == [401, 401]
+
+
+@pytest.mark.parametrize("undoing", [{}, {KV_OPERATION: "DEL"}, {KV_OPERATION: "PURGE"}])
+async def test_what_is_written_there_undoes_nothing(
+    stack: Stack, issuer: Issuer, tmp_path: Path, undoing: dict[str, str]
+) -> None:
+    """Who may write to the bucket may revoke more, and that is all: the mark of a deleted key revokes, too."""
+    jti = f"undone by {undoing}"
+    await revoke(stack.jetstream, jti)
+    subject = subject_of(digest(jti), REVOKED)
+    await stack.jetstream.publish(subject, b"", undoing)
+    for header in ({"Nats-Rollup": "sub"}, {"Nats-TTL": "1s"}):
+        with pytest.raises(StoreRefused):
+            await stack.jetstream.publish(subject, b"", header)
+    for call, body in (("PURGE", {}), ("MSG.DELETE", {"seq": 1})):
+        with pytest.raises(StoreRefused):
+            await stack.api(f"STREAM.{call}.{REVOKED_STREAM}", body)
+    async with another_gateway(stack, issuer, tmp_path) as later:
+        assert await statuses(issuer.token(jti=jti), later) == [401]
 
 
 async def test_an_upload_ends_when_its_token_is_revoked(stack: Stack, issuer: Issuer) -> None:

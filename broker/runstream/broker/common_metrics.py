@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final, get_args
 
+from runstream.broker.auth.causes import CAUSES
 from runstream.broker.meters import Meters, Metric
 from runstream.broker.sweep import SWEPT_KINDS
 from runstream.schemas import FinalStatus
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BROKEN",
+    "CREDENTIALS_REFUSED",
     "DRAINING",
     "DRAINING_SECONDS",
     "DRAIN_LIMIT_SECONDS",
@@ -77,6 +79,15 @@ BROKEN: Final = Metric(
 )
 STORE_FULL: Final = Metric(
     "runstream_store_full", "counter", "Writes that JetStream refused because a limit of its storage was reached."
+)
+CREDENTIALS_REFUSED: Final = Metric(
+    "runstream_credentials_refused",
+    "counter",
+    "Requests refused for their credential, by cause. 401: missing; malformed; unknown_key, no such key is in the "
+    "file or among those that sign tokens; bad_signature; expired; not_yet_valid; audience and issuer, another's; "
+    "claims, one is absent or is none; revoked; ticket, used, too old or none; cookie, what is in it stands for too "
+    "long. 403: scope, one is lacking; narrowed, it is for something else.",
+    labels={"cause": CAUSES},
 )
 DRAINING: Final = Metric(
     "runstream_draining", "gauge", "1 once this process takes nothing new and lets go of what it has, to stop."

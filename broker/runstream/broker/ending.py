@@ -43,7 +43,10 @@ if TYPE_CHECKING:
     from runstream.broker.index import Index
     from runstream.broker.jetstream import StoredMessage
     from runstream.broker.publisher import Publisher
-    from runstream.schemas import RunRecord
+    from runstream.schemas import (
+        RunRecord,
+        Trace,
+    )
 
 __all__ = ["STEPS", "Ending", "Outcome", "end_run", "ended", "failed", "finish_run", "first_message", "told"]
 
@@ -118,10 +121,10 @@ def failed(run_id: str, error_type: str, *, message: str | None = None, detail: 
     return Outcome(stop.stop_reason, error=error)
 
 
-def first_message(record: RunRecord, traceparent: str | None = None) -> Write:
+def first_message(record: RunRecord, trace: Trace | None = None) -> Write:
     """Make a log's first message: the ping that tells a client its run, and what the index knows of the run.
 
-    `traceparent` is the trace of the request that the run answers.
+    `trace` is that of the request that the run answers.
     """
     known = {
         "v": record.v,
@@ -135,7 +138,7 @@ def first_message(record: RunRecord, traceparent: str | None = None) -> Write:
         "created_at": record.created_at,
     }
     body = encode_chunk(Ping(), run_id=record.id)
-    return Write(Kind.PING, body, {RUN: msgspec.json.encode(known).decode(), **traced(traceparent)})
+    return Write(Kind.PING, body, {RUN: msgspec.json.encode(known).decode(), **traced(trace)})
 
 
 def ended(

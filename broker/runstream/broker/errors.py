@@ -43,6 +43,11 @@ The docstring is the message; facts are attributes. Errors of nats-py are transl
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runstream.broker.auth.causes import Cause
+
 __all__ = [
     "AgentFailed",
     "Broken",
@@ -246,11 +251,12 @@ class WrongAgent(BrokerError):
 class Unauthenticated(BrokerError):
     """Who asks has not shown who that is.
 
-    `reason` is for whoever sent the credential, and shows nothing of it; None: none was sent.
+    `reason` is for whoever sent the credential, and shows nothing of it; None: none was sent. `cause` is counted.
     """
 
-    def __init__(self, *, reason: str | None = None) -> None:
+    def __init__(self, *, reason: str | None = None, cause: Cause = "missing") -> None:
         self.reason = reason
+        self.cause = cause
         super().__init__(reason or "")
 
 

@@ -1,4 +1,4 @@
-"""A feed of the index: what is written to some of its keys, in the order in which it is written, and nothing left out.
+"""A feed of a bucket: what is written to some of its keys, in the order in which it is written, and nothing left out.
 
 The invariant: *whatever was stored under these keys at or before `position`, and was not written again or removed
 since, has been applied, and so has every delete.* It rests on one consumer over all the keys, whose own sequence has no
@@ -22,10 +22,9 @@ import msgspec
 
 from runstream.broker.errors import BrokerError, Unavailable
 from runstream.broker.jetstream import Heartbeat
-from runstream.broker.keys import KV_OPERATION, key_of, subject_of
+from runstream.broker.keys import BUCKET, KV_OPERATION, key_of, subject_of
 from runstream.broker.logs import get_logger
 from runstream.broker.tasks import end_task
-from runstream.broker.topology import INDEX_STREAM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -54,7 +53,7 @@ class Feed:
     """Applies what is written under `patterns`. Use as an async context manager; NATS being away only delays it.
 
     `reset` is called before the first write of all, and whenever everything is going to be applied again.
-    `marks_seconds` is how long the mark of a deleted key is there for certain.
+    `marks_seconds` is how long the mark of a deleted key is there for certain. `bucket` is the index, if none is named.
     """
 
     def __init__(
@@ -65,6 +64,7 @@ class Feed:
         apply: Callable[[KeyWrite], None],
         reset: Callable[[], None],
         marks_seconds: float,
+        bucket: str = BUCKET,
     ) -> None:
         self.position = 0
         self.is_loaded = False
@@ -73,7 +73,9 @@ class Feed:
         """Consumers made so far: each but the first mends a loss."""
         self.resets = 0
         self._jetstream = jetstream
-        self._subjects = [subject_of(pattern) for pattern in patterns]
+        self._bucket = bucket
+        self._stream = f"KV_{bucket}"
+        self._subjects = [subject_of(pattern, bucket) for pattern in patterns]
         self._apply = apply
         self._reset = reset
         self._trusted_seconds = min(TRUSTED_SECONDS, marks_seconds / 2)
@@ -102,7 +104,7 @@ class Feed:
         The leader is asked how much there is: a consumer may be at a replica that lags behind. Raises `Unavailable`,
         `NotStored`.
         """
-        info = await self._jetstream.api(f"STREAM.INFO.{INDEX_STREAM}", None)
+        info = await self._jetstream.api(f"STREAM.INFO.{self._stream}", None)
         newest = int(info["state"]["last_seq"])
         if not self._goes_on(info):
             self.is_loaded = False  # The consumer of what was there is gone, or will say that it is somewhere else.
@@ -111,7 +113,9 @@ class Feed:
         while self.position < newest:
             # To ask for the newest message of a pattern is one question less, and keeps the server busy for 45 ms if
             # there are 100,000 keys: it looks at each of them. The next one it finds at once.
-            following = await self._jetstream.first_message(INDEX_STREAM, subject_of(pattern), seq=self.position + 1)
+            following = await self._jetstream.first_message(
+                self._stream, subject_of(pattern, self._bucket), seq=self.position + 1
+            )
             if following is None or following.seq > newest:
                 return
             while self.position < following.seq:
@@ -128,22 +132,22 @@ class Feed:
             try:
                 await self._watch()
             except BrokerError as error:
-                log.warning("index_feed_lost", position=self.position, error=str(error))
+                log.warning("index_feed_lost", stream=self._stream, position=self.position, error=str(error))
             except Exception:
                 # A defect: what was applied by halves is not to be trusted.
-                log.exception("index_feed_crashed", position=self.position)
+                log.exception("index_feed_crashed", stream=self._stream, position=self.position)
                 self._created = None
             delay = FIRST_DELAY_SECONDS if self.watches > before else min(2 * delay, LONGEST_DELAY_SECONDS)
             await asyncio.sleep(delay)
 
     async def _watch(self) -> None:
         """Apply what follows `position`, until something may have been lost: then it raises `Unavailable`."""
-        info = await self._jetstream.api(f"STREAM.INFO.{INDEX_STREAM}", None)
+        info = await self._jetstream.api(f"STREAM.INFO.{self._stream}", None)
         if not self._goes_on(info) or self.silent_seconds > self._trusted_seconds:
             self._begin_anew(info["created"])
         start = {"deliver_policy": "by_start_sequence", "opt_start_seq": self.position + 1}
         async with contextlib.AsyncExitStack() as stack:
-            consumer = await stack.enter_async_context(self._jetstream.consumer(INDEX_STREAM, self._subjects, start))
+            consumer = await stack.enter_async_context(self._jetstream.consumer(self._stream, self._subjects, start))
             stack.callback(self._jetstream.connection.on_reconnect(consumer.lose))
             self.watches += 1
             if not consumer.pending:
@@ -153,7 +157,12 @@ class Feed:
 
     def _begin_anew(self, created: str) -> None:
         if self.resets:
-            log.warning("index_feed_begins_anew", position=self.position, silent_seconds=round(self.silent_seconds, 1))
+            log.warning(
+                "index_feed_begins_anew",
+                stream=self._stream,
+                position=self.position,
+                silent_seconds=round(self.silent_seconds, 1),
+            )
         self.resets += 1
         self.is_loaded = False
         self.position = 0
@@ -164,12 +173,12 @@ class Feed:
         self._heard_at = time.time()
         if isinstance(heard, Heartbeat):
             if heard.seq < self.position:
-                raise Unavailable("The index is not what it was.", seq=heard.seq, position=self.position)
+                raise Unavailable("The bucket is not what it was.", seq=heard.seq, position=self.position)
             # What is not ours has moved on: who asks whether this is all need not have it looked through again.
             self._have_all(heard.seq)
             return
         value = None if KV_OPERATION in heard.headers else heard.body
-        self._apply(KeyWrite(key_of(heard.subject), value, heard.seq))
+        self._apply(KeyWrite(key_of(heard.subject, self._bucket), value, heard.seq))
         if heard.pending == 0:
             self._have_all(heard.seq)
         else:

@@ -11,8 +11,9 @@ from runstream.broker.errors import Forbidden, Unauthenticated
 
 if TYPE_CHECKING:
     from runstream.broker.auth.admissions import Admissions
+    from runstream.broker.auth.causes import Cause
 
-__all__ = ["PRINCIPAL", "Access", "admit", "challenge"]
+__all__ = ["PRINCIPAL", "Access", "admit", "cause_of", "challenge"]
 
 PRINCIPAL: Final = web.RequestKey("principal", Principal)
 """Whoever asks, of each request that was admitted."""
@@ -38,8 +39,17 @@ def _bearer_in(request: web.Request) -> str | None:
         return None
     scheme, _, credential = values[0].strip().partition(" ")
     if len(values) > 1 or scheme.lower() != "bearer" or not credential.strip():
-        raise Unauthenticated(reason="One header Authorization: Bearer is needed.")
+        raise Unauthenticated(reason="One header Authorization: Bearer is needed.", cause="malformed")
     return credential.strip()
+
+
+def cause_of(error: Unauthenticated | Forbidden) -> Cause:
+    """Say why somebody was refused, as it is counted."""
+    match error:
+        case Unauthenticated(cause=cause):
+            return cause
+        case Forbidden(scope=scope):
+            return "narrowed" if scope is None else "scope"
 
 
 def challenge(error: Unauthenticated | Forbidden) -> dict[str, str]:

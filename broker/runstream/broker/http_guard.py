@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import hdrs, web, web_response
 
-from runstream.broker.log import TRACEPARENT
 from runstream.broker.logs import get_logger, logged_with
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-__all__ = ["REQUEST_ID", "guard", "request_id_of", "traceparent_in"]
+__all__ = ["REQUEST_ID", "guard", "request_id_of"]
 
 log = get_logger(__name__)
 
@@ -25,9 +24,6 @@ REQUEST_ID: Final = "X-Request-ID"
 
 GIVEN_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 """What UUIDs, base64 and the load balancers' own are made of. It comes back in a header and stands in logs."""
-
-VALID_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-"""W3C's; a `traceparent` of any other form is none."""
 
 HARDENED: Final = {
     # An answer is what its type says, whatever is in it.
@@ -56,12 +52,6 @@ def request_id_of(request: web.Request) -> str:
         given = request.headers.get(REQUEST_ID, "")
         request[FOUND] = found = given if GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
     return found
-
-
-def traceparent_in(headers: Mapping[str, str]) -> str | None:
-    """Read which trace a request belongs to; None for none, and for what is none."""
-    found = headers.get(TRACEPARENT, "")
-    return found if VALID_TRACEPARENT.fullmatch(found) else None
 
 
 @web.middleware

@@ -9,11 +9,15 @@
     conversation.<tenant>.<conversation_id>  the conversation, its active run, its latest run
     agent.<tenant>.<agent_id>                its latest run
     approval.<tenant>.<scope>                the run that waits for approval
-    revoked.<key>                            a credential that admits nobody any more
     ticket.<ticket>                          whom a ticket lets in, until it was used
     pulse.<broker>                           proof that this broker can write
 
 What a client chose freely stands in a key as a digest. A scope is the conversation, or else the agent.
+
+Credentials that were revoked have a bucket of their own, `REVOKED`: no log tells of them, so that they must outlast an
+index that is lost.
+
+    <key>                                    a credential that admits nobody any more
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ __all__ = [
     "KV_OPERATION",
     "LEASE_SECONDS",
     "LIVE_INDEX",
+    "REVOKED",
     "agent_key",
     "approval_key",
     "cancel_key",
@@ -44,14 +49,13 @@ __all__ = [
     "otid_key",
     "pulse_key",
     "request_key",
-    "revoked_key",
     "run_key",
     "subject_of",
     "ticket_key",
 ]
 
 BUCKET = "RUNSTREAM"
-SUBJECTS = f"$KV.{BUCKET}."
+REVOKED = "RUNSTREAM_REVOKED"
 KV_OPERATION = "KV-Operation"
 """The header of a key that is deleted."""
 LEASE_SECONDS = "Rs-Lease"
@@ -72,9 +76,9 @@ def digest(value: str) -> str:
     return base64.urlsafe_b64encode(hashed[:16]).decode().rstrip("=")
 
 
-def subject_of(key: str) -> str:
+def subject_of(key: str, bucket: str = BUCKET) -> str:
     """Give the subject a key, or a pattern of keys, is stored under."""
-    return SUBJECTS + key
+    return f"$KV.{bucket}.{key}"
 
 
 def live_subject(key: str) -> str:
@@ -82,9 +86,9 @@ def live_subject(key: str) -> str:
     return f"{LIVE_INDEX}.{key}"
 
 
-def key_of(subject: str) -> str:
+def key_of(subject: str, bucket: str = BUCKET) -> str:
     """Read the key from the subject it is stored under or republished on."""
-    return subject.removeprefix(SUBJECTS).removeprefix(f"{LIVE_INDEX}.")
+    return subject.removeprefix(f"$KV.{bucket}.").removeprefix(f"{LIVE_INDEX}.")
 
 
 def run_key(tenant: str, run_id: str) -> str:
@@ -120,11 +124,6 @@ def agent_key(tenant: str, agent_id: str) -> str:
 def approval_key(tenant: str, scope: str) -> str:
     """Name the run that waits for approval in a conversation, or with an agent."""
     return f"approval.{tenant}.{digest(scope)}"
-
-
-def revoked_key(key_digest: str) -> str:
-    """Name the entry that says that a credential was revoked, by its id's digest."""
-    return f"revoked.{key_digest}"
 
 
 def ticket_key(ticket_digest: str) -> str:

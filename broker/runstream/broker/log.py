@@ -4,7 +4,7 @@ Rs-Kind     how the message goes out (`runstream.schemas.Kind`)
 Rs-Writer   <writer>:<index>: who wrote it, and the how-many-th message of the log it is, from 0 without a gap
 Rs-Run      on the first message only: what the index knows of the run, so that the index can be rebuilt
 Rs-Ending   on the messages of an ending only: the run's stop reason
-traceparent on the first message only: the trace of the request that the run answers, as W3C writes it
+traceparent and tracestate, on the first message only: the trace of the request that the run answers, as W3C has it
 
 What has no `Rs-Writer` is a **stranger's**: somebody else has published to the run's subject. It has no place in the
 log, and is passed over wherever a log is read or written, and noted. What has a place and cannot be read is a hole that
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from runstream.broker.connection import Message
     from runstream.broker.jetstream import JetStream, StoredMessage
     from runstream.broker.topology import LogAddress
+    from runstream.schemas import Trace
 
 __all__ = [
     "ENDING",
     "KIND",
     "RUN",
-    "TRACEPARENT",
     "WRITER",
     "Entry",
     "before_strangers",
@@ -51,7 +51,6 @@ KIND = "Rs-Kind"
 WRITER = "Rs-Writer"
 RUN = "Rs-Run"
 ENDING = "Rs-Ending"
-TRACEPARENT = "traceparent"
 
 
 _KINDS = {kind.value: kind for kind in Kind}
@@ -74,9 +73,9 @@ class Entry(msgspec.Struct, frozen=True):
     index: int
 
 
-def traced(traceparent: str | None) -> dict[str, str]:
-    """Give the header that says which trace a message belongs to, if it belongs to one."""
-    return {} if traceparent is None else {TRACEPARENT: traceparent}
+def traced(trace: Trace | None) -> dict[str, str]:
+    """Give the headers that say which trace a message belongs to, if it belongs to one."""
+    return {} if trace is None else trace.headers
 
 
 def writer_header(writer: str, index: int) -> str:

@@ -8,6 +8,7 @@ import msgspec
 
 from runstream.broker.common_metrics import (
     BROKEN,
+    CREDENTIALS_REFUSED,
     DRAIN_LIMIT_SECONDS,
     DRAINING,
     DRAINING_SECONDS,
@@ -30,10 +31,11 @@ from runstream.schemas import FinalStatus
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
+    from runstream.broker.auth.causes import Cause
 
 __all__ = ["BROKER_METRICS", "BrokerMetrics", "StreamInfo"]
 
-STREAMS = ("RUNS_<shard>", "KV_RUNSTREAM", "RUNSTREAM_WORK")
+STREAMS = ("RUNS_<shard>", "KV_RUNSTREAM", "RUNSTREAM_WORK", "KV_RUNSTREAM_REVOKED")
 
 RUNS_STARTED: Final = Metric("runstream_runs_started", "counter", "Runs handed to the agent.", by_tenant=True)
 RUNS_LOST: Final = Metric(
@@ -118,6 +120,7 @@ BROKER_METRICS: Final = (
     INGEST_REQUESTS,
     INGEST_CHUNKS,
     INGEST_UPLOADS,
+    CREDENTIALS_REFUSED,
     STORE_FULL,
     STREAM_BYTES,
     STREAM_LIMIT_BYTES,
@@ -154,6 +157,7 @@ class BrokerMetrics(LibraryMetrics):
         self._swept = self.meters.counter(INDEX_KEYS_SWEPT)
         self._ingest_requests = self.meters.counter(INGEST_REQUESTS)
         self._ingested = self.meters.counter(INGEST_CHUNKS)
+        self._refused = self.meters.counter(CREDENTIALS_REFUSED)
 
     def run_started(self, tenant: str) -> None:
         """A run was handed to the agent."""
@@ -182,6 +186,10 @@ class BrokerMetrics(LibraryMetrics):
     def ingest_request(self, operation: str, outcome: str) -> None:
         """A request to the ingest API was answered, or its writer has left."""
         self._ingest_requests.labels(operation, outcome).inc()
+
+    def credential_refused(self, cause: Cause) -> None:
+        """Whoever asked may not, or has not shown who they are."""
+        self._refused.labels(cause).inc()
 
     def chunk_ingested(self) -> None:
         """A chunk of a writer's at the ingest API was stored."""

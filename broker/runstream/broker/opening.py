@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from runstream.broker.jetstream import JetStream
     from runstream.broker.publisher import Publisher
     from runstream.broker.repair import Repair
-    from runstream.schemas import RunRequest
+    from runstream.schemas import (
+        RunRequest,
+        Trace,
+    )
 
 __all__ = ["begin", "claim", "claim_to_write", "record_to_write"]
 
@@ -76,12 +79,12 @@ async def claim_to_write(index: Index, repair: Repair, record: RunRecord) -> Non
 
 
 async def begin(
-    jetstream: JetStream, index: Index, publisher: Publisher, record: RunRecord, *, traceparent: str | None = None
+    jetstream: JetStream, index: Index, publisher: Publisher, record: RunRecord, *, trace: Trace | None = None
 ) -> RunRecord:
     """Begin a run that was claimed: its log's first message, unless it is there, and its record set to running."""
     address = publisher.address
     if publisher.next_index == 0:
-        first_seq = await publisher.publish_marked(first_message(record, traceparent))
+        first_seq = await publisher.publish_marked(first_message(record, trace))
     else:
         first = await jetstream.first_message(address.stream, address.subject)
         first_seq = publisher.last_seq if first is None else first.seq

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from runstream.broker.connection import Connection, Message
     from runstream.broker.jetstream import JetStream
+    from runstream.schemas import Trace
 
 __all__ = ["Task", "WorkQueue"]
 
@@ -92,13 +93,13 @@ class WorkQueue:
         info = await self._jetstream.api(f"CONSUMER.INFO.{WORK_STREAM}.{WORKERS}", None)
         return float(info["config"]["ack_wait"]) / 1e9
 
-    async def put(self, tenant: str, run_id: str, traceparent: str | None = None) -> bool:
+    async def put(self, tenant: str, run_id: str, trace: Trace | None = None) -> bool:
         """Enqueue a run; False if it is on the queue already, waiting or in a worker's hands.
 
-        `traceparent` is the trace of the request that the run answers. Raises `StoreFull`, `Unavailable`.
+        `trace` is that of the request that the run answers. Raises `StoreFull`, `Unavailable`.
         """
         body = msgspec.json.encode(_Work(tenant, run_id))
-        headers = {EXPECTED_LAST_SEQUENCE: "0", **traced(traceparent)}
+        headers = {EXPECTED_LAST_SEQUENCE: "0", **traced(trace)}
         deadline = time.monotonic() + ENQUEUE_PATIENCE_SECONDS
         while True:
             try:

@@ -58,7 +58,11 @@ from runstream.broker.repair import Repair
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.broker.sigterm import BeforeSigterm
 from runstream.broker.topology import INDEX_STREAM, WORK_STREAM, LogAddress, check_server
-from runstream.schemas import DEFAULT_TENANT, status_of
+from runstream.schemas import (
+    DEFAULT_TENANT,
+    status_of,
+    trace_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -66,7 +70,11 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
-    from runstream.schemas import Chunk, RunRecord
+    from runstream.schemas import (
+        Chunk,
+        RunRecord,
+        Trace,
+    )
 
 __all__ = ["RUN_TYPE", "Run", "Runs"]
 
@@ -181,11 +189,14 @@ class Runs:
         conversation_id: str | None = None,
         otids: Sequence[str] = (),
         background: bool = True,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
     ) -> Run:
         """Open a run of an agent's, in a conversation, which is made if it is not there, or in none.
 
         `otids` are those of the messages that the run answers, if they have any: no second run will have one of them.
-        Only clients of a `background` run can resume it. Raises `ValueError` for ids that are none; entering the run
+        Only clients of a `background` run can resume it. `traceparent` and `tracestate` are W3C's, of the request that
+        it answers; malformed they are passed over. Raises `ValueError` for ids that are none; entering the run
         raises `Conflict`, with the `run_id` that is in the way, when the conversation is busy or an otid is taken,
         `ConversationDeleted` when a client has deleted it, `WrongAgent` when it is another agent's, `RecordTooLarge`
         when the otids are too long for the server's `max_payload`, and `Unavailable`. Raises `Draining` once this
@@ -203,7 +214,8 @@ class Runs:
             run_type=RUN_TYPE,
             shards=self._settings.shards,
         )
-        return Run(self._store, record)
+        sent = [[] if value is None else [value] for value in (traceparent, tracestate)]
+        return Run(self._store, record, trace_of(*sent))
 
 
 class _Store(msgspec.Struct):
@@ -266,8 +278,9 @@ async def _provisioned(jetstream: JetStream, settings: BrokerSettings) -> float:
 class Run:
     """One run, written by this process. `Runs.open` makes it; use as an async context manager, once."""
 
-    def __init__(self, store: _Store, record: RunRecord) -> None:
+    def __init__(self, store: _Store, record: RunRecord, trace: Trace | None) -> None:
         self.run_id = record.id
+        self._trace = trace
         self._store = store
         self._record = record
         self._publisher = Publisher(
@@ -337,7 +350,7 @@ class Run:
             self._store.jetstream, index, self._publisher, tenant=tenant, seconds=self._store.lease_seconds
         )
         await self._stack.enter_async_context(self._lease)
-        self._record = await begin(self._store.jetstream, index, self._publisher, self._record)
+        self._record = await begin(self._store.jetstream, index, self._publisher, self._record, trace=self._trace)
         self._store.open.add(self)
         self._block = Interruption()
         self._lease.over.add_done_callback(self._stop)

@@ -22,7 +22,7 @@ from runstream.broker.metrics import BrokerMetrics, StreamInfo
 from runstream.broker.presence import Presence, announce
 from runstream.broker.queue import WorkQueue
 from runstream.broker.sweep import Sweeper
-from runstream.broker.topology import INDEX_STREAM, WORK_STREAM, check_server, provision
+from runstream.broker.topology import check_server, provision, streams_of
 from runstream.broker.watchdog import Watchdog
 from runstream.broker.worker import Worker
 
@@ -55,7 +55,7 @@ class Readiness:
 
     def __init__(self, jetstream: JetStream, settings: BrokerSettings) -> None:
         self._jetstream = jetstream
-        self._streams = [f"RUNS_{shard}" for shard in range(settings.shards)] + [INDEX_STREAM, WORK_STREAM]
+        self._streams = streams_of(settings)
         self._asked_at = 0.0
         self._reason: str | None = None
         self.found: dict[str, StreamInfo] = {}
@@ -167,7 +167,7 @@ class Broker:
                 timeout_seconds=self._settings.request_timeout_seconds,
                 findings=Findings(self.metrics.broken),
             )
-            admissions = Admissions.by(self._authenticator, jetstream)
+            admissions = Admissions.by(self._authenticator, jetstream, restores=True)
             ingest = Ingest(jetstream, self._settings, self.metrics)
             self.metrics.watch_uploads(lambda: ingest.uploads)
             self.metrics.watch_nats(jetstream)

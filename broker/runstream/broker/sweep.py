@@ -39,7 +39,7 @@ __all__ = ["Sweeper", "Swept", "oldest_kept", "sweep"]
 log = get_logger(__name__)
 
 SWEPT_KINDS = ("claim", "otid", "agent", "approval", "request", "lease", "cancel", "run", "ticket", "pulse")
-"""All that a key may be (its first token) but `conversation` and `revoked`, which are kept."""
+"""All that a key may be (its first token) but `conversation`, which is kept."""
 MARGIN = 1.05
 """How much longer than retention a key is kept: a run's record is written before the last message of its log, and the
 leaders of two streams may have different clocks."""

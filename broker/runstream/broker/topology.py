@@ -1,8 +1,9 @@
 """What exists in JetStream: the streams of the log, the index and the work queue; their subjects; provisioning.
 
-    RUNS_<shard>     runs.<shard>.<run_id>   the log; republished, once stored, as live.<shard>.<run_id>
-    KV_RUNSTREAM     $KV.RUNSTREAM.<key>     the index, a key-value bucket (`keys.py`); republished as index.<key>
-    RUNSTREAM_WORK   work.<tenant>.<run_id>  run requests that wait for a worker
+    RUNS_<shard>          runs.<shard>.<run_id>       the log; republished, once stored, as live.<shard>.<run_id>
+    KV_RUNSTREAM          $KV.RUNSTREAM.<key>         the index, a bucket (`keys.py`); republished as index.<key>
+    RUNSTREAM_WORK        work.<tenant>.<run_id>      run requests that wait for a worker
+    KV_RUNSTREAM_REVOKED  $KV.RUNSTREAM_REVOKED.<key> credentials that were revoked, a bucket: nothing in it is undone
 
 `provision` creates what is absent, from any number of processes at once, and reports what differs; it never
 changes or deletes a stream on its own, because two brokers with different settings would fight over it.
@@ -18,7 +19,7 @@ from zlib import crc32
 import msgspec
 
 from runstream.broker.errors import NotStored, ServerTooOld, StoreRefused, TopologyError
-from runstream.broker.keys import BUCKET, live_subject, subject_of
+from runstream.broker.keys import BUCKET, REVOKED, live_subject, subject_of
 from runstream.broker.logs import get_logger
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "INDEX_STREAM",
+    "REVOKED_STREAM",
     "SEQUENCES_PER_SHARD",
     "WORKERS",
     "WORK_STREAM",
@@ -39,6 +41,7 @@ __all__ = [
     "provision",
     "shard_of",
     "shard_of_cursor",
+    "streams_of",
 ]
 
 log = get_logger(__name__)
@@ -47,6 +50,7 @@ OLDEST_SERVER = (2, 12, 0)
 """Atomic batches came with 2.12; there is no second path for older servers."""
 
 INDEX_STREAM = f"KV_{BUCKET}"
+REVOKED_STREAM = f"KV_{REVOKED}"
 WORK_STREAM = "RUNSTREAM_WORK"
 WORKERS = "workers"
 
@@ -113,6 +117,11 @@ def check_server(version: tuple[int, int, int]) -> None:
         raise ServerTooOld(f"This is nats-server {found}; runstream needs {needed} or newer.")
 
 
+def streams_of(settings: BrokerSettings) -> list[str]:
+    """Name all streams that there are to be."""
+    return [stream["name"] for stream in _streams(settings)]
+
+
 async def log_streams(jetstream: JetStream) -> list[int]:
     """Return the shards whose streams are there, those that an earlier configuration made included."""
     names = (await jetstream.api("STREAM.NAMES", {"subject": "runs.>"}))["streams"] or []
@@ -137,6 +146,8 @@ async def provision(jetstream: JetStream, settings: BrokerSettings, *, apply: bo
             _check_essential(differing)
         done.differing += differing
     done.differing += await _ensure_workers(jetstream, settings, apply=apply)
+    if REVOKED_STREAM in done.made:
+        await _tell_of_revocations(jetstream)
     for line in done.differing:
         log.warning("topology_changed" if apply else "topology_drift", difference=line)
     return done
@@ -188,6 +199,16 @@ def _streams(settings: BrokerSettings) -> Iterator[dict[str, Any]]:
         "max_age": int(settings.retention * NANOSECONDS),
         "duplicate_window": int(min(DUPLICATE_WINDOW_SECONDS, settings.retention) * NANOSECONDS),
     }
+    yield {
+        **common,
+        "name": REVOKED_STREAM,
+        "subjects": [subject_of(">", REVOKED)],
+        "retention": "limits",
+        "max_msgs_per_subject": 1,
+        "allow_direct": False,
+        # What was revoked stays so, whoever may write here: with neither deletes, purges nor roll-ups a key keeps one.
+        "deny_purge": True,
+    }
 
 
 async def _ensure_stream(jetstream: JetStream, wanted: Mapping[str, Any], made: list[str]) -> dict[str, Any]:
@@ -207,6 +228,12 @@ async def _ensure_stream(jetstream: JetStream, wanted: Mapping[str, Any], made: 
                 raise TopologyError(f"Stream {name} cannot be created: {refused.detail}.") from refused
     config: dict[str, Any] = info["config"]
     return config
+
+
+async def _tell_of_revocations(jetstream: JetStream) -> None:
+    """Say that nothing is revoked, where there may have been something: there are runs."""
+    if (await jetstream.api("STREAM.INFO.RUNS_0", None))["state"]["messages"]:
+        log.warning("revocations_begin_anew", stream=REVOKED_STREAM, remedy="Revoke again what was revoked before.")
 
 
 async def _update_stream(jetstream: JetStream, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:

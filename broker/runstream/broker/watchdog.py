@@ -417,7 +417,7 @@ class Watchdog:
         request = await self._index.request(record.tenant, record.id)
         if request is None:
             return False
-        if await self._queue.put(record.tenant, record.id, request.traceparent):
+        if await self._queue.put(record.tenant, record.id, request.trace):
             self._metrics.repaired("not_enqueued")
             log.info("run_enqueued_again", run_id=record.id)
         return True

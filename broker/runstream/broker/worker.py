@@ -228,7 +228,7 @@ class Worker:
             alongside=task.extend,
         )
         if is_empty:
-            await publisher.publish_marked(first_message(record, request.traceparent))
+            await publisher.publish_marked(first_message(record, request.trace))
         await publisher.publish_marked(Write(Kind.ATTEMPT, b""))
         async with AsyncExitStack() as stack:
             # From here on it is this worker's: given back, it would be left alone until its lease lapses, and while

@@ -73,7 +73,7 @@ async def _browser_admitted(request: web.Request, scope: Scope) -> None:
     else:
         who = await services.admissions.principal(cookie)
         if who.expires_at is None or who.expires_at > time.time() + COOKIE_SECONDS:
-            raise Unauthenticated(reason="What is in a cookie has to expire within an hour.")
+            raise Unauthenticated(reason="What is in a cookie has to expire within an hour.", cause="cookie")
     who.check(scope)
     request[PRINCIPAL] = who
 

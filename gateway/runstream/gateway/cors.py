@@ -31,7 +31,7 @@ ANY: Final = "*"
 PREFLIGHT_SECONDS = 600
 """How long a browser need not ask again; as long as a change of the list may take to reach everybody."""
 
-REQUEST_HEADERS = "Authorization, Content-Type, Last-Event-ID, traceparent, X-Request-ID"
+REQUEST_HEADERS = "Authorization, Content-Type, Last-Event-ID, traceparent, tracestate, X-Request-ID"
 """What a page may send; and also what client libraries add of their own, whatever that is called. For that a star would
 do, but that it means nothing where cookies may be sent: pages of listed origins are told what they have asked for."""
 HEADER_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")

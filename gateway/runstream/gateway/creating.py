@@ -13,6 +13,7 @@ from runstream.gateway.errors import Busy, EmptyMessages, Gone, TryLater
 from runstream.gateway.streaming import stream_run
 from runstream.gateway.transcripts import TooLong
 from runstream.gateway.validation import OF_BODIES
+from runstream.schemas import TRACEPARENT, TRACESTATE, trace_of
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -52,6 +53,7 @@ async def create_and_answer(
             body,
             who=request[PRINCIPAL],
             headers=said_to_platform(request),
+            trace=trace_of(request.headers.getall(TRACEPARENT, ()), request.headers.getall(TRACESTATE, ())),
             agent_id=agent_id,
             conversation_id=conversation_id,
             in_default=in_default,

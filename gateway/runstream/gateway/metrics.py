@@ -14,6 +14,7 @@ from aiohttp.web import HTTPException
 
 from runstream.broker.common_metrics import (
     BROKEN,
+    CREDENTIALS_REFUSED,
     DRAIN_LIMIT_SECONDS,
     DRAINING,
     DRAINING_SECONDS,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
+    from runstream.broker.auth.causes import Cause
     from runstream.broker.common_metrics import Ready
     from runstream.broker.connection import Connection
     from runstream.broker.view import View
@@ -61,8 +63,8 @@ STREAMS_CUT: Final = Metric(
     "runstream_streams_cut",
     "counter",
     "Streams ended before the run's end, by cause: the gateway drains, or stops; they were as old as may be; their "
-    "readers took nothing; the log could not be read, or what is stored cannot.",
-    labels={"cause": ("drain", "stop", "age", "blocked", "store", "broken")},
+    "readers took nothing; the log could not be read, or what is stored cannot; their credentials stand no longer.",
+    labels={"cause": ("drain", "stop", "age", "blocked", "store", "broken", "credential")},
 )
 RESUMES: Final = Metric(
     "runstream_resumes",
@@ -165,6 +167,7 @@ GATEWAY_METRICS: Final = (
     TIP_CHECKS,
     EVENT_SOURCES_TURNED_AWAY,
     PASSED_ON,
+    CREDENTIALS_REFUSED,
     ANSWERS_HELD_BYTES,
     VIEW_RUNS,
     VIEW_CONVERSATIONS,
@@ -205,6 +208,7 @@ class GatewayMetrics:
         self._broken = self.meters.counter(BROKEN)
         self._turned_away = self.meters.counter(EVENT_SOURCES_TURNED_AWAY)
         self._passed_on = self.meters.counter(PASSED_ON)
+        self._refused = self.meters.counter(CREDENTIALS_REFUSED)
 
     @property
     def registry(self) -> CollectorRegistry:
@@ -271,6 +275,10 @@ class GatewayMetrics:
     def passed_on(self, outcome: str) -> None:
         """A request went to the platform: `answered`, `failed`, `broken` or `left`."""
         self._passed_on.labels(outcome).inc()
+
+    def credential_refused(self, cause: Cause) -> None:
+        """Whoever asked may not, or has not shown who they are."""
+        self._refused.labels(cause).inc()
 
     def watch_hub(self, hub: Hub) -> None:
         """Read what is followed whenever the metrics are."""

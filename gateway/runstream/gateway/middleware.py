@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import structlog
 from aiohttp import hdrs, web
 
-from runstream.broker.errors import Broken, BrokerError
+from runstream.broker.errors import Broken, BrokerError, Forbidden, Unauthenticated
+from runstream.broker.http_auth import cause_of
 from runstream.gateway.admission import admitted
 from runstream.gateway.errors import ApiError, Defect, Unauthorized, translated
 from runstream.gateway.services import SERVICES, json_response
@@ -40,6 +41,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except ApiError as error:
         return _answer(error)
     except BrokerError as error:
+        if isinstance(error, Unauthenticated | Forbidden):
+            request.app[SERVICES].hub.metrics.credential_refused(cause_of(error))
         answer = translated(error)
         # What is stored and cannot be read was logged where it was found, once and not for every request.
         if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, Broken):

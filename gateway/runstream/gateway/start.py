@@ -11,7 +11,6 @@ import structlog
 
 from runstream.broker.ending import first_message
 from runstream.broker.errors import BrokerError, Fenced, StoreFull, Unsettled
-from runstream.broker.http_guard import traceparent_in
 from runstream.broker.index import Claimed
 from runstream.broker.opening import claim
 from runstream.broker.publisher import Publisher
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from runstream.broker.repair import Repair
     from runstream.broker.settings import BrokerSettings
     from runstream.gateway.presence import AgentPresence
-    from runstream.schemas import CreateMessagesRequest
+    from runstream.schemas import CreateMessagesRequest, Trace
 
 __all__ = ["Starter"]
 
@@ -81,6 +80,7 @@ class Starter:
         *,
         who: Principal,
         headers: Mapping[str, str],
+        trace: Trace | None = None,
         agent_id: str,
         conversation_id: str | None,
         in_default: bool = False,
@@ -88,11 +88,11 @@ class Starter:
     ) -> Claimed:
         """Start a run, or find the one this same request started before.
 
-        Of `headers` the trace is stored and nothing else: an agent that wants the client's credentials finds them with
-        this gateway. Raises `Forbidden`, `Conflict`, `Unavailable`, `TryLater`, and `BadRequest` for credentials that
-        are no text. Once the claim is made a failure asks the client not to repeat the request: it would start a second
-        run. A client that leaves meanwhile cancels its request and not the start: a run that was claimed and never
-        enqueued would hold its conversation.
+        Of `headers` nothing is stored: an agent that wants the client's credentials finds them with this gateway.
+        Raises `Forbidden`, `Conflict`, `Unavailable`, `TryLater`, and `BadRequest` for credentials that are no text.
+        Once the claim is made a failure asks the client not to repeat the request: it would start a second run. A
+        client that leaves meanwhile cancels its request and not the start: a run that was claimed and never enqueued
+        would hold its conversation.
         """
         who.check_opening(agent_id, conversation_id)
         run_id = new_run_id()
@@ -116,7 +116,8 @@ class Starter:
             background=record.background,
             include_return_message_types=record.request_config.include_return_message_types,
             body=body,
-            traceparent=traceparent_in(headers),
+            traceparent=None if trace is None else trace.parent,
+            tracestate=None if trace is None else trace.state,
         )
         return await self._starting.do(self._start(record, request, headers), name=f"start-{run_id}")
 
@@ -142,7 +143,7 @@ class Starter:
             return claimed
         try:
             async with asyncio.timeout(self._patience_seconds):
-                await self._starting.do(self._hand_over(record, request.traceparent), name=f"hand-over-{record.id}")
+                await self._starting.do(self._hand_over(record, request.trace), name=f"hand-over-{record.id}")
         except StoreFull as error:
             raise TryLater(
                 f"Run {record.id} was claimed, but the store is full: it begins once an operator has made room. Do not "
@@ -156,7 +157,7 @@ class Starter:
             ) from error
         return claimed
 
-    async def _hand_over(self, record: RunRecord, traceparent: str | None) -> None:
+    async def _hand_over(self, record: RunRecord, trace: Trace | None) -> None:
         """Store the log's first message, then enqueue: a worker that takes the run finds its log begun."""
         address = LogAddress(record.id, record.shard)
         publisher = Publisher(self._jetstream, address, self._settings, patience_seconds=FIRST_MESSAGE_PATIENCE_SECONDS)
@@ -164,8 +165,8 @@ class Starter:
             async with publisher:
                 # Fenced: a broker was faster, and has begun the log, or ended it for a client that cancelled the run.
                 with contextlib.suppress(Fenced):
-                    await publisher.publish_marked(first_message(record, traceparent))
-            await self._queue.put(record.tenant, record.id, traceparent)
+                    await publisher.publish_marked(first_message(record, trace))
+            await self._queue.put(record.tenant, record.id, trace)
         except BrokerError as error:
             log.warning("run_not_enqueued", run_id=record.id, error=str(error))
             raise

@@ -130,6 +130,7 @@ from runstream.schemas.runs import (
     timestamp,
     unreadable,
 )
+from runstream.schemas.trace import TRACEPARENT, TRACESTATE, Trace, trace_of
 
 __all__ = [
     "ACTIVE_STATUSES",
@@ -151,6 +152,8 @@ __all__ = [
     "RUN_STATUSES",
     "STOP_REASONS",
     "STRICT_CONVERSATION_PATH",
+    "TRACEPARENT",
+    "TRACESTATE",
     "WAITING_FOR_APPROVAL",
     "AgentMessagesRequest",
     "AgentStreamRequest",
@@ -217,6 +220,7 @@ __all__ = [
     "ToolReturn",
     "ToolReturnCreate",
     "ToolReturnMessage",
+    "Trace",
     "UpdateConversationRequest",
     "UsageStatistics",
     "UserMessage",
@@ -251,5 +255,6 @@ __all__ = [
     "splice_seq_id",
     "status_of",
     "timestamp",
+    "trace_of",
     "unreadable",
 ]

@@ -14,6 +14,7 @@ from msgspec import UNSET, UnsetType
 from runstream.schemas.chunks import UsageStatistics
 from runstream.schemas.errors import InvalidRecord, NewerRecord
 from runstream.schemas.ids import DEFAULT_TENANT
+from runstream.schemas.trace import Trace
 
 __all__ = [
     "ACTIVE_STATUSES",
@@ -228,6 +229,12 @@ class RunRequest(msgspec.Struct, kw_only=True):
     Empty if the client did not; None if no broker wanted to know."""
     traceparent: str | None = None
     """W3C trace context of the request."""
+    tracestate: str | None = None
+
+    @property
+    def trace(self) -> Trace | None:
+        """The trace of the request that the run answers, if it belongs to one."""
+        return None if self.traceparent is None else Trace(self.traceparent, self.tracestate)
 
 
 _encoder: Final = msgspec.json.Encoder()

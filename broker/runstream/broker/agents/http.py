@@ -173,8 +173,8 @@ class _HttpAgent:
             raise silent(self._settings.silence_seconds) from error
 
     def _request(self, run: RunRequest, headers: Mapping[str, str]) -> httpx.Request:
-        if run.traceparent is not None:
-            headers = {**headers, "traceparent": run.traceparent}
+        if run.trace is not None:
+            headers = {**headers, **run.trace.headers}
         try:
             return self._client.build_request(
                 "POST", self._platform.url_for(run), content=self._platform.body_for(run), headers=headers

@@ -20,6 +20,7 @@ RESERVED_HEADERS = frozenset(
         "content-length",
         "content-type",
         "traceparent",
+        "tracestate",
         "transfer-encoding",
     }
 )

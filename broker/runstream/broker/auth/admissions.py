@@ -46,11 +46,14 @@ class Admissions:
         self._looking: asyncio.Task[None] | None = None
 
     @classmethod
-    def by(cls, authenticator: Authenticator | None, jetstream: JetStream) -> Self:
-        """Let in whoever `authenticator` knows, and anybody if that is what it says; None: anybody."""
+    def by(cls, authenticator: Authenticator | None, jetstream: JetStream, *, restores: bool = False) -> Self:
+        """Let in whoever `authenticator` knows, and anybody if that is what it says; None: anybody.
+
+        With `restores` revocations that the store has lost are written again.
+        """
         if authenticator is None or isinstance(authenticator, Anybody):
             return cls(Anybody(), None)  # Nobody is kept waiting for what was revoked, where nobody is asked.
-        return cls(authenticator, Revocations(jetstream))
+        return cls(authenticator, Revocations(jetstream, restores=restores))
 
     async def __aenter__(self) -> Self:
         if self._revocations is not None:
@@ -80,9 +83,9 @@ class Admissions:
         if self._revocations is not None:
             await self._revocations.known()
         if self._is_revoked(who):
-            raise Unauthenticated(reason="The credential was revoked.")
+            raise Unauthenticated(reason="The credential was revoked.", cause="revoked")
         if not self._stands(who):
-            raise Unauthenticated(reason="The credential has expired.")
+            raise Unauthenticated(reason="The credential has expired.", cause="expired")
 
     @contextmanager
     def over(self, who: Principal, end: Callable[[], None]) -> Iterator[None]:

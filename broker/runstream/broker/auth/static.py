@@ -140,14 +140,14 @@ class StaticKeys:
             raise Unauthenticated
         key_id = key_named(credential)
         if key_id is None:
-            raise Unauthenticated(reason="This is no key.")
+            raise Unauthenticated(reason="This is no key.", cause="malformed")
         line = self._file.value.get(key_id)
         is_same = hmac.compare_digest(_hash(credential), NO_HASH if line is None else line.sha256)
         if line is None or not is_same:
-            raise Unauthenticated(reason="The key is not known.")
+            raise Unauthenticated(reason="The key is not known.", cause="unknown_key")
         principal = line.principal
         if principal.expires_at is not None and principal.expires_at <= datetime.now().astimezone().timestamp():
-            raise Unauthenticated(reason="The key has expired.")
+            raise Unauthenticated(reason="The key has expired.", cause="expired")
         return principal
 
     def stands(self, who: Principal) -> bool:

@@ -59,7 +59,7 @@ class Tickets:
 
     async def take(self, ticket: str, run_id: str) -> Principal:
         """Return whom a ticket lets in, to this run: once, whichever gateways are asked. Raises `Unauthenticated`."""
-        refused = Unauthenticated(reason="The ticket is used, too old, or none.")
+        refused = Unauthenticated(reason="The ticket is used, too old, or none.", cause="ticket")
         if len(ticket) > MOST_CHARACTERS:
             raise refused
         key = ticket_key(digest(ticket))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from runstream.broker.auth.causes import Cause
     from runstream.broker.auth.jwks import FileKeys, RemoteKeys
     from runstream.broker.auth.settings import AuthSettings
 
@@ -43,15 +44,16 @@ NARROWED: Final[Mapping[str, Callable[[str], bool]]] = {
     "conversation_id": is_conversation_id,
     "run_id": is_run_id,
 }
-TOLD: Final = {
-    jwt.ExpiredSignatureError: "The token has expired.",
-    jwt.ImmatureSignatureError: "The token is not valid yet.",
-    jwt.InvalidIssuedAtError: "The token is not valid yet.",
-    jwt.InvalidAudienceError: "The token is for another audience.",
-    jwt.InvalidIssuerError: "The token is another issuer's.",
-    jwt.MissingRequiredClaimError: "The token lacks a claim: exp, iss and aud are needed.",
+TOLD: Final[Mapping[type[BaseException], tuple[str, Cause]]] = {
+    jwt.ExpiredSignatureError: ("The token has expired.", "expired"),
+    jwt.ImmatureSignatureError: ("The token is not valid yet.", "not_yet_valid"),
+    jwt.InvalidIssuedAtError: ("The token is not valid yet.", "not_yet_valid"),
+    jwt.InvalidAudienceError: ("The token is for another audience.", "audience"),
+    jwt.InvalidIssuerError: ("The token is another issuer's.", "issuer"),
+    jwt.MissingRequiredClaimError: ("The token lacks a claim: exp, iss and aud are needed.", "claims"),
+    jwt.InvalidSignatureError: ("The token is not valid.", "bad_signature"),
 }
-"""What the bearer of a token is told whose signature is good: it stands in the token anyway."""
+"""What the bearer of a token is told whose signature is good (it stands in the token anyway), and what is counted."""
 
 
 def secret_in(path: Path) -> WatchedFile[bytes]:
@@ -106,7 +108,7 @@ class Tokens:
         if credential is None:
             raise Unauthenticated
         if len(credential) > MOST_BYTES:
-            raise Unauthenticated(reason="The token is too long.")
+            raise Unauthenticated(reason="The token is too long.", cause="malformed")
         algorithm, key = await self._key_for(credential)
         return self._bearer(credential, self._claims(credential, algorithm, key))
 
@@ -120,16 +122,16 @@ class Tokens:
             header = jwt.get_unverified_header(token)
             algorithm, kid = header.get("alg"), header.get("kid")
         except (jwt.PyJWTError, *UNREADABLE):
-            raise Unauthenticated(reason="This is no token.") from None
+            raise Unauthenticated(reason="This is no token.", cause="malformed") from None
         if "crit" in header or not isinstance(algorithm, str) or not isinstance(kid, str | None):
-            raise Unauthenticated(reason="The token asks for what is not done here.")
+            raise Unauthenticated(reason="The token asks for what is not done here.", cause="malformed")
         if algorithm == SYMMETRIC and self._secret is not None:
             return SYMMETRIC, self._secret.value
         found = None
         if algorithm != SYMMETRIC and self._keys is not None:
             found = await self._keys.key(algorithm, kid)
         if found is None:
-            raise Unauthenticated(reason="The token's key is not known.")
+            raise Unauthenticated(reason="The token's key is not known.", cause="unknown_key")
         return found.algorithm, found.key
 
     def _claims(self, token: str, algorithm: str, key: Any) -> dict[str, Any]:
@@ -144,17 +146,18 @@ class Tokens:
                 options={"require": [*REQUIRED]},
             )
         except (jwt.PyJWTError, *UNREADABLE) as error:
-            raise Unauthenticated(reason=TOLD.get(type(error), "The token is not valid.")) from None
+            reason, cause = TOLD.get(type(error), ("The token is not valid.", "malformed"))
+            raise Unauthenticated(reason=reason, cause=cause) from None
 
     def _bearer(self, token: str, claims: Mapping[str, Any]) -> Principal:
         """Read what a token says of its bearer. What is not understood is refused: it might have narrowed it."""
         tenant = claims.get(self._tenant_claim)
         if not is_tenant(tenant):
-            raise Unauthenticated(reason=f"The token's claim {self._tenant_claim} names no tenant.")
+            raise Unauthenticated(reason=f"The token's claim {self._tenant_claim} names no tenant.", cause="claims")
         narrowed = {name: claims[name] for name in NARROWED if claims.get(name) is not None}
         for name, value in narrowed.items():
             if not isinstance(value, str) or not NARROWED[name](value):
-                raise Unauthenticated(reason=f"The token's claim {name} is no such id.")
+                raise Unauthenticated(reason=f"The token's claim {name} is no such id.", cause="claims")
         return Principal(
             tenant=str(tenant),
             scopes=_scopes_in(claims.get("scope", "")),
@@ -198,7 +201,7 @@ def _scopes_in(said: object) -> frozenset[str]:
     """Read the scopes among those of a token: words in a string, or a list; others are other services'."""
     words = said.split() if isinstance(said, str) else said
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise Unauthenticated(reason="The token's claim scope is no list of words.")
+        raise Unauthenticated(reason="The token's claim scope is no list of words.", cause="claims")
     return frozenset(words) & frozenset(SCOPES)
 
 

@@ -15,15 +15,23 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from runstream.broker.ending import Outcome, failed
-from runstream.broker.errors import BrokerError
-from runstream.broker.http_auth import PRINCIPAL, admit
+from runstream.broker.errors import BrokerError, Forbidden, Unauthenticated
+from runstream.broker.http_auth import PRINCIPAL, admit, cause_of
 from runstream.broker.http_body import BadBody, parse_body, pieces_of, read_body
-from runstream.broker.http_guard import traceparent_in
 from runstream.broker.ingest.errors import STATUSES, IngestError, not_usable, refusals, translated
 from runstream.broker.logs import get_logger
 from runstream.broker.operations import Answer, Body, Header, Operation
 from runstream.broker.recording import outcome_of_stop
-from runstream.schemas import EndRunRequest, FailRunRequest, FinalStatus, OpenRunRequest, is_run_id
+from runstream.schemas import (
+    TRACEPARENT,
+    TRACESTATE,
+    EndRunRequest,
+    FailRunRequest,
+    FinalStatus,
+    OpenRunRequest,
+    is_run_id,
+    trace_of,
+)
 
 if TYPE_CHECKING:
     from runstream.broker.auth.admissions import Admissions
@@ -171,10 +179,10 @@ class _Routes:
                 raise
             except Exception as error:  # noqa: BLE001  # a defect is answered, too
                 refused = _refused(error, request)
-                if (
-                    isinstance(cause := refused.__cause__ or error, BrokerError)
-                    and refused.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-                ):
+                cause = refused.__cause__ or error
+                if isinstance(cause, Unauthenticated | Forbidden):
+                    self._ingest.metrics.credential_refused(cause_of(cause))
+                if isinstance(cause, BrokerError) and refused.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                     # What NATS said is for the log; the writer gets what it can act on.
                     log.warning("request_failed", operation=operation, path=request.path, error=str(cause))
                 self._ingest.metrics.ingest_request(operation, refused.error_type)
@@ -192,7 +200,9 @@ class _Routes:
     async def open(self, request: web.Request) -> web.Response:
         """`POST /ingest/v1/runs`: open a run, which any gateway serves from then on."""
         wanted = _valid(OpenRunRequest, await self._parsed(request))
-        return _json(await self._ingest.open(request[PRINCIPAL], wanted, traceparent_in(request.headers)), status=201)
+        sent = request.headers
+        trace = trace_of(sent.getall(TRACEPARENT, ()), sent.getall(TRACESTATE, ()))
+        return _json(await self._ingest.open(request[PRINCIPAL], wanted, trace), status=201)
 
     async def append(self, request: web.Request) -> web.Response:
         """`POST /ingest/v1/runs/{run_id}/chunks`: store chunks."""

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from runstream.broker.jetstream import JetStream
     from runstream.broker.metrics import BrokerMetrics
     from runstream.broker.settings import BrokerSettings
-    from runstream.schemas import OpenRunRequest
+    from runstream.schemas import (
+        OpenRunRequest,
+        Trace,
+    )
 
 __all__ = ["PATIENCE_SECONDS", "RUN_TYPE", "IngestedRuns", "Standing", "over"]
 
@@ -99,7 +102,7 @@ class IngestedRuns:
         self._take_over = TakeOver(jetstream, settings, self.index)
         self._known: OrderedDict[str, _Known] = OrderedDict()
 
-    async def open(self, who: Principal, wanted: OpenRunRequest, traceparent: str | None) -> Standing:
+    async def open(self, who: Principal, wanted: OpenRunRequest, trace: Trace | None) -> Standing:
         """Open a run: from here on any gateway serves it, and its lease wants signs of life.
 
         Not to be cancelled half-way: a claim that is given up may be stored all the same.
@@ -116,7 +119,7 @@ class IngestedRuns:
         )
         await claim_to_write(self.index, self._repair, record)
         try:
-            standing = await self._begun(record, None, traceparent)
+            standing = await self._begun(record, None, trace)
             await self.keep_alive(standing.record, at_once=True)
         except BrokerError as error:
             refused = translated(error)
@@ -168,11 +171,11 @@ class IngestedRuns:
             )
         return stored.value
 
-    async def _begun(self, record: RunRecord, last: StoredMessage | None, traceparent: str | None = None) -> Standing:
+    async def _begun(self, record: RunRecord, last: StoredMessage | None, trace: Trace | None = None) -> Standing:
         address = LogAddress(record.id, record.shard)
         after = Publisher.after(last, self._jetstream, address, self._settings, patience_seconds=PATIENCE_SECONDS)
         async with after as publisher:
-            begun = await begin(self._jetstream, self.index, publisher, record, traceparent=traceparent)
+            begun = await begin(self._jetstream, self.index, publisher, record, trace=trace)
         stored = await self._take_over.last_of(begun)
         if stored is None or begun.is_terminal:
             raise over(begun)

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from runstream.broker.jetstream import JetStream
     from runstream.broker.metrics import BrokerMetrics
     from runstream.broker.settings import BrokerSettings
-    from runstream.schemas import OpenRunRequest
+    from runstream.schemas import (
+        OpenRunRequest,
+        Trace,
+    )
 
 __all__ = ["Ingest"]
 
@@ -93,9 +96,9 @@ class Ingest:
             self.uploads -= is_upload
             self.requests -= not is_upload
 
-    async def open(self, who: Principal, wanted: OpenRunRequest, traceparent: str | None) -> dict[str, object]:
+    async def open(self, who: Principal, wanted: OpenRunRequest, trace: Trace | None) -> dict[str, object]:
         """Open a run, though its writer may leave meanwhile."""
-        standing = await self._to_its_end(self.runs.open(who, wanted, traceparent))
+        standing = await self._to_its_end(self.runs.open(who, wanted, trace))
         return {"run_id": standing.record.id, "last_seq_id": standing.last.seq}
 
     async def keep_alive(self, who: Principal, run_id: str) -> dict[str, object]:
