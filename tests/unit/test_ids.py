@@ -110,7 +110,7 @@ def test_no_other_text_is_an_id(text: str) -> None:
 
 def test_the_package_exports_what_its_modules_do() -> None:
     """Public means listed: in the module, and in the package."""
-    modules = ("chunks", "conversations", "errors", "ids", "ingest", "merging", "requests", "runs")
+    modules = ("chunks", "conversations", "errors", "ids", "ingest", "merging", "requests", "runs", "trace")
     listed = [name for module in modules for name in getattr(schemas, module).__all__]
     assert sorted(schemas.__all__) == sorted(listed)
     assert all(hasattr(schemas, name) for name in listed)

@@ -199,6 +199,10 @@ class BrokerSettings(BaseSettings):
     """Tenants whose runs and streams are counted apart, in a label `tenant`, with commas between them; all others are
     counted as `other`. Named one by one, as each is a series more. None: there is no such label."""
 
+    tracing: bool = False
+    """Record what becomes of runs as OpenTelemetry's spans, and send them where its own variables (`OTEL_…`) say. It
+    has to be installed (`runstream[otel]`)."""
+
     drain_seconds: Annotated[Duration, Field(ge=0)] = 15.0
     """Seconds that a gateway takes to send its readers away, and a broker gives its runs to end, after SIGTERM. What
     each has to do then takes a second or two, and ten more while NATS is away or agents do not stop: all in all within

@@ -33,6 +33,7 @@ from runstream.broker.rows import Bounds
 from runstream.broker.service import Readiness
 from runstream.broker.takeover import TakeOver
 from runstream.broker.topology import check_server
+from runstream.broker.tracing import Tracing, tracing_of
 from runstream.broker.view import View
 from runstream.gateway import deprecation
 from runstream.gateway.answering import Answers
@@ -129,12 +130,15 @@ class Gateway:
         self._upstream = upstream
         self._authenticator = authenticator
         self._passthrough: PassThrough | None = None
+        self._tracing = Tracing()
         self._findings = Findings(self.metrics.broken)
         self._connections: list[Connection] = []
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
+            # First, as the last to be left: what ends with the gateway is told, too.
+            self._tracing = await stack.enter_async_context(tracing_of(self._broker_settings, "gateway"))
             jetstream = await self._jetstream(stack, "gateway")
             # Reads of long logs keep their connection busy on the server; live messages must not wait behind them.
             catchup = await self._jetstream(stack, "gateway-catchup")
@@ -253,6 +257,7 @@ class Gateway:
             canceller=Canceller(jetstream.connection, index),
             remover=Remover(jetstream, index, TakeOver(jetstream, self._broker_settings, index)),
             answers=answers,
+            tracing=self._tracing,
             passthrough=self._passthrough,
             body_limit=lambda: jetstream.connection.max_payload - BODY_RESERVE_BYTES,
             body_seconds=self._settings.body_seconds,
