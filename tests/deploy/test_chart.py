@@ -340,11 +340,28 @@ def test_a_policy_lets_the_test_in() -> None:
     """Who may reach the services is for values to say, and `helm test` may whatever they say."""
     objects = rendered("everything")
     (test,) = of_kind(objects, "Pod").values()
-    for policy in of_kind(objects, "NetworkPolicy").values():
+    services = [policy for policy in of_kind(objects, "NetworkPolicy").values() if "ingress" in policy["spec"]]
+    assert len(services) == 2
+    for policy in services:
         peers = policy["spec"]["ingress"][0]["from"]
         assert any(
             selects(peer.get("podSelector", {}).get("matchLabels", {"-": ""}), labels_of(test)) for peer in peers
         )
+
+
+def test_every_pod_has_a_policy_where_there_are_any() -> None:
+    """In a namespace that denies what nobody has allowed the job reaches NATS, and the test both services; and nobody
+    reaches either of them."""
+    objects = rendered("everything")
+    policies = [policy["spec"] for policy in of_kind(objects, "NetworkPolicy").values()]
+    for name, pod in pods(objects):
+        (policy,) = [each for each in policies if selects(each["podSelector"]["matchLabels"], labels_of(pod))]
+        assert policy["policyTypes"] == ["Ingress", "Egress"]
+        ports = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
+        if name.startswith("Job "):
+            assert (ports, policy.get("ingress")) == ({53, 4222}, None)
+        if name.startswith("Pod "):
+            assert (ports, policy.get("ingress")) == ({53, 8283, 8284}, None)
 
 
 def test_alerts_fire_from_the_values_that_were_given() -> None:

@@ -102,3 +102,27 @@ imagePullSecrets:
 {{- end -}}
 {{- max $asked $needed -}}
 {{- end -}}
+
+{{/* What every pod that has a policy may reach: names, and NATS. */}}
+{{- define "runstream.egressToNames" -}}
+# Names.
+- ports:
+    - {protocol: UDP, port: 53}
+    - {protocol: TCP, port: 53}
+  to:
+    {{- tpl (toYaml .Values.networkPolicy.dnsTo) . | nindent 4 }}
+{{- end -}}
+
+{{- define "runstream.egress" -}}
+{{ include "runstream.egressToNames" . }}
+# NATS.
+- ports:
+    {{- range .Values.networkPolicy.natsPorts }}
+    - protocol: TCP
+      port: {{ . }}
+    {{- end }}
+  {{- with .Values.networkPolicy.natsTo }}
+  to:
+    {{- tpl (toYaml .) $ | nindent 4 }}
+  {{- end }}
+{{- end -}}
