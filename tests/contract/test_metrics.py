@@ -5,9 +5,11 @@ import contextlib
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 from prometheus_client import Metric as Family
@@ -16,18 +18,21 @@ from prometheus_client.parser import text_string_to_metric_families
 from deploy.observability.page import PAGE, page
 from runstream.broker.agents.http_platform import Platform
 from runstream.broker.agents.settings import UpstreamSettings
+from runstream.broker.auth.settings import AuthSettings
 from runstream.broker.common_metrics import LIBRARY_METRICS
+from runstream.broker.errors import InvalidSettings
 from runstream.broker.meters import Metric
 from runstream.broker.metrics import BROKER_METRICS
 from runstream.broker.runs import Runs
 from runstream.broker.service import Broker
+from runstream.broker.settings import BrokerSettings, resolved
 from runstream.broker.tail import SAMPLED
 from runstream.gateway.app import Gateway
 from runstream.gateway.metrics import GATEWAY_METRICS
 from runstream.gateway.settings import GatewaySettings
 from runstream.gateway.upstream import Upstream
 from runstream.schemas import AssistantMessage, Kind, new_agent_id, new_run_id
-from tests.support.auth import Client, Issuer
+from tests.support.auth import AUDIENCE, ISSUER, SECRET, Client, Issuer
 from tests.support.http import Cut, fetch
 from tests.support.ingest import writer_of
 from tests.support.nats import NatsServer
@@ -131,6 +136,49 @@ async def test_a_stream_that_ends_with_its_credential_is_counted_as_declared(nat
                 await stream.rest()
         assert await value(guarded.base, "runstream_streams_cut_total", cause="credential") == 1
         check(await families(guarded.base), GATEWAY_METRICS)
+
+
+async def test_tenants_are_counted_apart_who_are_named(nats_url: str, tmp_path: Path) -> None:
+    """And nobody else: a tenant that is not named is among the others, however many there are."""
+    issuer, named = Issuer(), STORE | {"metrics_tenants": "acme,globex"}
+    (secret := tmp_path / "secret").write_bytes(SECRET)
+    auth = AuthSettings(auth="jwt", auth_issuer=ISSUER, auth_audience=AUDIENCE, auth_secret_file=secret)
+    async with stack_running(nats_url, auth=auth, broker=named) as counting:
+        before = {kind: await families(base) for kind, base in bases(counting).items()}
+        for tenant in ("acme", "initech", "hooli"):
+            headers = {"Authorization": f"Bearer {issuer.token(tenant=tenant)}"}
+            ask = partial(fetch, counting.broker_base, "POST", headers=headers)
+            opened = await ask("/ingest/v1/runs", json={"agent_id": new_agent_id()})
+            run_id = opened.json["run_id"]
+            ended = await ask(f"/ingest/v1/runs/{run_id}/end", json={"stop_reason": "end_turn"})
+            assert ended.status == 200, ended
+            path = f"/v1/runs/{run_id}/stream"
+            assert (await fetch(counting.base, "GET", path, headers=headers)).status == 200
+        ends = partial(value, counting.broker_base, "runstream_runs_ended_total", status="completed")
+        assert [await ends(tenant=name) for name in ("acme", "globex", "other")] == [1, 0, 2]
+        streams = partial(value, counting.base, "runstream_streams_total", kind="event_source")
+        assert [await streams(tenant=name) for name in ("acme", "globex", "other")] == [1, 0, 2]
+        after = {kind: await families(base) for kind, base in bases(counting).items()}
+    for kind, shown in before.items():
+        check(shown, declared := [counted_apart(metric, "acme", "globex") for metric in DECLARED[kind]])
+        check(after[kind], declared)
+
+
+@pytest.mark.parametrize("said", ["acme,,globex", "acme.globex", "other", ",".join(f"t{n}" for n in range(51))])
+def test_tenants_that_cannot_be_counted_are_refused(said: str) -> None:
+    """What is no tenant's name, what stands for the others, and more than Prometheus should be given."""
+    with pytest.raises(InvalidSettings, match="metrics_tenants"):
+        resolved(BrokerSettings, {"metrics_tenants": said})
+
+
+def bases(stack: Stack) -> dict[str, str]:
+    return {"gateway": stack.base, "broker": stack.broker_base}
+
+
+def counted_apart(metric: Metric, *tenants: str) -> Metric:
+    """What a metric is where these tenants are named."""
+    labels = {**metric.labels, "tenant": (*tenants, "other")} if metric.by_tenant else metric.labels
+    return msgspec.structs.replace(metric, labels=labels)
 
 
 async def test_every_value_of_a_label_is_there_from_the_start(nats_url: str) -> None:

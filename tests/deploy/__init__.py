@@ -1,1 +1,1 @@
-"""What is shipped under deploy/, held to what it is for with the real programs that read it."""
+"""What is shipped under deploy/, held to what it is for by the programs that read it: `make test-deploy`."""

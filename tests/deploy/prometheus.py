@@ -1,4 +1,4 @@
-"""Debian's Prometheus, unpacked into the cache and not installed: promtool, and the server itself, on a free port."""
+"""Debian's Prometheus, unpacked and not installed: promtool, and the server itself, on a free port."""
 
 import asyncio
 import contextlib
@@ -10,30 +10,18 @@ from urllib.parse import quote
 
 import msgspec
 
+from tests.deploy.tools import ROOT, prometheus
 from tests.support.http import fetch
 from tests.support.nats import free_ports
 from tests.support.waiting import wait_until
 
-ROOT = Path(__file__).parents[2]
-CACHE = ROOT / ".cache" / "deploy" / "prometheus"
 RULES = ROOT / "deploy" / "helm" / "runstream" / "files" / "rules.yaml"
 SCRAPE_SECONDS = 1
 
 
-def program(name: str) -> Path:
-    """Where promtool or prometheus is; downloaded at first."""
-    path = CACHE / "usr" / "bin" / name
-    if not path.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["apt-get", "--quiet=2", "download", "prometheus"], cwd=CACHE, check=True)
-        (package,) = CACHE.glob("prometheus_*.deb")
-        subprocess.run(["dpkg-deb", "--extract", package, CACHE], check=True)
-    return path
-
-
 def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """What promtool says."""
-    return subprocess.run([program("promtool"), *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run([prometheus("promtool"), *arguments], capture_output=True, text=True, check=False)
 
 
 def groups(path: Path = RULES) -> dict[str, list[dict[str, Any]]]:
@@ -67,7 +55,7 @@ async def prometheus_running(directory: Path, targets: Sequence[str]) -> AsyncIt
     (directory / "prometheus.yml").write_bytes(msgspec.json.encode(config))
     with (directory / "prometheus.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            program("prometheus"),
+            prometheus("prometheus"),
             f"--config.file={directory / 'prometheus.yml'}",
             f"--storage.tsdb.path={directory / 'data'}",
             f"--web.listen-address=127.0.0.1:{port}",

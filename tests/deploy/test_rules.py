@@ -9,7 +9,8 @@ import pytest
 
 from runstream.broker.metrics import BROKER_METRICS
 from runstream.gateway.metrics import GATEWAY_METRICS
-from tests.deploy.prometheus import ROOT, RULES, groups, promtool
+from tests.deploy.prometheus import RULES, groups, promtool
+from tests.deploy.tools import ROOT
 
 CASES = sorted((Path(__file__).parent / "rules").glob("*.test.yaml"))
 RUNBOOKS = ROOT / "docs" / "runbooks"

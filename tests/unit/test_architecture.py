@@ -20,6 +20,7 @@ OWNERS = {
     "nkeys": ["broker/access.py"],
     "aiohttp": ["broker/http*.py", "broker/ingest/routes.py", "gateway/*"],
     "multidict": ["gateway/admission.py", "gateway/passthrough.py", "gateway/upstream.py"],
+    "opentelemetry": ["broker/otel.py"],
     "jwt": ["broker/auth/jwks.py", "broker/auth/tokens.py"],
     "yarl": ["gateway/upstream.py"],
     "httpx": ["broker/agents/http*.py", "broker/auth/jwks.py"],

@@ -1,6 +1,6 @@
 """What every writer of runs counts, a platform's process with the library as a broker, and what all services show.
 
-No label names a run, a conversation, an agent or a tenant.
+No label names a run, a conversation or an agent, nor a tenant that was not named in the settings.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from runstream.broker.sweep import SWEPT_KINDS
 from runstream.schemas import FinalStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from prometheus_client import CollectorRegistry
 
@@ -50,7 +50,11 @@ PUBLISH_SECONDS: Final = Metric(
     why="From a store on the same machine, by way of one of three that syncs, to an election and an outage.",
 )
 RUNS_ENDED: Final = Metric(
-    "runstream_runs_ended", "counter", "Runs ended, by their status.", labels={"status": get_args(FinalStatus)}
+    "runstream_runs_ended",
+    "counter",
+    "Runs ended, by their status.",
+    labels={"status": get_args(FinalStatus)},
+    by_tenant=True,
 )
 RUNS_LIVE: Final = Metric("runstream_runs_live", "gauge", "Runs being executed here.")
 REPAIRS: Final = Metric(
@@ -132,8 +136,8 @@ class LibraryMetrics:
 
     declared: Sequence[Metric] = LIBRARY_METRICS
 
-    def __init__(self) -> None:
-        self.meters = Meters(self.declared)
+    def __init__(self, tenants: Collection[str] | None = None) -> None:
+        self.meters = Meters(self.declared, tenants)
         self._published = self.meters.histogram(PUBLISH_SECONDS)
         self._ended = self.meters.counter(RUNS_ENDED)
         self._repaired = self.meters.counter(REPAIRS)
@@ -148,9 +152,9 @@ class LibraryMetrics:
         """One publish was stored."""
         self._published.observe(seconds)
 
-    def run_ended(self, status: str) -> None:
+    def run_ended(self, status: str, tenant: str) -> None:
         """A run's log has its end."""
-        self._ended.labels(status).inc()
+        self.meters.of(tenant, self._ended, status).inc()
 
     def repaired(self, kind: str) -> None:
         """Something in the index or the queue did not agree with a log, and was mended."""

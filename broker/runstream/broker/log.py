@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from runstream.broker.errors import BrokenLog
-from runstream.schemas import Kind
+from runstream.schemas import TRACEPARENT, TRACESTATE, Kind, trace_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,6 +42,7 @@ __all__ = [
     "last_of",
     "live_entry",
     "place_of",
+    "trace_in",
     "traced",
     "whole",
     "writer_header",
@@ -78,6 +79,15 @@ class Entry(msgspec.Struct, frozen=True):
 def traced(trace: Trace | None) -> dict[str, str]:
     """Give the headers that say which trace a message belongs to, if it belongs to one."""
     return {} if trace is None else trace.headers
+
+
+async def trace_in(jetstream: JetStream, address: LogAddress) -> Trace | None:
+    """Return the trace that a run's log says it belongs to, if it does. Raises as `first_of`."""
+    first = await first_of(jetstream, address)
+    if first is None:
+        return None
+    found = ([value] if (value := first.headers.get(name)) else [] for name in (TRACEPARENT, TRACESTATE))
+    return trace_of(*found)
 
 
 def writer_header(writer: str, index: int) -> str:

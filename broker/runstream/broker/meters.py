@@ -14,8 +14,10 @@ import msgspec
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from runstream.broker.settings import OTHER_TENANTS
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client import Metric as Family
 
@@ -41,6 +43,8 @@ class Metric(msgspec.Struct, frozen=True):
     buckets: tuple[float, ...] = ()
     why: str = ""
     over: Literal["sum", "max", "min"] = "sum"
+    by_tenant: bool = False
+    """Whether it has a label `tenant`, too, after its others, where tenants are named."""
     is_sparse: bool = False
     """Whether most of its labels' values may never come: those are not shown until they do."""
 
@@ -54,10 +58,12 @@ class Meters:
     """The metrics of one part of runstream, in a registry of their own: one process may run several parts.
 
     Each is shown from the start with every value of its labels: of a counter that began with its first event,
-    Prometheus would never see that event.
+    Prometheus would never see that event. `tenants` are those that are counted apart; without any there is no such
+    label.
     """
 
-    def __init__(self, metrics: Sequence[Metric]) -> None:
+    def __init__(self, metrics: Sequence[Metric], tenants: Collection[str] | None = None) -> None:
+        self._tenants = tenants or ()
         self.registry = CollectorRegistry()
         self._readings: dict[str, Callable[[], Reading]] = {}
         self._made: dict[str, Counter | Histogram] = {}
@@ -66,8 +72,14 @@ class Meters:
 
     def counter(self, metric: Metric) -> Counter:
         """Make a counter to count with."""
-        made = Counter(metric.name, metric.says, list(metric.labels), registry=None)
+        made = Counter(metric.name, metric.says, list(self._labels(metric)), registry=None)
         return self._begun(metric, made)
+
+    def of(self, tenant: str, made: Counter, *values: str) -> Counter:
+        """Give what counts for a tenant, of a counter that is `by_tenant`, with these values of its other labels."""
+        if self._tenants:
+            values = (*values, tenant if tenant in self._tenants else OTHER_TENANTS)
+        return made.labels(*values) if values else made
 
     def histogram(self, metric: Metric) -> Histogram:
         """Make a histogram to observe with."""
@@ -90,9 +102,15 @@ class Meters:
                 family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
                 yield family
 
+    def _labels(self, metric: Metric) -> Mapping[str, Iterable[str]]:
+        if not (metric.by_tenant and self._tenants):
+            return metric.labels
+        return {**metric.labels, "tenant": (*sorted(self._tenants), OTHER_TENANTS)}
+
     def _begun(self, metric: Metric, made: Made) -> Made:
-        if metric.labels and not metric.is_sparse:
-            for values in product(*metric.labels.values()):
+        labels = self._labels(metric)
+        if labels and not metric.is_sparse:
+            for values in product(*labels.values()):
                 made.labels(*values)
         self._made[metric.name] = made
         return made

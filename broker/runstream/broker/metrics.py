@@ -1,4 +1,4 @@
-"""What a broker counts. No label names a run."""
+"""What a broker counts. No label names a run, nor a tenant that was not named in the settings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from runstream.broker.sweep import SWEPT_KINDS
 from runstream.schemas import FinalStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from runstream.broker.auth.causes import Cause
 
@@ -38,9 +38,12 @@ __all__ = ["BROKER_METRICS", "BrokerMetrics", "StreamInfo"]
 
 STREAMS = ("RUNS_<shard>", "KV_RUNSTREAM", "RUNSTREAM_WORK", "KV_RUNSTREAM_REVOKED")
 
-RUNS_STARTED: Final = Metric("runstream_runs_started", "counter", "Runs handed to the agent.")
+RUNS_STARTED: Final = Metric("runstream_runs_started", "counter", "Runs handed to the agent.", by_tenant=True)
 RUNS_LOST: Final = Metric(
-    "runstream_runs_lost", "counter", "Runs whose writer died, ended here as run_lost. They are among the failed, too."
+    "runstream_runs_lost",
+    "counter",
+    "Runs whose writer died, ended here as run_lost. They are among the failed, too.",
+    by_tenant=True,
 )
 RUNS_FENCED: Final = Metric(
     "runstream_runs_fenced",
@@ -146,8 +149,8 @@ class BrokerMetrics(LibraryMetrics):
 
     declared = BROKER_METRICS
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, tenants: Collection[str] | None = None) -> None:
+        super().__init__(tenants)
         self._started = self.meters.counter(RUNS_STARTED)
         self._lost = self.meters.counter(RUNS_LOST)
         self._fenced = self.meters.counter(RUNS_FENCED)
@@ -159,17 +162,17 @@ class BrokerMetrics(LibraryMetrics):
         self._refused = self.meters.counter(CREDENTIALS_REFUSED)
         self._limits_reached = self.meters.counter(LIMITS_REACHED)
 
-    def run_started(self) -> None:
+    def run_started(self, tenant: str) -> None:
         """A run was handed to the agent."""
-        self._started.inc()
+        self.meters.of(tenant, self._started).inc()
 
     def run_executed(self, status: str, seconds: float) -> None:
         """A run that was executed here took so long."""
         self._executed.labels(status).observe(seconds)
 
-    def run_lost(self) -> None:
+    def run_lost(self, tenant: str) -> None:
         """A run's writer has died, and its end was stored in its place."""
-        self._lost.inc()
+        self.meters.of(tenant, self._lost).inc()
 
     def run_fenced(self) -> None:
         """A run that was being executed here is another's now."""

@@ -125,7 +125,7 @@ class Runs:
         given = {} if settings is None else settings.model_dump()
         self._settings = resolved(BrokerSettings, {**given, "nats_url": nats_url})
         self._store: _Store | None = None
-        self._metrics = LibraryMetrics()
+        self._metrics = LibraryMetrics(self._settings.metrics_tenants)
         self._stack = contextlib.AsyncExitStack()
 
     @property
@@ -450,7 +450,7 @@ class Run:
             # The block was left as if all were well, but a chunk of it is missing.
             refused, outcome = found, outcome_of(found, self.run_id)
         await end_run(self._publisher, self._store.index, self._record, outcome, room=room)
-        self._store.metrics.run_ended(status_of(outcome.stop_reason))
+        self._store.metrics.run_ended(status_of(outcome.stop_reason), self._record.tenant)
         if refused is not None:
             raise refused
 

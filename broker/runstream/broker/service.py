@@ -26,6 +26,7 @@ from runstream.broker.presence import Presence, announce
 from runstream.broker.queue import WorkQueue
 from runstream.broker.sweep import Sweeper
 from runstream.broker.topology import check_server, provision, streams_of
+from runstream.broker.tracing import Tracing, tracing_of
 from runstream.broker.watchdog import Watchdog
 from runstream.broker.worker import Worker
 
@@ -141,7 +142,7 @@ class Broker:
         owns_nats: bool = False,
         patient: bool = False,
     ) -> None:
-        self.metrics = BrokerMetrics()
+        self.metrics = BrokerMetrics(settings.metrics_tenants)
         self.worker: Worker | None = None
         """Who executes runs here, None without an agent."""
         self._settings = settings
@@ -161,6 +162,7 @@ class Broker:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
+            tracing = await stack.enter_async_context(tracing_of(self._settings, "broker"))
             connection = Connection(
                 self._settings.nats_url,
                 name="broker",
@@ -189,7 +191,7 @@ class Broker:
             await self._reached(lambda: stack.enter_async_context(watchdog))
             await stack.enter_async_context(Sweeper(jetstream, self._settings, self.metrics))
             if self._agent is not None:
-                worker = self._worker(jetstream, self._agent, watchdog)
+                worker = self._worker(jetstream, self._agent, watchdog, tracing)
                 self.worker = await self._reached(lambda: stack.enter_async_context(worker))
                 self._announced = await self._reached(lambda: announce(connection, self._presence))
                 stack.push_async_callback(self._announced.close)
@@ -259,7 +261,7 @@ class Broker:
         queue = WorkQueue(jetstream)
         return Watchdog(jetstream, self._settings, index=Index(jetstream), queue=queue, metrics=self.metrics)
 
-    def _worker(self, jetstream: JetStream, agent: Agent, watchdog: Watchdog) -> Worker:
+    def _worker(self, jetstream: JetStream, agent: Agent, watchdog: Watchdog, tracing: Tracing) -> Worker:
         worker = Worker(
             jetstream,
             self._settings,
@@ -269,6 +271,7 @@ class Broker:
             agent=agent,
             judges_approvals=self._judges_approvals,
             metrics=self.metrics,
+            tracing=tracing,
         )
         self.metrics.watch_runs(live=worker.count, limit=self._settings.worker_concurrency)
         return worker

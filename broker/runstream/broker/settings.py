@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from runstream.broker.access import NatsAccess, read_authorities, read_certificate, read_credentials, read_key
+from runstream.broker.auth.principal import is_tenant
 from runstream.broker.errors import InvalidSettings
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
-__all__ = ["LONGEST_LEASE_SECONDS", "BrokerSettings", "Duration", "resolved", "without_password"]
+__all__ = ["LONGEST_LEASE_SECONDS", "OTHER_TENANTS", "BrokerSettings", "Duration", "resolved", "without_password"]
 
 Settings = TypeVar("Settings", bound=BaseSettings)
 
@@ -79,6 +80,25 @@ def _nats_urls(value: str) -> str:
             message = "write the URL of NATS as nats://host:4222, several with commas; no password has / ? # or a comma"
             raise ValueError(message)
     return value
+
+
+MOST_TENANTS = 50
+OTHER_TENANTS = "other"
+
+
+def _tenants(value: object) -> object:
+    """Split tenants at commas, and refuse what no tenant is called, and more than Prometheus should be given."""
+    if not isinstance(value, str):
+        return value
+    tenants = [tenant.strip() for tenant in value.split(",")]
+    for tenant in tenants:
+        if not is_tenant(tenant) or tenant == OTHER_TENANTS:
+            message = f"name tenants as acme,globex; `{OTHER_TENANTS}` stands for all that are not named"
+            raise ValueError(message)
+    if len(tenants) > MOST_TENANTS:
+        message = f"{MOST_TENANTS} tenants may be named: each is a series more for everything that is counted of it"
+        raise ValueError(message)
+    return frozenset(tenants)
 
 
 def _looked_at(read: Callable[[Path], object]) -> AfterValidator:
@@ -174,6 +194,14 @@ class BrokerSettings(BaseSettings):
 
     worker_concurrency: int = Field(default=1000, ge=1)
     """Runs one broker executes at one time."""
+
+    metrics_tenants: Annotated[frozenset[str] | None, NoDecode, BeforeValidator(_tenants)] = None
+    """Tenants whose runs and streams are counted apart, in a label `tenant`, with commas between them; all others are
+    counted as `other`. Named one by one, as each is a series more. None: there is no such label."""
+
+    tracing: bool = False
+    """Record what becomes of runs as OpenTelemetry's spans, and send them where its own variables (`OTEL_…`) say. It
+    has to be installed (`runstream[otel]`)."""
 
     drain_seconds: Annotated[Duration, Field(ge=0)] = 15.0
     """Seconds that a gateway takes to send its readers away, and a broker gives its runs to end, after SIGTERM. What

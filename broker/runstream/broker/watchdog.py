@@ -433,9 +433,9 @@ class Watchdog:
         run_id = record.id
         ended = await self._take_over.end(record, last, outcome)
         if ended.is_last:
-            self._metrics.run_ended(status_of(ended.stop_reason))
+            self._metrics.run_ended(status_of(ended.stop_reason), record.tenant)
             if ended.error_type == LOST:
-                self._metrics.run_lost()
+                self._metrics.run_lost(record.tenant)
         if not ended.was_told:
             log.warning("run_ended_by_watchdog", run_id=run_id, why=why, stop_reason=ended.stop_reason)
         elif ended.is_last:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from runstream.broker.metrics import BrokerMetrics
     from runstream.broker.queue import Task, WorkQueue
     from runstream.broker.settings import BrokerSettings
+    from runstream.broker.tracing import Tracing
     from runstream.broker.watchdog import Watchdog
     from runstream.schemas import RunRecord, RunRequest
 
@@ -85,6 +86,7 @@ class Worker:
         agent: Agent,
         judges_approvals: bool,
         metrics: BrokerMetrics,
+        tracing: Tracing,
     ) -> None:
         self._jetstream = jetstream
         self._index = index
@@ -94,6 +96,7 @@ class Worker:
         self._agent = agent
         self._judges_approvals = judges_approvals
         self._metrics = metrics
+        self._tracing = tracing
         self._running: dict[str, asyncio.Task[None]] = {}
         self._dismissed: set[asyncio.Task[Outcome]] = set()
         self._slot_freed = asyncio.Event()
@@ -212,15 +215,21 @@ class Worker:
             # It has ended since, or is written by a process of the platform's: its lease tells the watchdog which.
             await task.done()
             return
-        async with Publisher.after(
-            last, self._jetstream, address, self._settings, observe=self._metrics.published
-        ) as publisher:
-            await self._attempt(task, publisher, record, request, is_empty=last is None)
+        after = Publisher.after(last, self._jetstream, address, self._settings, observe=self._metrics.published)
+        executing = self._tracing.span(
+            "execute", "consumer", within=request.trace, run_id=record.id, tenant=record.tenant
+        )
+        with executing as span:
+            async with after as publisher:
+                outcome = await self._attempt(
+                    task, publisher, record, request.within(span.trace), is_empty=last is None
+                )
+                span.note(stop_reason=outcome.stop_reason, messages=publisher.next_index)
         await task.done()
 
     async def _attempt(
         self, task: Task, publisher: Publisher, record: RunRecord, request: RunRequest, *, is_empty: bool
-    ) -> None:
+    ) -> Outcome:
         began = time.monotonic()
         room = Room(self._jetstream.connection, record.id, self._leaving)
         lease = Lease(
@@ -249,10 +258,11 @@ class Worker:
                 # Cancelled before it was begun: its agent never hears of it.
                 outcome = self._stopped(lease, publisher)
             else:
-                self._metrics.run_started()
+                self._metrics.run_started(record.tenant)
                 outcome = await self._run_agent(request, publisher, lease)
             await self._end(publisher, record, outcome, room)
             self._metrics.run_executed(status_of(outcome.stop_reason), time.monotonic() - began)
+            return outcome
 
     async def _waiting_for_approval(self, record: RunRecord) -> str | None:
         """Return the run that keeps the agent from taking another message; a platform judges that for itself."""
@@ -266,7 +276,7 @@ class Worker:
 
     async def _end(self, publisher: Publisher, record: RunRecord, outcome: Outcome, room: Room) -> None:
         await end_run(publisher, self._index, record, outcome, room=room)
-        self._metrics.run_ended(status_of(outcome.stop_reason))
+        self._metrics.run_ended(status_of(outcome.stop_reason), record.tenant)
         log.info("run_ended", stop_reason=outcome.stop_reason, messages=publisher.next_index)
 
     async def _run_agent(self, request: RunRequest, publisher: Publisher, lease: Lease) -> Outcome:

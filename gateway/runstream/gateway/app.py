@@ -37,6 +37,7 @@ from runstream.broker.rows import Bounds
 from runstream.broker.service import Readiness
 from runstream.broker.takeover import TakeOver
 from runstream.broker.topology import check_server
+from runstream.broker.tracing import Tracing, tracing_of
 from runstream.broker.view import View
 from runstream.gateway import deprecation
 from runstream.gateway.answering import Answers
@@ -123,7 +124,7 @@ class Gateway:
         authenticator: Authenticator | None = None,
         limits: LimitSettings | None = None,
     ) -> None:
-        self.metrics = GatewayMetrics()
+        self.metrics = GatewayMetrics(broker_settings.metrics_tenants)
         self._settings = settings
         self._broker_settings = broker_settings
         self._listener = listener
@@ -133,6 +134,7 @@ class Gateway:
         self._authenticator = authenticator
         self._limits = limits or LimitSettings()
         self._passthrough: PassThrough | None = None
+        self._tracing = Tracing()
         self._findings = Findings(self.metrics.broken)
         self._connections: list[Connection] = []
         self._stack = AsyncExitStack()
@@ -140,6 +142,8 @@ class Gateway:
     async def __aenter__(self) -> Self:
         # What has a port of its own is left last: whoever watches sees a gateway that does not come to its end.
         async with AsyncExitStack() as last, AsyncExitStack() as stack:
+            # First, as the last to be left: what ends with the gateway is told, too.
+            self._tracing = await stack.enter_async_context(tracing_of(self._broker_settings, "gateway"))
             jetstream = await self._jetstream(stack, "gateway")
             # Reads of long logs keep their connection busy on the server; live messages must not wait behind them.
             catchup = await self._jetstream(stack, "gateway-catchup")
@@ -263,6 +267,7 @@ class Gateway:
             canceller=Canceller(jetstream.connection, index),
             remover=Remover(jetstream, index, TakeOver(jetstream, self._broker_settings, index)),
             answers=answers,
+            tracing=self._tracing,
             passthrough=self._passthrough,
             body_limit=lambda: jetstream.connection.max_payload - BODY_RESERVE_BYTES,
             body_seconds=self._settings.body_seconds,

@@ -10,10 +10,10 @@ from runstream.broker.http_auth import PRINCIPAL
 from runstream.gateway.admission import said_to_platform
 from runstream.gateway.answering import PendingApproval, RunFailed
 from runstream.gateway.errors import Busy, EmptyMessages, Gone, TryLater
+from runstream.gateway.spans import trace_asked
 from runstream.gateway.streaming import stream_run
 from runstream.gateway.transcripts import TooLong
 from runstream.gateway.validation import OF_BODIES
-from runstream.schemas import TRACEPARENT, TRACESTATE, trace_of
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -48,21 +48,24 @@ async def create_and_answer(
         raise EmptyMessages
     asked_at = time.monotonic()
     with services.seat(request[PRINCIPAL]):
-        claimed = await services.starter.start(
-            wanted,
-            body,
-            who=request[PRINCIPAL],
-            headers=said_to_platform(request),
-            trace=trace_of(request.headers.getall(TRACEPARENT, ()), request.headers.getall(TRACESTATE, ())),
-            agent_id=agent_id,
-            conversation_id=conversation_id,
-            in_default=in_default,
-            run_type=run_type,
-        )
+        with services.tracing.span("create", "server", within=trace_asked(request)) as span:
+            claimed = await services.starter.start(
+                wanted,
+                body,
+                who=request[PRINCIPAL],
+                headers=said_to_platform(request),
+                trace=span.trace,
+                agent_id=agent_id,
+                conversation_id=conversation_id,
+                in_default=in_default,
+                run_type=run_type,
+            )
+            span.note(run_id=claimed.record.id, tenant=claimed.record.tenant, is_new=claimed.is_new)
         if not claimed.is_new:
             await services.repair.watch_over(claimed.record)
         if not wanted.streaming:
-            return await services.answers.answer(request, claimed.record)
+            with services.tracing.span("answer", "server", within=span.trace, run_id=claimed.record.id):
+                return await services.answers.answer(request, claimed.record)
         try:
             return await stream_run(
                 request,
@@ -72,6 +75,7 @@ async def create_and_answer(
                 include_pings=wanted.include_pings,
                 kind="create",
                 asked_at=asked_at,
+                created=span.trace if claimed.is_new else None,
             )
         except Unavailable as error:
             # The run is there and will be executed: a request that is repeated now would start another.

@@ -1,4 +1,4 @@
-"""What the edge counts. No label ever names a run, a conversation, an agent or a tenant.
+"""What the edge counts. No label ever names a run, a conversation or an agent, nor a tenant that was not named.
 
 On the way of a chunk nothing is counted once a chunk and reader: a pass over all readers is counted once, and of the
 chunks every `SAMPLED`th is timed.
@@ -29,7 +29,7 @@ from runstream.broker.meters import Meters, Metric
 from runstream.gateway.errors import ApiError, translated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from prometheus_client import CollectorRegistry
 
@@ -55,7 +55,11 @@ FOLLOWERS_BEHIND: Final = Metric(
 )
 LIVE_TAILS: Final = Metric("runstream_live_tails", "gauge", "Runs held in memory, because somebody follows them.")
 STREAMS: Final = Metric(
-    "runstream_streams", "counter", "Streams begun, by what they were asked for.", labels={"kind": STREAM_KINDS}
+    "runstream_streams",
+    "counter",
+    "Streams begun, by what they were asked for.",
+    labels={"kind": STREAM_KINDS},
+    by_tenant=True,
 )
 STREAMS_CUT: Final = Metric(
     "runstream_streams_cut",
@@ -196,8 +200,8 @@ NOT_SERVED: Final = {
 class GatewayMetrics:
     """The gateway's counters."""
 
-    def __init__(self) -> None:
-        self.meters = Meters(GATEWAY_METRICS)
+    def __init__(self, tenants: Collection[str] | None = None) -> None:
+        self.meters = Meters(GATEWAY_METRICS, tenants)
         self._delivered = self.meters.counter(CHUNKS_DELIVERED)
         self._caught_up = self.meters.counter(CATCHUP_CHUNKS)
         self._behind = self.meters.counter(SLOW_FOLLOWERS)
@@ -234,9 +238,9 @@ class GatewayMetrics:
         """A follower's socket is full; it goes on at its own pace."""
         self._behind.inc()
 
-    def stream_begun(self, kind: str, source: str) -> None:
+    def stream_begun(self, kind: str, source: str, tenant: str) -> None:
         """A stream's headers went out: `create`, or `resume` or `event_source`, and where it begins."""
-        self._streams.labels(kind).inc()
+        self.meters.of(tenant, self._streams, kind).inc()
         if kind != "create":
             self.resumed(source)
 

@@ -164,7 +164,6 @@ class Seats(Places):
     def _departure(self, follower: Follower) -> asyncio.TimerHandle | None:
         """Draw when a follower is to leave, and see to it. One who could not come back has all the time there is."""
         is_resumable = follower.style is not Style.FOREGROUND
-        cause: CutCause
         if self.is_draining:
             most = max(0.0, self._empty_at - time.monotonic())
             least = 0.0 if is_resumable else most

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from runstream.broker.limits.limiter import Limits
     from runstream.broker.removal import Remover
     from runstream.broker.repair import Repair
+    from runstream.broker.tracing import Tracing
     from runstream.gateway.answering import Answers
     from runstream.gateway.cancelling import Canceller
     from runstream.gateway.conversations import Conversations
@@ -48,6 +49,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     canceller: Canceller
     remover: Remover
     answers: Answers
+    tracing: Tracing
     passthrough: PassThrough | None
     """Who answers what runstream does not: None without a platform."""
     body_limit: Callable[[], int]

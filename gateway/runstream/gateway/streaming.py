@@ -14,14 +14,16 @@ from runstream.gateway.errors import RETRY_SECONDS
 from runstream.gateway.expiring import while_admitted
 from runstream.gateway.follower import Follower
 from runstream.gateway.response import EventResponse
+from runstream.gateway.spans import stream_span
 from runstream.gateway.sse import Style, cut_error, retry_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from runstream.broker.tracing import Span
     from runstream.gateway.fanout import Hub, Source
     from runstream.gateway.metrics import GatewayMetrics
-    from runstream.schemas import RunRecord
+    from runstream.schemas import RunRecord, Trace
 
 __all__ = ["stream_run"]
 
@@ -38,15 +40,42 @@ async def stream_run(
     kind: str,
     asked_at: float,
     style: Style | None = None,
+    created: Trace | None = None,
 ) -> web.StreamResponse:
     """Stream a run to its end. Raises `BrokerError` before the headers are out; after them nothing but a disconnect.
 
     The response ends complete only after the run's own end. Ended for any other reason it is cut, so that no client
     takes it for the run's end. Without a `style` it is Letta's, resumable if the run is. `asked_at` is when the request
-    came.
+    came; `created` the trace of the create that this answers.
     """
     if style is None:
         style = Style.BACKGROUND if record.background else Style.FOREGROUND
+    async with stream_span(request, hub, record, kind=kind, created=created) as span:
+        return await _streamed(
+            request,
+            hub,
+            record,
+            starting_after=starting_after,
+            include_pings=include_pings,
+            kind=kind,
+            asked_at=asked_at,
+            style=style,
+            span=span,
+        )
+
+
+async def _streamed(
+    request: web.Request,
+    hub: Hub,
+    record: RunRecord,
+    *,
+    starting_after: int,
+    include_pings: bool,
+    kind: str,
+    asked_at: float,
+    style: Style,
+    span: Span,
+) -> web.StreamResponse:
     async with hub.tail(record) as tail:
         cursor = await hub.position(tail, starting_after)
         if style is Style.EVENT_SOURCE:
@@ -57,11 +86,12 @@ async def stream_run(
             await hub.reader.check_next(tail.address, cursor)
         response = EventResponse(request)
         source = hub.source(tail, cursor)
-        timing = _timing(hub.metrics, kind, source, asked_at)
+        span.note(source=source, starting_after=cursor)
+        timing = _noting(span, _timing(hub.metrics, kind, source, asked_at))
         follower = Follower(response, record.id, cursor, style, include_pings=include_pings, on_chunk=timing)
         try:
             await response.open()
-            hub.metrics.stream_begun(kind, source)
+            hub.metrics.stream_begun(kind, source, record.tenant)
             if style is Style.EVENT_SOURCE:
                 # At once: of a gateway that is killed nobody hears anything more.
                 response.write_event(retry_line(hub.settings.event_source_retry_seconds))
@@ -83,6 +113,8 @@ async def stream_run(
             response.abort()
         except ClientConnectionResetError:
             pass  # The client has left: before the first byte, or with all it wanted, as letta-client at `[DONE]`.
+        finally:
+            span.note(seq_id=follower.cursor, is_done=follower.is_done)
         return response.prepared
 
 
@@ -91,6 +123,19 @@ def _timing(metrics: GatewayMetrics, kind: str, source: Source, asked_at: float)
     if kind != "create" and source in {"live", "over"}:
         return None
     return lambda: metrics.first_chunk(kind, time.monotonic() - asked_at)
+
+
+def _noting(span: Span, timing: Callable[[], None] | None) -> Callable[[], None] | None:
+    """Have the first chunk noted in the span, too, where there is one."""
+    if not span.is_recorded:
+        return timing
+
+    def first_chunk() -> None:
+        span.event("first_chunk")
+        if timing is not None:
+            timing()
+
+    return first_chunk
 
 
 def _nothing_follows() -> web.Response:

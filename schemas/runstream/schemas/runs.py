@@ -236,6 +236,12 @@ class RunRequest(msgspec.Struct, kw_only=True):
         """The trace of the request that the run answers, if it belongs to one."""
         return None if self.traceparent is None else Trace(self.traceparent, self.tracestate)
 
+    def within(self, trace: Trace | None) -> RunRequest:
+        """The same request as a part of another trace, or of another span of it."""
+        if trace is None or trace == self.trace:
+            return self
+        return msgspec.structs.replace(self, traceparent=trace.parent, tracestate=trace.state)
+
 
 _encoder: Final = msgspec.json.Encoder()
 _run_decoder: Final = msgspec.json.Decoder(RunRecord)

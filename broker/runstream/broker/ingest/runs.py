@@ -279,12 +279,12 @@ class IngestedRuns:
             await announce_stuck(self._jetstream.connection, record.id, full)
             raise
         if ended.is_last:
-            self.count_end(ended.stop_reason)
+            self.count_end(record, ended.stop_reason)
             log.info("run_ended", run_id=record.id, stop_reason=ended.stop_reason)
 
-    def count_end(self, stop_reason: str) -> None:
+    def count_end(self, record: RunRecord, stop_reason: str) -> None:
         """Count a run whose log's end was stored here."""
-        self._metrics.run_ended(status_of(stop_reason))
+        self._metrics.run_ended(status_of(stop_reason), record.tenant)
 
     async def _ended(self, record: RunRecord, outcome: Outcome) -> dict[str, object]:
         """Tell a writer how its run has ended. Raises `IngestError` if that is not as it says."""

@@ -323,7 +323,7 @@ class Ingest:
                     await appending.flush()
                 facts = appending.facts()
                 await end_run(publisher, self.runs.index, standing.record, Outcome("cancelled"))
-                self.runs.count_end("cancelled")
+                self.runs.count_end(standing.record, "cancelled")
         except (BrokerError, TimeoutError) as error:
             # A broker's watchdog was faster, or will end it.
             log.info("run_left_to_others", run_id=standing.record.id, error=str(error))
