@@ -21,7 +21,7 @@ ApiError
 ├── PlatformFailed      502, the platform gave no answer that can be used
 │   └── PlatformSilent  504
 ├── NotPassedOn         501, the platform has to be asked for it at its own address
-└── Loop                508, the platform's address is this gateway's
+└── Loop                508, the platform's or the agent's address leads here
 
 What a whole answer is refused with hangs on it, too, in `answering.py` and `transcripts.py`. A detail's text is the
 reference's wherever clients or its own tests match on it.
@@ -363,7 +363,7 @@ class NotPassedOn(ApiError):
 
 
 class Loop(ApiError):
-    """The request came from this gateway."""
+    """The request came from here."""
 
     status = 508
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from runstream.broker.auth.settings import AuthSettings
 
-__all__ = ["CannotStart", "Termination", "bind", "check_exposure", "until_stopped", "url_of"]
+__all__ = ["CannotStart", "Termination", "bind", "check_elsewhere", "check_exposure", "until_stopped", "url_of"]
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +60,37 @@ def check_exposure(listener: socket.socket, settings: AuthSettings) -> None:
             "say --auth static or --auth jwt, or --insecure if something else keeps strangers out."
         )
     log.warning("insecure", url=url_of(listener), meaning="whoever reaches this port may do everything")
+
+
+async def check_elsewhere(address: tuple[str, int], listener: socket.socket) -> None:
+    """Refuse to ask for answers at the socket that is asked for them. Raises `CannotStart`.
+
+    A host whose name is not known yet is not refused: it is looked up again for each run.
+    """
+    host, port = listener.getsockname()[:2]
+    if address[1] != port:
+        return
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(*address, type=socket.SOCK_STREAM)
+    except OSError:
+        return
+    own = ipaddress.ip_address(host)
+    for family, *_, place in found:
+        if ipaddress.ip_address(str(place[0])) == own or (own.is_unspecified and _is_here(family, str(place[0]))):
+            raise CannotStart(
+                f"The agent's address, {address[0]}:{port}, is this runstream's own: give it the platform's, or "
+                "another port to listen on (runstream up --port 8300 --agent http://localhost:8283)."
+            )
+
+
+def _is_here(family: int, host: str) -> bool:
+    """Whether an address is this machine's: no socket can be bound to any other."""
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        try:
+            trial.bind((host, 0))
+        except OSError:
+            return False
+    return True
 
 
 def url_of(listener: socket.socket) -> str:

@@ -228,6 +228,8 @@ class RunRequest(msgspec.Struct, kw_only=True):
     Empty if the client did not; None if no broker wanted to know."""
     traceparent: str | None = None
     """W3C trace context of the request."""
+    hops: list[str] | None = None
+    """The runs, of whichever runstream, that the request has come by; None for none."""
 
 
 _encoder: Final = msgspec.json.Encoder()

@@ -21,6 +21,7 @@ import httpx
 from runstream.broker.agents.http_answer import broken, check, chunks_of, keep_location, silent
 from runstream.broker.agents.http_events import run_in
 from runstream.broker.errors import AgentFailed
+from runstream.broker.hops import VIA, via
 from runstream.broker.logs import get_logger
 from runstream.schemas import RunRequest, StopReason
 
@@ -173,8 +174,9 @@ class _HttpAgent:
             raise silent(self._settings.silence_seconds) from error
 
     def _request(self, run: RunRequest, headers: Mapping[str, str]) -> httpx.Request:
+        headers = {**headers, VIA: via([*(run.hops or ()), run.run_id])}
         if run.traceparent is not None:
-            headers = {**headers, "traceparent": run.traceparent}
+            headers["traceparent"] = run.traceparent
         try:
             return self._client.build_request(
                 "POST", self._platform.url_for(run), content=self._platform.body_for(run), headers=headers

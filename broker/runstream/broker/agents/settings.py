@@ -21,6 +21,7 @@ RESERVED_HEADERS = frozenset(
         "content-type",
         "traceparent",
         "transfer-encoding",
+        "via",
     }
 )
 """What the agent says itself, of the request as it is."""
