@@ -42,6 +42,15 @@ async def has(stack: Stack, run: Writer, count: int) -> None:
     await wait_until(is_stored, 10, f"{count} chunks are not stored")
 
 
+async def ended(stack: Stack, run: Writer) -> None:
+    """Wait until a run has ended."""
+
+    async def is_over() -> bool:
+        return (await stack.record(run.run_id)).is_terminal
+
+    await wait_until(is_over, 10, "the run goes on")
+
+
 async def test_lines_are_stored_as_they_come(stack: Stack, broker: str) -> None:
     """However they are cut into pieces; the last one need not end."""
     run = await writer_of(broker)
@@ -58,6 +67,24 @@ async def test_lines_are_stored_as_they_come(stack: Stack, broker: str) -> None:
     assert (reply.status, reply.json["stored"], reply.json["index"]) == (200, 6, 6)
     await run.end()
     assert await numbers_of(stack, run.run_id) == [*range(6)]
+
+
+async def test_an_upload_that_is_no_more_framed_is_answered_at_once(stack: Stack, broker: str) -> None:
+    """A chunk of its encoding that is none ends it: what came before is stored and counted, and its run dies."""
+    run = await writer_of(broker)
+    async with run.upload() as upload:
+        await upload.say(0)
+        await has(stack, run, 1)
+        await upload.connection.send_raw(lines(said(1)).join([b"%x\r\n" % len(lines(said(1))), b"\r\nZZ\r\n"]))
+        began = time.monotonic()
+        refused = await upload.reply()
+        assert time.monotonic() - began < 1
+        assert told(refused) == (422, "invalid_request")
+        assert "not framed" in refused.detail
+        assert (refused.json["stored"], refused.json["index"]) == (2, 2)
+        assert refused.headers["connection"] == "close"
+        await ended(stack, run)
+    assert await numbers_of(stack, run.run_id) == [0, 1]
 
 
 async def test_an_open_upload_keeps_its_run_alive(stack: Stack, broker: str) -> None:

@@ -1,6 +1,7 @@
 """The private parts of aiohttp that are relied on: an upgrade that changes one fails here, by its name."""
 
 import asyncio
+from collections import deque
 from unittest.mock import Mock
 
 import pytest
@@ -8,6 +9,7 @@ from aiohttp import StreamReader, hdrs, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import StreamWriter
 from aiohttp.test_utils import make_mocked_request
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 
 class UntilClosed(web.StreamResponse):
@@ -24,6 +26,19 @@ async def test_stream_response_length_check(kind: type[web.StreamResponse], enco
     response = kind()
     await response.prepare(request)
     assert (response.headers.get(hdrs.TRANSFER_ENCODING), writer.chunked) == (encoding, encoding is not None)
+
+
+async def test_what_the_parser_gives_up_on_is_received() -> None:
+    """`RequestHandler._messages`, `_ErrInfo`: nothing else says that a body is not framed as its headers say."""
+    loop = asyncio.get_running_loop()
+    protocol = RequestHandler(web.Server(Mock()), loop=loop)
+    protocol._messages = deque()
+    protocol.data_received(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+    ((_, content),) = protocol._messages
+    protocol.data_received(b"ZZ\r\n")
+    _, (broken, _) = protocol._messages
+    assert isinstance(broken, _ErrInfo)
+    assert not content.is_eof()
 
 
 async def test_stream_reader_read_nowait() -> None:

@@ -6,6 +6,7 @@ ApiError
 ├── Invalid             422, the body or the path, in the reference's form
 ├── EmptyMessages       422, in the reference's other form
 ├── BadRequest          400
+│   └── Misframed       its body is not framed as its headers say; the connection is closed
 ├── Unreadable          400, the body, in the reference's words
 ├── BadStatus           400, of a list of runs, in the reference's words
 ├── Unauthorized        401
@@ -71,6 +72,7 @@ __all__ = [
     "Gone",
     "Invalid",
     "Loop",
+    "Misframed",
     "NotAllowed",
     "NotFound",
     "NotPassedOn",
@@ -208,6 +210,13 @@ class BadRequest(ApiError):
 
     def __init__(self, detail: str) -> None:
         super().__init__(f"INVALID_ARGUMENT: {detail}")
+
+
+class Misframed(BadRequest):
+    """The body is not framed as the request's headers say."""
+
+    def __init__(self) -> None:
+        super().__init__("The request body is not framed as its headers say.")
 
 
 class EmptyMessages(ApiError):

@@ -11,7 +11,7 @@ from aiohttp import hdrs, web
 
 from runstream.broker.errors import Broken, BrokerError
 from runstream.gateway.admission import admitted
-from runstream.gateway.errors import ApiError, Defect, Unauthorized, translated
+from runstream.gateway.errors import ApiError, Defect, Misframed, Unauthorized, translated
 from runstream.gateway.services import SERVICES, json_response
 from runstream.gateway.validation import check_user
 
@@ -57,7 +57,7 @@ def _answer(error: ApiError) -> web.Response:
     response = json_response(error.body, status=error.status)
     response.headers.update(error.headers)
     closes = {HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT}
-    if error.status in closes or isinstance(error, Unauthorized):
+    if error.status in closes or isinstance(error, (Unauthorized, Misframed)):
         # Nobody wants to read the rest of it, and the next request comes after it.
         response.force_close()
     return response

@@ -19,12 +19,14 @@ from aiohttp import ClientConnectionResetError, ClientError, HttpVersion11, hdrs
 from multidict import CIMultiDict
 
 from runstream.broker.http_auth import PRINCIPAL
+from runstream.broker.http_body import BodyNotFramed, raw_pieces_of
 from runstream.broker.http_guard import REQUEST_ID, request_id_of
 from runstream.gateway.admission import said_to_platform
 from runstream.gateway.errors import (
     ApiError,
     BadRequest,
     Loop,
+    Misframed,
     NotPassedOn,
     PlatformFailed,
     PlatformSilent,
@@ -125,19 +127,19 @@ class _Upload:
 
     async def parts(self) -> AsyncIterator[bytes]:
         """Yield what has come. Raises `ApiError` when nothing more comes, or what comes is no body."""
-        content = self._request.content
         try:
-            while True:
-                async with asyncio.timeout(self._silence_seconds):
-                    part = await content.readany()
-                if not part:
-                    return
-                yield part
+            async with aclosing(raw_pieces_of(self._request)) as pieces:
+                while True:
+                    async with asyncio.timeout(self._silence_seconds):
+                        part = await anext(pieces, None)
+                    if part is None:
+                        return
+                    yield part
         except TimeoutError as error:
             self.failure = TooSlow(f"Nothing has come of the request body for {self._silence_seconds:g} s.")
             raise self.failure from error
-        except web.RequestPayloadError as error:
-            self.failure = BadRequest("The request body is not framed as its headers say.")
+        except BodyNotFramed as error:
+            self.failure = Misframed()
             raise self.failure from error
 
 
