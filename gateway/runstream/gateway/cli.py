@@ -179,7 +179,7 @@ def broker_command(  # noqa: PLR0917  # typer reads options off the parameters
     log_json: LogJson = None,
 ) -> None:
     """Run a broker: it makes the streams in NATS and executes runs. Any number of them share the work."""
-    given = {"host": host, "port": port, "metrics_port": metrics_port, "agent": agent}
+    given = {"host": host, "broker_port": port, "metrics_port": metrics_port, "agent": agent}
     with _told(log_level, log_json):
         settings = resolved(BrokerServiceSettings, given)
         termination = Termination()
