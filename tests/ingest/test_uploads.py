@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from structlog.testing import capture_logs
 
 from runstream.broker.agents.demo import demo
 from runstream.broker.service import Broker
@@ -166,6 +167,23 @@ async def test_a_writer_that_hangs_up_in_mid_line_loses_that_line_only(stack: St
         assert (reply.status, reply.json["stored"], reply.json["index"]) == (200, 2, 51)
         await run.end()
         assert await numbers_of(stack, run.run_id) == [*range(51)]
+
+
+@pytest.mark.parametrize("media", ["application/json", "application/x-ndjson"])
+async def test_a_writer_that_hangs_up_is_no_error(broker: str, caplog: pytest.LogCaptureFixture, media: str) -> None:
+    """One line says which run it has left in the middle of a body; nothing is logged as a defect."""
+    run = await writer_of(broker)
+    with capture_logs() as logs:
+        async with Connection.open(broker) as connection:
+            headers = {"Content-Type": media, "Content-Length": "99"}
+            await connection.send("POST", f"/ingest/v1/runs/{run.run_id}/chunks", headers=headers)
+            await connection.send_raw(b'{"a":1}\n')
+            await asyncio.sleep(0.1)  # it is being read
+        await wait_until(lambda: [line for line in logs if line["event"] == "ingest_hung_up"], 5, "it is not told")
+    (line,) = [line for line in logs if line["event"] == "ingest_hung_up"]
+    assert (line["log_level"], line["run_id"], line["operation"]) == ("info", run.run_id, "append")
+    assert not [line for line in logs if line["log_level"] in {"warning", "error"}]
+    assert not [record for record in caplog.records if record.name.startswith("aiohttp")]
 
 
 async def test_a_writer_that_hangs_up_while_it_is_slowed_down_loses_nothing_complete(
