@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from runstream.gateway.memory import keep_memory_whole
+from runstream.gateway.settings_unknown import warn_of_unknown_settings
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -125,6 +126,7 @@ async def until_stopped(service: Coroutine[None, None, None], termination: Termi
     process at once. Raises what the service raises; one that returns ends this.
     """
     keep_memory_whole()
+    warn_of_unknown_settings()
     running = asyncio.create_task(service, name="service")
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
