@@ -43,6 +43,7 @@ from runstream.broker.errors import (
     ConversationDeleted,
     ConversationTooLarge,
     CursorExpired,
+    CursorUnknown,
     Forbidden,
     KeysUnavailable,
     NotStored,
@@ -288,12 +289,12 @@ class Busy(ApiError):
 
 
 class Gone(ApiError):
-    """Retention has removed it."""
+    """Retention has removed it, or it never was there."""
 
     status = 410
 
-    def __init__(self) -> None:
-        super().__init__("EXPIRED: Part of this run was removed by retention.")
+    def __init__(self, detail: str = "Part of this run was removed by retention.") -> None:
+        super().__init__(f"EXPIRED: {detail}")
 
 
 class TooSlow(ApiError):
@@ -411,6 +412,8 @@ def translated(error: BrokerError) -> ApiError:  # noqa: C901, PLR0911, PLR0912 
             return TooLarge(f"The conversation would have {size} bytes; at most {limit} are kept.")
         case RecordTooLarge(size=size, limit=limit):
             return TooLarge(f"What the store would keep of this has {size} bytes; at most {limit} are kept.")
+        case CursorUnknown():
+            return Gone("This run has no event with that seq_id yet: resume from one that was received, or from 0.")
         case CursorExpired():
             return Gone()
         case Unsettled():
