@@ -222,6 +222,16 @@ async def started_runs(broker: Service) -> int:
     return int(float(line.split()[1]))
 
 
+async def test_one_environment_is_for_both_services(nats_url: str) -> None:
+    """A gateway's port and a broker's have a variable each, so that neither takes the other's."""
+    ports = dict(zip(("gateway", "broker"), free_ports(2), strict=True))
+    env = {**SOURCE, "RUNSTREAM_NATS_URL": nats_url, "RUNSTREAM_PORT": str(ports["gateway"])}
+    env["RUNSTREAM_BROKER_PORT"] = str(ports["broker"])
+    for kind, port in ports.items():
+        async with running(*runstream(kind), env=env) as process:
+            assert await process.wait_for_line("^ready ", START_SECONDS) == f"ready http://127.0.0.1:{port}"
+
+
 @pytest.mark.parametrize(
     ("args", "complaint"),
     [

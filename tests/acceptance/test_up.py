@@ -229,6 +229,15 @@ async def test_port_is_taken(tmp_path: Path, flag: str) -> None:
     assert f"with {flag} " in said
 
 
+@pytest.mark.parametrize(("listening", "asked"), [("127.0.0.1", "localhost"), ("0.0.0.0", "127.0.0.1")])
+async def test_its_own_address_is_no_agent(tmp_path: Path, listening: str, asked: str) -> None:
+    """What would ask itself for every answer does not start, and says which address it is."""
+    (port,) = free_ports(1)
+    own = ("--host", listening, "--port", str(port), "--broker-port", "0", "--insecure")
+    said = await refused(*own, "--agent", f"http://{asked}:{port}/chat", "--data-dir", tmp_path / "data")
+    assert f"{asked}:{port}, is this runstream's own" in said
+
+
 async def test_nats_port_is_taken(tmp_path: Path) -> None:
     """The same for the embedded nats-server's port."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

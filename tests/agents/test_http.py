@@ -156,6 +156,19 @@ async def test_a_request_says_what_it_is() -> None:
     assert "traceparent" not in second.headers
 
 
+@pytest.mark.parametrize("path", [BY_URL, "/v1"])
+async def test_a_platform_is_told_which_run_it_is_asked_for(path: str) -> None:
+    """And which agent, and in which conversation, if it is in one: a URL of the platform's own says none of it."""
+    direct, within = run_request(), run_request(conversation_id=new_conversation_id())
+    async with answering(plays([STOP, DONE]), path) as (upstream, agent):
+        await agent.all(direct)
+        await agent.all(within)
+    names = ("x-runstream-run-id", "x-runstream-agent-id", "x-runstream-conversation-id")
+    assert [[asked.headers.get(name) for name in names] for asked in upstream.asked] == [
+        [run.run_id, run.agent_id, run.conversation_id] for run in (direct, within)
+    ]
+
+
 async def test_who_asks_may_be_refused() -> None:
     """What tells the platform who asks may fail the run; then nothing is sent."""
 

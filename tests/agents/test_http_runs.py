@@ -3,18 +3,20 @@
 import asyncio
 import random
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from runstream.broker.agents import Agent
 from runstream.broker.agents.http import http_agent
 from runstream.broker.agents.http_platform import Platform
 from runstream.broker.agents.settings import UpstreamSettings
-from runstream.schemas import new_agent_id
+from runstream.broker.hops import MOST_HOPS, hops_in
+from runstream.schemas import Chunk, RunRequest, new_agent_id, new_run_id
 from tests.support.captures import capture, normalised
-from tests.support.http import Event, open_stream
+from tests.support.http import Event, Reply, open_stream
 from tests.support.nats import NatsServer
 from tests.support.outages import paused
 from tests.support.processes import python, running
@@ -390,3 +392,47 @@ async def test_a_broker_that_stops_hangs_up(nats_url: str) -> None:
                 await stream.until("assistant_message")
             assert not upstream.exchanges[0].left.is_set()
         await asyncio.wait_for(upstream.exchanges[0].left.wait(), 1)
+
+
+# -- an address that leads back ---------------------------------------------------------------------------------------
+
+
+async def test_an_agent_that_leads_back_starts_no_further_run(nats_url: str) -> None:
+    """The gateway whose run asks it for an answer refuses, which fails that run and says why."""
+    agents: list[Agent] = []
+    asked: list[str] = []
+
+    def ask(request: RunRequest) -> AsyncIterator[Chunk | Mapping[str, object]]:
+        asked.append(request.run_id)
+        return agents[0](request)
+
+    async with stack_running(nats_url, agent=cast("Agent", ask)) as stack:
+        for url in (stack.base, f"{stack.base}/v1/agents/{new_agent_id()}/messages/stream"):
+            async with http_agent(Platform(url), UpstreamSettings()) as agent:
+                agents[:] = [agent]
+                said = await served(stack)
+                assert types(said) == ["ping", "stop_reason", "error_message", None]
+                assert said[2].json["error_type"] == "upstream_rejected"
+                assert "leads back to this runstream" in said[2].json["detail"]
+                assert asked.pop() == said[0].json["run_id"]
+                assert not asked
+
+
+async def test_a_circle_of_several_is_noticed(nats_url: str) -> None:
+    """Who has a run knows it again, whatever others the request has come by; the platform is told them all."""
+    other = new_run_id()
+    async with platform(nats_url, plays([STOP, DONE])) as (upstream, stack):
+
+        async def say(*runs: str) -> Reply:
+            via = ", ".join(["1.1 proxy", *(f"1.1 runstream-{run_id}" for run_id in runs)])
+            path = f"/v1/agents/{new_agent_id()}/messages"
+            return await stack.fetch("POST", path, json={"input": "hello"}, headers={"Via": via})
+
+        assert (await say(other)).status == 200
+        (asked,) = upstream.asked
+        first, own = hops_in(asked.headers)
+        assert (first, (await stack.record(own)).status) == (other, "completed")
+        assert (await say(own, other)).status == 508
+        assert (await say(*(new_run_id() for _ in range(MOST_HOPS - 1)))).status == 200
+        assert (await say(*(new_run_id() for _ in range(MOST_HOPS)))).status == 508
+        assert len(upstream.asked) == 2

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from runstream.schemas import MAX_OTIDS, MAX_SEQ_ID, new_agent_id, new_otid
+from runstream.schemas import MAX_OTIDS, MAX_SEQ_ID, new_agent_id, new_otid, new_run_id
 from tests.support.http import Connection, Cut, Reply, open_stream
 from tests.support.stack import Stack
 
@@ -463,3 +463,13 @@ async def test_client_that_leaves_within_its_request(stack: Stack) -> None:
         with pytest.raises(Cut):
             await connection.head()
     await stack.nobody_follows()
+
+
+async def test_a_cancel_with_a_field_that_is_not_known_ends_nothing(stack: Stack) -> None:
+    """It may have named the run that was meant, which need not be the newest."""
+    agent_id = new_agent_id()
+    async with stack.live(1, agent_id=agent_id) as (run_id, _):
+        path = f"/v1/agents/{agent_id}/messages/cancel"
+        refused = await stack.fetch("POST", path, json={"run_id": new_run_id()})
+        assert (refused.status, "extra_forbidden" in refused.detail) == (422, True)
+        assert not (await stack.record(run_id)).is_terminal

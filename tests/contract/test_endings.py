@@ -44,6 +44,8 @@ def stop(stop_reason: str) -> StopReason:
 SAID = AssistantMessage(content="so far")
 USAGE = UsageStatistics(total_tokens=7)
 OWN_ERROR = ErrorMessage(error_type="quota", message="No more today.", detail="Ask again tomorrow.")
+CRASHED = "An error occurred during agent execution. None"
+"""What a client is told of what an agent did not raise for it: nothing that it said."""
 NO_STOP = "Stream ended unexpectedly without stop_reason."
 # The error types that a stop reason alone proves; any other failing one comes to an internal error.
 PROVEN = {
@@ -67,8 +69,8 @@ ENDINGS: dict[str, Ending] = {
     "with nothing": Ending([], "error", "stream_incomplete", NO_STOP),
     "with messages alone": Ending([SAID, SAID], "error", "stream_incomplete", NO_STOP, 2),
     "with usage alone": Ending([USAGE], "error", "stream_incomplete", NO_STOP),
-    "an unknown exception at once": Ending([ValueError("a defect")], "error", "internal_error", "a defect"),
-    "an unknown exception in the middle": Ending([SAID, KeyError("a key")], "error", "internal_error", "a key", 1),
+    "an unknown exception at once": Ending([ValueError("a defect")], "error", "internal_error", CRASHED),
+    "an unknown exception in the middle": Ending([SAID, KeyError("a key")], "error", "internal_error", CRASHED, 1),
     "a time-out of the agent's": Ending([SAID, TimeoutError()], "llm_api_error", "llm_timeout", "timed out", 1),
     "an error of its own": Ending([AgentFailed("quota", message="No more today.")], "error", "quota", "No more today."),
     "an error chunk": Ending([SAID, OWN_ERROR], "error", "quota", "Ask again tomorrow.", 1),

@@ -24,6 +24,24 @@ async def test_half_a_request_is_given_up(nats_url: str) -> None:
             assert reply.headers["connection"] == "close"
 
 
+async def test_a_body_that_is_not_framed(nats_url: str) -> None:
+    """A chunk that is none is refused at once, on either port, and the connection is closed; the next is served."""
+    async with stack_running(nats_url) as stack:
+        for base, path, status in (
+            (stack.base, f"/v1/agents/{new_agent_id()}/messages", 400),
+            (stack.broker_base, "/ingest/v1/runs", 422),
+        ):
+            async with Connection.open(base) as broken, asyncio.timeout(5):
+                await broken.send("POST", path, headers={**JSON, "Transfer-Encoding": "chunked"})
+                await broken.send_raw(b"1\r\n{\r\n")
+                await asyncio.sleep(0.05)  # what comes with the head never gets to be a body
+                await broken.send_raw(b"ZZ\r\n")
+                reply = await broken.reply()
+                assert (reply.status, reply.headers["connection"]) == (status, "close")
+                assert "The request body is not framed as its headers say." in reply.detail
+        assert (await stack.fetch("GET", "/livez")).status == 200
+
+
 async def test_a_body_that_is_not_compressed_as_it_says(nats_url: str) -> None:
     """A broken gzip body is 400; a whole one is read."""
     async with stack_running(nats_url) as stack:

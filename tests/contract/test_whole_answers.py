@@ -318,7 +318,7 @@ async def test_a_gateway_that_stops_says_where_the_answer_will_be(nats_url: str)
             reply = await waiting
             await stopping
             assert (reply.status, reply.json["run_id"], reply.headers["x-should-retry"]) == (503, run_id, "false")
-            assert reply.detail.startswith(f"Run {run_id} goes on, but this gateway stops.")
+            assert reply.detail.startswith(f"Run {run_id} had not ended when this gateway stopped.")
             other.puppet.say(run_id)
             other.puppet.finish(run_id)
             await wait_until(lambda: said_by(other, run_id, 1))

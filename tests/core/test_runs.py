@@ -391,7 +391,9 @@ async def test_what_a_block_raises_fails_its_run(
         await block(run, failing)
     assert raised.value is error
     assert (await ended_with(core, run.run_id))[::2] == ("failed", error_type)
-    assert message in (await ending_of(core, run.run_id))[1]["message"]
+    told = (await ending_of(core, run.run_id))[1]
+    assert message in told["message"]
+    assert told["detail"] is None
 
 
 async def test_a_task_that_is_cancelled_stays_cancelled(core: Core, runs: Runs) -> None:

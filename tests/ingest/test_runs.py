@@ -138,6 +138,24 @@ async def test_a_run_ends_as_its_writer_says(
         assert (await stream.rest())[-1] == DONE
 
 
+@pytest.mark.parametrize("how", ["by one request", "by an upload", "by nobody"])
+async def test_a_run_that_spoke_knows_when(stack: Stack, broker: str, other_broker: str, how: str) -> None:
+    """Whichever request has stored its first chunk, and whichever broker was told the end."""
+    run = await writer_of(broker)
+    if how == "by an upload":
+        async with run.upload() as upload:
+            await upload.say(0, 1)
+            assert (await upload.finish()).status == 200
+    elif how != "by nobody":
+        assert answered(await run.append(0, 1)) == (2, 2)
+    assert (await run.at(other_broker).end()).status == 200
+    record = await stack.record(run.run_id)
+    assert (record.ttft_ns is None) == (how == "by nobody")
+    if record.ttft_ns is not None:
+        assert record.total_duration_ns is not None
+        assert 0 < record.ttft_ns <= record.total_duration_ns
+
+
 async def test_an_end_expects_its_chunks(stack: Stack, broker: str) -> None:
     """One is missing: 409 with the right index, and the run goes on."""
     run = await writer_of(broker)

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from structlog.testing import capture_logs
 
 from runstream.broker.agents.demo import demo
 from runstream.broker.service import Broker
@@ -42,6 +43,15 @@ async def has(stack: Stack, run: Writer, count: int) -> None:
     await wait_until(is_stored, 10, f"{count} chunks are not stored")
 
 
+async def ended(stack: Stack, run: Writer) -> None:
+    """Wait until a run has ended."""
+
+    async def is_over() -> bool:
+        return (await stack.record(run.run_id)).is_terminal
+
+    await wait_until(is_over, 10, "the run goes on")
+
+
 async def test_lines_are_stored_as_they_come(stack: Stack, broker: str) -> None:
     """However they are cut into pieces; the last one need not end."""
     run = await writer_of(broker)
@@ -58,6 +68,24 @@ async def test_lines_are_stored_as_they_come(stack: Stack, broker: str) -> None:
     assert (reply.status, reply.json["stored"], reply.json["index"]) == (200, 6, 6)
     await run.end()
     assert await numbers_of(stack, run.run_id) == [*range(6)]
+
+
+async def test_an_upload_that_is_no_more_framed_is_answered_at_once(stack: Stack, broker: str) -> None:
+    """A chunk of its encoding that is none ends it: what came before is stored and counted, and its run dies."""
+    run = await writer_of(broker)
+    async with run.upload() as upload:
+        await upload.say(0)
+        await has(stack, run, 1)
+        await upload.connection.send_raw(lines(said(1)).join([b"%x\r\n" % len(lines(said(1))), b"\r\nZZ\r\n"]))
+        began = time.monotonic()
+        refused = await upload.reply()
+        assert time.monotonic() - began < 1
+        assert told(refused) == (422, "invalid_request")
+        assert "not framed" in refused.detail
+        assert (refused.json["stored"], refused.json["index"]) == (2, 2)
+        assert refused.headers["connection"] == "close"
+        await ended(stack, run)
+    assert await numbers_of(stack, run.run_id) == [0, 1]
 
 
 async def test_an_open_upload_keeps_its_run_alive(stack: Stack, broker: str) -> None:
@@ -139,6 +167,23 @@ async def test_a_writer_that_hangs_up_in_mid_line_loses_that_line_only(stack: St
         assert (reply.status, reply.json["stored"], reply.json["index"]) == (200, 2, 51)
         await run.end()
         assert await numbers_of(stack, run.run_id) == [*range(51)]
+
+
+@pytest.mark.parametrize("media", ["application/json", "application/x-ndjson"])
+async def test_a_writer_that_hangs_up_is_no_error(broker: str, caplog: pytest.LogCaptureFixture, media: str) -> None:
+    """One line says which run it has left in the middle of a body; nothing is logged as a defect."""
+    run = await writer_of(broker)
+    with capture_logs() as logs:
+        async with Connection.open(broker) as connection:
+            headers = {"Content-Type": media, "Content-Length": "99"}
+            await connection.send("POST", f"/ingest/v1/runs/{run.run_id}/chunks", headers=headers)
+            await connection.send_raw(b'{"a":1}\n')
+            await asyncio.sleep(0.1)  # it is being read
+        await wait_until(lambda: [line for line in logs if line["event"] == "ingest_hung_up"], 5, "it is not told")
+    (line,) = [line for line in logs if line["event"] == "ingest_hung_up"]
+    assert (line["log_level"], line["run_id"], line["operation"]) == ("info", run.run_id, "append")
+    assert not [line for line in logs if line["log_level"] in {"warning", "error"}]
+    assert not [record for record in caplog.records if record.name.startswith("aiohttp")]
 
 
 async def test_a_writer_that_hangs_up_while_it_is_slowed_down_loses_nothing_complete(

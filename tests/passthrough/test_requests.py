@@ -465,10 +465,15 @@ async def test_a_body_that_is_not_framed(front: Front) -> None:
     """A broken chunk is the client's fault, and ends the request to the platform unfinished."""
     upstream, stack = front
     before = len(upstream.asked)
-    async with Connection.open(stack.base) as connection:
-        await connection.send("POST", "/v1/files/", headers={"Transfer-Encoding": "chunked"})
-        await connection.send_raw(b"5\r\nhello\r\nzz\r\n")
-        assert (await connection.head())[0] == 400
+    for pieces in ([b"5\r\nhello\r\nzz\r\n"], [b"5\r\nhello\r\n", b"zz\r\n"]):
+        async with Connection.open(stack.base) as connection, asyncio.timeout(5):
+            await connection.send("POST", "/v1/files/", headers={"Transfer-Encoding": "chunked"})
+            for piece in pieces:
+                await asyncio.sleep(0.05)  # a piece of its own
+                await connection.send_raw(piece)
+            reply = await connection.reply()
+            assert (reply.status, reply.headers["connection"]) == (400, "close")
+            assert reply.detail == "INVALID_ARGUMENT: The request body is not framed as its headers say."
     assert len(upstream.asked) == before
 
 

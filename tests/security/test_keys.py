@@ -18,6 +18,8 @@ from runstream.broker.auth.settings import AuthSettings
 from runstream.broker.auth.static import keys_in
 from runstream.broker.errors import InvalidSettings, KeysUnavailable, Unauthenticated
 from tests.support.auth import Issuer, KeyFile, jwk
+from tests.support.nats import free_ports
+from tests.support.processes import running, runstream
 from tests.support.waiting import wait_until
 
 
@@ -349,3 +351,20 @@ def test_settings_that_cannot_work_are_refused_at_start(given: dict[str, Any], c
     """In words that say what to do."""
     with pytest.raises(InvalidSettings, match=complaint):
         authenticating(AuthSettings(**given))
+
+
+@pytest.mark.parametrize("command", ["new", "token"])
+async def test_a_flag_that_is_no_id_is_named(command: str) -> None:
+    """With the form that it has to have: nothing would be reached by what is made."""
+    async with running(*runstream("keys", command, "--run-id", "")) as process:
+        assert await process.wait(20) == 1
+    assert process.errors[-1] == "runstream: --run-id is run-<uuid4>, in lower case, and not ''."
+
+
+async def test_who_cannot_reach_nats_is_told_where_it_may_be() -> None:
+    """Of a `runstream up` the address stands in a file."""
+    (port,) = free_ports(1)
+    async with running(*runstream("keys", "revoke", "0" * 12, "--nats-url", f"nats://127.0.0.1:{port}")) as process:
+        assert await process.wait(30) == 1
+    assert "--nats-url" in process.errors[-1]
+    assert "endpoints.json" in process.errors[-1]

@@ -217,6 +217,15 @@ async def test_nats_knows_a_process_by_its_certificate(tmp_path: Path) -> None:
             assert connection.is_connected
 
 
+async def test_a_login_that_is_refused_over_tls_is_told_and_nothing_else(
+    guarded: GuardedNats, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is tried again and again: what asyncio has to say of each connection's end would fill the log."""
+    url = guarded.url.replace("tls://", "tls://nobody:wrong@")
+    assert "does not let this user in" in await refusal(url, NatsAccess(authorities=guarded.ca))
+    assert "eof_received" not in caplog.text
+
+
 @pytest.mark.parametrize("wanted_by", ["the scheme", "a setting"])
 async def test_nothing_is_told_without_tls(wanted_by: str) -> None:
     """Whoever is in between leaves TLS out of what the server says: the password stays where it is."""

@@ -564,6 +564,7 @@ async def test_a_broker_waits_for_the_streams_that_it_may_not_make(tmp_path: Pat
                 )
                 (awaited, *_) = (line["error"] for line in logs if line["event"] == "nats_awaited")
                 assert "lacks a permission. $JS.API.STREAM.CREATE.RUNS_0" in awaited
+                assert "Run `runstream provision` first" in awaited
                 await provision_once(server.settings("provision"), rebuild_index=False, tell=lambda _: None)
                 await asyncio.wait_for(starting, 10)
                 assert (await fetch(url_of(bound), "GET", "/livez")).status == 200

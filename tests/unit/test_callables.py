@@ -8,12 +8,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from runstream.broker.agents.callables import callable_agent
 from runstream.broker.agents.failures import outcome_of
 from runstream.broker.agents.loading import agent_source
 from runstream.broker.agents.settings import UpstreamSettings
-from runstream.broker.errors import AgentFailed, InvalidAgent
+from runstream.broker.errors import AgentFailed, InvalidAgent, Unavailable
 from runstream.schemas import Chunk, RunRequest, StopReason, new_agent_id, new_run_id
 
 
@@ -167,6 +168,9 @@ def test_an_address_is_told_how_to_be_a_platform() -> None:
         agent_source("localhost:8000", UpstreamSettings())
 
 
+SECRET = "hunter2"
+
+
 class ProviderError(Exception):
     """As clients of model providers raise it."""
 
@@ -217,3 +221,25 @@ def test_what_an_agent_raises_becomes_an_error_type(error: Exception, error_type
     assert outcome.error is not None
     assert outcome.error.error_type == error_type
     assert outcome.error.run_id == REQUEST.run_id
+
+
+@pytest.mark.parametrize(
+    "error", [ProviderError(401), ValueError(SECRET), ReadTimeout(SECRET), Unavailable(SECRET)], ids=repr
+)
+def test_what_an_exception_says_is_logged_and_told_to_no_client(error: Exception) -> None:
+    """It was not written for one: the log has it, with the run and where it came from."""
+    with capture_logs() as logs:
+        outcome = outcome_of(error, REQUEST.run_id)
+    assert outcome.error is not None
+    assert outcome.error.detail is None
+    assert str(error) not in outcome.error.message
+    (said,) = logs
+    assert (said["run_id"], said["exc_info"]) == (REQUEST.run_id, error)
+
+
+def test_what_an_agent_fails_with_is_told() -> None:
+    """Who raises `AgentFailed` speaks to the client, who is shown it and nothing else."""
+    with capture_logs() as logs:
+        outcome = outcome_of(AgentFailed("quota", message="No more today.", detail="Ask tomorrow."), REQUEST.run_id)
+    assert outcome.error is not None
+    assert (outcome.error.message, outcome.error.detail, logs) == ("No more today.", "Ask tomorrow.", [])

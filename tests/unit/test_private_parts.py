@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+from collections import deque
 from unittest.mock import Mock
 
 import pytest
@@ -9,6 +10,7 @@ from aiohttp import StreamReader, hdrs, http_parser, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import StreamWriter
 from aiohttp.test_utils import make_mocked_request
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from runstream.broker.http_server import TOO_MANY_HEADERS
 from tests.support.waiting import wait_until
@@ -51,6 +53,19 @@ def test_too_many_headers() -> None:
     """The text of the error that aiohttp has for them: it is of no class of its own."""
     source = inspect.getsource(http_parser)
     assert f'BadHttpMessage("{TOO_MANY_HEADERS}")' in source
+
+
+async def test_what_the_parser_gives_up_on_is_received() -> None:
+    """`RequestHandler._messages`, `_ErrInfo`: nothing else says that a body is not framed as its headers say."""
+    loop = asyncio.get_running_loop()
+    protocol = RequestHandler(web.Server(Mock()), loop=loop)
+    protocol._messages = deque()
+    protocol.data_received(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+    ((_, content),) = protocol._messages
+    protocol.data_received(b"ZZ\r\n")
+    _, (broken, _) = protocol._messages
+    assert isinstance(broken, _ErrInfo)
+    assert not content.is_eof()
 
 
 async def test_stream_reader_read_nowait() -> None:

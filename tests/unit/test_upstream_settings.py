@@ -41,6 +41,7 @@ def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch)
         ("HEADERS", json.dumps({"X": f" {SECRET}"}), "the value of X has to be printable ASCII"),
         ("HEADERS", json.dumps({"X": f"{SECRET}é"}), "the value of X has to be printable ASCII"),
         ("HEADERS", json.dumps({"Content-Type": SECRET}), "Content-Type is set by runstream itself"),
+        ("HEADERS", json.dumps({"via": SECRET}), "via is set by runstream itself"),
     ],
 )
 def test_a_wrong_setting_is_named_and_no_secret_shown(

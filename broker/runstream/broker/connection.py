@@ -116,12 +116,14 @@ class _Client(ListeningClient):
         if access.server_name is not None:
             self.options["tls_hostname"] = access.server_name
 
-    async def _process_connect_init(self) -> None:
-        await super()._process_connect_init()
+    def _connect_command(self) -> bytes:
+        # The first that is said over TLS, and before the server has let this client in, or has not.
         writer = getattr(self._transport, "_io_writer", None)
         if writer is not None and writer.get_extra_info("ssl_object") is not None:
             # nats-py does not say so to the stream that it makes, and asyncio warns of it at each connection's end.
             writer._protocol._over_ssl = True  # noqa: SLF001
+        command: bytes = super()._connect_command()
+        return command
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:  # noqa: FBT001, FBT002  # as nats-py has it
         if initial_connection and self._current_server is not None:

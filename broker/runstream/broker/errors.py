@@ -24,6 +24,7 @@ BrokerError
 │   └── ConversationTooLarge    a conversation leaves no room for the runs that will go on in it
 ├── RunStuck                    the store has no room for what is left of the run
 ├── CursorExpired               retention has removed what the cursor asks for
+│   └── CursorUnknown           nothing was stored at the cursor yet
 ├── Conflict                    a claim was refused: the conversation or an otid is taken
 ├── ConversationDeleted         a claim was refused: the conversation is there no more
 ├── WrongAgent                  a claim was refused: the conversation is another agent's
@@ -61,6 +62,7 @@ __all__ = [
     "ConversationDeleted",
     "ConversationTooLarge",
     "CursorExpired",
+    "CursorUnknown",
     "Draining",
     "EmbeddedServerError",
     "Fenced",
@@ -213,6 +215,10 @@ class RunStuck(BrokerError):
 
 class CursorExpired(BrokerError):
     """Part of this run was removed by retention."""
+
+
+class CursorUnknown(CursorExpired):
+    """The cursor lies beyond everything that was stored."""
 
 
 class Conflict(BrokerError):

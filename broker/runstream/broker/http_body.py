@@ -4,6 +4,7 @@ BadBody                 the body cannot be used
 ├── BodyTooLarge        it has more bytes, or more in it, than is accepted
 ├── BodyPacked          it is compressed in a way that is not read here
 ├── BodyTooSlow         it did not arrive in time
+├── BodyNotFramed       it is not framed as its headers say
 ├── BodyUnreadable      it is no text, is nested without end, or has what cannot be stored
 └── NotJson             it is text, and no JSON
 
@@ -15,19 +16,24 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
-from contextlib import aclosing
+from collections import deque
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
 from aiohttp import hdrs, web
+from aiohttp.web_protocol import _ErrInfo
 
 from runstream.broker.tasks import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator
+    from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+
+    from aiohttp import StreamReader
 
 __all__ = [
     "BadBody",
+    "BodyNotFramed",
     "BodyPacked",
     "BodyTooLarge",
     "BodyTooSlow",
@@ -35,6 +41,7 @@ __all__ = [
     "NotJson",
     "parse_body",
     "pieces_of",
+    "raw_pieces_of",
     "read_body",
 ]
 
@@ -72,6 +79,13 @@ class BodyPacked(BadBody):
 
 class BodyTooSlow(BadBody):
     """It did not arrive in time."""
+
+
+class BodyNotFramed(BadBody):
+    """It is not framed as its headers say: a chunk of it is none. What follows cannot be told from it."""
+
+    def __init__(self) -> None:
+        super().__init__("The request body is not framed as its headers say.")
 
 
 class BodyUnreadable(BadBody):
@@ -114,12 +128,12 @@ async def read_body(request: web.Request, *, limit: int, seconds: float) -> byte
 async def pieces_of(request: web.Request) -> AsyncGenerator[bytes]:
     """Yield a body unpacked, as it comes, all that came; others on the event loop get their turn, however much it is.
 
-    Then raises `ConnectionError` when the client is gone, `BodyUnreadable` when the encoding is broken; `BodyTooLarge`
-    as soon as far more is unpacked than came, `BodyPacked` at once.
+    Then raises `ConnectionError` when the client is gone, `BodyNotFramed`, `BodyUnreadable` when the encoding is
+    broken; `BodyTooLarge` as soon as far more is unpacked than came, `BodyPacked` at once.
     """
     unpacking = _unpacking_of(request)
     turns = Turns()
-    async with aclosing(_as_it_came(request)) as pieces:
+    async with aclosing(raw_pieces_of(request)) as pieces:
         async for piece in pieces:
             for begin in range(0, len(piece), TAKEN_BYTES):
                 for unpacked in unpacking.feed(piece[begin : begin + TAKEN_BYTES]):
@@ -129,18 +143,84 @@ async def pieces_of(request: web.Request) -> AsyncGenerator[bytes]:
     unpacking.close()
 
 
-async def _as_it_came(request: web.Request) -> AsyncGenerator[bytes]:
+async def raw_pieces_of(request: web.Request) -> AsyncGenerator[bytes]:
+    """Yield a body as it comes, all that came. Then raises `ConnectionError` when the client is gone, `BodyNotFramed`.
+
+    Whatever it raises, the connection is to be closed.
+    """
     content = request.content
+    with _framing_of(request) as framing:
+        try:
+            while piece := await framing.next(content):
+                yield piece
+        except (web.RequestPayloadError, ConnectionError) as error:
+            # aiohttp tells of what is wrong at once, and then gives nothing any more: what came before it is still
+            # there.
+            if rest := content._read_nowait(-1):  # noqa: SLF001  # there is no other way to it
+                yield rest
+            if isinstance(error, ConnectionError):
+                raise
+            raise BodyNotFramed from None
+
+
+class _Framing:
+    """Whether a body is still one. Broken, it gives what came before, and then raises `BodyNotFramed`."""
+
+    def __init__(self) -> None:
+        self._is_broken = False
+        self._waiting: asyncio.Timeout | None = None
+
+    def broken(self) -> None:
+        """Say that nothing more will come of the body."""
+        if self._waiting is not None and not self._is_broken:
+            self._waiting.reschedule(0)
+        self._is_broken = True
+
+    async def next(self, content: StreamReader) -> bytes:
+        """Read what has come; nothing at the body's end."""
+        try:
+            async with asyncio.timeout(0 if self._is_broken else None) as self._waiting:
+                return await content.readany()
+        except TimeoutError:
+            raise BodyNotFramed from None
+        finally:
+            self._waiting = None
+
+
+class _Received(deque[Any]):
+    """The requests that a connection has received, as aiohttp keeps them, which tells of what is none."""
+
+    def __init__(self, found: Iterable[Any], broken: Callable[[], None]) -> None:
+        super().__init__(found)
+        self._broken = broken
+
+    def append(self, received: Any) -> None:
+        """Take the next request, or what stands for one that cannot be read."""
+        super().append(received)
+        if isinstance(received[0], _ErrInfo):
+            self._broken()
+
+
+@contextmanager
+def _framing_of(request: web.Request) -> Iterator[_Framing]:
+    """Watch whether what comes is still the request's body.
+
+    aiohttp's parser tells only whoever serves the next request, which is nobody until this one is answered.
+    """
+    framing, protocol, content = _Framing(), request.protocol, request.content
+
+    def broken() -> None:
+        if not content.is_eof():  # Else it is the next request that is none.
+            framing.broken()
+
+    received = _Received(protocol._messages, broken)  # noqa: SLF001  # there is no other way to it
+    protocol._messages = received  # noqa: SLF001
+    if any(isinstance(message, _ErrInfo) for message, _ in received):
+        broken()
     try:
-        async for piece in content.iter_any():
-            yield piece
-    except (web.RequestPayloadError, ConnectionError) as error:
-        # aiohttp tells of what is wrong at once, and then gives nothing any more: what came before it is still there.
-        if rest := content._read_nowait(-1):  # noqa: SLF001  # there is no other way to it
-            yield rest
-        if isinstance(error, ConnectionError):
-            raise
-        raise BodyUnreadable from None
+        yield framing
+    finally:
+        protocol._messages = deque(received)  # noqa: SLF001
 
 
 class _Plain:

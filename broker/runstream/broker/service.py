@@ -185,7 +185,7 @@ class Broker:
             stack.push_async_callback(jetstream.close)
             await connection.connected()
             check_server(connection.server_version)
-            await self._reached(lambda: provision(jetstream, self._settings, apply=self._owns_nats))
+            await self._reached(lambda: self._provisioned(jetstream))
             await stack.enter_async_context(admissions)
             watchdog = self._watchdog(jetstream)
             await self._reached(lambda: stack.enter_async_context(watchdog))
@@ -199,6 +199,12 @@ class Broker:
             await stack.enter_async_context(ingest)
             self._stack = stack.pop_all()
         return self
+
+    async def _provisioned(self, jetstream: JetStream) -> None:
+        try:
+            await provision(jetstream, self._settings, apply=self._owns_nats)
+        except Refused as error:
+            raise Refused(f"{error.detail} Run `runstream provision` first, as a user who may make streams.") from error
 
     async def _serve(self, stack: AsyncExitStack, jetstream: JetStream, ingest: Ingest, admissions: Admissions) -> None:
         """Answer on the broker's port, before NATS is there: who asks is told what is being waited for."""
@@ -227,14 +233,17 @@ class Broker:
         return Doors(self._limits, self.metrics.limit_reached)
 
     async def _reached(self, action: Callable[[], Awaitable[T]]) -> T:
-        """Do what needs NATS; a patient broker does it again until NATS is there for it."""
+        """Do what needs NATS; a patient broker does it again until NATS is there for it, and says once what lacks."""
+        told = ""
         while True:
             try:
                 return await action()
             except Unavailable as error:
                 if not self._patient:
                     raise
-                log.warning("nats_awaited", error=str(error))
+                if (says := str(error)) != told:
+                    log.warning("nats_awaited", error=says)
+                told = says
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def drain(self) -> None:

@@ -19,6 +19,8 @@ from runstream.broker.topology import LogAddress
 from runstream.schemas import InvalidRecord, Kind, decode_run
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from runstream.broker.ending import Outcome
     from runstream.broker.index import Index
     from runstream.broker.jetstream import JetStream, StoredMessage
@@ -70,11 +72,18 @@ class TakeOver:
         address = LogAddress(record.id, record.shard)
         return await last_of(self._jetstream, address)
 
-    async def end(self, record: RunRecord, last: StoredMessage | None, outcome: Outcome) -> Ended:
+    async def end(
+        self,
+        record: RunRecord,
+        last: StoredMessage | None,
+        outcome: Outcome,
+        *,
+        first_chunk_at: datetime | None = None,
+    ) -> Ended:
         """Bring a run to its end from `last`, its log's last message: with `outcome`, or as its writer had begun to.
 
-        Raises `Fenced` when the log has moved on since `last`, or the run was removed, and what `Publisher` and `Index`
-        raise.
+        `first_chunk_at`: when its first chunk was stored, said by whoever ends it in its writer's name. Raises `Fenced`
+        when the log has moved on since `last`, or the run was removed, and what `Publisher` and `Index` raise.
         """
         address = LogAddress(record.id, record.shard)
         if last is None and record.first_seq is not None:
@@ -87,6 +96,7 @@ class TakeOver:
                 await end_run(publisher, self._index, record, outcome)
             return Ended(outcome.stop_reason, was_told=False, is_last=True, error_type=_error_type(outcome))
         async with Publisher.after(last, self._jetstream, address, self._settings) as publisher:
+            publisher.first_chunk_at = first_chunk_at
             if last is None:
                 last_seq = await publisher.publish_marked(first_message(record))
                 record = msgspec.structs.replace(record, first_seq=last_seq)

@@ -41,7 +41,7 @@ from runstream.broker.repair import watch_over
 from runstream.broker.takeover import is_executable
 from runstream.broker.tasks import cancel_all, end_task
 from runstream.broker.topology import LogAddress
-from runstream.schemas import INTERNAL_ERROR, WAITING_FOR_APPROVAL, Kind, SchemaError, carries_approval, status_of
+from runstream.schemas import INTERNAL_ERROR, WAITING_FOR_APPROVAL, Kind, carries_approval, status_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -330,7 +330,7 @@ class Worker:
         except BaseException as error:
             # An agent that exits has ended itself; let through, it would end the event loop with all other runs.
             log.exception("agent_crashed")
-            raise AgentFailed(INTERNAL_ERROR, message=AGENT_CRASHED, detail=repr(error)) from error
+            raise AgentFailed(INTERNAL_ERROR, message=AGENT_CRASHED) from error
         return await recording.outcome()
 
     def _heard(self, speaking: asyncio.Task[Outcome], request: RunRequest, publisher: Publisher) -> Outcome:
@@ -348,8 +348,6 @@ class Worker:
             case BrokerError() if error is publisher.failure:
                 return _unstored(error, request)
             case _:
-                if not isinstance(error, (BrokerError, SchemaError)):
-                    log.error("agent_crashed", exc_info=error)
                 return outcome_of(error, request.run_id)
 
     def _dismiss(self, speaking: asyncio.Task[Outcome]) -> None:

@@ -137,7 +137,7 @@ class Answers:
         self._settings = settings
 
     def leave(self) -> None:
-        """Answer whoever waits at once: this gateway stops, and the runs go on."""
+        """Answer whoever waits at once: this gateway stops, and with it perhaps their broker."""
         self._waiter.leave()
 
     async def answer(self, request: web.Request, record: RunRecord) -> web.StreamResponse:
@@ -149,7 +149,7 @@ class Answers:
             ended = await self._waiter.end_of(record)
             if ended is None:
                 raise TryLater(
-                    f"Run {record.id} goes on, but this gateway stops. Do not send the message again: ask for "
+                    f"Run {record.id} had not ended when this gateway stopped. Do not send the message again: ask for "
                     f"/v1/runs/{record.id}/messages.",
                     run_id=record.id,
                 )

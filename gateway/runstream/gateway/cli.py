@@ -28,6 +28,7 @@ from runstream.gateway.serving import serve_broker, serve_gateway
 from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings, UpSettings
 from runstream.gateway.up import up
 from runstream.gateway.upstream import Upstream, platform_at
+from runstream.gateway.welcome import welcome
 
 __all__ = ["app", "main"]
 
@@ -35,20 +36,6 @@ __all__ = ["app", "main"]
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 app.add_typer(keys)
-
-TRY_NEXT = """
-runstream is up. What to try next, in another terminal:
-
-  # A run of 50 chunks, one every 200 ms; break it off with Ctrl-C whenever you like.
-  curl -N {url}/v1/agents/agent-123e4567-e89b-42d3-8456-426614174000/messages/stream \\
-    -H 'Content-Type: application/json' \\
-    -d '{{"background": true, "input": "{{\\"chunks\\": 50, \\"interval_ms\\": 200}}"}}'
-
-  # Go on where you were: the run_id and the last seq_id stand in each line you saw.
-  curl -N {url}/v1/runs/RUN_ID/stream -H 'Content-Type: application/json' -d '{{"starting_after": SEQ_ID}}'
-
-Ctrl-C stops it. Runs are kept in {data_dir} and survive a restart.
-"""
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on. [127.0.0.1]")]
 MetricsPort = Annotated[
@@ -123,14 +110,16 @@ def up_command(  # noqa: PLR0917  # typer reads options off the parameters
         connection = {"nats_url": settings.nats_url}
         edge = resolved(GatewaySettings, {"upstream": upstream, "background": background})
         source = agent_source(settings.agent, resolved(UpstreamSettings))
+        access = _auth(auth, insecure=insecure)
+        is_demo, kept_in = settings.agent == "demo", settings.data_dir if settings.nats_url is None else None
         service = up(
             settings,
             resolved(BrokerSettings, connection),
             edge,
-            _auth(auth, insecure=insecure),
+            access,
             resolved(LimitSettings),
             agent=source,
-            ready=lambda url: _welcome(url, settings),
+            ready=lambda url: _welcome(url, welcome(url, source, access, is_demo=is_demo, data_dir=kept_in)),
             upstream=_upstream(platform_at(edge.upstream, default=source.letta)),
         )
         uvloop.run(until_stopped(service))
@@ -182,7 +171,7 @@ def broker_command(  # noqa: PLR0917  # typer reads options off the parameters
     log_json: LogJson = None,
 ) -> None:
     """Run a broker: it makes the streams in NATS and executes runs. Any number of them share the work."""
-    given = {"host": host, "port": port, "metrics_port": metrics_port, "agent": agent}
+    given = {"host": host, "broker_port": port, "metrics_port": metrics_port, "agent": agent}
     with _told(log_level, log_json):
         settings = resolved(BrokerServiceSettings, given)
         termination = Termination()
@@ -259,10 +248,10 @@ def _told(log_level: str, log_json: bool | None) -> Iterator[None]:  # noqa: FBT
         _fail(str(error))
 
 
-def _welcome(url: str, settings: UpSettings) -> None:
+def _welcome(url: str, told: str) -> None:
     """Tell people what to try, if there is somebody."""
     with suppress(OSError):
-        typer.echo(TRY_NEXT.format(url=url, data_dir=settings.data_dir), err=True)
+        typer.echo(told, err=True)
     _ready(url)
 
 

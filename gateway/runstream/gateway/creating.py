@@ -9,7 +9,7 @@ from runstream.broker.errors import Unavailable
 from runstream.broker.http_auth import PRINCIPAL
 from runstream.gateway.admission import said_to_platform
 from runstream.gateway.answering import PendingApproval, RunFailed
-from runstream.gateway.errors import Busy, EmptyMessages, Gone, TryLater
+from runstream.gateway.errors import Busy, EmptyMessages, Gone, Loop, TryLater
 from runstream.gateway.spans import trace_asked
 from runstream.gateway.streaming import stream_run
 from runstream.gateway.transcripts import TooLong
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OF_ANSWERS", "OF_STREAMS", "create_and_answer"]
 
-OF_STREAMS: Final = (*OF_BODIES, EmptyMessages, Busy, Gone, TryLater)
+OF_STREAMS: Final = (*OF_BODIES, EmptyMessages, Busy, Gone, TryLater, Loop)
 """What a message whose answer is streamed is refused with."""
 OF_ANSWERS: Final = (*OF_STREAMS, PendingApproval, TooLong, RunFailed)
 """What a message may be refused with, or answered in place of a whole answer."""

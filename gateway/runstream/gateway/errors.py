@@ -6,6 +6,7 @@ ApiError
 ├── Invalid             422, the body or the path, in the reference's form
 ├── EmptyMessages       422, in the reference's other form
 ├── BadRequest          400
+│   └── Misframed       its body is not framed as its headers say; the connection is closed
 ├── Unreadable          400, the body, in the reference's words
 ├── BadStatus           400, of a list of runs, in the reference's words
 ├── Unauthorized        401
@@ -22,7 +23,7 @@ ApiError
 ├── PlatformFailed      502, the platform gave no answer that can be used
 │   └── PlatformSilent  504
 ├── NotPassedOn         501, the platform has to be asked for it at its own address
-└── Loop                508, the platform's address is this gateway's
+└── Loop                508, the platform's or the agent's address leads here
 
 What a whole answer is refused with hangs on it, too, in `answering.py` and `transcripts.py`. A detail's text is the
 reference's wherever clients or its own tests match on it.
@@ -43,6 +44,7 @@ from runstream.broker.errors import (
     ConversationDeleted,
     ConversationTooLarge,
     CursorExpired,
+    CursorUnknown,
     Forbidden,
     KeysUnavailable,
     LimitReached,
@@ -73,6 +75,7 @@ __all__ = [
     "Gone",
     "Invalid",
     "Loop",
+    "Misframed",
     "NotAllowed",
     "NotFound",
     "NotPassedOn",
@@ -213,6 +216,13 @@ class BadRequest(ApiError):
         super().__init__(f"INVALID_ARGUMENT: {detail}")
 
 
+class Misframed(BadRequest):
+    """The body is not framed as the request's headers say."""
+
+    def __init__(self) -> None:
+        super().__init__("The request body is not framed as its headers say.")
+
+
 class EmptyMessages(ApiError):
     """There is nothing to answer."""
 
@@ -282,12 +292,12 @@ class Busy(ApiError):
 
 
 class Gone(ApiError):
-    """Retention has removed it."""
+    """Retention has removed it, or it never was there."""
 
     status = 410
 
-    def __init__(self) -> None:
-        super().__init__("EXPIRED: Part of this run was removed by retention.")
+    def __init__(self, detail: str = "Part of this run was removed by retention.") -> None:
+        super().__init__(f"EXPIRED: {detail}")
 
 
 class TooSlow(ApiError):
@@ -377,7 +387,7 @@ class NotPassedOn(ApiError):
 
 
 class Loop(ApiError):
-    """The request came from this gateway."""
+    """The request came from here."""
 
     status = 508
 
@@ -418,6 +428,8 @@ def translated(error: BrokerError) -> ApiError:  # noqa: C901, PLR0911, PLR0912 
             return TooLarge(f"The conversation would have {size} bytes; at most {limit} are kept.")
         case RecordTooLarge(size=size, limit=limit):
             return TooLarge(f"What the store would keep of this has {size} bytes; at most {limit} are kept.")
+        case CursorUnknown():
+            return Gone("This run has no event with that seq_id yet: resume from one that was received, or from 0.")
         case CursorExpired():
             return Gone()
         case Unsettled():

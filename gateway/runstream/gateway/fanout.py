@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import structlog
 
-from runstream.broker.errors import BrokenLog, BrokerError, CursorExpired, RunStuck, Unavailable
+from runstream.broker.errors import BrokenLog, BrokerError, CursorExpired, CursorUnknown, RunStuck, Unavailable
 from runstream.broker.tail import LiveTail, TailCounters
 from runstream.broker.topology import LogAddress, shard_of_cursor
 from runstream.gateway.follower import Follower, Watch, newest_seq_id
@@ -306,7 +306,8 @@ class Hub:
         """Turn a client's cursor into where its response begins (PROTOCOL.md: "Cursors").
 
         Missing, before the run's first message, or of another shard: the beginning. Raises `CursorExpired` when
-        retention has removed what should come, or when the cursor lies beyond everything the stream has issued.
+        retention has removed what should come, `CursorUnknown` when the cursor lies beyond everything that the stream
+        has issued.
         """
         tip, record = tail.tip, tail.record
         if tip is None:
@@ -317,7 +318,7 @@ class Hub:
             starting_after = 0
         if starting_after > tip.seq:
             if tip.kind is not Kind.END and starting_after > await self.reader.newest_sequence(tail.address):
-                raise CursorExpired(run_id=record.id, starting_after=starting_after)
+                raise CursorUnknown(run_id=record.id, starting_after=starting_after)
             return starting_after
         if starting_after and starting_after < await tail.first_seq():
             starting_after = 0

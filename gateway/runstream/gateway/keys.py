@@ -14,10 +14,10 @@ from runstream.broker.auth.settings import AuthSettings
 from runstream.broker.auth.static import key_named, new_key
 from runstream.broker.auth.tokens import id_of, new_token
 from runstream.broker.connection import Connection
-from runstream.broker.errors import BrokerError, InvalidSettings
+from runstream.broker.errors import BrokerError, InvalidSettings, Unavailable
 from runstream.broker.jetstream import JetStream
 from runstream.broker.settings import BrokerSettings, resolved
-from runstream.schemas import DEFAULT_TENANT
+from runstream.schemas import DEFAULT_TENANT, is_agent_id, is_conversation_id, is_run_id
 
 __all__ = ["Revoked", "keys", "revoked_by"]
 
@@ -29,6 +29,15 @@ AgentId = Annotated[str | None, typer.Option(help="Only what is this agent's.")]
 ConversationId = Annotated[str | None, typer.Option(help="Only what is in this conversation.")]
 RunId = Annotated[str | None, typer.Option(help="Only this run.")]
 MOST_SECONDS = 24 * 3600
+IDS = {
+    "agent_id": ("agent", is_agent_id),
+    "conversation_id": ("conv", is_conversation_id),
+    "run_id": ("run", is_run_id),
+}
+WHERE_NATS_IS = (
+    "Say where it is with --nats-url, or RUNSTREAM_NATS_URL: with runstream up it stands in endpoints.json, in the "
+    "data directory (.runstream)."
+)
 
 KEY_ID: Final = re.compile(r"(?:rsk_)?([0-9a-f]{12})")
 LIKE_A_KEY_ID: Final = re.compile(r"rsk_.*|[0-9a-f]{12}", re.IGNORECASE | re.DOTALL)
@@ -49,6 +58,7 @@ def new_command(
     run_id: RunId = None,
 ) -> None:
     """Make a key: it is on stderr, once; the line on stdout is for the file that RUNSTREAM_AUTH_KEYS_FILE names."""
+    _check_ids(agent_id=agent_id, conversation_id=conversation_id, run_id=run_id)
     try:
         key, line = new_key(tenant, scope.split(), agent_id=agent_id, conversation_id=conversation_id, run_id=run_id)
     except ValueError as error:
@@ -68,6 +78,7 @@ def token_command(  # noqa: PLR0917  # typer reads options off the parameters
 ) -> None:
     """Sign a token with the secret that RUNSTREAM_AUTH_SECRET_FILE names, as the gateway's settings have it."""
     narrowed = {"agent_id": agent_id, "conversation_id": conversation_id, "run_id": run_id}
+    _check_ids(**narrowed)
     try:
         typer.echo(new_token(resolved(AuthSettings), tenant, scope.split(), seconds=seconds, narrowed=narrowed))
     except (ValueError, InvalidSettings) as error:
@@ -114,6 +125,8 @@ def revoke_command(
         _fail(error)
     try:
         uvloop.run(_revoke(revoked.id, resolved(BrokerSettings, {"nats_url": nats_url})))
+    except Unavailable as error:
+        _fail(f"{error}. {WHERE_NATS_IS}")
     except BrokerError as error:
         _fail(error)
     typer.echo(f"revoked the {revoked.kind} {revoked.id}")
@@ -125,6 +138,14 @@ async def _revoke(key_id: str, settings: BrokerSettings) -> None:
         await revoke(JetStream(connection, timeout_seconds=settings.request_timeout_seconds), key_id)
 
 
-def _fail(error: Exception) -> NoReturn:
+def _check_ids(**given: str | None) -> None:
+    """Refuse what is no id: what is narrowed to it would reach nothing."""
+    for name, value in given.items():
+        prefix, is_one = IDS[name]
+        if value is not None and not is_one(value):
+            _fail(f"--{name.replace('_', '-')} is {prefix}-<uuid4>, in lower case, and not {value!r}.")
+
+
+def _fail(error: Exception | str) -> NoReturn:
     typer.echo(f"runstream: {error}", err=True)
     raise SystemExit(1)

@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 from runstream.broker.errors import Broken, BrokerError, Forbidden, Unauthenticated
 from runstream.broker.http_auth import cause_of
 from runstream.gateway.admission import admitted
-from runstream.gateway.errors import ApiError, Defect, TooMany, Unauthorized, translated
+from runstream.gateway.errors import ApiError, Defect, Misframed, TooMany, Unauthorized, translated
 from runstream.gateway.services import SERVICES, json_response
 from runstream.gateway.validation import check_user
 
@@ -60,7 +60,7 @@ def _answer(error: ApiError) -> web.Response:
     response = json_response(error.body, status=error.status)
     response.headers.update(error.headers)
     closes = {HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT}
-    if error.status in closes or isinstance(error, Unauthorized | TooMany):
+    if error.status in closes or isinstance(error, Misframed | TooMany | Unauthorized):
         # Nobody wants to read the rest of it, and the next request comes after it.
         response.force_close()
     return response

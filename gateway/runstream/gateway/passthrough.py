@@ -21,12 +21,14 @@ from multidict import CIMultiDict
 
 from runstream.broker.errors import Unauthenticated
 from runstream.broker.http_auth import PRINCIPAL
+from runstream.broker.http_body import BodyNotFramed, raw_pieces_of
 from runstream.broker.http_guard import REQUEST_ID, request_id_of
 from runstream.gateway.admission import said_to_platform
 from runstream.gateway.errors import (
     ApiError,
     BadRequest,
     Loop,
+    Misframed,
     NotPassedOn,
     PlatformFailed,
     PlatformSilent,
@@ -134,27 +136,27 @@ class _Upload:
         What counts is waiting for the client: while the platform takes what there is, nobody listens.
         """
         clock = asyncio.get_running_loop().time
-        content = self._request.content
         left = self._silence_seconds
         try:
-            while True:
-                began = clock()
-                async with asyncio.timeout(self._silence_seconds):
-                    part = await content.readany()
-                if not part:
-                    return
-                left += len(part) / self._bytes_per_second - (clock() - began)
-                if left < 0:
-                    raise self._failed(
-                        TooSlow(f"The request body brings less than {self._bytes_per_second} bytes a second.")
-                    )
-                yield part
+            async with aclosing(raw_pieces_of(self._request)) as pieces:
+                while True:
+                    began = clock()
+                    async with asyncio.timeout(self._silence_seconds):
+                        part = await anext(pieces, None)
+                    if part is None:
+                        return
+                    left += len(part) / self._bytes_per_second - (clock() - began)
+                    if left < 0:
+                        raise self._failed(
+                            TooSlow(f"The request body brings less than {self._bytes_per_second} bytes a second.")
+                        )
+                    yield part
         except TimeoutError as error:
             raise self._failed(
                 TooSlow(f"Nothing has come of the request body for {self._silence_seconds:g} s.")
             ) from error
-        except web.RequestPayloadError as error:
-            raise self._failed(BadRequest("The request body is not framed as its headers say.")) from error
+        except BodyNotFramed as error:
+            raise self._failed(Misframed()) from error
 
     def _failed(self, failure: ApiError) -> ApiError:
         self.failure = failure

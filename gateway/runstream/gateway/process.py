@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 import structlog
 
 from runstream.gateway.memory import keep_memory_whole
+from runstream.gateway.settings_unknown import warn_of_unknown_settings
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from runstream.broker.auth.settings import AuthSettings
 
-__all__ = ["CannotStart", "Termination", "bind", "check_exposure", "until_stopped", "url_of"]
+__all__ = ["CannotStart", "Termination", "bind", "check_elsewhere", "check_exposure", "until_stopped", "url_of"]
 
 log = structlog.get_logger(__name__)
 
@@ -62,6 +63,37 @@ def check_exposure(listener: socket.socket, settings: AuthSettings) -> None:
     log.warning("insecure", url=url_of(listener), meaning="whoever reaches this port may do everything")
 
 
+async def check_elsewhere(address: tuple[str, int], listener: socket.socket) -> None:
+    """Refuse to ask for answers at the socket that is asked for them. Raises `CannotStart`.
+
+    A host whose name is not known yet is not refused: it is looked up again for each run.
+    """
+    host, port = listener.getsockname()[:2]
+    if address[1] != port:
+        return
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(*address, type=socket.SOCK_STREAM)
+    except OSError:
+        return
+    own = ipaddress.ip_address(host)
+    for family, *_, place in found:
+        if ipaddress.ip_address(str(place[0])) == own or (own.is_unspecified and _is_here(family, str(place[0]))):
+            raise CannotStart(
+                f"The agent's address, {address[0]}:{port}, is this runstream's own: give it the platform's, or "
+                "another port to listen on (runstream up --port 8300 --agent http://localhost:8283)."
+            )
+
+
+def _is_here(family: int, host: str) -> bool:
+    """Whether an address is this machine's: no socket can be bound to any other."""
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        try:
+            trial.bind((host, 0))
+        except OSError:
+            return False
+    return True
+
+
 def url_of(listener: socket.socket) -> str:
     """Return where a socket listens."""
     host, port = listener.getsockname()[:2]
@@ -94,6 +126,7 @@ async def until_stopped(service: Coroutine[None, None, None], termination: Termi
     process at once. Raises what the service raises; one that returns ends this.
     """
     keep_memory_whole()
+    warn_of_unknown_settings()
     running = asyncio.create_task(service, name="service")
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()

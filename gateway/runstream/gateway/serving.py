@@ -48,7 +48,7 @@ async def serve_gateway(
     Raises `CannotStart`, `InvalidSettings`, `ServerTooOld`.
     """
     async with AsyncExitStack() as stack:
-        listener, metrics_listener = _ports(stack, service)
+        listener, metrics_listener = _ports(stack, service, service.port)
         check_exposure(listener, auth)
         authenticator = await stack.enter_async_context(authenticating(auth))
         gateway = Gateway(
@@ -87,7 +87,7 @@ async def serve_broker(
     Raises `CannotStart`, `InvalidSettings`, `TopologyError`.
     """
     async with AsyncExitStack() as stack:
-        listener, metrics_listener = _ports(stack, service)
+        listener, metrics_listener = _ports(stack, service, service.broker_port)
         check_exposure(listener, auth)
         authenticator = await stack.enter_async_context(authenticating(auth))
         opened = None if agent is None else await stack.enter_async_context(agent.open(settings))
@@ -111,9 +111,9 @@ async def serve_broker(
 
 
 def _ports(
-    stack: ExitStack | AsyncExitStack, service: GatewayServiceSettings | BrokerServiceSettings
+    stack: ExitStack | AsyncExitStack, service: GatewayServiceSettings | BrokerServiceSettings, port: int
 ) -> tuple[socket.socket, socket.socket | None]:
-    listener = stack.enter_context(bind(service.host, service.port, "port"))
+    listener = stack.enter_context(bind(service.host, port, "port"))
     if service.metrics_port is None:
         return listener, None
     return listener, stack.enter_context(bind(service.host, service.metrics_port, "metrics port"))

@@ -162,8 +162,8 @@ class GatewayServiceSettings(_SeparateSettings):
 class BrokerServiceSettings(_SeparateSettings):
     """What `runstream broker` needs beside the settings of its parts."""
 
-    port: Port = 8284
-    """The broker's port; 0 takes a free one."""
+    broker_port: Port = 8284
+    """The broker's port; 0 takes a free one. Not `port`: a gateway and a broker may share an environment."""
 
     agent: str | None = None
     """What answers messages: `demo`, `module:callable` or a URL. None: this broker executes nothing."""

@@ -11,13 +11,14 @@ import structlog
 
 from runstream.broker.ending import first_message
 from runstream.broker.errors import BrokerError, Fenced, LimitReached, StoreFull, Unsettled
+from runstream.broker.hops import MOST_HOPS, hops_in
 from runstream.broker.index import Claimed
 from runstream.broker.opening import claim
 from runstream.broker.publisher import Publisher
 from runstream.broker.tasks import Shielded
 from runstream.broker.topology import LogAddress, shard_of
 from runstream.gateway.credentials import Credentials
-from runstream.gateway.errors import TryLater
+from runstream.gateway.errors import Loop, TryLater
 from runstream.schemas import RunRecord, RunRequest, new_run_id
 
 if TYPE_CHECKING:
@@ -91,11 +92,11 @@ class Starter:
     ) -> Claimed:
         """Start a run, or find the one this same request started before.
 
-        Of `headers` nothing is stored: an agent that wants the client's credentials finds them with this gateway.
-        Raises `Forbidden`, `LimitReached`, `Conflict`, `Unavailable`, `TryLater`, and `BadRequest` for credentials that
-        are no text. Once the claim is made a failure asks the client not to repeat the request: it would start a second
-        run. A client that leaves meanwhile cancels its request and not the start: a run that was claimed and never
-        enqueued would hold its conversation.
+        Of `headers` are stored the runs that the request came by, and nothing else: an agent that wants the client's
+        credentials finds them with this gateway. Raises `Forbidden`, `LimitReached`, `Conflict`, `Unavailable`,
+        `TryLater`, `Loop`, and `BadRequest` for credentials that are no text. Once the claim is made a failure asks the
+        client not to repeat the request: it would start a second run. A client that leaves meanwhile cancels its
+        request and not the start: a run that was claimed and never enqueued would hold its conversation.
         """
         who.check_opening(agent_id, conversation_id)
         run_id = new_run_id()
@@ -121,12 +122,14 @@ class Starter:
             body=body,
             traceparent=None if trace is None else trace.parent,
             tracestate=None if trace is None else trace.state,
+            hops=hops_in(headers) or None,
         )
         return await self._starting.do(self._start(who, record, request, headers), name=f"start-{run_id}")
 
     async def _start(
         self, who: Principal, record: RunRecord, request: RunRequest, headers: Mapping[str, str]
     ) -> Claimed:
+        await self._check_hops(request)
         presence = await self._presence.find()
         if presence is None:
             existing = await self._index.claimed_run(record)
@@ -182,6 +185,18 @@ class Starter:
         if not claimed.is_new:
             self._limits.put_run_back(who)
         return claimed
+
+    async def _check_hops(self, request: RunRequest) -> None:
+        """Raise `Loop` if the request comes from the agent of a run that is here, by however many others.
+
+        Looked for where its tenant's runs are: of another's nobody is told, and a circle meets its own the next time.
+        """
+        hops = request.hops or ()
+        if len(hops) >= MOST_HOPS:
+            raise Loop(f"The request has come by {len(hops)} runs: an operator has to see where the agents lead.")
+        for run_id in hops:
+            if await self._index.run(request.tenant, run_id) is not None:
+                raise Loop("The agent's address leads back to this runstream: an operator has to correct it.")
 
     async def _hand_over(self, record: RunRecord, trace: Trace | None) -> None:
         """Store the log's first message, then enqueue: a worker that takes the run finds its log begun."""

@@ -15,7 +15,7 @@ from runstream.broker.embedded import EmbeddedServer
 from runstream.broker.service import Broker
 from runstream.broker.settings import without_password
 from runstream.gateway.app import Gateway
-from runstream.gateway.process import bind, check_exposure, url_of
+from runstream.gateway.process import bind, check_elsewhere, check_exposure, url_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +68,8 @@ async def up(
         broker_socket = stack.enter_context(bind(settings.host, settings.broker_port, "broker port"))
         for listener in (gateway_socket, broker_socket):
             check_exposure(listener, auth)
+            if agent.platform is not None:
+                await check_elsewhere(agent.platform.address, listener)
         authenticator = await stack.enter_async_context(authenticating(auth))
         directory = stack.enter_context(DataDirectory(settings.data_dir))
         nats_url = settings.nats_url

@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar, get_
 from aiohttp import web
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from runstream.broker.http_body import BadBody, BodyPacked, BodyTooLarge, BodyTooSlow, NotJson, parse_body, read_body
-from runstream.gateway.errors import ApiError, BadRequest, Invalid, Packed, TooLarge, TooSlow, Unreadable
+from runstream.broker.http_body import (
+    BadBody,
+    BodyNotFramed,
+    BodyPacked,
+    BodyTooLarge,
+    BodyTooSlow,
+    NotJson,
+    parse_body,
+    read_body,
+)
+from runstream.gateway.errors import ApiError, BadRequest, Invalid, Misframed, Packed, TooLarge, TooSlow, Unreadable
 from runstream.gateway.quoting import quoted
 from runstream.gateway.services import SERVICES
 from runstream.schemas import (
@@ -141,7 +150,7 @@ def _refuse(error: ValidationError, where: tuple[str, ...]) -> NoReturn:
 async def body_of(kind: type[Model], request: web.Request, *, required: bool) -> tuple[Model, Any]:
     """Return the request's body as its model, and as it was sent; absent or null, it is an empty one unless `required`.
 
-    Raises `Invalid`, `TooLarge`, `Packed`, `TooSlow`, `Unreadable`.
+    Raises `Invalid`, `TooLarge`, `Packed`, `TooSlow`, `Misframed`, `Unreadable`.
     """
     services = request.app[SERVICES]
     body = await _parsed(request, services.body_limit(), services.body_seconds)
@@ -167,6 +176,8 @@ def _translated(error: BadBody) -> ApiError:
             return Packed(str(error))
         case BodyTooSlow():
             return TooSlow(str(error))
+        case BodyNotFramed():
+            return Misframed()
         case NotJson(reason=reason, position=position):
             where = {"type": "json_invalid", "loc": ("body", position), "msg": "JSON decode error", "input": {}}
             return Invalid([{**where, "ctx": {"error": reason}}])

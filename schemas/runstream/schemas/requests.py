@@ -408,7 +408,12 @@ class ConversationMessagesRequest(CreateMessagesRequest):
 
 
 class CancelRequest(_Body):
-    """To `agents/{agent_id}/messages/cancel`: which of its runs to cancel; None: the latest."""
+    """To `agents/{agent_id}/messages/cancel`: which of its runs to cancel; None: the latest.
+
+    What is not known is refused: a misspelt `run_ids` would end another run than was meant.
+    """
+
+    model_config = ConfigDict(extra="forbid")
 
     run_ids: Annotated[list[str] | None, Field(max_length=MAX_CANCELLED)] = None
 

@@ -230,6 +230,8 @@ class RunRequest(msgspec.Struct, kw_only=True):
     traceparent: str | None = None
     """W3C trace context of the request."""
     tracestate: str | None = None
+    hops: list[str] | None = None
+    """The runs, of whichever runstream, that the request has come by; None for none."""
 
     @property
     def trace(self) -> Trace | None:

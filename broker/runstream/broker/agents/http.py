@@ -21,6 +21,7 @@ import httpx
 from runstream.broker.agents.http_answer import broken, check, chunks_of, keep_location, silent
 from runstream.broker.agents.http_events import run_in
 from runstream.broker.errors import AgentFailed
+from runstream.broker.hops import VIA, via
 from runstream.broker.logs import get_logger
 from runstream.schemas import RunRequest, StopReason
 
@@ -46,6 +47,9 @@ CONNECTED: Final = "http11.send_request_headers.started"
 ENDINGS: Final = ("stop_reason", "error_message")
 BREAKS: Final = frozenset({"stream_incomplete", "upstream_timeout"})
 """Errors that leave what was said before them as it is: a run that had its ending has ended."""
+RUN_ID: Final = "X-Runstream-Run-Id"
+AGENT_ID: Final = "X-Runstream-Agent-Id"
+CONVERSATION_ID: Final = "X-Runstream-Conversation-Id"
 HEADERS: Final = {
     "Accept": "text/event-stream",
     "Accept-Encoding": "identity",  # A compressor holds events back to make more of them.
@@ -173,6 +177,7 @@ class _HttpAgent:
             raise silent(self._settings.silence_seconds) from error
 
     def _request(self, run: RunRequest, headers: Mapping[str, str]) -> httpx.Request:
+        headers = {**headers, **_about(run), VIA: via([*(run.hops or ()), run.run_id])}
         if run.trace is not None:
             headers = {**headers, **run.trace.headers}
         try:
@@ -181,6 +186,12 @@ class _HttpAgent:
             )
         except UnicodeEncodeError:
             raise AgentFailed("internal_error", detail="A header for the platform is not ASCII.") from None
+
+
+def _about(run: RunRequest) -> dict[str, str]:
+    """Say which run it is, and whose: of a platform that is asked by its URL nothing else does."""
+    said = {RUN_ID: run.run_id, AGENT_ID: run.agent_id}
+    return said if run.conversation_id is None else {**said, CONVERSATION_ID: run.conversation_id}
 
 
 async def _nobody(_: RunRequest) -> Mapping[str, str]:

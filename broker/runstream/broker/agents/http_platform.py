@@ -44,6 +44,11 @@ class Platform:
         return f"{self._url.scheme}://{self._url.netloc.decode('ascii')}{self._base.removesuffix('/v1')}"
 
     @property
+    def address(self) -> tuple[str, int]:
+        """Which host and port is connected to."""
+        return self._url.host, self._url.port or (443 if self._url.scheme == "https" else 80)
+
+    @property
     def query(self) -> str:
         """What the URL says after its path, which every request for a run says, too."""
         return self._query

@@ -40,8 +40,13 @@ class AgentSource(msgspec.Struct, frozen=True, kw_only=True):
     """Open it, given where NATS is; leaving the context gives back what it holds."""
     forwards_credentials: bool = False
     """Whether it is to be called with what the client authenticated itself with."""
-    letta: Platform | None = None
-    """The Letta-compatible platform that it asks, if it asks one."""
+    platform: Platform | None = None
+    """Whom it asks over HTTP, if it asks anybody."""
+
+    @property
+    def letta(self) -> Platform | None:
+        """The Letta-compatible platform that it asks, if it asks one."""
+        return self.platform if self.platform is not None and self.platform.is_letta else None
 
     @property
     def judges_approvals(self) -> bool:
@@ -55,7 +60,7 @@ def agent_source(spec: str, settings: UpstreamSettings) -> AgentSource:
         return AgentSource(open=lambda _: _ready(demo))
     if re.match(r"https?:", spec, re.IGNORECASE):
         platform = Platform(spec)
-        return msgspec.structs.replace(_platform(platform, settings), letta=platform if platform.is_letta else None)
+        return msgspec.structs.replace(_platform(platform, settings), platform=platform)
     if ADDRESS.fullmatch(spec):
         raise InvalidAgent(f"There is no agent {spec!r}: is it a platform? Then write http://{spec}.")
     if CALLABLE.fullmatch(spec):

@@ -22,6 +22,10 @@ RESERVED_HEADERS = frozenset(
         "traceparent",
         "tracestate",
         "transfer-encoding",
+        "via",
+        "x-runstream-agent-id",
+        "x-runstream-conversation-id",
+        "x-runstream-run-id",
     }
 )
 """What the agent says itself, of the request as it is."""

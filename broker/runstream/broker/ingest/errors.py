@@ -34,7 +34,7 @@ from runstream.broker.errors import (
     WrongAgent,
 )
 from runstream.broker.http_auth import challenge
-from runstream.broker.http_body import BadBody, BodyPacked, BodyTooLarge, BodyTooSlow, NotJson
+from runstream.broker.http_body import BadBody, BodyNotFramed, BodyPacked, BodyTooLarge, BodyTooSlow, NotJson
 from runstream.broker.operations import Answer, Body, Header
 
 __all__ = ["STATUSES", "IngestError", "not_usable", "refusals", "translated"]
@@ -226,7 +226,7 @@ def not_usable(error: BadBody) -> IngestError:
             return IngestError("unsupported_media_type", str(error))
         case BodyTooSlow():
             return IngestError("too_slow", str(error))
-        case NotJson():
+        case NotJson() | BodyNotFramed():
             return IngestError("invalid_request", str(error))
         case _:
             return IngestError(

@@ -178,7 +178,9 @@ class _Routes:
                     response = await handle(request)
             except ConnectionError:
                 self._ingest.metrics.ingest_request(operation, "hung_up")
-                raise
+                log.info("ingest_hung_up", operation=operation, run_id=request.match_info.get("run_id"))
+                # Nobody is there to get it; raised, aiohttp would log a defect.
+                response = web.Response(status=HTTPStatus.BAD_REQUEST)
             except Exception as error:  # noqa: BLE001  # a defect is answered, too
                 refused = _refused(error, request)
                 cause = refused.__cause__ or error

@@ -19,16 +19,19 @@ from runstream.broker.fullness import announce_stuck
 from runstream.broker.index import Index
 from runstream.broker.ingest.errors import IngestError, translated
 from runstream.broker.jetstream import StoredMessage
-from runstream.broker.log import ENDING, place_of
+from runstream.broker.log import ENDING, kind_of, place_of
 from runstream.broker.logs import get_logger
 from runstream.broker.opening import begin, claim_to_write, record_to_write
 from runstream.broker.publisher import Publisher
 from runstream.broker.repair import Repair, watch_over
+from runstream.broker.survey import stored_at
 from runstream.broker.takeover import TakeOver
 from runstream.broker.topology import LogAddress
-from runstream.schemas import RunRecord, status_of
+from runstream.schemas import Kind, RunRecord, status_of
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from runstream.broker.auth.principal import Principal
     from runstream.broker.jetstream import JetStream
     from runstream.broker.metrics import BrokerMetrics
@@ -273,14 +276,25 @@ class IngestedRuns:
 
     async def _end(self, record: RunRecord, last: StoredMessage | None, outcome: Outcome) -> None:
         self.forget(record.id)
+        spoke_at = await self.first_chunk_at(record)
         try:
-            ended = await self._take_over.end(record, last, outcome)
+            ended = await self._take_over.end(record, last, outcome, first_chunk_at=spoke_at)
         except StoreFull as full:
             await announce_stuck(self._jetstream.connection, record.id, full)
             raise
         if ended.is_last:
             self.count_end(record, ended.stop_reason)
             log.info("run_ended", run_id=record.id, stop_reason=ended.stop_reason)
+
+    async def first_chunk_at(self, record: RunRecord) -> datetime | None:
+        """Say when a run's first chunk was stored, by whichever request; None if there is none."""
+        if record.first_seq is None:
+            return None
+        address = LogAddress(record.id, record.shard)
+        first = await self._jetstream.first_message(address.stream, address.subject, seq=record.first_seq + 1)
+        if first is None or kind_of(first) is not Kind.DATA or place_of(first) != 1:
+            return None  # Or retention has removed it.
+        return stored_at(first)
 
     def count_end(self, record: RunRecord, stop_reason: str) -> None:
         """Count a run whose log's end was stored here."""

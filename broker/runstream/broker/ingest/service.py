@@ -322,6 +322,7 @@ class Ingest:
                 with contextlib.suppress(RunCancelled):
                     await appending.flush()
                 facts = appending.facts()
+                publisher.first_chunk_at = await self.runs.first_chunk_at(standing.record)
                 await end_run(publisher, self.runs.index, standing.record, Outcome("cancelled"))
                 self.runs.count_end(standing.record, "cancelled")
         except (BrokerError, TimeoutError) as error:

@@ -128,7 +128,7 @@ async def _to_cancel(request: web.Request, conversation_id: str) -> RunRecord | 
         return await services.lookup(request[PRINCIPAL]).to_cancel_in(found)
     agent_id = request.query.get("agent_id") if conversation_id == DEFAULT_CONVERSATION else conversation_id
     if agent_id is None or not is_agent_id(agent_id):
-        raise NotFound.conversation(conversation_id)
+        raise NotFound("Conversation not found with id='default': agent_id in the query says whose, as agent-<uuid4>.")
     return await services.lookup(request[PRINCIPAL]).to_cancel_of_agent(agent_id)
 
 

@@ -1,0 +1,69 @@
+"""What `runstream up` tells people to try, so that it works as it stands: with this agent, and this authentication."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from runstream.broker.agents.loading import AgentSource
+    from runstream.broker.auth.settings import AuthSettings
+
+__all__ = ["welcome"]
+
+WELCOME: Final = """
+runstream is up. What to try next, in another terminal:
+{credential}
+  # {start}
+  curl -N {url}/v1/agents/{agent_id}/messages/stream{authorization} \\
+    -H 'Content-Type: application/json' \\
+    -d '{body}'
+
+  # Go on where you were: the run_id and the last seq_id stand in each line you saw.
+  curl -N {url}/v1/runs/RUN_ID/stream{authorization} \\
+    -H 'Content-Type: application/json' -d '{{"starting_after": SEQ_ID}}'
+
+Ctrl-C stops it. Runs are kept in {where} and survive a restart.
+"""
+
+ANY_AGENT: Final = "agent-123e4567-e89b-42d3-8456-426614174000"
+AUTHORIZATION: Final = ' -H "Authorization: Bearer $TOKEN"'
+STATIC: Final = "A key, whose line is in {file}: runstream keys new makes one."
+SIGNED: Final = "A token for ten minutes, signed as RUNSTREAM_AUTH_SECRET_FILE and the like say here."
+ISSUED: Final = "A token with the scopes runs:read and runs:write, of {issuer}."
+
+
+def welcome(url: str, agent: AgentSource, auth: AuthSettings, *, is_demo: bool, data_dir: Path | None) -> str:
+    """Say what to try at `url`. `data_dir` None: the runs are in a NATS that was there."""
+    if is_demo:
+        start = "A run of 50 chunks, one every 200 ms; break it off with Ctrl-C whenever you like."
+        body = r'{"background": true, "input": "{\"chunks\": 50, \"interval_ms\": 200}"}'
+    else:
+        start = "A run that can be resumed; break it off with Ctrl-C whenever you like."
+        body = '{"background": true, "input": "What is a stream?"}'
+        if agent.letta is not None:
+            start += " AGENT_ID is one of your platform's."
+    return WELCOME.format(
+        url=url,
+        credential=_credential(auth),
+        start=start,
+        agent_id="AGENT_ID" if agent.letta is not None else ANY_AGENT,
+        authorization="" if auth.auth == "none" else AUTHORIZATION,
+        body=body,
+        where="NATS" if data_dir is None else data_dir,
+    )
+
+
+def _credential(auth: AuthSettings) -> str:
+    """Say where a credential comes from, where one is asked for."""
+    match auth.auth:
+        case "none":
+            return ""
+        case "static":
+            says, how = STATIC.format(file=auth.auth_keys_file), "rsk_…"
+        case _ if auth.auth_secret_file is not None:
+            says, how = SIGNED, "$(runstream keys token --scope 'runs:read runs:write')"
+        case _:
+            says, how = ISSUED.format(issuer=auth.auth_issuer), "…"
+    return f"\n  # {says}\n  TOKEN={how}\n"

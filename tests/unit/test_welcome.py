@@ -1,0 +1,49 @@
+"""What `runstream up` tells people works where they are told it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runstream.broker.agents.loading import agent_source
+from runstream.broker.agents.settings import UpstreamSettings
+from runstream.broker.auth.settings import AuthSettings
+from runstream.gateway.welcome import welcome
+
+URL = "http://127.0.0.1:8283"
+
+
+def told(agent: str = "demo", data_dir: Path | None = Path("data"), **auth: Any) -> str:
+    source = agent_source(agent, UpstreamSettings())
+    return welcome(URL, source, AuthSettings(**auth), is_demo=agent == "demo", data_dir=data_dir)
+
+
+def test_the_demo_is_shown_what_it_can_do() -> None:
+    """With its knobs, and without a credential, as none is asked for."""
+    assert '{"background": true, "input": "{\\"chunks\\": 50, \\"interval_ms\\": 200}"}' in told()
+    assert "Bearer" not in told()
+    assert f"curl -N {URL}/v1/agents/agent-" in told()
+    assert "kept in data and survive" in told()
+
+
+@pytest.mark.parametrize(("agent", "agent_id"), [("http://a/chat", "agent-"), ("http://a:8283", "AGENT_ID/")])
+def test_no_other_agent_is_said_to_be_the_demo(agent: str, agent_id: str) -> None:
+    """It is asked a question; of a Letta platform's agents nobody here knows one."""
+    assert "chunks" not in told(agent)
+    assert f"{URL}/v1/agents/{agent_id}" in told(agent, data_dir=None)
+    assert "kept in NATS" in told(agent, data_dir=None)
+
+
+@pytest.mark.parametrize(
+    ("auth", "where"),
+    [
+        ({"auth": "static", "auth_keys_file": "keys"}, "runstream keys new"),
+        ({"auth": "jwt", "auth_secret_file": "secret"}, "TOKEN=$(runstream keys token --scope"),
+        ({"auth": "jwt", "auth_jwks": "https://i/jwks", "auth_issuer": "https://i"}, "of https://i."),
+    ],
+)
+def test_where_a_credential_is_asked_for_it_is_sent(auth: dict[str, Any], where: str) -> None:
+    """Every line has it, and it is said where it comes from."""
+    text = told(**auth)
+    assert where in text
+    assert text.count('-H "Authorization: Bearer $TOKEN"') == text.count("curl") == 2
