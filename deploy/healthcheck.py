@@ -4,7 +4,7 @@ import http.client
 import os
 import sys
 
-PORTS = [int(port)] if (port := os.environ.get("RUNSTREAM_PORT")) else [8283, 8284]
+PORTS = [int(os.environ.get("RUNSTREAM_PORT") or 8283), int(os.environ.get("RUNSTREAM_BROKER_PORT") or 8284)]
 """The gateway's and the broker's: a container has one of them."""
 
 

@@ -11,6 +11,7 @@ import structlog
 
 from runstream.broker.agents.settings import UpstreamSettings
 from runstream.broker.auth.settings import AuthSettings
+from runstream.broker.limits.settings import LimitSettings
 from runstream.broker.settings import BrokerSettings
 from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings, UpSettings
 
@@ -30,6 +31,7 @@ KINDS: Final = (
     BrokerServiceSettings,
     UpSettings,
     AuthSettings,
+    LimitSettings,
 )
 OF_OPTIONS: Final = frozenset({"RUNSTREAM_LOG_JSON", "RUNSTREAM_LOG_LEVEL"})
 """What options of the command line read themselves."""

@@ -18,6 +18,7 @@ from runstream.gateway.app import Gateway
 from runstream.gateway.process import bind, check_elsewhere, check_exposure, url_of
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from runstream.broker.agents.loading import AgentSource
@@ -64,12 +65,7 @@ async def up(
     Nothing is left behind: no child process, no lock, no endpoints file.
     """
     async with AsyncExitStack() as stack:
-        gateway_socket = stack.enter_context(bind(settings.host, settings.port, "port"))
-        broker_socket = stack.enter_context(bind(settings.host, settings.broker_port, "broker port"))
-        for listener in (gateway_socket, broker_socket):
-            check_exposure(listener, auth)
-            if agent.platform is not None:
-                await check_elsewhere(agent.platform.address, listener)
+        gateway_socket, broker_socket = await _bound(stack, settings, auth, agent)
         authenticator = await stack.enter_async_context(authenticating(auth))
         directory = stack.enter_context(DataDirectory(settings.data_dir))
         nats_url = settings.nats_url
@@ -109,6 +105,21 @@ async def up(
         log.info("ready", **endpoints, pid=os.getpid())
         ready(endpoints["gateway"])
         await asyncio.Event().wait()
+
+
+async def _bound(
+    stack: AsyncExitStack, settings: UpSettings, auth: AuthSettings, agent: AgentSource
+) -> tuple[socket.socket, socket.socket]:
+    """Take the gateway's port and the broker's, until the stack is left, and see that they may be and are no agent's."""
+    sockets = (
+        stack.enter_context(bind(settings.host, settings.port, "port")),
+        stack.enter_context(bind(settings.host, settings.broker_port, "broker port")),
+    )
+    for listener in sockets:
+        check_exposure(listener, auth)
+        if agent.platform is not None:
+            await check_elsewhere(agent.platform.address, listener)
+    return sockets
 
 
 async def _embedded(stack: AsyncExitStack, directory: DataDirectory, port: int) -> str:
