@@ -144,14 +144,14 @@ class Setting(NamedTuple):
 
 
 COMMANDS = ("gateway", "broker", "provision", "up")
-NO_SETTINGS = {"help", "rebuild_index"}
+NO_SETTINGS = {"help", "plan", "apply", "as_json", "rebuild_index"}
 """Options that say what is to be done now: no variable has them."""
 
 
 def options() -> list[Any]:
     """The options of all commands, as their parsers have them."""
     group: Any = typer.main.get_command(cli.app)
-    return [option for name in COMMANDS for option in group.commands[name].params]
+    return [option for name in COMMANDS for option in group.get_command(None, name).params]
 
 
 def settings() -> dict[str, Setting]:
