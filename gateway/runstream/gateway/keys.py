@@ -16,6 +16,7 @@ from runstream.broker.connection import Connection
 from runstream.broker.errors import BrokerError, InvalidSettings
 from runstream.broker.jetstream import JetStream
 from runstream.broker.settings import BrokerSettings, resolved
+from runstream.gateway.commands.exits import Exit, epilog
 from runstream.schemas import DEFAULT_TENANT
 
 __all__ = ["keys"]
@@ -28,6 +29,7 @@ AgentId = Annotated[str | None, typer.Option(help="Only what is this agent's.")]
 ConversationId = Annotated[str | None, typer.Option(help="Only what is in this conversation.")]
 RunId = Annotated[str | None, typer.Option(help="Only this run.")]
 MOST_SECONDS = 24 * 3600
+EPILOG = epilog([Exit.FINE, Exit.FAILED, Exit.USAGE])
 
 
 @keys.callback()
@@ -35,7 +37,7 @@ def _keys() -> None:
     """Make and revoke keys (--auth static) and tokens (--auth jwt)."""
 
 
-@keys.command("new")
+@keys.command("new", epilog=EPILOG)
 def new_command(
     tenant: Tenant = DEFAULT_TENANT,
     scope: Scope = "runs:read",
@@ -52,7 +54,7 @@ def new_command(
     typer.echo(line.decode())
 
 
-@keys.command("token")
+@keys.command("token", epilog=EPILOG)
 def token_command(  # noqa: PLR0917  # typer reads options off the parameters
     tenant: Tenant = DEFAULT_TENANT,
     scope: Scope = "runs:read",
@@ -69,7 +71,7 @@ def token_command(  # noqa: PLR0917  # typer reads options off the parameters
         _fail(error)
 
 
-@keys.command("revoke")
+@keys.command("revoke", epilog=EPILOG)
 def revoke_command(
     key_id: Annotated[
         str, typer.Argument(help="A key's id, the 12 digits after rsk_; or a token's jti, or the token itself.")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import time
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 from urllib.parse import urlsplit
 
@@ -24,6 +26,7 @@ __all__ = ["AWAY", "PASSING", "Client", "refusal"]
 
 CONNECT_SECONDS: Final = 5.0
 ANSWER_SECONDS: Final = 30.0
+RETRY_SECONDS: Final = 0.5
 SILENCE_SECONDS: Final = 120.0
 """How long a stream may be silent: six of the keep-alive pings that a gateway sends. Beyond, its other end is gone."""
 SHOWN_CHARACTERS: Final = 300
@@ -80,8 +83,23 @@ class Client:
         ) as answer:
             yield answer
 
-    async def ask(self, method: str, path: str, *, body: object = None, query: Query = None) -> Any:
-        """Send one request; returns what its answer's JSON says. Raises `CommandError` for anything but a success."""
+    async def ask(
+        self, method: str, path: str, *, body: object = None, query: Query = None, patience_seconds: float = 0
+    ) -> Any:
+        """Send one request, and again while nobody answers; returns what its answer's JSON says.
+
+        `patience_seconds` is for what may be sent again. Raises `CommandError` for anything but a success.
+        """
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            try:
+                return await self._ask(method, path, body, query)
+            except Unreachable:
+                if time.monotonic() + RETRY_SECONDS > deadline:
+                    raise
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _ask(self, method: str, path: str, body: object, query: Query) -> Any:
         try:
             async with self.answer(method, path, body=body, query=query) as answer:
                 text = await answer.text(errors="replace")

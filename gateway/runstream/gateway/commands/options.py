@@ -32,5 +32,14 @@ Patience: TypeAlias = Annotated[
 NatsUrl: TypeAlias = Annotated[
     str | None, typer.Option(help="Where NATS is; several servers with commas. [nats://127.0.0.1:4222]")
 ]
-LogLevel: TypeAlias = Annotated[str, typer.Option(envvar="RUNSTREAM_LOG_LEVEL")]
-LogJson: TypeAlias = Annotated[bool | None, typer.Option("--log-json/--log-text", envvar="RUNSTREAM_LOG_JSON")]
+LogLevel: TypeAlias = Annotated[
+    str, typer.Option(envvar="RUNSTREAM_LOG_LEVEL", help="What is logged: debug, info, warning, error or critical.")
+]
+LogJson: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--log-json/--log-text",
+        envvar="RUNSTREAM_LOG_JSON",
+        help="How logs look, on stderr. [text on a terminal, else JSON]",
+    ),
+]

@@ -48,7 +48,7 @@ async def _replay(client: Client, target: str, shown: Shown, *, speed: str, pati
     """Show each event when its time has come; returns what became of the run."""
     pace = Pace(speed_of(speed))
     async with client:
-        run_id = await newest_run(client, target)
+        run_id = await newest_run(client, target, patience)
         timing = _Timing(client, run_id, pace, patience)
         follower = Follower(client, run_id, patience_seconds=patience, away=shown.away)
         async with aclosing(follower.events()) as events:

@@ -58,7 +58,7 @@ async def _tail(client: Client, target: str, after: int, shown: Shown, *, patien
     if forever and not target.startswith(tuple(FILTERS)):
         raise Usage("--follow goes on with the next run: name a conversation or an agent, and not a run.")
     async with client:
-        run_id = await newest_run(client, target)
+        run_id = await newest_run(client, target, patience)
         while True:
             follower = Follower(client, run_id, after=after, patience_seconds=patience, away=shown.away)
             try:
@@ -70,35 +70,36 @@ async def _tail(client: Client, target: str, after: int, shown: Shown, *, patien
                 raise
             if not forever:
                 return shown.outcome
-            run_id, after = await _next_run(client, target, run_id), 0
+            run_id, after = await _next_run(client, target, run_id, patience), 0
             shown.begin(run_id)
 
 
-async def newest_run(client: Client, target: str) -> str:
+async def newest_run(client: Client, target: str, patience_seconds: float = 0) -> str:
     """Return the run that is named, or the newest of the conversation or agent that is. Raises `Missing`, `Usage`."""
     if not target.startswith(tuple(FILTERS)):
-        return str((await client.ask("GET", f"/v1/runs/{_segment(target)}"))["id"])
-    found = await _runs(client, target, order="desc")
+        return _run(target)
+    found = await _runs(client, target, patience_seconds, order="desc")
     if not found:
         raise Missing(f"{target} has no run yet, or none that is listed.")
     return str(found[0]["id"])
 
 
-async def _next_run(client: Client, target: str, after: str) -> str:
+async def _next_run(client: Client, target: str, after: str, patience_seconds: float) -> str:
     while True:
-        found = await _runs(client, target, order="asc", after=after)
+        found = await _runs(client, target, patience_seconds, order="asc", after=after)
         if found:
             return str(found[0]["id"])
         await asyncio.sleep(NEXT_SECONDS)
 
 
-async def _runs(client: Client, target: str, **query: str) -> list[dict[str, Any]]:
+async def _runs(client: Client, target: str, patience_seconds: float, **query: str) -> list[dict[str, Any]]:
     field = next(name for prefix, name in FILTERS.items() if target.startswith(prefix))
-    found: list[dict[str, Any]] = await client.ask("GET", "/v1/runs/", query={field: target, "limit": "1", **query})
+    asked = {field: target, "limit": "1", **query}
+    found: list[dict[str, Any]] = await client.ask("GET", "/v1/runs/", query=asked, patience_seconds=patience_seconds)
     return found
 
 
-def _segment(target: str) -> str:
+def _run(target: str) -> str:
     if not target.startswith("run-") or not target.replace("-", "").isalnum():
         raise Usage(f"Name a run (run-…), a conversation (conv-…) or an agent (agent-…): {target!r} is none.")
     return target

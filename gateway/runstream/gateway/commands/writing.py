@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["BadChunk", "Writing"]
 
 FIRST_DELAY_SECONDS: Final = 0.1
-LONGEST_DELAY_SECONDS: Final = 2.0
+LONGEST_DELAY_SECONDS: Final = 1.0
+TRIES_PER_LEASE: Final = 8
 STORE_FULL: Final = 507
 CONFLICT: Final = 409
 TOO_LARGE: Final = 413
@@ -120,7 +121,8 @@ class Writing:
             if time.monotonic() + delay > deadline:
                 raise failure
             await asyncio.sleep(delay)
-            delay = min(2 * delay, LONGEST_DELAY_SECONDS)
+            # Not as long as the run would be taken for lost.
+            delay = min(2 * delay, LONGEST_DELAY_SECONDS, self.lease_seconds / TRIES_PER_LEASE)
 
     async def _sent_once(self, path: str, body: object) -> tuple[int, dict[str, Any]]:
         headers = {"Expected-Index": str(self.index)} if path.endswith(("/chunks", "/end", "/fail")) else {}
