@@ -199,6 +199,7 @@ class Stream:
         self._seconds = seconds
         self._events = self._read()
         self._deadline = asyncio.get_running_loop().time() + seconds
+        self._is_ending = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -224,9 +225,10 @@ class Stream:
                 return str(event.chunk["run_id"])
         raise Broken("a stream ended, and no event has named its run")
 
-    async def rest(self) -> list[Said]:
-        """Read all that comes, to the end."""
+    async def rest(self, *, at_once: bool = False) -> list[Said]:
+        """Read all that comes, to the end; which is to come `at_once`, however much is said meanwhile."""
         rest: list[Said] = []
+        self._is_ending = at_once
         while (event := await self._next()) is not None:
             rest.append(event)
         return rest
@@ -236,12 +238,13 @@ class Stream:
             async with asyncio.timeout_at(self._deadline):
                 event = await anext(self._events, None)
         except TimeoutError:
-            raise Broken(f"nothing but pings for {self._seconds:g} s, after {len(self.seen)} events") from None
+            what = "no end" if self._is_ending else "nothing but pings"
+            raise Broken(f"{what} within {self._seconds:g} s, after {len(self.seen)} events") from None
         except AWAY as error:
             raise Broken(f"the stream broke off after {len(self.seen)} events: {error}") from error
         if event is not None:
             self.seen.append(event)
-            if event.kind != "ping":
+            if event.kind != "ping" and not self._is_ending:
                 self._deadline = asyncio.get_running_loop().time() + self._seconds
         return event
 
