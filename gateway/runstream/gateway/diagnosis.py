@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import msgspec
 
 from runstream.broker.connection import Connection
-from runstream.broker.errors import BrokerError, NotStored, Refused, StoreFull, Unavailable, WrongLastSequence
+from runstream.broker.errors import (
+    BrokerError,
+    NotStored,
+    Refused,
+    StoreFull,
+    StoreRefused,
+    Unavailable,
+    WrongLastSequence,
+)
+from runstream.broker.index import Index
 from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, JetStream
 from runstream.broker.keys import pulse_key, subject_of
 from runstream.broker.settings import without_password
@@ -39,6 +48,7 @@ FULL_SHARE: Final = 0.85
 """A share of a limit above which an operator is to make room before it is reached."""
 TRIES: Final = 5
 IMPOSSIBLE: Final = str(2**62)
+DOCTOR: Final = "doctor"
 
 _ENTRIES: Final = ("run", "request", "lease", "claim", "otid", "conversation", "agent", "approval")
 WRITES: Final[Mapping[Role, tuple[str, ...]]] = {
@@ -47,7 +57,7 @@ WRITES: Final[Mapping[Role, tuple[str, ...]]] = {
         "work.doctor.doctor",
         *(subject_of(f"{each}.doctor") for each in (*_ENTRIES, "ticket")),
     ),
-    "broker": ("runs.0.doctor", "work.doctor.doctor", subject_of(pulse_key("doctor"))),
+    "broker": ("runs.0.doctor", "work.doctor.doctor", subject_of(pulse_key(DOCTOR))),
     "writer": ("runs.0.doctor", *(subject_of(f"{each}.doctor") for each in _ENTRIES)),
     "provision": tuple(subject_of(f"{each}.doctor") for each in _ENTRIES if each != "request"),
 }
@@ -115,9 +125,8 @@ async def _checked(jetstream: JetStream, settings: BrokerSettings, role: Role) -
         yield Finding("storage", "unknown", "There are no streams to look at.")
         return
     yield _clock(*info)
-    async for finding in _storage(jetstream, settings):
+    for finding in [*await _storage(jetstream, settings), await _latency(jetstream)]:
         yield finding
-    yield await _latency(jetstream)
 
 
 def _version(jetstream: JetStream) -> Finding:
@@ -202,8 +211,8 @@ def _clock(info: dict[str, Any], before: float, after: float) -> Finding:
     return Finding("clock", "fine", f"{abs(ahead) * 1000:.0f} ms from nats-server's, at most")
 
 
-async def _storage(jetstream: JetStream, settings: BrokerSettings) -> AsyncIterator[Finding]:
-    problems = 0
+async def _storage(jetstream: JetStream, settings: BrokerSettings) -> list[Finding]:
+    found: list[Finding] = []
     names = [f"RUNS_{shard}" for shard in range(settings.shards)]
     for name in (*names, INDEX_STREAM, WORK_STREAM):
         try:
@@ -212,38 +221,48 @@ async def _storage(jetstream: JetStream, settings: BrokerSettings) -> AsyncItera
             continue  # Told already.
         used, most = info["state"]["bytes"], info["config"]["max_bytes"]
         if most > 0 and used > FULL_SHARE * most:
-            problems += 1
-            says = f"{name} holds {used} of the {most} bytes it may."
             do = "Raise RUNSTREAM_MAX_LOG_BYTES or shorten RUNSTREAM_RETENTION, then `runstream provision --apply`."
-            yield Finding("storage", "problem", says, do)
-        lagging = [each["name"] for each in info.get("cluster", {}).get("replicas", []) if not each.get("current")]
+            found.append(Finding("storage", "problem", f"{name} holds {used} of the {most} bytes it may.", do))
+        lagging = [each["name"] for each in info.get("cluster", {}).get("replicas") or [] if not each.get("current")]
         if lagging:
-            problems += 1
             do = "Start these servers, or wait until they have caught up; see `nats stream info`."
-            yield Finding("replicas", "problem", f"{name} is behind on {', '.join(lagging)}.", do)
-    account = await _account(jetstream)
-    if account is not None:
-        used, most = account["storage"], account["limits"]["max_storage"]
-        if most > 0 and used > FULL_SHARE * most:
-            problems += 1
-            do = "Raise the account's limit at nats-server, or shorten RUNSTREAM_RETENTION."
-            yield Finding("storage", "problem", f"The account holds {used} of the {most} bytes it may.", do)
-    if not problems:
-        yield Finding("storage", "fine", "no stream is near its limit, and all replicas are there")
+            found.append(Finding("replicas", "problem", f"{name} is behind on {', '.join(lagging)}.", do))
+    found += await _account(jetstream)
+    found += await _room(jetstream)
+    return found or [Finding("storage", "fine", "no stream is near its limit, and all replicas are there")]
 
 
-async def _account(jetstream: JetStream) -> dict[str, Any] | None:
-    """Ask for the account's limits, which runstream's own roles need not, and may not."""
+async def _account(jetstream: JetStream) -> list[Finding]:
+    """Look at the account's limits, which runstream's own roles need not, and may not."""
     try:
-        return await jetstream.api("INFO", None)
+        account = await jetstream.api("INFO", None)
     except BrokerError:
-        return None
+        return []
+    used, most = account["storage"], account["limits"]["max_storage"]
+    if most <= 0 or used <= FULL_SHARE * most:
+        return []
+    do = "Raise the account's limit at nats-server, or shorten RUNSTREAM_RETENTION."
+    return [Finding("storage", "problem", f"The account holds {used} of the {most} bytes it may.", do)]
+
+
+async def _room(jetstream: JetStream) -> list[Finding]:
+    """Write what only a broker may, to see whether there is room; nothing is said for who may not."""
+    try:
+        # By itself first: the index would go on trying what it may not.
+        await jetstream.publish(subject_of(pulse_key(DOCTOR)), b"", {})
+        await Index(jetstream).pulse(DOCTOR)
+    except StoreFull as error:
+        do = "Make room: raise the limit, remove runs, or shorten RUNSTREAM_RETENTION. Runs wait until then."
+        return [Finding("storage", "problem", f"Nothing more is stored: {error}", do)]
+    except (Refused, StoreRefused):
+        return []
+    return []
 
 
 async def _latency(jetstream: JetStream) -> Finding:
     """Store a few messages where a broker shows that it can write, or, as another role, have them refused."""
     took: list[float] = []
-    subject, headers, what = subject_of(pulse_key("doctor")), dict[str, str](), "storing a message"
+    subject, headers, what = subject_of(pulse_key(DOCTOR)), dict[str, str](), "storing a message"
     while len(took) < TRIES:
         began = time.perf_counter()
         try:
@@ -253,11 +272,8 @@ async def _latency(jetstream: JetStream) -> Finding:
                 return Finding("latency", "unknown", "This role may write nothing that could be timed.")
             subject, headers, what = "runs.0.doctor", {EXPECTED_LAST_SEQUENCE: IMPOSSIBLE}, "having a write refused"
             continue
-        except WrongLastSequence:
-            pass
-        except StoreFull as error:
-            do = "Make room: raise the limit, remove runs, or shorten RUNSTREAM_RETENTION. Runs wait until then."
-            return Finding("storage", "problem", f"Nothing more is stored: {error}", do)
+        except (WrongLastSequence, StoreFull):
+            pass  # An answer all the same.
         took.append(time.perf_counter() - began)
     median = statistics.median(took)
     if median > SLOW_SECONDS:
