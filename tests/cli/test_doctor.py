@@ -132,8 +132,8 @@ async def test_storage_that_fills_is_found(nats_url: str, jetstream: JetStream) 
     assert (found["check"], found["says"].startswith("RUNS_0 holds 95")) == ("storage", True)
     index = (await jetstream.api("STREAM.INFO.KV_RUNSTREAM", None))["config"]
     await jetstream.api("STREAM.UPDATE.KV_RUNSTREAM", {**index, "max_bytes": 10})
-    found = await looked(nats_url, RUNSTREAM_MAX_LOG_BYTES="100000")
-    assert any(each["says"].startswith("Nothing more is stored") for each in found)
+    full = await looked(nats_url, RUNSTREAM_MAX_LOG_BYTES="100000")
+    assert any(each["says"].startswith("Nothing more is stored") for each in full)
 
 
 async def test_what_a_user_of_nats_may_not_do_is_found(tmp_path: Path) -> None:

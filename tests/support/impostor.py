@@ -241,7 +241,8 @@ class Impostor:
             await asyncio.sleep(3600)
         for place in itertools.count():
             async with run.news:
-                await run.news.wait_for(lambda wanted=place: len(run.events) > wanted)
+                while len(run.events) <= place:
+                    await run.news.wait()
             name, chunk = run.events[place]
             seq = None if chunk is None else chunk.get("seq_id")
             if seq is None or seq > cursor:

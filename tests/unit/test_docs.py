@@ -29,6 +29,7 @@ from runstream.broker.operations import Operation
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.broker.topology import WORK_STREAM
 from runstream.gateway import cli
+from runstream.gateway.commands.settings import KEY
 from runstream.gateway.mounting import OPERATIONS, operations
 from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings, UpSettings
 from runstream.schemas import ERROR_TYPES, Kind
@@ -154,6 +155,14 @@ def options() -> list[Any]:
     return [option for name in COMMANDS for option in group.get_command(None, name).params]
 
 
+def client_variables() -> set[str]:
+    """The variables that commands of clients read: those of their options, and the key, which has none."""
+    group: Any = typer.main.get_command(cli.app)
+    parsers = [group.get_command(None, name) for name in cli.COMMANDS]
+    variables = {option.envvar for parser in parsers for option in parser.params if isinstance(option.envvar, str)}
+    return variables | {KEY}
+
+
 def settings() -> dict[str, Setting]:
     """Every setting by the name of its variable; of those of one name that of `up` is the one in the table."""
     found = {
@@ -177,7 +186,7 @@ def settings() -> dict[str, Setting]:
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"RUNSTREAM_[A-Z_]+[A-Z]", README + PROTOCOL + BOUNDS))))
 def test_settings_that_are_named_exist(name: str) -> None:
     """Nobody sets what nobody reads."""
-    assert name in settings() or name == WORK_STREAM
+    assert name in settings() or name in client_variables() or name == WORK_STREAM
 
 
 def test_bounds_are_those_of_the_default_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,9 @@ def _own(module: str, says: str, name: str = "command") -> Command:
 
 
 COMMANDS: Final[Mapping[str, Command]] = {
-    "up": _own("services", "Run everything in one process: an embedded nats-server, a broker, a gateway.", "up"),
+    "up": _own(
+        "services", "Run everything in one process: an embedded nats-server, a broker with an agent, a gateway.", "up"
+    ),
     "gateway": _own("services", "Run a gateway: HTTP in, streams out.", "gateway"),
     "broker": _own("services", "Run a broker: it makes the streams in NATS and executes runs.", "broker"),
     "provision": _own("provision", "Make the streams in NATS that are absent, say what differs, and end."),
