@@ -2,14 +2,19 @@
 
 import itertools
 import time
+from contextlib import aclosing
 
 import pytest
 
+from runstream.gateway.commands.client import Client
 from runstream.gateway.commands.exits import Usage
+from runstream.gateway.commands.following import Follower
 from runstream.gateway.commands.pace import Pace, speed_of
 from tests.cli.test_tail import chunks_of, without_pings
 from tests.support.commands import done
+from tests.support.proxy import Proxy
 from tests.support.stack import Stack
+from tests.support.waiting import wait_until
 
 MOMENTS = [
     {"seq_id": seq, "stored_at": f"2026-11-22T05:00:0{seconds}.{part}Z"}
@@ -53,6 +58,26 @@ async def test_a_replay_is_the_run_in_no_less_than_its_time(stack: Stack) -> Non
     took = time.monotonic() - began
     assert (shown.code, without_pings(shown.json)) == (0, chunks_of(events))
     assert took >= offsets[-1]
+
+
+async def pause(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    await wait_until(lambda: time.monotonic() > until)
+
+
+async def test_who_takes_long_over_an_event_is_not_given_up(stack: Stack) -> None:
+    """Patience is for a server that is away: a pause in a replay, in which the connection broke, is none of it."""
+    run_id, events = await stack.finished({"chunks": 400, "interval_ms": 0})
+    seen = []
+    async with Proxy.running([stack.base], cuts=[5000]) as proxy, Client(proxy.url) as client:
+        follower = Follower(client, run_id, patience_seconds=0.3)
+        async with aclosing(follower.events()) as following:
+            async for event in following:
+                seen.append(event.data)
+                if len(seen) == 2:
+                    await pause(0.6)
+        assert len(proxy.passages) > 1
+    assert [data for data in seen if "ping" not in data] == [event.data for event in events if "ping" not in event.data]
 
 
 async def test_at_once_it_is_the_run(stack: Stack) -> None:

@@ -4,9 +4,11 @@ import contextlib
 import json
 import shlex
 import signal
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from runstream.gateway.commands.said import harmless
 from runstream.schemas import new_agent_id, new_conversation_id, new_run_id
@@ -16,7 +18,7 @@ from tests.support.nats import free_ports
 from tests.support.processes import running, runstream
 from tests.support.proxy import Proxy, random_cuts
 from tests.support.services import SOURCE, service
-from tests.support.stack import Stack, message
+from tests.support.stack import Stack, listener, message, url_of
 from tests.support.waiting import wait_until
 
 
@@ -152,6 +154,42 @@ async def test_what_is_no_url_is_exit_code_2(url: str) -> None:
     shown = await done("runs", "--url", url)
     assert shown.code == 2
     assert "Write the server's URL as http://host:8283" in shown.complaint
+
+
+@contextlib.asynccontextmanager
+async def answering(body: bytes, media: str = "text/event-stream") -> AsyncIterator[str]:
+    """A server that answers everything with this, and nothing more; where it is."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=body, headers={"Content-Type": media})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    bound = listener()
+    await web.SockSite(runner, bound).start()
+    try:
+        yield url_of(bound)
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("body", "media", "code"),
+    [
+        (b"retry: 10\n", "text/event-stream", 3),  # a gateway that is full, or has lost NATS
+        (b"<html>", "text/html", 1),
+        (b"data: no json\n\n", "text/event-stream", 1),
+        (b"data: [1]\n\n", "text/event-stream", 1),
+    ],
+)
+async def test_who_only_says_to_come_back_or_is_no_gateway_is_left(body: bytes, media: str, code: int) -> None:
+    """Patience has an end, and what is no stream of chunks is told."""
+    async with answering(body, media) as url:
+        shown = await done("tail", new_run_id(), "--patience", "0.5", "--url", url)
+    assert shown.code == code
+    assert shown.complaint
 
 
 async def test_a_reader_that_is_gone_is_no_error(stack: Stack) -> None:

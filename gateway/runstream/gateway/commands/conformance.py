@@ -48,7 +48,7 @@ class Result:
     detail: str = ""
 
 
-@command.command(epilog=epilog([Exit.FINE, Exit.FAILED, Exit.USAGE, Exit.UNREACHABLE, Exit.REFUSED]))
+@command.command(epilog=epilog([Exit.FINE, Exit.FAILED, Exit.USAGE, Exit.UNREACHABLE, Exit.REFUSED, Exit.INTERRUPTED]))
 def conformance(  # noqa: PLR0917  # typer reads options off the parameters
     agent: Annotated[str, typer.Option(metavar="ID", help="Whom to send messages to.")] = AGENT,
     short: Annotated[str, typer.Option("--input", metavar="TEXT", help="What is answered within seconds.")] = SHORT,

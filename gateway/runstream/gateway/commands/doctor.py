@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -13,7 +12,7 @@ from rich.text import Text
 
 from runstream.broker.errors import BrokerError, InvalidSettings
 from runstream.broker.settings import BrokerSettings, resolved
-from runstream.gateway.commands.exits import Exit, epilog
+from runstream.gateway.commands.exits import Exit, epilog, run
 from runstream.gateway.commands.options import PLAIN, AsJson, NatsUrl
 from runstream.gateway.commands.said import harmless
 from runstream.gateway.diagnosis import Finding, Role, diagnose
@@ -29,7 +28,7 @@ command = typer.Typer(**PLAIN)
 MARKS: Final = {"fine": ("ok", "green"), "problem": ("problem", "bold red"), "unknown": ("unknown", "yellow")}
 
 
-@command.command(epilog=epilog([Exit.FINE, Exit.FAILED, Exit.USAGE]))
+@command.command(epilog=epilog([Exit.FINE, Exit.FAILED, Exit.USAGE, Exit.INTERRUPTED]))
 def doctor(
     role: Annotated[Role, typer.Option(help="As whom to look: whose user of NATS the settings name.")] = "gateway",
     nats_url: NatsUrl = None,
@@ -44,7 +43,7 @@ def doctor(
     except InvalidSettings as error:
         found.append(Finding("settings", "problem", str(error), "Mend this variable or option."))
     else:
-        asyncio.run(_look(settings, role, _collect(found, as_json=as_json)))
+        run(_look(settings, role, _collect(found, as_json=as_json)))
     if as_json:
         typer.echo(json.dumps([msgspec.to_builtins(finding) for finding in found]))
     elif len(found) == 1 and found[0].check == "settings":

@@ -7,13 +7,15 @@ where everything that is stored has an id; the last one that was yielded is the 
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
-from runstream.gateway.commands.client import AWAY, PASSING, SILENCE_SECONDS, refusal
+from runstream.gateway.commands.client import AWAY, SILENCE_SECONDS, refusal
 from runstream.gateway.commands.events import DONE, Event, Events
+from runstream.gateway.commands.exits import Failed, Unreachable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -47,15 +49,14 @@ class Follower:
         self._patience_seconds = patience_seconds
         self._away = away
         self._delay = FIRST_DELAY_SECONDS
-        self._heard_at = time.monotonic()
+        self._lost_at: float | None = None
 
     async def events(self) -> AsyncGenerator[Event]:
         """Yield what follows the cursor, `[DONE]` last; pings, too, without an id. Close it (`aclosing`) when leaving.
 
-        Raises `Missing`, `Refused`, `Usage` when the run cannot be followed, `Unreachable` when nobody answered for the
-        whole patience.
+        Raises `Missing`, `Refused`, `Usage`, `Failed` when the run cannot be followed, `Unreachable` when nobody answered
+        for the whole patience.
         """
-        self._heard_at = time.monotonic()
         while True:
             try:
                 async with aclosing(self._connection()) as connection:
@@ -63,12 +64,17 @@ class Follower:
                         yield event
                         if event.data == DONE:
                             return
-                lost = "the connection was cut"
+                lost = Unreachable(f"{self._client.url} cut the connection, and has nothing more to say.")
+            except Unreachable as error:
+                lost = error
             except AWAY as error:
-                lost = str(self._client.away(error))
-                if time.monotonic() - self._heard_at >= self._patience_seconds:
-                    raise self._client.away(error) from error
-            self._away(lost)
+                lost = self._client.away(error)
+            # Also for a gateway that is full, or without NATS, which answers, and says nothing. Counted from the first
+            # failure and not from the last event: whoever takes events may have taken hours over one.
+            self._lost_at = self._lost_at or time.monotonic()
+            if time.monotonic() - self._lost_at >= self._patience_seconds:
+                raise lost
+            self._away(str(lost))
             await asyncio.sleep(self._delay * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
             self._delay = min(2 * self._delay, LONGEST_DELAY_SECONDS)
 
@@ -81,11 +87,9 @@ class Follower:
                 yield Event("message", DONE)
                 return
             if answer.status != 200:  # noqa: PLR2004  # OK
-                refused = refusal(answer.status, await answer.text(errors="replace"), self._client.url)
-                if answer.status in PASSING and time.monotonic() - self._heard_at < self._patience_seconds:
-                    self._away(str(refused))
-                    return
-                raise refused
+                raise refusal(answer.status, await answer.text(errors="replace"), self._client.url)
+            if answer.content_type != "text/event-stream":
+                raise Failed(f"{self._client.url} answers with {answer.content_type}: is it a runstream gateway?")
             async with aclosing(self._read(answer)) as events:
                 async for event in events:
                     yield event
@@ -94,8 +98,8 @@ class Follower:
         events = Events()
         try:
             async for piece in answer.content.iter_any():
-                for event in events.feed(piece):
-                    self._heard_at, self._delay = time.monotonic(), FIRST_DELAY_SECONDS
+                for event in _whole(events, piece):
+                    self._lost_at, self._delay = None, FIRST_DELAY_SECONDS
                     if self._is_new(event):
                         yield event
         finally:
@@ -111,6 +115,22 @@ class Follower:
         is_new = seq > self.cursor
         self.cursor = max(self.cursor, seq)
         return is_new
+
+
+def _whole(events: Events, piece: bytes) -> list[Event]:
+    try:
+        whole = events.feed(piece)
+        for event in whole:
+            _check(event)
+    except ValueError as error:
+        raise Failed(f"What came is no stream of chunks: {error}") from error
+    return whole
+
+
+def _check(event: Event) -> None:
+    """Raise `ValueError` for an event whose data is neither a JSON object nor `[DONE]`."""
+    if event.data != DONE and not isinstance(json.loads(event.data), dict):
+        raise ValueError("a chunk is a JSON object.")
 
 
 def _sequence(event: Event) -> int | None:

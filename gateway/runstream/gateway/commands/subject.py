@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from uuid import uuid4
 
 from runstream.gateway.commands.client import AWAY
-from runstream.gateway.commands.events import DONE, Events
+from runstream.gateway.commands.events import DONE, Event, Events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -252,8 +252,15 @@ class Stream:
         events = Events()
         async with aclosing(_pieces(self._answer)) as pieces:
             async for piece in pieces:
-                for event in events.feed(piece):
+                for event in _events(events, piece):
                     yield Said(event.name, None if event.data == DONE else _object(event.data), event.id)
+
+
+def _events(events: Events, piece: bytes) -> list[Event]:
+    try:
+        return events.feed(piece)
+    except ValueError as error:
+        raise Broken(str(error)) from error
 
 
 async def _pieces(answer: ClientResponse) -> AsyncGenerator[bytes]:
