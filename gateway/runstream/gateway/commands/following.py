@@ -54,8 +54,8 @@ class Follower:
     async def events(self) -> AsyncGenerator[Event]:
         """Yield what follows the cursor, `[DONE]` last; pings, too, without an id. Close it (`aclosing`) when leaving.
 
-        Raises `Missing`, `Refused`, `Usage`, `Failed` when the run cannot be followed, `Unreachable` when nobody answered
-        for the whole patience.
+        Raises `Missing`, `Refused`, `Usage`, `Failed` when the run cannot be followed, `Unreachable` when nobody
+        answered for the whole patience.
         """
         while True:
             try:
