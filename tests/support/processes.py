@@ -17,6 +17,9 @@ LINE_LIMIT = 4 * 1024 * 1024
 GRACE_SECONDS = 5.0
 
 
+NOTHING = Path(os.devnull)
+
+
 class RunningProcess:
     """A child process whose output is collected line by line, in `lines` (stdout) and `errors` (stderr)."""
 
@@ -64,6 +67,16 @@ class RunningProcess:
             raise AssertionError(complaint) from None
         return code
 
+    async def write(self, data: bytes) -> None:
+        """Give it more of its input, which it has if it was started with some."""
+        assert self._process.stdin is not None, "it was started without input"
+        self._process.stdin.write(data)
+        await self._process.stdin.drain()
+
+    def end_input(self) -> None:
+        assert self._process.stdin is not None, "it was started without input"
+        self._process.stdin.close()
+
     def send_signal(self, number: signal.Signals) -> None:
         """To this process alone."""
         self._process.send_signal(number)
@@ -96,19 +109,24 @@ class RunningProcess:
 
 @contextlib.asynccontextmanager
 async def running(
-    *argv: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    *argv: str | Path,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    has_input: bool = False,
+    stdin: Path = NOTHING,
 ) -> AsyncIterator[RunningProcess]:
     """A child process in a group of its own, `env` on top of this environment; gone when the block ends."""
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
-        cwd=cwd,
-        limit=LINE_LIMIT,
-        process_group=0,
-    )
+    with stdin.open("rb") as given:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.PIPE if has_input else given,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+            cwd=cwd,
+            limit=LINE_LIMIT,
+            process_group=0,
+        )
     child = RunningProcess(process)
     try:
         yield child

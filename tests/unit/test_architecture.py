@@ -34,9 +34,11 @@ OWNERS = {
         "gateway/validation.py",
     ],
     "pydantic_settings": ["*/settings*.py"],
+    "rich": ["gateway/commands/*"],
+    "typer": ["gateway/cli.py", "gateway/keys.py", "gateway/commands/*"],
     "structlog": ["broker/logs.py", "broker/worker.py", "gateway/*"],
 }
-READERS_OF_THE_ENVIRONMENT = ["*/settings*.py", "gateway/cli.py"]
+READERS_OF_THE_ENVIRONMENT = ["*/settings*.py"]
 
 
 def sources() -> Iterator[tuple[str, Path]]:

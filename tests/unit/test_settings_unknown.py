@@ -4,7 +4,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from runstream.gateway.settings_unknown import KNOWN, unknown_settings, warn_of_unknown_settings
-from tests.unit.test_docs import options, settings
+from tests.unit.test_docs import client_variables, settings
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_what_means_nothing_is_told_with_what_may_have_been_meant(
 
 def test_what_any_service_reads_is_known() -> None:
     """One environment may be for all services and commands; what Kubernetes says of a service is none of ours."""
-    read = {*settings(), *(str(option.envvar) for option in options() if option.envvar is not None)}
+    read = {*settings(), *client_variables()}
     assert read == KNOWN
     assert unknown_settings({**dict.fromkeys(read, ""), "runstream_auth": "", "PATH": ""}) == {}
     pod = ("RUNSTREAM_SERVICE_HOST", "RUNSTREAM_BROKER_SERVICE_PORT_HTTP", "RUNSTREAM_GATEWAY_PORT_8283_TCP_ADDR")

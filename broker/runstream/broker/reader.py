@@ -15,9 +15,12 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from runstream.broker.errors import BrokenLog, CursorExpired, Unavailable
 from runstream.broker.jetstream import DIRECT_GET_BATCH
-from runstream.broker.log import Entry, entry_of, first_of, is_stranger, last_of, place_of, whole
+from runstream.broker.log import Entry, entry_of, first_of, is_stranger, kind_of, last_of, place_of, whole
+from runstream.schemas import Kind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -27,11 +30,20 @@ if TYPE_CHECKING:
     from runstream.broker.settings import BrokerSettings
     from runstream.broker.topology import LogAddress
 
-__all__ = ["LogReader"]
+__all__ = ["LogReader", "Moment"]
 
 GUESSES = 8
 FIRST_DELAY_SECONDS = 0.05
 LONGEST_DELAY_SECONDS = 1.0
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """When one message of a log was stored, on the clock of the server that did."""
+
+    seq_id: int
+    kind: Kind
+    stored_at: str
+    """In UTC, as RFC 3339 writes it, with nanoseconds."""
 
 
 class LogReader:
@@ -154,6 +166,18 @@ class LogReader:
             else:
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, LONGEST_DELAY_SECONDS)
+
+    async def moments(self, address: LogAddress, *, after: int, limit: int) -> list[Moment]:
+        """Tell when the next messages after sequence `after` were stored, oldest first.
+
+        What one replica says, which may lag: there may be more, also behind nothing. Raises `Unavailable`.
+        """
+        found = await self._jetstream.direct_batch(address.stream, address.subject, after=after, limit=limit)
+        return [
+            Moment(message.seq, kind, message.headers["Nats-Time-Stamp"])
+            for message in found
+            if not is_stranger(message) and (kind := kind_of(message)) is not None
+        ]
 
     async def check_next(self, address: LogAddress, after: int) -> None:
         """Raise `BrokenLog` if what follows sequence `after` cannot be read, in a log of which that is known."""

@@ -34,10 +34,14 @@ __all__ = [
     "SEQUENCES_PER_SHARD",
     "WORKERS",
     "WORK_STREAM",
+    "Difference",
     "LogAddress",
+    "Plan",
     "Provisioned",
     "check_server",
     "log_streams",
+    "plan_streams",
+    "plan_workers",
     "provision",
     "shard_of",
     "shard_of_cursor",
@@ -93,6 +97,25 @@ class LogAddress(msgspec.Struct, frozen=True):
         return f"live.{self.shard}.{self.run_id}"
 
 
+class Difference(msgspec.Struct, frozen=True):
+    """One field of a stream or consumer that is not as this configuration says."""
+
+    where: str
+    field: str
+    found: Any
+    wanted: Any
+
+    def __str__(self) -> str:
+        return f"{self.where}.{self.field} is {self.found!r}, this configuration says {self.wanted!r}"
+
+
+class Plan(msgspec.Struct):
+    """What provisioning would come to: the streams and consumers that are absent, and what differs."""
+
+    absent: list[str] = msgspec.field(default_factory=list)
+    differing: list[Difference] = msgspec.field(default_factory=list)
+
+
 class Provisioned(msgspec.Struct):
     """What provisioning came to: the streams it made, and in words what it found to differ."""
 
@@ -144,13 +167,35 @@ async def provision(jetstream: JetStream, settings: BrokerSettings, *, apply: bo
             await _update_stream(jetstream, wanted, found)
         else:
             _check_essential(differing)
-        done.differing += differing
+        done.differing += map(str, differing)
     done.differing += await _ensure_workers(jetstream, settings, apply=apply)
     if REVOKED_STREAM in done.made:
         await _tell_of_revocations(jetstream)
     for line in done.differing:
         log.warning("topology_changed" if apply else "topology_drift", difference=line)
     return done
+
+
+async def plan_streams(jetstream: JetStream, settings: BrokerSettings) -> Plan:
+    """Say what `provision` would make, and what differs; changes nothing. Raises `Unavailable`."""
+    plan = Plan()
+    for wanted in _streams(settings):
+        try:
+            found = (await jetstream.api(f"STREAM.INFO.{wanted['name']}", None))["config"]
+        except NotStored:
+            plan.absent.append(wanted["name"])
+        else:
+            plan.differing += _difference(wanted, found)
+    return plan
+
+
+async def plan_workers(jetstream: JetStream, settings: BrokerSettings) -> Plan:
+    """Say the same of the work queue's consumer."""
+    try:
+        found = (await jetstream.api(f"CONSUMER.INFO.{WORK_STREAM}.{WORKERS}", None))["config"]
+    except NotStored:
+        return Plan([f"{WORK_STREAM} consumer {WORKERS}"])
+    return Plan([], _workers_difference(_workers(settings), found))
 
 
 def _streams(settings: BrokerSettings) -> Iterator[dict[str, Any]]:
@@ -245,18 +290,18 @@ async def _update_stream(jetstream: JetStream, wanted: Mapping[str, Any], found:
         raise TopologyError(f"Stream {wanted['name']} cannot be changed: {refused.detail}. {REMEDY}") from refused
 
 
-def _difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+def _difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[Difference]:
     """Say what differs."""
     return [
-        f"{wanted['name']}.{field} is {found.get(field)!r}, this configuration says {value!r}"
+        Difference(wanted["name"], field, found.get(field), value)
         for field, value in wanted.items()
         if field not in {"first_seq", "max_consumers"} and found.get(field, _absent(value)) != value
     ]
 
 
-def _check_essential(differing: Sequence[str]) -> None:
+def _check_essential(differing: Sequence[Difference]) -> None:
     """Raise `TopologyError` for a difference with which the stream could not serve."""
-    fatal = [line for line in differing if line.split(" ")[0].rpartition(".")[2] in ESSENTIAL]
+    fatal = [str(difference) for difference in differing if difference.field in ESSENTIAL]
     if fatal:
         raise TopologyError(f"{'; '.join(fatal)}. {REMEDY}")
 
@@ -266,9 +311,9 @@ def _absent(value: object) -> object:
     return type(value)() if isinstance(value, (bool, int, str)) else None
 
 
-async def _ensure_workers(jetstream: JetStream, settings: BrokerSettings, *, apply: bool) -> list[str]:
-    """Make the work queue's one consumer, which all workers pull from."""
-    config = {
+def _workers(settings: BrokerSettings) -> dict[str, Any]:
+    """Give the work queue's one consumer, which all workers pull from."""
+    return {
         "durable_name": WORKERS,
         "ack_policy": "explicit",
         # A worker that died stops saying so, and its run request goes to another.
@@ -278,6 +323,11 @@ async def _ensure_workers(jetstream: JetStream, settings: BrokerSettings, *, app
         "max_waiting": 2048,
         "deliver_policy": "all",
     }
+
+
+async def _ensure_workers(jetstream: JetStream, settings: BrokerSettings, *, apply: bool) -> list[str]:
+    """Make the work queue's consumer."""
+    config = _workers(settings)
     call = f"CONSUMER.DURABLE.CREATE.{WORK_STREAM}.{WORKERS}"
     body = {"stream_name": WORK_STREAM, "config": config}
     try:
@@ -286,8 +336,13 @@ async def _ensure_workers(jetstream: JetStream, settings: BrokerSettings, *, app
         found = (await jetstream.api(call, body, seconds=MAKING_SECONDS))["config"]
     if apply:
         await jetstream.api(call, body)
+    return [*map(str, _workers_difference(config, found))]
+
+
+def _workers_difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[Difference]:
+    where = f"{WORK_STREAM} consumer {WORKERS}"
     return [
-        f"{WORK_STREAM} consumer {WORKERS}.{field} is {found.get(field)!r}, this configuration says {value!r}"
-        for field, value in config.items()
+        Difference(where, field, found.get(field), value)
+        for field, value in wanted.items()
         if found.get(field) != value
     ]

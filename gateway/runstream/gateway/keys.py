@@ -17,6 +17,7 @@ from runstream.broker.connection import Connection
 from runstream.broker.errors import BrokerError, InvalidSettings, Unavailable
 from runstream.broker.jetstream import JetStream
 from runstream.broker.settings import BrokerSettings, resolved
+from runstream.gateway.commands.exits import Exit, epilog
 from runstream.schemas import DEFAULT_TENANT, is_agent_id, is_conversation_id, is_run_id
 
 __all__ = ["Revoked", "keys", "revoked_by"]
@@ -42,6 +43,7 @@ WHERE_NATS_IS = (
 KEY_ID: Final = re.compile(r"(?:rsk_)?([0-9a-f]{12})")
 LIKE_A_KEY_ID: Final = re.compile(r"rsk_.*|[0-9a-f]{12}", re.IGNORECASE | re.DOTALL)
 DOTS_OF_A_TOKEN: Final = 2
+EPILOG = epilog([Exit.FINE, Exit.FAILED, Exit.USAGE])
 
 
 @keys.callback()
@@ -49,7 +51,7 @@ def _keys() -> None:
     """Make and revoke keys (--auth static) and tokens (--auth jwt)."""
 
 
-@keys.command("new")
+@keys.command("new", epilog=EPILOG)
 def new_command(
     tenant: Tenant = DEFAULT_TENANT,
     scope: Scope = "runs:read",
@@ -67,7 +69,7 @@ def new_command(
     typer.echo(line.decode())
 
 
-@keys.command("token")
+@keys.command("token", epilog=EPILOG)
 def token_command(  # noqa: PLR0917  # typer reads options off the parameters
     tenant: Tenant = DEFAULT_TENANT,
     scope: Scope = "runs:read",
@@ -111,7 +113,7 @@ def revoked_by(said: str) -> Revoked:
     return Revoked("token", token_id)
 
 
-@keys.command("revoke")
+@keys.command("revoke", epilog=EPILOG)
 def revoke_command(
     key_id: Annotated[
         str, typer.Argument(help="A key, or its id, the 12 digits after rsk_; a token, or its jti.", show_default=False)

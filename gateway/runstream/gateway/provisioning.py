@@ -1,44 +1,62 @@
-"""`runstream provision`: makes the streams and, if asked, rebuilds the index; says what it did, and ends."""
+"""`runstream provision`: plans or makes the streams and, if asked, rebuilds the index; says what it did, and ends."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from runstream.broker.connection import Connection
 from runstream.broker.index import Index
 from runstream.broker.jetstream import JetStream
 from runstream.broker.rebuild import rebuild
-from runstream.broker.topology import check_server, provision
+from runstream.broker.topology import Plan, check_server, plan_streams, plan_workers, provision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from runstream.broker.settings import BrokerSettings
 
-__all__ = ["provision_once"]
+__all__ = ["planned", "provision_once"]
 
 
-async def provision_once(settings: BrokerSettings, *, rebuild_index: bool, tell: Callable[[str], None]) -> None:
-    """Make what is absent; with `rebuild_index`, write what the index lacks. `tell` is called with each line.
-
-    Raises `Unavailable`, `TopologyError`, `StoreRefused`. Repeating it is safe, at whatever point it was broken off.
-    """
+@contextlib.asynccontextmanager
+async def _provisioner(settings: BrokerSettings) -> AsyncIterator[JetStream]:
+    """Connect as who makes the streams. Raises `Unavailable`, `ServerTooOld`."""
     access = settings.nats_access("provision")
     async with Connection(settings.nats_url, name="provision", access=access) as connection:
         check_server(connection.server_version)
         jetstream = JetStream(connection, timeout_seconds=settings.request_timeout_seconds)
         try:
-            done = await provision(jetstream, settings)
-            for name in done.made:
-                tell(f"made {name}")
-            for difference in done.differing:
-                tell(f"differs: {difference}")
-            if not done.made and not done.differing:
-                tell("everything is there")
-            if rebuild_index:
-                await _rebuild(jetstream, tell)
+            yield jetstream
         finally:
             await jetstream.close()
+
+
+async def planned(settings: BrokerSettings) -> Plan:
+    """Say what there is to make, and what differs; changes nothing. Raises `Unavailable`, `ServerTooOld`."""
+    async with _provisioner(settings) as jetstream:
+        streams, workers = await plan_streams(jetstream, settings), await plan_workers(jetstream, settings)
+    return Plan(streams.absent + workers.absent, streams.differing + workers.differing)
+
+
+async def provision_once(
+    settings: BrokerSettings, *, apply: bool = False, rebuild_index: bool, tell: Callable[[str], None]
+) -> None:
+    """Make what is absent; with `apply` change what differs; with `rebuild_index`, write what the index lacks.
+
+    `tell` is called with each line. Raises `Unavailable`, `TopologyError`, `StoreRefused`. Repeating it is safe, at
+    whatever point it was broken off.
+    """
+    async with _provisioner(settings) as jetstream:
+        done = await provision(jetstream, settings, apply=apply)
+        for name in done.made:
+            tell(f"made {name}")
+        for difference in done.differing:
+            tell(f"{'changed' if apply else 'differs'}: {difference}")
+        if not done.made and not done.differing:
+            tell("everything is there")
+        if rebuild_index:
+            await _rebuild(jetstream, tell)
 
 
 async def _rebuild(jetstream: JetStream, tell: Callable[[str], None]) -> None:

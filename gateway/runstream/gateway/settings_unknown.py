@@ -33,8 +33,17 @@ KINDS: Final = (
     AuthSettings,
     LimitSettings,
 )
-OF_OPTIONS: Final = frozenset({"RUNSTREAM_LOG_JSON", "RUNSTREAM_LOG_LEVEL"})
-"""What options of the command line read themselves."""
+OF_OPTIONS: Final = frozenset(
+    {
+        "RUNSTREAM_INGEST_URL",
+        "RUNSTREAM_KEY",
+        "RUNSTREAM_KEY_FILE",
+        "RUNSTREAM_LOG_JSON",
+        "RUNSTREAM_LOG_LEVEL",
+        "RUNSTREAM_URL",
+    }
+)
+"""What the command line reads itself."""
 
 KNOWN: Final = OF_OPTIONS | {
     f"{kind.model_config['env_prefix']}{name}".upper() for kind in KINDS for name in kind.model_fields

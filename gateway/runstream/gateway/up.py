@@ -110,7 +110,7 @@ async def up(
 async def _bound(
     stack: AsyncExitStack, settings: UpSettings, auth: AuthSettings, agent: AgentSource
 ) -> tuple[socket.socket, socket.socket]:
-    """Take the gateway's port and the broker's, until the stack is left, and see that they may be and are no agent's."""
+    """Take the gateway's port and the broker's until the stack is left, if they may be taken and are no agent's."""
     sockets = (
         stack.enter_context(bind(settings.host, settings.port, "port")),
         stack.enter_context(bind(settings.host, settings.broker_port, "broker port")),

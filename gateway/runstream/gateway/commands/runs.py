@@ -1,0 +1,106 @@
+"""`runstream runs`: lists runs, as a table or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from runstream.gateway.commands.client import Client
+from runstream.gateway.commands.exits import Exit, epilog, run
+from runstream.gateway.commands.options import PLAIN, AsJson, Key, Url
+from runstream.gateway.commands.said import harmless
+from runstream.gateway.commands.settings import GATEWAY_URL
+
+__all__ = ["command"]
+
+command = typer.Typer(**PLAIN)
+
+EPILOG: Final = epilog([Exit.FINE, Exit.USAGE, Exit.UNREACHABLE, Exit.REFUSED, Exit.MISSING])
+PAGE: Final = 1000
+RUN_ID: Final = 40
+UNBOUNDED: Final = 200
+"""Columns that all ids fit into."""
+STYLES: Final = {"running": "cyan", "created": "cyan", "completed": "green", "failed": "red", "cancelled": "yellow"}
+
+
+class Status(StrEnum):
+    """What may have become of a run."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@command.command(epilog=EPILOG)
+def runs(  # noqa: PLR0917  # typer reads options off the parameters
+    status: Annotated[list[Status] | None, typer.Option(help="Only these; may be repeated.")] = None,
+    agent: Annotated[str | None, typer.Option(metavar="ID", help="Only this agent's.")] = None,
+    conversation: Annotated[str | None, typer.Option(metavar="ID", help="Only those in this conversation.")] = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="As many at most, the newest.")] = 20,
+    as_json: AsJson = False,  # noqa: FBT002  # typer's way
+    url: Url = GATEWAY_URL,
+    key_file: Key = None,
+) -> None:
+    """List runs, the newest first. As JSON it is one array, each run as the API has it."""
+    asked = [("statuses", each.value) for each in status or []]
+    asked += [("agent_id", agent)] if agent else []
+    asked += [("conversation_id", conversation)] if conversation else []
+    found = run(_found(Client(url, key_file), asked, limit))
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+    else:
+        _show(found)
+
+
+async def _found(client: Client, asked: list[tuple[str, str]], limit: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    async with client:
+        while len(found) < limit:
+            size = min(PAGE, limit - len(found))
+            cursor = [("after", found[-1]["id"])] if found else []
+            page = await client.ask("GET", "/v1/runs/", query=[*asked, ("limit", str(size)), *cursor])
+            found += page
+            if len(page) < size:
+                break
+    return found
+
+
+def _show(found: list[dict[str, Any]]) -> None:
+    if not found:
+        typer.echo("No runs.", err=True)
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("run", "status", "stop reason", "made", "took", "agent", "conversation"):
+        # An id that is cut off can be given to no other command.
+        table.add_column(heading, no_wrap=True, min_width=RUN_ID if heading == "run" else None)
+    for each in found:
+        status = str(each["status"])
+        cells = (each["stop_reason"], _age(each["created_at"]), _took(each), each["agent_id"], each["conversation_id"])
+        table.add_row(
+            harmless(each["id"]), Text(status, STYLES.get(status, "")), *(harmless(str(cell or "")) for cell in cells)
+        )
+    # A file, or a program, has no window that it would have to fit into.
+    Console(width=None if sys.stdout.isatty() else UNBOUNDED).print(table)
+
+
+def _age(made: str) -> str:
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(made)).total_seconds()
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f}{unit} ago"
+    return f"{max(seconds, 0):.0f}s ago"
+
+
+def _took(each: dict[str, Any]) -> str:
+    nanoseconds = each.get("total_duration_ns")
+    return "" if nanoseconds is None else f"{nanoseconds / 1e9:.1f}s"

@@ -1,0 +1,160 @@
+"""`runstream tail`: follows a run, or what goes on in a conversation, through cuts and restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.console import Console
+
+from runstream.gateway.commands.client import Client
+from runstream.gateway.commands.events import DONE
+from runstream.gateway.commands.exits import Exit, Missing, Usage, epilog, run, tell
+from runstream.gateway.commands.following import Follower
+from runstream.gateway.commands.options import PLAIN, AsJson, Key, Patience, Url
+from runstream.gateway.commands.said import Transcript, harmless
+from runstream.gateway.commands.settings import GATEWAY_URL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runstream.gateway.commands.events import Event
+
+__all__ = ["Shown", "command", "newest_run"]
+
+command = typer.Typer(**PLAIN)
+
+EPILOG: Final = epilog(
+    [Exit.FINE, Exit.FAILED, Exit.USAGE, Exit.UNREACHABLE, Exit.REFUSED, Exit.MISSING, Exit.INTERRUPTED]
+)
+NEXT_SECONDS: Final = 1.0
+"""How often a conversation is asked for its next run."""
+FILTERS: Final = {"conv-": "conversation_id", "agent-": "agent_id"}
+
+
+@command.command(epilog=EPILOG)
+def tail(  # noqa: PLR0917  # typer reads options off the parameters
+    target: Annotated[str, typer.Argument(help="A run; or a conversation or an agent: its newest run.")],
+    after: Annotated[int, typer.Option(min=0, metavar="SEQ", help="Begin after this seq_id of the run.")] = 0,
+    forever: Annotated[  # noqa: FBT002  # typer's way
+        bool, typer.Option("--follow", "-f", help="Of a conversation or an agent: go on with its next runs.")
+    ] = False,
+    as_json: AsJson = False,  # noqa: FBT002  # typer's way
+    patience: Patience = 60.0,
+    url: Url = GATEWAY_URL,
+    key_file: Key = None,
+) -> None:
+    """Follow a run to its end, through cuts and restarts. Shows its text, or its chunks as lines of JSON."""
+    shown = Shown(as_json=as_json)
+    raise SystemExit(run(_tail(Client(url, key_file), target, after, shown, patience=patience, forever=forever)))
+
+
+async def _tail(client: Client, target: str, after: int, shown: Shown, *, patience: float, forever: bool) -> Exit:
+    """Show what there is, and what comes; returns what became of the last run."""
+    if forever and not target.startswith(tuple(FILTERS)):
+        raise Usage("--follow goes on with the next run: name a conversation or an agent, and not a run.")
+    async with client:
+        run_id = await newest_run(client, target, patience)
+        while True:
+            follower = Follower(client, run_id, after=after, patience_seconds=patience, away=shown.away)
+            try:
+                async with aclosing(follower.events()) as events:
+                    async for event in events:
+                        shown.show(event)
+            except asyncio.CancelledError:
+                shown.interrupted(run_id, follower.cursor)
+                raise
+            if not forever:
+                return shown.outcome
+            run_id, after = await _next_run(client, target, run_id, patience), 0
+            shown.begin(run_id)
+
+
+async def newest_run(client: Client, target: str, patience_seconds: float = 0) -> str:
+    """Return the run that is named, or the newest of the conversation or agent that is. Raises `Missing`, `Usage`."""
+    if not target.startswith(tuple(FILTERS)):
+        return _run(target)
+    found = await _runs(client, target, patience_seconds, order="desc")
+    if not found:
+        raise Missing(f"{target} has no run yet, or none that is listed.")
+    return str(found[0]["id"])
+
+
+async def _next_run(client: Client, target: str, after: str, patience_seconds: float) -> str:
+    while True:
+        found = await _runs(client, target, patience_seconds, order="asc", after=after)
+        if found:
+            return str(found[0]["id"])
+        await asyncio.sleep(NEXT_SECONDS)
+
+
+async def _runs(client: Client, target: str, patience_seconds: float, **query: str) -> list[dict[str, Any]]:
+    field = next(name for prefix, name in FILTERS.items() if target.startswith(prefix))
+    asked = {field: target, "limit": "1", **query}
+    found: list[dict[str, Any]] = await client.ask("GET", "/v1/runs/", query=asked, patience_seconds=patience_seconds)
+    return found
+
+
+def _run(target: str) -> str:
+    if not target.startswith("run-") or not target.replace("-", "").isalnum():
+        raise Usage(f"Name a run (run-…), a conversation (conv-…) or an agent (agent-…): {target!r} is none.")
+    return target
+
+
+class Shown:
+    """What came of a run, shown: as text, or as lines of JSON; and what became of it."""
+
+    def __init__(self, *, as_json: bool, write: Callable[[str], object] | None = None) -> None:
+        self.stop_reason: str | None = None
+        self._failed = False
+        self._as_json = as_json
+        self._write = write or sys.stdout.write
+        self._transcript = Transcript(Console())
+        self._usage = ""
+        self._is_away = False
+
+    @property
+    def outcome(self) -> Exit:
+        """What the last run came to."""
+        return Exit.FAILED if self._failed or self.stop_reason == "cancelled" else Exit.FINE
+
+    def begin(self, run_id: str) -> None:
+        """Another run begins."""
+        self.stop_reason, self._failed, self._usage = None, False, ""
+        if not self._as_json:
+            self._transcript.close(run_id)
+
+    def show(self, event: Event) -> None:
+        """Show an event."""
+        self._is_away = False
+        chunk = None if event.data == DONE else json.loads(event.data)
+        if event.name != "message":
+            self._failed = True
+        if chunk is not None and chunk.get("message_type") == "stop_reason":
+            self.stop_reason = chunk["stop_reason"]
+        if self._as_json:
+            if chunk is not None:
+                self._write(f"{event.data}\n")
+                sys.stdout.flush()
+        elif chunk is None:
+            self._transcript.close(f"[{self.stop_reason or 'ended'}{self._usage}]")
+        elif chunk.get("message_type") == "usage_statistics":
+            self._usage = f", {chunk.get('total_tokens')} tokens"
+        else:
+            self._transcript.show(chunk)
+
+    def away(self, reason: str) -> None:
+        """Say once, and to people only, that the connection is lost."""
+        if not self._is_away and sys.stderr.isatty():
+            tell(f"{harmless(reason)} Coming back…")
+        self._is_away = True
+
+    def interrupted(self, run_id: str, cursor: int) -> None:
+        """Say how to go on."""
+        if not self._as_json:
+            self._transcript.end_line()
+        tell(f"The run goes on. To come back: runstream tail {run_id} --after {cursor}")

@@ -1,0 +1,69 @@
+"""`runstream provision --plan` and `--apply`: what would change is shown, and changed when it is asked for."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from runstream.broker.connection import Connection
+from runstream.broker.jetstream import JetStream
+from tests.support.commands import done
+from tests.support.nats import NatsServer
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def jetstream(nats_server: NatsServer) -> AsyncIterator[JetStream]:
+    """A connection of the test's own to a server without any stream."""
+    await nats_server.wait_ready()
+    async with Connection(nats_server.url, name="test") as connection:
+        opened = JetStream(connection, timeout_seconds=2)
+        for name in (await opened.api("STREAM.NAMES", None))["streams"] or []:
+            await opened.api(f"STREAM.DELETE.{name}", None)
+        yield opened
+        await opened.close()
+
+
+async def test_a_plan_shows_what_is_absent_and_changes_nothing(nats_url: str, jetstream: JetStream) -> None:
+    """Of an empty server: everything. The exit code is 1, as there is something to do."""
+    plan = await done("provision", "--plan", "--nats-url", nats_url, "--shards", "2")
+    assert plan.code == 1
+    absent = ["RUNS_0", "RUNS_1", "KV_RUNSTREAM", "RUNSTREAM_WORK", "RUNSTREAM_WORK consumer workers"]
+    assert plan.lines == [f"+ {name}" for name in absent]
+    assert not (await jetstream.api("STREAM.NAMES", None))["streams"]
+
+
+async def test_a_plan_shows_what_differs_and_apply_changes_it(nats_url: str, jetstream: JetStream) -> None:
+    """Both values, as people write them; then there is nothing to do, and the plan is 0."""
+    where = ("--nats-url", nats_url)
+    assert (await done("provision", *where)).code == 0
+    other = (*where, "--retention", "2h", "--lease-seconds", "1500ms", "--max-run-messages", "1000")
+    plan = await done("provision", "--plan", *other)
+    assert plan.code == 1
+    assert plan.lines[:5] == [
+        "~ RUNS_0",
+        "  - max_age: 24h",
+        "  + max_age: 2h",
+        "  - max_msgs_per_subject: 200000",
+        "  + max_msgs_per_subject: 1000",
+    ]
+    assert plan.lines[-4:-1] == [
+        "~ RUNSTREAM_WORK consumer workers",
+        "  - ack_wait: 10s",
+        "  + ack_wait: 1500000000",
+    ]
+    (told,) = (await done("provision", "--plan", "--json", *other)).json
+    assert told["differing"][0] == {"where": "RUNS_0", "field": "max_age", "found": 24 * 3600e9, "wanted": 2 * 3600e9}
+    applied = await done("provision", "--apply", *other)
+    assert applied.code == 0
+    assert "changed: RUNS_0.max_age is 86400000000000, this configuration says 7200000000000" in applied.lines
+    assert (await jetstream.api("STREAM.INFO.RUNS_0", None))["config"]["max_age"] == 2 * 3600e9
+    again = await done("provision", "--plan", *other)
+    assert (again.code, again.lines) == (0, ["nothing to do: everything is there, and as this configuration says"])
+
+
+@pytest.mark.parametrize("args", [("--plan", "--apply"), ("--plan", "--rebuild-index"), ("--json",)])
+async def test_what_contradicts_itself_is_refused(nats_url: str, args: tuple[str, ...]) -> None:
+    """A plan changes nothing, so it is not asked to."""
+    refused = await done("provision", "--nats-url", nats_url, *args)
+    assert refused.code == 2
+    assert refused.lines == []

@@ -1,0 +1,232 @@
+"""`runstream publish`: what any program says becomes a run, each line once; its exit code says how it went."""
+
+import contextlib
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from runstream.broker.service import Broker
+from runstream.gateway.commands.lines import chunk_of_line, parsed
+from tests.support.commands import command, done, finished
+from tests.support.ingest import content_of
+from tests.support.nats import free_ports
+from tests.support.proxy import Proxy
+from tests.support.stack import Stack, listener, url_of
+from tests.support.waiting import wait_until
+
+LINES = b"".join(b"line %d\n" % number for number in range(300))
+
+
+async def texts_of(stack: Stack, run_id: str) -> list[str]:
+    return [chunk["content"] for chunk in await content_of(stack, run_id) if "content" in chunk]
+
+
+async def status_of(stack: Stack, run_id: str) -> str:
+    return (await stack.record(run_id)).status
+
+
+async def test_lines_of_text_are_a_run(stack: Stack) -> None:
+    """Each line is a chunk of one message; the run's id is the first line of stdout, and it has completed."""
+    made = await done("publish", "--url", stack.broker_base, said="one\ntwo ä\nthe last, without an end".encode())
+    assert made.code == 0
+    (run_id,) = made.lines
+    chunks = await content_of(stack, run_id)
+    assert [chunk["content"] for chunk in chunks] == ["one\n", "two ä\n", "the last, without an end\n"]
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert await status_of(stack, run_id) == "completed"
+
+
+async def test_lines_are_stored_as_they_come(stack: Stack) -> None:
+    """A program that is slow is followed word by word, and alive while it says nothing."""
+    async with command("publish", "--url", stack.broker_base, has_input=True) as process:
+        run_id = await process.wait_for_line("^run-", 20)
+        async with stack.resume(run_id) as stream:
+            await process.write(b"begun\n")
+            assert (await stream.until("assistant_message")).json["content"] == "begun\n"
+            lease = await stack.index.lease(run_id)
+            assert lease is not None
+
+            async def is_renewed() -> bool:
+                now = await stack.index.lease(run_id)
+                return now is not None and now.revision > lease.revision
+
+            await wait_until(is_renewed, 10, "no sign of life was given")
+            await process.write(b"ended\n")
+            process.end_input()
+            assert (await stream.until("assistant_message")).json["content"] == "ended\n"
+        assert (await finished(process)).code == 0
+
+
+async def test_ndjson_is_stored_as_it_stands(stack: Stack) -> None:
+    """Chunks are stored as they were written; the stop reason, usage and pings among them are no chunks."""
+    said = [
+        {"message_type": "ping"},
+        {"message_type": "reasoning_message", "id": "message-1", "reasoning": "hm"},
+        {"message_type": "assistant_message", "id": "message-2", "content": "ü"},
+        {"message_type": "stop_reason", "stop_reason": "max_steps"},
+        {"message_type": "usage_statistics", "total_tokens": 7},
+    ]
+    body = "\n\n".join(map(json.dumps, said)).encode()
+    made = await done("publish", "--ndjson", "--json", "--url", stack.broker_base, said=body)
+    assert made.code == 0
+    opened, ended = made.json
+    assert (ended["run_id"], ended["stop_reason"], ended["chunks"]) == (opened["run_id"], "max_steps", 2)
+    stored = await content_of(stack, opened["run_id"])
+    assert [chunk["message_type"] for chunk in stored] == ["reasoning_message", "assistant_message"]
+    usage = (await stack.record(opened["run_id"])).usage
+    assert usage is not None
+    assert usage.total_tokens == 7
+
+
+async def test_what_tail_says_can_be_published_again(stack: Stack) -> None:
+    """A run's lines, published, are a run that says and ends the same: its error included."""
+    run_id, _ = await stack.finished({"chunks": 3, "error_after": 2, "interval_ms": 0})
+    lines = await done("tail", run_id, "--json", "--url", stack.base)
+    made = await done("publish", "--ndjson", "--url", stack.broker_base, said="\n".join(lines.lines).encode())
+    assert made.code == 1
+    assert await texts_of(stack, made.lines[0]) == await texts_of(stack, run_id)
+    assert (await stack.record(made.lines[0])).stop_reason == "llm_api_error"
+
+
+async def test_a_broken_connection_loses_and_doubles_nothing(stack: Stack) -> None:
+    """Answers that are cut off, or never begin, are asked for again: every line is there, once, in order."""
+    lines = LINES.splitlines(keepends=True)
+    async with (
+        Proxy.running([stack.broker_base], cuts=[40]) as proxy,
+        command("publish", "--url", proxy.url, has_input=True) as process,
+    ):
+        run_id = await process.wait_for_line("^run-", 20)
+        for number, line in enumerate(lines):
+            await process.write(line)
+            if number % 30 == 0:
+                # What is open is cut with its next answer: so chunks are stored, and their writer is not told so.
+                proxy.cuts.append(1 + number % 230)
+                await wait_until(lambda: not proxy.cuts, 20)
+        process.end_input()
+        assert (await finished(process)).code == 0
+        assert len(proxy.passages) > 5, "hardly a connection was cut"
+    assert await texts_of(stack, run_id) == LINES.decode().splitlines(keepends=True)
+
+
+async def test_another_broker_takes_over(stack: Stack) -> None:
+    """The broker it writes to goes away in the middle, and the next one goes on with the run."""
+    async with contextlib.AsyncExitStack() as brokers:
+        bound = listener()
+        first = await brokers.enter_async_context(contextlib.AsyncExitStack())
+        await first.enter_async_context(Broker(stack.settings, agent=None, listener=bound))
+        async with (
+            Proxy.running([url_of(bound), stack.broker_base]) as proxy,
+            command("publish", "--url", proxy.url, has_input=True) as process,
+        ):
+            run_id = await process.wait_for_line("^run-", 20)
+            await process.write(LINES)
+            await wait_until(lambda: proxy.passages, 20)
+            await first.aclose()
+            await process.write(LINES)
+            process.end_input()
+            assert (await finished(process)).code == 0
+    assert await texts_of(stack, run_id) == LINES.decode().splitlines(keepends=True) * 2
+
+
+async def test_the_same_input_again_is_the_same_run(stack: Stack) -> None:
+    """With an otid, a program that was killed is run again: what is stored is not stored twice."""
+    args = ("publish", "--otid", "job 1", "--agent", "agent-123e4567-e89b-42d3-8456-426614174001")
+    async with command(*args, "--url", stack.broker_base, has_input=True) as process:
+        run_id = await process.wait_for_line("^run-", 20)
+        await process.write(b"one\ntwo\n")
+        async with stack.resume(run_id) as stream:
+            await stream.until("assistant_message")
+            await stream.until("assistant_message")
+            process.send_signal(signal.SIGKILL)
+            await process.wait()
+            again = await done(*args, "--url", stack.broker_base, said=b"one\ntwo\nthree\n")
+    assert (again.code, again.lines) == (0, [run_id])
+    assert await texts_of(stack, run_id) == ["one\n", "two\n", "three\n"]
+
+
+async def test_interrupted_it_cancels_its_run(stack: Stack) -> None:
+    """Ctrl-C: what was read is stored, the run ends as cancelled, and the exit code is 130."""
+    async with command("publish", "--url", stack.broker_base, has_input=True) as process:
+        run_id = await process.wait_for_line("^run-", 20)
+        await process.write(b"one\n")
+        async with stack.resume(run_id) as stream:
+            await stream.until("assistant_message")
+            process.send_signal(signal.SIGINT)
+            assert (await finished(process)).code == 130
+            rest = await stream.rest()
+    assert [event.json.get("stop_reason") for event in rest[:-1]] == ["cancelled"]
+    assert await status_of(stack, run_id) == "cancelled"
+
+
+async def test_cancelled_by_somebody_else_it_ends(stack: Stack) -> None:
+    """A client cancels the run: the writer is told with its next line, and fails."""
+    async with command("publish", "--url", stack.broker_base, has_input=True) as process:
+        run_id = await process.wait_for_line("^run-", 20)
+        assert (await done("cancel", run_id, "--url", stack.base)).code == 0
+        # It may have been told already, by its last sign of life.
+        with contextlib.suppress(ConnectionError):
+            await process.write(b"one\n")
+        ended = await finished(process)
+    assert ended.code == 1
+    assert any("This run was cancelled" in line for line in ended.errors)
+
+
+@pytest.mark.parametrize("bad", [b"no json", b"[]", b'{"message_type": "assistant_message"', b"{}"])
+async def test_a_line_that_is_no_chunk_ends_the_run_as_failed(stack: Stack, bad: bytes) -> None:
+    """What was before it is stored, which line it was is told, and the run's readers need not wait for a lease."""
+    said = b'{"message_type": "assistant_message", "id": "m", "content": "before"}\n' + bad + b"\n"
+    made = await done("publish", "--ndjson", "--url", stack.broker_base, said=said)
+    assert made.code == 2
+    assert any("Line 2 of stdin" in line for line in made.errors)
+    assert await texts_of(stack, made.lines[0]) == ["before"]
+    assert await status_of(stack, made.lines[0]) == "failed"
+
+
+async def test_a_line_that_is_too_long_ends_the_run_as_failed(stack: Stack) -> None:
+    """What NATS has no room for is told, and what was said before it is stored."""
+    made = await done("publish", "--url", stack.broker_base, said=b"before\n" + b"x" * 2 * 2**20 + b"\nafter\n")
+    assert made.code == 2
+    assert await texts_of(stack, made.lines[0]) == ["before\n"]
+    assert await status_of(stack, made.lines[0]) == "failed"
+
+
+async def test_a_busy_conversation_is_not_written_to(stack: Stack) -> None:
+    """The run that goes on in it is left alone, and the exit code is 1."""
+    conversation_id = await stack.conversation()
+    record = (await stack.fetch("GET", f"/v1/conversations/{conversation_id}")).json
+    async with stack.say_in(conversation_id) as stream:
+        (ping,) = await stream.take(1)
+        whose = ("--conversation", conversation_id, "--agent", record["agent_id"])
+        refused = await done("publish", *whose, "--url", stack.broker_base, said=b"one\n")
+        stack.puppet.finish(ping.json["run_id"])
+        await stream.rest()
+    assert refused.code == 1
+    assert "conflict" in refused.complaint
+    assert refused.lines == []
+
+
+async def test_without_a_broker_it_is_exit_code_3() -> None:
+    """It goes on trying for as long as its patience lasts."""
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    made = await done("publish", "--url", url, "--patience", "0", said=b"one\n")
+    assert made.code == 3
+    assert f"{url} cannot be reached" in made.complaint
+
+
+async def test_a_file_can_be_its_input(stack: Stack, tmp_path: Path) -> None:
+    """Not every input is a pipe."""
+    (tmp_path / "said").write_bytes(LINES)
+    async with command("publish", "--url", stack.broker_base, stdin=tmp_path / "said") as process:
+        made = await finished(process)
+    assert made.code == 0
+    assert await texts_of(stack, made.lines[0]) == LINES.decode().splitlines(keepends=True)
+
+
+def test_a_line_is_the_same_bytes_whenever_it_is_made() -> None:
+    """So that it may be sent again, by this process or the next, and is no other chunk."""
+    assert chunk_of_line(b"a\xff\r", "message-1") == chunk_of_line(b"a\xff\r", "message-1")
+    line = b' {"a": 1.50, "b" : "\\u00e4"} '
+    assert parsed(line, 1).chunk == line.strip()

@@ -1,0 +1,209 @@
+"""`runstream tail`: whoever follows a run sees all of it, once, whatever happens to connections and gateways."""
+
+import contextlib
+import json
+import shlex
+import signal
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from runstream.gateway.commands.said import harmless
+from runstream.schemas import new_agent_id, new_conversation_id, new_run_id
+from tests.support.commands import CLEAN, command, done, finished
+from tests.support.http import Event, open_stream
+from tests.support.nats import free_ports
+from tests.support.processes import running, runstream
+from tests.support.proxy import Proxy, random_cuts
+from tests.support.services import SOURCE, service
+from tests.support.stack import Stack, listener, message, url_of
+from tests.support.waiting import wait_until
+
+
+def chunks_of(events: list[Event]) -> list[dict[str, Any]]:
+    """What a stream has shown, without its pings."""
+    chunks = [event.json for event in events if event.data != "[DONE]"]
+    return [chunk for chunk in chunks if chunk["message_type"] != "ping"]
+
+
+def without_pings(lines: list[Any]) -> list[Any]:
+    return [line for line in lines if line["message_type"] != "ping"]
+
+
+async def test_a_gateway_that_is_killed_and_restarted_is_not_noticed(nats_url: str) -> None:
+    """Every chunk is there, once and in order, though the gateway is killed in the middle and started again."""
+    (port,) = free_ports(1)
+    async with contextlib.AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(service("broker", nats_url, "--agent", "demo"))
+        async with service("gateway", nats_url, port=port) as gateway:
+            await broker.is_ready()
+            await gateway.is_ready()
+            path = f"/v1/agents/{new_agent_id()}/messages/stream"
+            async with open_stream(gateway.base, path, message({"chunks": 80, "interval_ms": 50})) as stream:
+                (ping,) = await stream.take(1)
+            run_id = ping.json["run_id"]
+            tail = await stack.enter_async_context(command("tail", run_id, "--json", "--url", gateway.base))
+            await wait_until(lambda: len(tail.lines) > 10, 20)
+            await gateway.kill()
+        seen = len(tail.lines)
+        async with service("gateway", nats_url, port=port) as gateway:
+            await gateway.is_ready()
+            shown = await finished(tail)
+            async with open_stream(gateway.base, f"/v1/runs/{run_id}/stream", {}) as whole:
+                expected = chunks_of(await whole.rest())
+    assert shown.code == 0
+    assert seen < len(shown.lines)
+    assert without_pings(shown.json) == expected
+
+
+async def test_connections_that_break_anywhere_lose_nothing(stack: Stack) -> None:
+    """Cut within headers, within an event, after dozens of them: the lines are those of the run."""
+    run_id, events = await stack.finished({"chunks": 200, "interval_ms": 0})
+    async with Proxy.running([stack.base], cuts=random_cuts(7, 8)) as proxy:
+        shown = await done("tail", run_id, "--json", "--url", proxy.url)
+        assert not proxy.cuts, "there was no cut"
+    assert shown.code == 0
+    assert without_pings(shown.json) == chunks_of(events)
+
+
+async def test_text_is_put_together_and_tools_have_panels(stack: Stack) -> None:
+    """The answer is one line of text, reasoning and tools stand apart, and the end says what became of the run."""
+    knobs = {"chunks": 4, "interval_ms": 0, "text": "all of it here", "reasoning": True, "tool_call": True}
+    run_id, _ = await stack.finished(knobs)
+    shown = await done("tail", run_id, "--url", stack.base)
+    assert shown.code == 0
+    assert "all of it here " in shown.lines
+    assert sum("calls look_outside" in line for line in shown.lines) == 1
+    assert sum('{"window": "south"}' in line for line in shown.lines) == 1
+    assert any("tool returned" in line or "returned" in line for line in shown.lines)
+    assert shown.lines[-1].startswith("[end_turn, ")
+
+
+async def test_after_a_cursor_comes_what_followed_it(stack: Stack) -> None:
+    """--after is the last seq_id that was seen."""
+    run_id, events = await stack.finished({"chunks": 5, "interval_ms": 0})
+    shown = await done("tail", run_id, "--json", "--after", str(events[3].seq_id), "--url", stack.base)
+    assert shown.json == chunks_of(events[4:])
+
+
+async def test_a_run_that_failed_is_exit_code_1(stack: Stack) -> None:
+    """Its error is the last thing that is shown."""
+    run_id, _ = await stack.finished({"chunks": 3, "error_after": 1, "interval_ms": 0})
+    shown = await done("tail", run_id, "--url", stack.base)
+    assert shown.code == 1
+    assert any(line.startswith("llm_error: ") for line in shown.lines)
+
+
+async def test_interrupted_it_says_how_to_come_back(stack: Stack) -> None:
+    """Ctrl-C leaves the run alone, and names the cursor; what follows it is the rest."""
+    async with stack.live(3) as (run_id, _), command("tail", run_id, "--json", "--url", stack.base) as tail:
+        await wait_until(lambda: len(tail.lines) >= 4, 20)
+        tail.send_signal(signal.SIGINT)
+        shown = await finished(tail)
+        assert shown.code == 130
+        cursor = shown.json[-1]["seq_id"]
+        assert shown.complaint.endswith(f"runstream tail {run_id} --after {cursor}")
+        stack.puppet.say(run_id)
+        stack.puppet.finish(run_id)
+        rest = await done("tail", run_id, "--json", "--after", str(cursor), "--url", stack.base)
+    assert [line["message_type"] for line in rest.json] == ["assistant_message", "stop_reason", "usage_statistics"]
+
+
+async def test_a_conversation_is_followed_from_run_to_run(stack: Stack) -> None:
+    """With --follow the next message's run is shown as well; without it is the newest run that is."""
+    conversation_id = await stack.conversation()
+    async with stack.say_in(conversation_id, {"chunks": 1, "text": "first"}) as stream:
+        await stream.rest()
+    assert "first " in (await done("tail", conversation_id, "--url", stack.base)).lines
+    async with command("tail", conversation_id, "-f", "--url", stack.base) as tail:
+        await tail.wait_for_line("first", 20)
+        async with stack.say_in(conversation_id, {"chunks": 1, "text": "second"}) as stream:
+            await stream.rest()
+        await tail.wait_for_line("second", 20)
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "complaint"),
+    [
+        (new_run_id(), 5, "Run not found"),
+        (new_conversation_id(), 5, "has no run yet"),
+        ("run-1", 2, "Invalid run ID format"),
+        ("something", 2, "Name a run (run-…)"),
+    ],
+)
+async def test_what_is_not_there_is_told(stack: Stack, target: str, code: int, complaint: str) -> None:
+    """One line says what is wrong, and the exit code which kind of wrong it is."""
+    shown = await done("tail", target, "--url", stack.base)
+    assert shown.code == code
+    assert complaint in shown.complaint
+
+
+async def test_a_server_that_is_not_there_is_exit_code_3() -> None:
+    """Where it was looked for is said."""
+    (port,) = free_ports(1)
+    shown = await done("tail", new_run_id(), "--patience", "0", "--url", f"http://127.0.0.1:{port}")
+    assert shown.code == 3
+    assert f"http://127.0.0.1:{port} cannot be reached" in shown.complaint
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "http://", "127.0.0.1", "http://user:secret@x", "http://x:port"])
+async def test_what_is_no_url_is_exit_code_2(url: str) -> None:
+    """And it is said how to write one."""
+    shown = await done("runs", "--url", url)
+    assert shown.code == 2
+    assert "Write the server's URL as http://host:8283" in shown.complaint
+
+
+@contextlib.asynccontextmanager
+async def answering(body: bytes, media: str = "text/event-stream") -> AsyncIterator[str]:
+    """A server that answers everything with this, and nothing more; where it is."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=body, headers={"Content-Type": media})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    bound = listener()
+    await web.SockSite(runner, bound).start()
+    try:
+        yield url_of(bound)
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("body", "media", "code"),
+    [
+        (b"retry: 10\n", "text/event-stream", 3),  # a gateway that is full, or has lost NATS
+        (b"<html>", "text/html", 1),
+        (b"data: no json\n\n", "text/event-stream", 1),
+        (b"data: [1]\n\n", "text/event-stream", 1),
+    ],
+)
+async def test_who_only_says_to_come_back_or_is_no_gateway_is_left(body: bytes, media: str, code: int) -> None:
+    """Patience has an end, and what is no stream of chunks is told."""
+    async with answering(body, media) as url:
+        shown = await done("tail", new_run_id(), "--patience", "0.5", "--url", url)
+    assert shown.code == code
+    assert shown.complaint
+
+
+async def test_a_reader_that_is_gone_is_no_error(stack: Stack) -> None:
+    """Into `head`, it ends without a word once nobody reads."""
+    run_id, _ = await stack.finished({"chunks": 3000, "interval_ms": 0, "chunk_bytes": 100})
+    tail = shlex.join(runstream("tail", run_id, "--json", "--url", stack.base))
+    async with running("bash", "-c", f"{tail} | head -n 1; echo ${{PIPESTATUS[0]}}", env={**SOURCE, **CLEAN}) as shell:
+        assert await shell.wait(20) == 0
+        assert len(shell.lines) == 2
+        assert shell.lines[-1] == "141"
+        assert shell.errors == []
+
+
+def test_what_an_agent_says_moves_no_cursor() -> None:
+    """Escape sequences are shown as what they are not: nothing is cleared, and no title is set."""
+    assert harmless("a\x1b[2Jb\x9bc\rd\n\te") == "a�[2Jb�c�d\n\te"
+    assert json.dumps("ä€") == json.dumps(harmless("ä€"))
