@@ -136,14 +136,16 @@ def test_an_agent_in_the_pod_outlives_its_runs() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_probes_ask_three_different_things(form: str) -> None:
-    """Startup has a minute, liveness asks nothing of NATS, and readiness notices before a client does."""
+    """Startup has a minute, liveness asks nothing of NATS, and readiness notices before a client does: all of them
+    where clients, who may fill a port, cannot come."""
     for _, pod in pods(rendered(form)):
         for container in services(pod).values():
             ports = {port["name"]: port["containerPort"] for port in container["ports"]}
             probes = {kind: container[f"{kind}Probe"] for kind in ("startup", "liveness", "readiness")}
             assert {probe["httpGet"]["path"] for kind, probe in probes.items() if kind != "readiness"} == {"/livez"}
             assert probes["readiness"]["httpGet"]["path"] == "/readyz"
-            assert {probe["httpGet"]["port"] for probe in probes.values()} <= ports.keys()
+            asked = {ports[probe["httpGet"]["port"]] for probe in probes.values()}
+            assert asked == {int(variables(container)["RUNSTREAM_METRICS_PORT"])}
             patience = {kind: probe["failureThreshold"] * probe["periodSeconds"] for kind, probe in probes.items()}
             assert patience["readiness"] < patience["liveness"] <= patience["startup"]
 
