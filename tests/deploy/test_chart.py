@@ -279,6 +279,20 @@ def test_services_lead_to_their_own_pods(form: str) -> None:
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports, name
 
 
+def test_the_test_can_be_asked_for_its_logs() -> None:
+    """`helm test --logs` asks each hook for them, as a pod, and in most helms when those are gone that are to go with
+    success: what it runs is one pod, which stays until the next time, and what that reads is there."""
+    for form in ("defaults", "production", "everything", "sidecar"):
+        objects = rendered(form)
+        hooks = [each for each in objects if "helm.sh/hook" in each["metadata"].get("annotations", {})]
+        (test,) = of_kind(objects, "Pod").values()
+        assert hooks == [test]
+        assert test["metadata"]["annotations"]["helm.sh/hook"] == "test"
+        assert test["metadata"]["annotations"]["helm.sh/hook-delete-policy"] == "before-hook-creation"
+        (script,) = (volume["configMap"]["name"] for volume in test["spec"]["volumes"])
+        assert "check.py" in of_kind(objects, "ConfigMap")[script]["data"]
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_selectors_select_their_own(form: str) -> None:
     """Deployments, budgets, spreads, monitors and policies are about pods, or Services, of this release that exist."""
