@@ -566,10 +566,12 @@ class Checker:
 
     def _judge_error(self, reader: _Reader, error: Disconnected) -> None:
         self.figures.errors += 1
-        if any(since <= error.at <= until + self._bounds.recovery for since, until in reader.stalls):
-            return
         what = f"{error.how} {error.detail}".strip()
         kinds = _explains_response(error)
+        # Who takes nothing is cut, and told nothing. Anything else it meets as everybody does.
+        stalls = reader.stalls if error.how == "cut" and kinds is _DISTURBED else []
+        if any(since <= error.at <= until + self._bounds.recovery for since, until in stalls):
+            return
         # What retention has removed stays away: who comes late is told so long after.
         since = reader.run.opening if kinds == ("retention",) else error.since or error.at
         if not self._faults.explain(since, error.at, kinds, place=error.gateway):

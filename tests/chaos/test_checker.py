@@ -561,6 +561,19 @@ def test_a_stall_of_its_own_explains_what_a_reader_meets() -> None:
     assert story.verdict().violations == []
 
 
+@pytest.mark.parametrize(
+    ("how", "detail"),
+    [("clean", ""), ("refused", "500"), ("refused", "410"), ("cut", "log_broken"), ("unreachable", "")],
+)
+def test_a_stall_explains_nothing_but_a_cut(how: How, detail: str) -> None:
+    """What a gateway answers, or says before it cuts, has the reasons that it has for who takes all that comes."""
+    story = Story(random.Random(1)).tell()
+    story.refuse(150, how, detail)
+    (at,) = story.places(Disconnected, lambda record: record.at == 150)
+    story.read.insert(at, Stalled(at=150, reader="late-first", since=149))
+    assert story.verdict().total == 1
+
+
 def test_who_leaves_is_owed_no_end() -> None:
     """Nor what would have come later; but what it was shown has to be right."""
     story = Story(random.Random(1)).tell()
