@@ -51,6 +51,8 @@ class Rule(StrEnum):
     DUPLICATED = "duplicated"
     SWAPPED = "swapped"
     """A chunk came after one that its writer said later, or under a sequence that does not grow."""
+    UNNUMBERED = "unnumbered"
+    """A chunk came without the sequence that its reader would come back with."""
     FOREIGN = "foreign"
     """A chunk of another run, or of none."""
     ALTERED = "altered"
@@ -331,6 +333,8 @@ class Checker:
             if seq <= reader.seq:
                 self._accuse(Rule.SWAPPED, run, f"{reader.name} was shown chunk {index} as {seq}, after {reader.seq}")
             reader.seq = reader.response_seq = seq
+        elif run.background:
+            self._accuse(Rule.UNNUMBERED, run, f"{reader.name} was shown chunk {index} without a sequence")
 
     def _compare(self, reader: _Reader, got: Got) -> None:
         """Hold a chunk against what its writer said, and against what others were shown."""

@@ -252,6 +252,11 @@ def shrink(story: Story) -> None:
             story.mend(place, after=before)
 
 
+def hide_a_sequence(story: Story) -> None:
+    """One reader is shown a chunk without its sequence."""
+    story.mend(story.chunk(), seq=None)
+
+
 def mix_up(story: Story) -> None:
     """One reader is shown a chunk of the other run in between."""
     foreign = story.read[story.chunk("live-second")]
@@ -390,6 +395,7 @@ SPOILT: list[tuple[Spoil, Rule]] = [
     (duplicate_at_a_cut, Rule.DUPLICATED),
     (swap, Rule.SWAPPED),
     (shrink, Rule.SWAPPED),
+    (hide_a_sequence, Rule.UNNUMBERED),
     (mix_up, Rule.FOREIGN),
     (invent, Rule.FOREIGN),
     (damage, Rule.ALTERED),
@@ -636,6 +642,7 @@ def test_a_foreground_run_is_known_by_its_indexes() -> None:
     story.read = [it for it in story.read if getattr(it, "reader", "") == "live-first"]
     for at in story.places(Got, lambda _: True):
         story.mend(at, seq=None)
+    story.written = [replace(it, background=False) if isinstance(it, Opening | Opened) else it for it in story.written]
     assert story.verdict().violations == []
     lose(story)
     assert list(story.verdict().count) == [Rule.LOST]
