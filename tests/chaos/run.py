@@ -124,6 +124,7 @@ class Act:
                 evidence=injected.evidence,
                 kind=kind,
                 gone=injected.gone,
+                first_seq=injected.first_seq,
             )
             recorder.write(record)
         self._score.injected += 1

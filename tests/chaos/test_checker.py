@@ -492,6 +492,20 @@ def test_an_error_is_explained_by_a_fault_of_its_kind_and_place(
         assert story.verdict().count[Rule.UNEXPLAINED] == unexplained, (seconds, given_kind, given_target)
 
 
+@pytest.mark.parametrize(("how", "detail"), [("refused", "410"), ("refused", "404"), ("cut", "expired")])
+def test_what_the_log_still_holds_has_not_expired(how: How, detail: str) -> None:
+    """Retention explains that a cursor was refused if it has passed it, and not that there was any."""
+    story = Story(random.Random(1)).tell()
+    (cursor,) = (it.after for it in story.read if isinstance(it, Joined) and it.reader == "late-first")
+    story.refuse(149.5, how, detail)
+    for first_seq, unexplained in [(0, 0), (cursor + 1, 0), (cursor, 1)]:
+        story.without(Fault, target="RUNS_0")
+        story.written.append(
+            Fault(at=149, ended=150, name="retention", target="RUNS_0", kind="retention", first_seq=first_seq)
+        )
+        assert story.verdict().count[Rule.UNEXPLAINED] == unexplained, first_seq
+
+
 def test_nothing_explains_a_defect() -> None:
     """A 500, a clean end without [DONE], or a log that is broken is wrong whatever was done to the services."""
     defects: list[tuple[How, str]] = [("refused", "500"), ("refused", "422"), ("clean", "")]
