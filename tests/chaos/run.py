@@ -3,8 +3,8 @@
 A run is a row of acts, each a fresh world under a mixed load: now one nats-server on a small disk, now a cluster of
 three. Faults come one after the other, some two at once, at random and seeded. At the end of an act everything heals,
 the load finishes, and the checker says what the history of it proves; of an act in which all was well nothing is kept,
-as a run of hours has gigabytes of it. The exit code is 1 after any violation, anything that did not heal, or when fewer
-than `EFFECTIVE` of the faults were seen to take effect.
+as a run of hours has gigabytes of it. The exit code is 1 after any violation, anything that did not heal, when nobody
+has read a run to its end, or when fewer than `EFFECTIVE` of the faults were seen to take effect.
 """
 
 import argparse
@@ -70,7 +70,8 @@ class Score(msgspec.Struct):
 
     @property
     def is_good(self) -> bool:
-        return not self.violations and not self.complaints and self.effective >= EFFECTIVE * self.injected > 0
+        has_proved = self.figures["readers_to_the_end"] > 0 and self.effective >= EFFECTIVE * self.injected > 0
+        return has_proved and not self.violations and not self.complaints
 
 
 class Act:

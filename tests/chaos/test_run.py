@@ -1,6 +1,7 @@
 """What a run of the chaos comes to: which faults a seed gives, and when it has failed."""
 
 import random
+from collections import Counter
 from itertools import islice
 
 import pytest
@@ -10,6 +11,7 @@ from tests.chaos.run import Score, drawn, parsed, together
 from tests.chaos.world import KINDS
 
 FAULTS = [fault for place in KINDS for fault in link_faults(place)]
+READ = Counter(readers_to_the_end=1)
 
 
 def names(seed: int, count: int) -> list[list[str]]:
@@ -42,15 +44,16 @@ def test_two_at_once_are_at_two_places() -> None:
 @pytest.mark.parametrize(
     ("score", "is_good"),
     [
-        (Score(injected=10, effective=9), True),
-        (Score(injected=10, effective=8), False),
-        (Score(), False),
-        (Score(injected=10, effective=10, violations=1), False),
-        (Score(injected=10, effective=10, complaints=["broker-0 has ended"]), False),
+        (Score(injected=10, effective=9, figures=READ), True),
+        (Score(injected=10, effective=8, figures=READ), False),
+        (Score(figures=READ), False),
+        (Score(injected=10, effective=10), False),
+        (Score(injected=10, effective=10, figures=READ, violations=1), False),
+        (Score(injected=10, effective=10, figures=READ, complaints=["broker-0 has ended"]), False),
     ],
 )
 def test_when_a_run_has_failed(score: Score, is_good: bool) -> None:
-    """Any violation, anything that is not well after it, too few effective faults, or none at all."""
+    """Any violation, anything that is not well after it, too few effective faults, none at all, or no readers."""
     assert score.is_good == is_good
 
 
