@@ -23,7 +23,8 @@ import msgspec
 import uvloop
 
 from runstream.broker.errors import BrokerError
-from tests.chaos.checker import Checker, Figures
+from tests.chaos.calm import RECOVERY_SECONDS
+from tests.chaos.checker import Bounds, Checker, Figures
 from tests.chaos.disk import NoSmallDisk
 from tests.chaos.faults import Fault, Injected, catalogue
 from tests.chaos.history import Fault as FaultRecord
@@ -40,6 +41,10 @@ PAIRED = 0.25
 """How often two faults come at once."""
 BREATH_SECONDS = (0.2, 3.0)
 """Between faults: what is only ever seen to recover would never be seen to work."""
+REST_EVERY = 20
+REST_SECONDS = RECOVERY_SECONDS + Bounds().end_told + 2.0
+"""Once in so many times, longer than a fault explains anything, which no breath is: in a second that one may explain
+nobody is held to a bound."""
 KILLS = 10
 """So many times is each kill among the faults for once each other one: half of all that is done are kills."""
 
@@ -104,14 +109,15 @@ class Act:
         assert faults, f"this world has no fault whose name begins with any of {self._options.only}"
         bag = drawn(faults, chance)
         await world.healed()
-        deadline = time.monotonic() + self._seconds
+        deadline, times = time.monotonic() + self._seconds, 0
         while time.monotonic() < deadline:
             done = await injected_at_once(world, together(bag, chance), chance)
             await world.healed()
             for injected in done:
                 self._note(injected, recorder)
             assert not load.dead(), "; ".join(load.dead())
-            await asyncio.sleep(chance.uniform(*BREATH_SECONDS))
+            times += 1
+            await asyncio.sleep(pause_after(times, chance))
 
     def _note(self, injected: Injected, recorder: Recorder) -> None:
         """Record a fault, and say so in a line."""
@@ -169,6 +175,11 @@ def together(bag: Iterator[Fault], chance: random.Random) -> list[Fault]:
         second = next(bag)
         faults += [second] * (second.place != faults[0].place)
     return faults
+
+
+def pause_after(times: int, chance: random.Random) -> float:
+    """How long everything is left alone when something was done to it for the `times`-th time."""
+    return chance.uniform(*BREATH_SECONDS) + (REST_SECONDS if times % REST_EVERY == 0 else 0)
 
 
 def drawn(faults: Sequence[Fault], chance: random.Random) -> Iterator[Fault]:

@@ -6,8 +6,11 @@ from itertools import islice
 
 import pytest
 
+from tests.chaos.calm import Faults
+from tests.chaos.checker import Bounds
 from tests.chaos.faults import link_faults
-from tests.chaos.run import Score, drawn, parsed, together
+from tests.chaos.history import Fault
+from tests.chaos.run import REST_EVERY, Score, drawn, parsed, pause_after, together
 from tests.chaos.world import KINDS
 
 FAULTS = [fault for place in KINDS for fault in link_faults(place)]
@@ -30,6 +33,18 @@ def test_every_fault_has_its_turn() -> None:
     """Before any comes again."""
     bag = drawn(FAULTS, random.Random(7))
     assert {fault.name for fault in islice(bag, len(FAULTS))} == {fault.name for fault in FAULTS}
+
+
+def test_everybody_is_held_to_their_bounds_now_and_then() -> None:
+    """A breath is as if the faults went on; in a rest there are as many seconds without any as an end may take."""
+    chance, at = random.Random(7), 0.0
+    faults: list[Fault] = []
+    for times in range(1, 2 * REST_EVERY + 1):
+        faults.append(Fault(at=at, ended=at + 3, name="kill gateway", target="gateway-0"))
+        at += 3 + pause_after(times, chance)
+    calm = Faults(faults)
+    assert calm.calm_between(0, faults[REST_EVERY - 1].at) == 0
+    assert calm.calm_between(0, at) > 2 * Bounds().end_told
 
 
 def test_two_at_once_are_at_two_places() -> None:
