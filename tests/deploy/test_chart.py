@@ -16,6 +16,7 @@ from tests.deploy.chart import (
     CHART,
     FORMS,
     NAMESPACE,
+    RELEASE,
     VALUES,
     Object,
     helm,
@@ -33,6 +34,9 @@ COMMANDS: dict[str, list[type[BaseSettings]]] = {
     "broker": [BrokerServiceSettings],
 }
 SHARED: list[type[BaseSettings]] = [BrokerSettings, UpstreamSettings, AuthSettings]
+
+RELEASED = f"{RELEASE}-runstream"
+"""What the objects of a release are called after, where nothing else is said."""
 
 OTHERS = {"RUNSTREAM_LOG_LEVEL", "RUNSTREAM_LOG_JSON"}
 """Variables that are of none of these classes: the command line's."""
@@ -407,6 +411,23 @@ def test_an_autoscaler_owns_the_number_of_pods() -> None:
         assert (target["apiVersion"], target["kind"]) == ("apps/v1", "Deployment")
         assert "replicas" not in of_kind(objects, "Deployment")[target["name"]]["spec"]
     assert of_kind(rendered("defaults"), "Deployment")["release-runstream-gateway"]["spec"]["replicas"] == 2
+
+
+def test_releases_in_a_namespace_are_counted_apart() -> None:
+    """Jobs are called by their release, whichever monitor there is; so an autoscaler adds up its own pods' streams."""
+    for form, kind, name in (("everything", "ServiceMonitor", "streams"), ("the others", "PodMonitor", RELEASED)):
+        jobs = [
+            relabeling["replacement"]
+            for each in of_kind(rendered(form), kind).values()
+            for endpoint in each["spec"].get("endpoints") or each["spec"]["podMetricsEndpoints"]
+            for relabeling in endpoint["relabelings"]
+            if relabeling["targetLabel"] == "job"
+        ]
+        assert sorted(jobs) == [f"{name}-broker", f"{name}-gateway"]
+    (scaler,) = of_kind(rendered("the others"), "ScaledObject").values()
+    asked = {trigger["type"]: trigger["metadata"] for trigger in scaler["spec"]["triggers"]}
+    open_streams = f'sum(runstream_followers{{namespace="{NAMESPACE}", job="{RELEASED}-gateway"}})'
+    assert asked["prometheus"]["query"] == open_streams
 
 
 def test_pods_go_slowly() -> None:
