@@ -4,8 +4,10 @@ import http.client
 import os
 import sys
 
-PORTS = [int(os.environ.get("RUNSTREAM_PORT") or 8283), int(os.environ.get("RUNSTREAM_BROKER_PORT") or 8284)]
-"""The gateway's and the broker's: a container has one of them."""
+DEFAULTS = {"RUNSTREAM_METRICS_PORT": 0, "RUNSTREAM_PORT": 8283, "RUNSTREAM_BROKER_PORT": 8284}
+PORTS = [port for name, default in DEFAULTS.items() if (port := int(os.environ.get(name) or default))]
+"""That of the metrics, which clients cannot fill, if there is one; the gateway's and the broker's, of which a container
+has one."""
 
 
 def is_alive(port: int) -> bool:
@@ -14,7 +16,7 @@ def is_alive(port: int) -> bool:
     try:
         connection.request("GET", "/livez")
         return connection.getresponse().status == http.HTTPStatus.OK
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
     finally:
         connection.close()

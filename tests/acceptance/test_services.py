@@ -11,7 +11,7 @@ import pytest
 
 from runstream.broker.embedded import EmbeddedServer
 from runstream.schemas import new_agent_id, new_conversation_id, new_run_id
-from tests.support.http import DONE, Cut, Event, fetch, open_stream
+from tests.support.http import DONE, Connection, Cut, Event, fetch, open_stream
 from tests.support.nats import free_ports
 from tests.support.processes import running, runstream
 from tests.support.services import SOURCE, START_SECONDS, Service, service
@@ -99,6 +99,34 @@ async def test_metrics_have_a_port_of_their_own_if_told(nats_url: str, kind: str
             own = await started.get(probe)
             assert own.status == 200 or (probe, kind) == ("/readyz", "gateway"), own  # That waits for a broker.
             assert (await fetch(f"http://127.0.0.1:{port}", "GET", probe)).json == own.json
+
+
+@pytest.mark.parametrize("kind", ["gateway", "broker"])
+async def test_a_full_port_is_probed_at_the_other_one(nats_url: str, kind: str) -> None:
+    """Clients that have filled a service's port keep nobody from probing it: it lives, and is ready when one leaves."""
+    (port,) = free_ports(1)
+    probed = f"http://127.0.0.1:{port}"
+    settings = {"RUNSTREAM_MAX_CONNECTIONS": "4", "RUNSTREAM_HEAD_SECONDS": "60"}
+
+    async def is_full() -> bool:
+        found = await fetch(probed, "GET", "/readyz")
+        return (found.status, found.json.get("detail")) == (503, "As many connections are open as may be.")
+
+    async def has_room() -> bool:
+        return not await is_full()
+
+    async with contextlib.AsyncExitStack() as opened:
+        metrics_port = ("--metrics-port", str(port))
+        started = await opened.enter_async_context(service(kind, nats_url, *metrics_port, env=settings))
+        await started.is_ready()
+        assert await has_room()
+        clients = [await opened.enter_async_context(Connection.open(started.base)) for _ in range(4)]
+        await wait_until(is_full, 5, "it takes more clients than it may have")
+        async with Connection.open(started.base) as refused:
+            assert await refused.ends()
+        assert (await fetch(probed, "GET", "/livez")).status == 200
+        clients[0].writer.transport.abort()
+        await wait_until(has_room, 5, "one has left, and it takes nobody else")
 
 
 async def test_without_a_broker_that_could_nothing_is_claimed(tmp_path: Path) -> None:

@@ -23,10 +23,19 @@ class Faults:
         lengths = (end - begin for begin, end in zip(self._begins, self._ends, strict=True))
         self._covered = [0.0, *accumulate(lengths)]
 
-    def explain(self, since: float, until: float, kinds: Collection[FaultKind], *, place: str = "") -> bool:
-        """Tell whether any of those kinds was on, or just over, at any time in between, and touches `place`."""
+    def explain(
+        self, since: float, until: float, kinds: Collection[FaultKind], *, place: str = "", cursor: int = 0
+    ) -> bool:
+        """Tell whether any of those kinds was on, or just over, at any time in between, and touches `place`.
+
+        Retention does if it has passed `cursor`.
+        """
         return any(
-            fault.kind in kinds and fault.at <= until and self._over(fault) >= since and self._touches(fault, place)
+            fault.kind in kinds
+            and fault.at <= until
+            and self._over(fault) >= since
+            and self._touches(fault, place)
+            and (not fault.first_seq or cursor < fault.first_seq)
             for fault in self._faults
         )
 

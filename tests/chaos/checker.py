@@ -51,6 +51,8 @@ class Rule(StrEnum):
     DUPLICATED = "duplicated"
     SWAPPED = "swapped"
     """A chunk came after one that its writer said later, or under a sequence that does not grow."""
+    UNNUMBERED = "unnumbered"
+    """A chunk came without the sequence that its reader would come back with."""
     FOREIGN = "foreign"
     """A chunk of another run, or of none."""
     ALTERED = "altered"
@@ -197,7 +199,8 @@ class Checker:
         self._runs: dict[str, _Run] = {}
         self._readers: dict[str, _Reader] = {}
         self._injected: list[Fault] = []
-        self._errors: list[tuple[_Reader, Disconnected]] = []
+        self._errors: list[tuple[_Reader, Disconnected, int]] = []
+        """Each with the cursor that its reader had."""
         self._violations: list[Violation] = []
         self._count: Counter[Rule] = Counter()
         self._faults = Faults([])
@@ -331,6 +334,8 @@ class Checker:
             if seq <= reader.seq:
                 self._accuse(Rule.SWAPPED, run, f"{reader.name} was shown chunk {index} as {seq}, after {reader.seq}")
             reader.seq = reader.response_seq = seq
+        elif run.background:
+            self._accuse(Rule.UNNUMBERED, run, f"{reader.name} was shown chunk {index} without a sequence")
 
     def _compare(self, reader: _Reader, got: Got) -> None:
         """Hold a chunk against what its writer said, and against what others were shown."""
@@ -427,7 +432,7 @@ class Checker:
             self._accuse(Rule.BAD_END, reader.run, f"{reader.name}'s response was {ended.how} after [DONE]")
         else:
             # After the end, too: a gateway may be killed between it and the last chunk of the response.
-            self._errors.append((reader, ended))
+            self._errors.append((reader, ended, reader.seq))
 
     # The judgement.
 
@@ -435,13 +440,13 @@ class Checker:
         """Say what is wrong with the whole."""
         self._faults = Faults(self._injected, recovery_seconds=self._bounds.recovery)
         self._faults.gateways = {reader.gateway for reader in self._readers.values()} | {
-            error.gateway for _, error in self._errors
+            error.gateway for _, error, _ in self._errors
         }
         self._gone = {fault.gone for fault in self._injected if fault.effective}
         for run in self._runs.values():
             self._judge_run(run)
-        for reader, error in self._errors:
-            self._judge_error(reader, error)
+        for reader, error, cursor in self._errors:
+            self._judge_error(reader, error, cursor)
         self._count_up()
         return Verdict(self.figures, self._violations, self._count)
 
@@ -564,15 +569,17 @@ class Checker:
                     Rule.UNEXPLAINED, run, f"its writer was told {refused.why} by {refused.place}; no {_or(kinds)}"
                 )
 
-    def _judge_error(self, reader: _Reader, error: Disconnected) -> None:
+    def _judge_error(self, reader: _Reader, error: Disconnected, cursor: int) -> None:
         self.figures.errors += 1
-        if any(since <= error.at <= until + self._bounds.recovery for since, until in reader.stalls):
-            return
         what = f"{error.how} {error.detail}".strip()
         kinds = _explains_response(error)
+        # Who takes nothing is cut, and told nothing. Anything else it meets as everybody does.
+        stalls = reader.stalls if error.how == "cut" and kinds is _DISTURBED else []
+        if any(since <= error.at <= until + self._bounds.recovery for since, until in stalls):
+            return
         # What retention has removed stays away: who comes late is told so long after.
         since = reader.run.opening if kinds == ("retention",) else error.since or error.at
-        if not self._faults.explain(since, error.at, kinds, place=error.gateway):
+        if not self._faults.explain(since, error.at, kinds, place=error.gateway, cursor=cursor):
             rule = Rule.BAD_END if error.how == "clean" else Rule.UNEXPLAINED
             self._accuse(
                 rule,

@@ -61,6 +61,8 @@ class Injected:
     evidence: str
     gone: str = ""
     """A process of the load that was killed, by the name of its files."""
+    first_seq: int = 0
+    """Where the log begins since retention has passed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Seen:
     effective: bool
     evidence: str
     gone: str = ""
+    first_seq: int = 0
 
 
 class Fault(abc.ABC):
@@ -88,7 +91,15 @@ class Fault(abc.ABC):
         began = time.monotonic()
         seen = await self.done_to(world, chance)
         return Injected(
-            self.name, self.kinds, seen.target, began, time.monotonic(), seen.effective, seen.evidence, seen.gone
+            self.name,
+            self.kinds,
+            seen.target,
+            began,
+            time.monotonic(),
+            seen.effective,
+            seen.evidence,
+            seen.gone,
+            seen.first_seq,
         )
 
     @abc.abstractmethod
@@ -416,7 +427,8 @@ class Expired(Fault):
         # As retention does: everything up to there, whoever's it is.
         await world.api(f"STREAM.PURGE.{LOG}", {"seq": cursor + 1})
         first = int((await world.state())["state"]["first_seq"])
-        return Seen(LOG, first > cursor, f"a reader stands at {cursor}, and the log begins at {first}")
+        evidence = f"a reader stands at {cursor}, and the log begins at {first}"
+        return Seen(LOG, first > cursor, evidence, first_seq=first)
 
 
 ROLES: tuple[Role, ...] = ("gateway", "broker", "writer", "nats")

@@ -188,7 +188,8 @@ class Fault(_Record):
     `target` is what it was done to: the name of a service, or of several, with `->` or commas between them. If any of
     them is a gateway, as readers name it, the fault is only theirs who were served by it. A process of the load that
     was killed is `gone`, by the name of its files, and its readers with it. `recovery` is how many seconds what it did
-    may still be felt once it has ended, if that is longer than for others.
+    may still be felt once it has ended, if that is longer than for others. `first_seq` is where the log begins since
+    retention has passed, if that is known: no cursor from there on has expired.
     """
 
     name: str
@@ -199,6 +200,7 @@ class Fault(_Record):
     kind: FaultKind = "outage"
     gone: str = ""
     recovery: float = 0.0
+    first_seq: int = 0
 
 
 Record: TypeAlias = (

@@ -57,7 +57,10 @@ class LettaFollower:
             gateway, client = self._clients.choose(self._chance)
             before, self._heard = self._cursor, now()
             how, detail = await self._read_once(gateway, client)
-            self._recorder.write(Disconnected(at=now(), reader=self.name, gateway=gateway.name, how=how, detail=detail))
+            record = Disconnected(
+                at=now(), reader=self.name, gateway=gateway.name, how=how, detail=detail, since=self._heard
+            )
+            self._recorder.write(record)
             if how == "refused" and int(detail) < 500:
                 self._recorder.write(Left(at=now(), reader=self.name, why=f"refused with {detail}"))
                 return

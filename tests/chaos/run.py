@@ -3,8 +3,8 @@
 A run is a row of acts, each a fresh world under a mixed load: now one nats-server on a small disk, now a cluster of
 three. Faults come one after the other, some two at once, at random and seeded. At the end of an act everything heals,
 the load finishes, and the checker says what the history of it proves; of an act in which all was well nothing is kept,
-as a run of hours has gigabytes of it. The exit code is 1 after any violation, anything that did not heal, or when fewer
-than `EFFECTIVE` of the faults were seen to take effect.
+as a run of hours has gigabytes of it. The exit code is 1 after any violation, anything that did not heal, when nobody
+has read a run to its end, or when fewer than `EFFECTIVE` of the faults were seen to take effect.
 """
 
 import argparse
@@ -23,7 +23,8 @@ import msgspec
 import uvloop
 
 from runstream.broker.errors import BrokerError
-from tests.chaos.checker import Checker, Figures
+from tests.chaos.calm import RECOVERY_SECONDS
+from tests.chaos.checker import Bounds, Checker, Figures
 from tests.chaos.disk import NoSmallDisk
 from tests.chaos.faults import Fault, Injected, catalogue
 from tests.chaos.history import Fault as FaultRecord
@@ -40,6 +41,10 @@ PAIRED = 0.25
 """How often two faults come at once."""
 BREATH_SECONDS = (0.2, 3.0)
 """Between faults: what is only ever seen to recover would never be seen to work."""
+REST_EVERY = 20
+REST_SECONDS = RECOVERY_SECONDS + Bounds().end_told + 2.0
+"""Once in so many times, longer than a fault explains anything, which no breath is: in a second that one may explain
+nobody is held to a bound."""
 KILLS = 10
 """So many times is each kill among the faults for once each other one: half of all that is done are kills."""
 
@@ -70,7 +75,8 @@ class Score(msgspec.Struct):
 
     @property
     def is_good(self) -> bool:
-        return not self.violations and not self.complaints and self.effective >= EFFECTIVE * self.injected > 0
+        has_proved = self.figures["readers_to_the_end"] > 0 and self.effective >= EFFECTIVE * self.injected > 0
+        return has_proved and not self.violations and not self.complaints
 
 
 class Act:
@@ -103,14 +109,15 @@ class Act:
         assert faults, f"this world has no fault whose name begins with any of {self._options.only}"
         bag = drawn(faults, chance)
         await world.healed()
-        deadline = time.monotonic() + self._seconds
+        deadline, times = time.monotonic() + self._seconds, 0
         while time.monotonic() < deadline:
             done = await injected_at_once(world, together(bag, chance), chance)
             await world.healed()
             for injected in done:
                 self._note(injected, recorder)
             assert not load.dead(), "; ".join(load.dead())
-            await asyncio.sleep(chance.uniform(*BREATH_SECONDS))
+            times += 1
+            await asyncio.sleep(pause_after(times, chance))
 
     def _note(self, injected: Injected, recorder: Recorder) -> None:
         """Record a fault, and say so in a line."""
@@ -124,6 +131,7 @@ class Act:
                 evidence=injected.evidence,
                 kind=kind,
                 gone=injected.gone,
+                first_seq=injected.first_seq,
             )
             recorder.write(record)
         self._score.injected += 1
@@ -167,6 +175,11 @@ def together(bag: Iterator[Fault], chance: random.Random) -> list[Fault]:
         second = next(bag)
         faults += [second] * (second.place != faults[0].place)
     return faults
+
+
+def pause_after(times: int, chance: random.Random) -> float:
+    """How long everything is left alone when something was done to it for the `times`-th time."""
+    return chance.uniform(*BREATH_SECONDS) + (REST_SECONDS if times % REST_EVERY == 0 else 0)
 
 
 def drawn(faults: Sequence[Fault], chance: random.Random) -> Iterator[Fault]:

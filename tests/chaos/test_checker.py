@@ -252,6 +252,11 @@ def shrink(story: Story) -> None:
             story.mend(place, after=before)
 
 
+def hide_a_sequence(story: Story) -> None:
+    """One reader is shown a chunk without its sequence."""
+    story.mend(story.chunk(), seq=None)
+
+
 def mix_up(story: Story) -> None:
     """One reader is shown a chunk of the other run in between."""
     foreign = story.read[story.chunk("live-second")]
@@ -390,6 +395,7 @@ SPOILT: list[tuple[Spoil, Rule]] = [
     (duplicate_at_a_cut, Rule.DUPLICATED),
     (swap, Rule.SWAPPED),
     (shrink, Rule.SWAPPED),
+    (hide_a_sequence, Rule.UNNUMBERED),
     (mix_up, Rule.FOREIGN),
     (invent, Rule.FOREIGN),
     (damage, Rule.ALTERED),
@@ -486,6 +492,20 @@ def test_an_error_is_explained_by_a_fault_of_its_kind_and_place(
         assert story.verdict().count[Rule.UNEXPLAINED] == unexplained, (seconds, given_kind, given_target)
 
 
+@pytest.mark.parametrize(("how", "detail"), [("refused", "410"), ("refused", "404"), ("cut", "expired")])
+def test_what_the_log_still_holds_has_not_expired(how: How, detail: str) -> None:
+    """Retention explains that a cursor was refused if it has passed it, and not that there was any."""
+    story = Story(random.Random(1)).tell()
+    (cursor,) = (it.after for it in story.read if isinstance(it, Joined) and it.reader == "late-first")
+    story.refuse(149.5, how, detail)
+    for first_seq, unexplained in [(0, 0), (cursor + 1, 0), (cursor, 1)]:
+        story.without(Fault, target="RUNS_0")
+        story.written.append(
+            Fault(at=149, ended=150, name="retention", target="RUNS_0", kind="retention", first_seq=first_seq)
+        )
+        assert story.verdict().count[Rule.UNEXPLAINED] == unexplained, first_seq
+
+
 def test_nothing_explains_a_defect() -> None:
     """A 500, a clean end without [DONE], or a log that is broken is wrong whatever was done to the services."""
     defects: list[tuple[How, str]] = [("refused", "500"), ("refused", "422"), ("clean", "")]
@@ -561,6 +581,19 @@ def test_a_stall_of_its_own_explains_what_a_reader_meets() -> None:
     assert story.verdict().violations == []
 
 
+@pytest.mark.parametrize(
+    ("how", "detail"),
+    [("clean", ""), ("refused", "500"), ("refused", "410"), ("cut", "log_broken"), ("unreachable", "")],
+)
+def test_a_stall_explains_nothing_but_a_cut(how: How, detail: str) -> None:
+    """What a gateway answers, or says before it cuts, has the reasons that it has for who takes all that comes."""
+    story = Story(random.Random(1)).tell()
+    story.refuse(150, how, detail)
+    (at,) = story.places(Disconnected, lambda record: record.at == 150)
+    story.read.insert(at, Stalled(at=150, reader="late-first", since=149))
+    assert story.verdict().total == 1
+
+
 def test_who_leaves_is_owed_no_end() -> None:
     """Nor what would have come later; but what it was shown has to be right."""
     story = Story(random.Random(1)).tell()
@@ -623,6 +656,7 @@ def test_a_foreground_run_is_known_by_its_indexes() -> None:
     story.read = [it for it in story.read if getattr(it, "reader", "") == "live-first"]
     for at in story.places(Got, lambda _: True):
         story.mend(at, seq=None)
+    story.written = [replace(it, background=False) if isinstance(it, Opening | Opened) else it for it in story.written]
     assert story.verdict().violations == []
     lose(story)
     assert list(story.verdict().count) == [Rule.LOST]

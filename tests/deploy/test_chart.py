@@ -16,6 +16,7 @@ from tests.deploy.chart import (
     CHART,
     FORMS,
     NAMESPACE,
+    RELEASE,
     VALUES,
     Object,
     helm,
@@ -33,6 +34,9 @@ COMMANDS: dict[str, list[type[BaseSettings]]] = {
     "broker": [BrokerServiceSettings],
 }
 SHARED: list[type[BaseSettings]] = [BrokerSettings, UpstreamSettings, AuthSettings]
+
+RELEASED = f"{RELEASE}-runstream"
+"""What the objects of a release are called after, where nothing else is said."""
 
 OTHERS = {"RUNSTREAM_LOG_LEVEL", "RUNSTREAM_LOG_JSON"}
 """Variables that are of none of these classes: the command line's."""
@@ -136,14 +140,16 @@ def test_an_agent_in_the_pod_outlives_its_runs() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_probes_ask_three_different_things(form: str) -> None:
-    """Startup has a minute, liveness asks nothing of NATS, and readiness notices before a client does."""
+    """Startup has a minute, liveness asks nothing of NATS, and readiness notices before a client does: all of them
+    where clients, who may fill a port, cannot come."""
     for _, pod in pods(rendered(form)):
         for container in services(pod).values():
             ports = {port["name"]: port["containerPort"] for port in container["ports"]}
             probes = {kind: container[f"{kind}Probe"] for kind in ("startup", "liveness", "readiness")}
             assert {probe["httpGet"]["path"] for kind, probe in probes.items() if kind != "readiness"} == {"/livez"}
             assert probes["readiness"]["httpGet"]["path"] == "/readyz"
-            assert {probe["httpGet"]["port"] for probe in probes.values()} <= ports.keys()
+            asked = {ports[probe["httpGet"]["port"]] for probe in probes.values()}
+            assert asked == {int(variables(container)["RUNSTREAM_METRICS_PORT"])}
             patience = {kind: probe["failureThreshold"] * probe["periodSeconds"] for kind, probe in probes.items()}
             assert patience["readiness"] < patience["liveness"] <= patience["startup"]
 
@@ -277,6 +283,20 @@ def test_services_lead_to_their_own_pods(form: str) -> None:
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports, name
 
 
+def test_the_test_can_be_asked_for_its_logs() -> None:
+    """`helm test --logs` asks each hook for them, as a pod, and in most helms when those are gone that are to go with
+    success: what it runs is one pod, which stays until the next time, and what that reads is there."""
+    for form in ("defaults", "production", "everything", "sidecar"):
+        objects = rendered(form)
+        hooks = [each for each in objects if "helm.sh/hook" in each["metadata"].get("annotations", {})]
+        (test,) = of_kind(objects, "Pod").values()
+        assert hooks == [test]
+        assert test["metadata"]["annotations"]["helm.sh/hook"] == "test"
+        assert test["metadata"]["annotations"]["helm.sh/hook-delete-policy"] == "before-hook-creation"
+        (script,) = (volume["configMap"]["name"] for volume in test["spec"]["volumes"])
+        assert "check.py" in of_kind(objects, "ConfigMap")[script]["data"]
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_selectors_select_their_own(form: str) -> None:
     """Deployments, budgets, spreads, monitors and policies are about pods, or Services, of this release that exist."""
@@ -391,6 +411,23 @@ def test_an_autoscaler_owns_the_number_of_pods() -> None:
         assert (target["apiVersion"], target["kind"]) == ("apps/v1", "Deployment")
         assert "replicas" not in of_kind(objects, "Deployment")[target["name"]]["spec"]
     assert of_kind(rendered("defaults"), "Deployment")["release-runstream-gateway"]["spec"]["replicas"] == 2
+
+
+def test_releases_in_a_namespace_are_counted_apart() -> None:
+    """Jobs are called by their release, whichever monitor there is; so an autoscaler adds up its own pods' streams."""
+    for form, kind, name in (("everything", "ServiceMonitor", "streams"), ("the others", "PodMonitor", RELEASED)):
+        jobs = [
+            relabeling["replacement"]
+            for each in of_kind(rendered(form), kind).values()
+            for endpoint in each["spec"].get("endpoints") or each["spec"]["podMetricsEndpoints"]
+            for relabeling in endpoint["relabelings"]
+            if relabeling["targetLabel"] == "job"
+        ]
+        assert sorted(jobs) == [f"{name}-broker", f"{name}-gateway"]
+    (scaler,) = of_kind(rendered("the others"), "ScaledObject").values()
+    asked = {trigger["type"]: trigger["metadata"] for trigger in scaler["spec"]["triggers"]}
+    open_streams = f'sum(runstream_followers{{namespace="{NAMESPACE}", job="{RELEASED}-gateway"}})'
+    assert asked["prometheus"]["query"] == open_streams
 
 
 def test_pods_go_slowly() -> None:

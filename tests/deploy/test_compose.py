@@ -10,8 +10,10 @@ from typing import Any
 
 import yaml
 
+from deploy.observability.dashboards import FOLDER
 from runstream.broker.embedded import find_binary
 from runstream.broker.settings import BrokerSettings, resolved
+from tests.deploy.prometheus import RULES, promtool
 from tests.deploy.proxies import SHIPPED
 from tests.deploy.tools import ROOT
 from tests.support.nats import free_ports, jetstream_answers
@@ -41,6 +43,37 @@ def test_what_is_mounted_is_there() -> None:
             assert (DEPLOY / source).exists() if source.startswith("./") else source in COMPOSE["volumes"], name
         if "build" in each:
             assert (DEPLOY / each["build"]["context"] / each["build"]["dockerfile"]).exists()
+
+
+def source_of(service: str, path: str) -> Path:
+    """The file, or the folder, that a service finds at a path."""
+    mounts = [mount.split(":") for mount in SERVICES[service]["volumes"]]
+    (found,) = [
+        DEPLOY / source / path.removeprefix(target).lstrip("/")
+        for source, target, *_ in mounts
+        if source.startswith("./") and f"{path}/".startswith(f"{target}/")
+    ]
+    return found.resolve()
+
+
+def test_prometheus_takes_its_configuration_and_the_rules(tmp_path: Path) -> None:
+    """Where it looks for rules are the chart's: of a path with nothing at it Prometheus would say nothing."""
+    text = source_of("prometheus", "/etc/prometheus/prometheus.yml").read_text(encoding="utf-8")
+    (rules,) = yaml.safe_load(text)["rule_files"]
+    assert source_of("prometheus", rules) == RULES
+    (tmp_path / "prometheus.yaml").write_text(text.replace(rules, str(RULES)), encoding="utf-8")
+    checked = promtool("check", "config", tmp_path / "prometheus.yaml")
+    assert (checked.returncode, "SUCCESS" in checked.stdout) == (0, True), checked.stdout + checked.stderr
+
+
+def test_grafana_finds_the_dashboards_and_prometheus() -> None:
+    """Its provisioning is where it looks for it, and leads to the chart's dashboards and to the service's port."""
+    provisioning = source_of("grafana", "/etc/grafana/provisioning")
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "runstream.yaml").read_bytes())["providers"]
+    assert source_of("grafana", provider["options"]["path"]) == FOLDER
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_bytes())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    assert SERVICES["prometheus"]["ports"] == ["127.0.0.1:9090:9090"]
 
 
 def test_nothing_is_published_to_others() -> None:

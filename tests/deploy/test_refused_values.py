@@ -63,6 +63,8 @@ BY_THE_SCHEMA: list[tuple[dict[str, Any], str]] = [
     ({"gateway": {"service": {"port": 70_000}}}, "port"),
     ({"gateway": {"resources": {"requests": {"cpu": "1x"}}}}, "cpu"),
     ({"gateway": {"podDisruptionBudget": {"minAvailable": "half"}}}, "minAvailable"),
+    ({"gateway": {"livenessProbe": {"successThreshold": 2}}}, "successThreshold"),  # Kubernetes takes 1 alone
+    ({"broker": {"startupProbe": {"successThreshold": 2}}}, "successThreshold"),
     ({"gateway": {"topologySpread": "Always"}}, "topologySpread"),
     ({"config": {"retention": "24h"}}, "retention"),
     ({"config": {"RUNSTREAM_RETENTION": {"hours": 24}}}, "RUNSTREAM_RETENTION"),

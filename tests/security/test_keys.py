@@ -1,6 +1,7 @@
 """What the keys are: a set at a URL that rotates, fails and lies; files that are written while they are in use."""
 
 import asyncio
+import hmac
 import json
 import time
 from collections.abc import Sequence
@@ -323,6 +324,25 @@ def test_a_line_that_says_what_none_may_is_refused(tmp_path: Path, facts: dict[s
     with pytest.raises(InvalidSettings, match=rf"line 3: .*{complaint}") as refused:
         authenticating(keys.settings)
     assert line["sha256"] not in str(refused.value)
+
+
+async def test_a_key_is_compared_in_constant_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One comparison of two hashes decides, however much of the key is right, and is made if there is none like it."""
+    keys = KeyFile(tmp_path / "keys")
+    good = keys.add()
+    damaged = good[:-1] + ("B" if good[-1] == "A" else "A")
+    compared: list[tuple[int, int]] = []
+
+    def says_no(one: str, other: str) -> bool:
+        compared.append((len(one), len(other)))
+        return False
+
+    async with authenticating(keys.settings) as authenticator:
+        assert await is_taken(authenticator, good)
+        monkeypatch.setattr(hmac, "compare_digest", says_no)
+        for credential in (good, damaged, f"rsk_{'0' * 12}_{'A' * 43}"):
+            assert not await is_taken(authenticator, credential)
+    assert compared == [(64, 64)] * 3
 
 
 async def test_a_key_expires(tmp_path: Path) -> None:

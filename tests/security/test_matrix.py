@@ -1,5 +1,6 @@
 """Every operation of both ports, as declared, with every credential that is none, not enough, or another's."""
 
+import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import pytest_asyncio
 from runstream.broker.auth.admissions import Admissions
 from runstream.broker.auth.authenticator import Anybody
 from runstream.broker.auth.principal import SCOPES
+from runstream.broker.auth.revoking import revoke
 from runstream.broker.connection import Connection
 from runstream.broker.ingest.routes import ingest_operations
 from runstream.broker.ingest.service import Ingest
@@ -24,6 +26,7 @@ from tests.support.http import Reply
 from tests.support.ingest import NDJSON
 from tests.support.nats import NatsServer
 from tests.support.stack import Stack, stack_running
+from tests.support.waiting import wait_until
 
 
 def _ingest() -> list[Operation]:
@@ -125,6 +128,29 @@ async def test_who_is_nobody_gets_nothing(
     asks = reply.headers["www-authenticate"]
     assert asks.startswith('Bearer realm="runstream"')
     assert ("error=" in asks) == (wrong != "no token")
+
+
+@pytest_asyncio.fixture(scope="module")
+async def revoked(stack: Stack, issuer: Issuer) -> str:
+    """A token that would be good for longer than all of this takes, and that both ports have heard is revoked."""
+    token = issuer.token(jti="revoked", exp=int(time.time()) + 3600)
+    await revoke(stack.jetstream, "revoked")
+
+    async def is_known() -> bool:
+        read = await Client(stack.base, token).fetch("GET", "/v1/runs/")
+        opened = await Client(stack.broker_base, token).fetch("POST", "/ingest/v1/runs", json={})
+        return (read.status, opened.status) == (401, 401)
+
+    await wait_until(is_known, 5, "it is still taken")
+    return token
+
+
+@pytest.mark.parametrize("operation", GUARDED, ids=by_name)
+async def test_who_was_revoked_gets_nothing(stack: Stack, things: Things, revoked: str, operation: Operation) -> None:
+    """401, and the reason, which its bearer may know."""
+    reply = await ask(stack, operation, revoked, things)
+    assert reply.status == 401, reply
+    assert 'error_description="The credential was revoked."' in reply.headers["www-authenticate"]
 
 
 @pytest.mark.parametrize("operation", GUARDED, ids=by_name)

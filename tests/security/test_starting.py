@@ -53,7 +53,8 @@ async def test_each_command_refuses(tmp_path: Path, command: str) -> None:
 
 
 async def test_a_log_has_no_credential(nats_server: NatsServer, tmp_path: Path) -> None:
-    """Good, bad, expired or in the wrong place, at the most talkative level; what `keys token` made is let in."""
+    """Good, bad, expired or in the wrong place, a cookie's or a ticket, at the most talkative level; what `keys token`
+    made is let in."""
     issuer = Issuer()
     settings = issuer.settings(tmp_path, None)
     env = {
@@ -78,8 +79,14 @@ async def test_a_log_has_no_credential(nats_server: NatsServer, tmp_path: Path) 
         await broker.is_ready()
         await gateway.is_ready()
         run_id = await Client(gateway.base, good).run(new_agent_id())
+        browser = Client(gateway.base, None)
+        made_for_browser = await Client(gateway.base, good).fetch("POST", f"/v1/runs/{run_id}/tickets")
+        ticket = made_for_browser.json["ticket"]
+        for _ in range(2):  # The second time it is used up.
+            await browser.fetch("GET", f"/v1/runs/{run_id}/stream?ticket={ticket}")
         for credential in sent:
             client = Client(gateway.base, credential)
+            await browser.fetch("GET", f"/v1/runs/{run_id}/stream", headers={"Cookie": f"runstream_token={credential}"})
             await client.fetch("GET", f"/v1/runs/{run_id}/stream")
             await client.fetch("GET", f"/v1/runs/?token={credential}")
             await client.fetch("POST", f"/v1/agents/{new_agent_id()}/messages/stream", json=message({"chunks": -1}))
@@ -87,7 +94,7 @@ async def test_a_log_has_no_credential(nats_server: NatsServer, tmp_path: Path) 
             await Client(broker.base, credential).fetch("POST", "/ingest/v1/runs", json={})
         said = "\n".join(broker.process.errors + gateway.process.errors)
     assert "ready" in said
-    for credential in sent:
+    for credential in [*sent, ticket]:
         for part in credential.split("."):
             assert len(part) < 12 or part not in said
 

@@ -68,9 +68,14 @@ class Doors:
         self._most = min(settings.max_connections, _most_descriptors())
         self._by_source: Counter[str] = Counter()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there are as many connections as may be: whoever comes is turned away."""
+        return self.open >= self._most
+
     def enter(self, peer: str | None) -> bool:
         """Count a connection, unless there are as many as may be."""
-        if self.open >= self._most:
+        if self.is_full:
             self.refused("connections")
             return False
         if self._is_counted(peer):

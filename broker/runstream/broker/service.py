@@ -145,10 +145,14 @@ class Broker:
 
     async def _serve(self, stack: AsyncExitStack, jetstream: JetStream, ingest: Ingest, admissions: Admissions) -> None:
         """Answer on the broker's port, before NATS is there: who asks is told what is being waited for."""
-        readiness = Readiness(jetstream, self._settings)
+        readiness, doors = Readiness(jetstream, self._settings), self._doors()
 
         async def unready() -> str | None:
-            return "This broker stops." if self._draining.has_begun else await readiness.unready()
+            if self._draining.has_begun:
+                return "This broker stops."
+            if doors.is_full:
+                return "As many connections are open as may be."
+            return await readiness.unready()
 
         ready = Ready(unready)
         self.metrics.watch_service(ready=ready, draining=self._draining)
@@ -164,7 +168,7 @@ class Broker:
             operations = [*ingest_operations(ingest, admissions), *operations]
             operations.append(description_operation(operations, title="runstream broker", says=SAYS))
             others = [unknown_route(ingest, admissions)]
-            await stack.enter_async_context(serving(operations, self._listener, self._doors(), others=others))
+            await stack.enter_async_context(serving(operations, self._listener, doors, others=others))
 
     def _doors(self) -> Doors:
         return Doors(self._limits, self.metrics.limit_reached)

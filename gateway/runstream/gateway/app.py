@@ -132,6 +132,7 @@ class Gateway:
         self._upstream = upstream
         self._authenticator = authenticator
         self._limits = limits or LimitSettings()
+        self._doors = Doors(self._limits, self.metrics.limit_reached)
         self._passthrough: PassThrough | None = None
         self._tracing = Tracing()
         self._findings = Findings(self.metrics.broken)
@@ -238,9 +239,7 @@ class Gateway:
         async def unready() -> str | None:
             if self.hub.seats.is_draining:
                 return "This gateway stops."
-            if self.hub.seats.is_full:
-                return "As many streams are open as may be."
-            return await readiness.unready()
+            return self._full() or await readiness.unready()
 
         return Services(
             hub=self.hub,
@@ -273,6 +272,12 @@ class Gateway:
             unready=unready,
         )
 
+    def _full(self) -> str | None:
+        """Say in words what there are as many of as may be, None while whoever comes is let in."""
+        if self.hub.seats.is_full:
+            return "As many streams are open as may be."
+        return "As many connections are open as may be." if self._doors.is_full else None
+
     async def _leave(self, app: web.Application) -> None:
         """Let nobody wait for what will not come any more."""
         self.hub.seats.close()
@@ -297,7 +302,8 @@ class Gateway:
         if self._metrics_listener is None:
             for_operators.append(metrics)
         else:
-            await last.enter_async_context(serving([metrics, *health], self._metrics_listener, self._doors()))
+            doors = Doors(self._limits, self.metrics.limit_reached)
+            await last.enter_async_context(serving([metrics, *health], self._metrics_listener, doors))
         described = [*served, *for_operators]
         for_operators.append(
             description_operation(described, title="runstream", says=says(before_platform=before_platform))
@@ -311,10 +317,7 @@ class Gateway:
             Cors(self._settings.cors_origins).add_to(app)
         guard(app)
         # Without handler_cancellation a handler outlives its client, and a follower of a silent run never ends.
-        await stack.enter_async_context(listening(app, self._listener, self._doors(), handler_cancellation=True))
-
-    def _doors(self) -> Doors:
-        return Doors(self._limits, self.metrics.limit_reached)
+        await stack.enter_async_context(listening(app, self._listener, self._doors, handler_cancellation=True))
 
 
 async def _finished(services: Services) -> None:

@@ -34,6 +34,7 @@ seccompProfile:
 {{- $prefix := index . 2 -}}
 {{- $role := index $.Values $name -}}
 {{- $http := ternary "http" (printf "%shttp" $prefix) (empty $prefix) -}}
+{{- $metrics := ternary "metrics" (printf "%smetrics" $prefix) (empty $prefix) -}}
 name: {{ ternary $name (printf "runstream-%s" $name) (empty $prefix) }}
 image: {{ include "runstream.image" $ }}
 imagePullPolicy: {{ $.Values.image.pullPolicy }}
@@ -50,24 +51,25 @@ ports:
   - name: {{ $http }}
     containerPort: {{ include "runstream.port" $name }}
     protocol: TCP
-  - name: {{ ternary "metrics" (printf "%smetrics" $prefix) (empty $prefix) }}
+  - name: {{ $metrics }}
     containerPort: {{ include "runstream.metricsPort" $name }}
     protocol: TCP
-{{- /* Alive is who answers at all; nothing of NATS's, whose outage a restart would not end. */}}
+{{- /* Alive is who answers at all; nothing of NATS's, whose outage a restart would not end. All are asked where clients
+       are not: a port that they have filled answers no probe, and a restart would cut all who are served there. */}}
 startupProbe:
   httpGet:
     path: /livez
-    port: {{ $http }}
+    port: {{ $metrics }}
   {{- toYaml $role.startupProbe | nindent 2 }}
 livenessProbe:
   httpGet:
     path: /livez
-    port: {{ $http }}
+    port: {{ $metrics }}
   {{- toYaml $role.livenessProbe | nindent 2 }}
 readinessProbe:
   httpGet:
     path: /readyz
-    port: {{ $http }}
+    port: {{ $metrics }}
   {{- toYaml $role.readinessProbe | nindent 2 }}
 {{- if gt (int $role.preStopSeconds) 0 }}
 lifecycle:
