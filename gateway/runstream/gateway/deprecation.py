@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import web
-
 from runstream.schemas import is_agent_id
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+    from aiohttp import web
 
 __all__ = ["DEPRECATION", "add_to"]
 
@@ -26,19 +22,9 @@ DEPRECATED_PARAMETERS: Final = frozenset({"agent_ids", "ascending"})
 """In favour of `agent_id` and `order`, in the queries of lists."""
 LISTS: Final = ("/runs/", "/runs/active")
 
-MARK: Final = web.RequestKey("deprecated", bool)
-
 
 def add_to(app: web.Application) -> None:
-    """Mark requests by their path, before anything can be refused, and sign the answers of all that are marked."""
-
-    @web.middleware
-    async def mark(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if _is_deprecated(request):
-            request[MARK] = True
-        return await handler(request)
-
-    app.middlewares.insert(0, mark)
+    """Sign every answer, refusals too, to what has a successor."""
     app.on_response_prepare.append(_sign)
 
 
@@ -52,5 +38,5 @@ def _is_deprecated(request: web.Request) -> bool:
 
 
 async def _sign(request: web.Request, response: web.StreamResponse) -> None:
-    if MARK in request:
+    if _is_deprecated(request):
         response.headers[DEPRECATION] = SINCE
