@@ -48,12 +48,13 @@ def test_what_is_mounted_is_there() -> None:
 def source_of(service: str, path: str) -> Path:
     """The file, or the folder, that a service finds at a path."""
     mounts = [mount.split(":") for mount in SERVICES[service]["volumes"]]
-    (found,) = [
+    found: list[Path] = [
         DEPLOY / source / path.removeprefix(target).lstrip("/")
         for source, target, *_ in mounts
         if source.startswith("./") and f"{path}/".startswith(f"{target}/")
     ]
-    return found.resolve()
+    (place,) = found
+    return place.resolve()
 
 
 def test_prometheus_takes_its_configuration_and_the_rules(tmp_path: Path) -> None:
