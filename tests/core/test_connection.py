@@ -1,10 +1,11 @@
 """The connection heals: it says when it cannot, and is replaced when nats-py would not bring it back."""
 
 import asyncio
+import contextlib
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
 
 import pytest
@@ -247,21 +248,41 @@ async def test_a_cancellation_that_comes_with_the_answer_is_heeded(
     assert not answer.cancelled()
 
 
-async def test_a_cancellation_while_there_is_no_room_is_heeded(connection: Connection, ear: Ear) -> None:
-    """A task that is cancelled while what it sends, or the interest it declares, waits to be written is cancelled."""
+@contextlib.contextmanager
+def no_room(connection: Connection) -> Iterator[None]:
+    """Have whatever is sent meanwhile wait to be written, as where a server takes nothing any more."""
     client = connection._client
-    really, client._flush_queue = client._flush_queue, asyncio.Queue()  # Which nobody empties.
-    client._max_pending_size = 1
-    waiting = [
-        asyncio.create_task(connection.publish(SUBJECT, b"said")),
-        asyncio.create_task(connection.subscribe("tests.other", ear.on_message)),
-    ]
-    await turns()
-    for task in waiting:
-        task.cancel()
-    await asyncio.wait(waiting, timeout=5)
-    client._flush_queue = really
-    assert [task.cancelled() for task in waiting] == [True, True]
+    queue, most = client._flush_queue, client._max_pending_size
+    client._flush_queue, client._max_pending_size = asyncio.Queue(), 1  # Which nobody empties.
+    try:
+        yield
+    finally:
+        client._flush_queue, client._max_pending_size = queue, most
+
+
+async def test_a_cancellation_while_there_is_no_room_is_heeded(connection: Connection, ear: Ear) -> None:
+    """A task that is cancelled while what it sends or asks, or the interest it declares, waits to be written is."""
+    with no_room(connection):
+        waiting = [
+            asyncio.create_task(connection.publish(SUBJECT, b"said")),
+            asyncio.create_task(connection.subscribe("tests.other", ear.on_message)),
+            asyncio.create_task(connection.request(SUBJECT, b"asked", seconds=60)),
+        ]
+        await turns()
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting, timeout=5)
+    assert [task.cancelled() for task in waiting] == [True, True, True]
+
+
+async def test_a_request_that_waits_to_be_written_has_its_time(connection: Connection) -> None:
+    """It fails when that is up, the first one as any other: nothing else would ever end it, were the answer lost."""
+    with no_room(connection):
+        for _ in range(2):
+            async with asyncio.timeout(5):
+                with pytest.raises(Unavailable):
+                    await connection.request("$JS.API.INFO", b"", seconds=0.1)
+    assert b"account_info_response" in (await connection.request("$JS.API.INFO", b"", seconds=5)).data
 
 
 async def test_nobody_listening_is_said_at_once(connection: Connection) -> None:

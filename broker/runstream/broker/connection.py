@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import ssl
 import time
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import nats.errors
 
@@ -22,6 +22,7 @@ from runstream.broker.logs import get_logger
 from runstream.broker.receiving import ListeningClient
 from runstream.broker.refusals import Refusals
 from runstream.broker.settings import without_password
+from runstream.broker.tasks import heeding_cancellation
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["Connection", "Message", "Subscription"]
 
 log = get_logger(__name__)
-
-T = TypeVar("T")
 
 PING_INTERVAL_SECONDS = 5
 """The default of nats-py, two minutes, is how long a dead peer would go unnoticed."""
@@ -181,7 +180,7 @@ class Subscription:
         inner, self._inner = self._inner, None
         if inner is not None:
             with contextlib.suppress(*TRANSLATED):
-                await _heeding_cancellation(inner.unsubscribe())
+                await heeding_cancellation(inner.unsubscribe())
 
 
 class Connection:
@@ -236,7 +235,7 @@ class Connection:
     async def _connect_now(self) -> None:
         try:
             async with asyncio.timeout(self._connect_seconds):
-                await _heeding_cancellation(self._connect(self._client))
+                await heeding_cancellation(self._connect(self._client))
         except asyncio.CancelledError:
             await self._discard(self._client)
             raise
@@ -313,7 +312,7 @@ class Connection:
         try:
             async with waiting:
                 self._waiting[waiting] = subject
-                answer: Message = await _heeding_cancellation(self._client.ask(subject, body, headers))
+                answer: Message = await self._client.ask(subject, body, headers)
         except nats.errors.NoRespondersError as error:
             raise NoResponders(f"{subject}.") from error
         except TRANSLATED as error:
@@ -331,7 +330,7 @@ class Connection:
         """Send without waiting; nothing says that anybody got it."""
         self._check_established(subject)
         try:
-            await _heeding_cancellation(self._client.publish(subject, body, reply=reply, headers=_headers(headers)))
+            await heeding_cancellation(self._client.publish(subject, body, reply=reply, headers=_headers(headers)))
         except TRANSLATED as error:
             raise Unavailable(f"{subject}: {_reason(error)}") from error
 
@@ -355,7 +354,7 @@ class Connection:
         subscription = Subscription(self, subject, begin)
         self._subscriptions.add(subscription)
         try:
-            await _heeding_cancellation(subscription.attach(self._client))
+            await heeding_cancellation(subscription.attach(self._client))
         except TRANSLATED as error:
             self._subscriptions.discard(subscription)
             raise Unavailable(f"{subject}: {_reason(error)}") from error
@@ -440,7 +439,7 @@ class Connection:
     async def _probe(self) -> None:
         try:
             async with asyncio.timeout(PROBE_SECONDS):  # The client's own begins when the ping is on its way.
-                await _heeding_cancellation(self._client.rtt(timeout=PROBE_SECONDS))  # type: ignore[arg-type]
+                await heeding_cancellation(self._client.rtt(timeout=PROBE_SECONDS))  # type: ignore[arg-type]
         except TRANSLATED as error:
             if self._client.is_connected:
                 log.warning("nats_probe_failed", connection=self.name, error=_reason(error))
@@ -460,9 +459,9 @@ class Connection:
             refused = [each for each in self._subscriptions if self._refusals.is_deaf_to(each.subject)]
             for subscription in refused:
                 self._refusals.forget(subscription.subject)
-                await _heeding_cancellation(subscription.attach_again(self._client))
+                await heeding_cancellation(subscription.attach_again(self._client))
             async with asyncio.timeout(PROBE_SECONDS):  # A refusal comes before the answer to this.
-                await _heeding_cancellation(self._client.rtt(timeout=PROBE_SECONDS))  # type: ignore[arg-type]
+                await heeding_cancellation(self._client.rtt(timeout=PROBE_SECONDS))  # type: ignore[arg-type]
             if not all(self._refusals.is_deaf_to(each.subject) for each in refused):
                 log.info("nats_heard_again", connection=self.name)
                 self._announce()
@@ -473,9 +472,9 @@ class Connection:
         fresh = self._next = _Client(self._access)
         try:
             async with asyncio.timeout(self._connect_seconds):
-                await _heeding_cancellation(self._connect(fresh))
+                await heeding_cancellation(self._connect(fresh))
             for subscription in list(self._subscriptions):
-                await _heeding_cancellation(subscription.attach(fresh))
+                await heeding_cancellation(subscription.attach(fresh))
         except TRANSLATED as error:
             log.warning("nats_unreachable", connection=self.name, error=_reason(error))
             await self._discard(fresh)
@@ -497,24 +496,8 @@ class Connection:
             await client.close()
 
 
-async def _heeding_cancellation(answer: Awaitable[T]) -> T:
-    """Await an answer from nats-py, and stay cancelled if this task was cancelled when it came, or failed to.
-
-    In Python 3.11 `asyncio.wait_for`, which nats-py uses, gives an answer or an error that came in the same moment and
-    forgets the cancellation, and nats-py itself forgets one that comes while it waits to write: whoever cancelled the
-    task and waits for it would wait for ever.
-    """
-    task = asyncio.current_task()
-    before = task.cancelling() if task is not None else 0
-    try:
-        return await answer
-    finally:
-        if task is not None and task.cancelling() > before:
-            raise asyncio.CancelledError
-
-
 async def _ended(task: asyncio.Task[None]) -> None:
-    """Cancel a task until it is done: within nats-py, one that goes on trying may forget a cancellation, as above."""
+    """Cancel a task until it is done: nats-py's own, which go on trying, may forget a cancellation."""
     while not task.done():
         task.cancel()
         await asyncio.wait([task], timeout=RECONNECT_WAIT_SECONDS)
