@@ -10,12 +10,13 @@ from functools import partial
 
 import pytest
 import pytest_asyncio
+from nats.aio.subscription import Subscription as NatsSubscription
 from structlog.testing import capture_logs
 
 from runstream.broker.connection import Connection, Message, Subscription
 from runstream.broker.errors import NoResponders, Unavailable
 from runstream.broker.jetstream import JetStream
-from runstream.broker.receiving import Heard
+from runstream.broker.receiving import Heard, ListeningClient
 from tests.support.faults import turns
 from tests.support.nats import NatsServer, free_ports
 from tests.support.outages import paused, stopped
@@ -261,7 +262,10 @@ def no_room(connection: Connection) -> Iterator[None]:
 
 
 async def test_a_cancellation_while_there_is_no_room_is_heeded(connection: Connection, ear: Ear) -> None:
-    """A task that is cancelled while what it sends or asks, or the interest it declares, waits to be written is."""
+    """A task that is cancelled while what it sends or asks, or the interest it declares, waits to be written is.
+
+    Nothing is left of its interest: nobody has it who could give it up.
+    """
     with no_room(connection):
         waiting = [
             asyncio.create_task(connection.publish(SUBJECT, b"said")),
@@ -273,6 +277,8 @@ async def test_a_cancellation_while_there_is_no_room_is_heeded(connection: Conne
             task.cancel()
         await asyncio.wait(waiting, timeout=5)
     assert [task.cancelled() for task in waiting] == [True, True, True]
+    assert connection._subscriptions == {ear.subscription}
+    assert "tests.other" not in {each.subject for each in connection._client._subs.values()}
 
 
 async def test_a_request_that_waits_to_be_written_has_its_time(connection: Connection) -> None:
@@ -341,6 +347,29 @@ async def test_a_listener_is_there_again_after_a_replacement(connection: Connect
     await wait_until(lambda: connection.reconnects == 1, 5)
     await ear.hears(other, b"after")
     assert len(gone.heard) == heard
+
+
+async def test_what_is_closed_in_the_middle_of_a_replacement_is_closed(
+    connection: Connection, other: Connection, ear: Ear
+) -> None:
+    """Whoever closes a subscription that is just being made again knows of the old one only."""
+    begun, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(client: ListeningClient) -> NatsSubscription:
+        begun.set()
+        await may_go_on.wait()
+        return await client.subscribe("tests.closed")
+
+    closed = Subscription(connection, "tests.closed", slowly)
+    connection._subscriptions.add(closed)
+    await provoke(connection)
+    await wait_until(begun.is_set, 5)
+    await closed.close()
+    may_go_on.set()
+    await ear.hears(other, b"after")
+    await connection.request("$JS.API.INFO", b"", seconds=5)  # The server has heard all that came before.
+    with pytest.raises(NoResponders):
+        await other.request("tests.closed", b"", seconds=5)
 
 
 def _has_all(said: bytes, *heard: list[bytes]) -> bool:

@@ -161,10 +161,13 @@ class Subscription:
         self._owner = owner
         self._begin = begin
         self._inner: NatsSubscription | None = None
+        self._is_closed = False
 
     async def attach(self, client: ListeningClient) -> None:
-        """Subscribe on `client`."""
+        """Subscribe on `client`, for as long as it is not closed."""
         self._inner = await self._begin(client)
+        if self._is_closed:
+            await self._detach()  # Whoever closed it did not know of this one.
 
     async def attach_again(self, client: ListeningClient) -> None:
         """Subscribe anew on the same `client`, which would make both again after a reconnect."""
@@ -173,8 +176,19 @@ class Subscription:
 
     async def close(self) -> None:
         """Give the interest up; messages already received but not yet delivered are dropped."""
+        self._is_closed = True
         self._owner.forget(self)
         await self._detach()
+
+    def drop(self) -> None:
+        """Give the interest up without telling the server, for which there may be no room: what it sends is dropped."""
+        self._is_closed = True
+        self._owner.forget(self)
+        inner, self._inner = self._inner, None
+        if inner is not None:
+            # What its `unsubscribe` does before it waits.
+            inner._stop_processing()  # noqa: SLF001
+            inner._conn._remove_sub(inner._id)  # noqa: SLF001
 
     async def _detach(self) -> None:
         inner, self._inner = self._inner, None
@@ -356,8 +370,11 @@ class Connection:
         try:
             await heeding_cancellation(subscription.attach(self._client))
         except TRANSLATED as error:
-            self._subscriptions.discard(subscription)
+            await subscription.close()  # It may be there already, on a connection that replaces this one.
             raise Unavailable(f"{subject}: {_reason(error)}") from error
+        except BaseException:
+            subscription.drop()  # Or it is there, and nobody has it who would close it.
+            raise
         return subscription
 
     def _check_established(self, subject: str) -> None:
