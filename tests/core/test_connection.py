@@ -131,27 +131,69 @@ async def test_a_dead_read_loop_is_noticed(other: Connection, nats_url: str, mon
         assert deaf.reconnects == 1
 
 
+def closed(*_: object) -> None:
+    """Write as uvloop's transports do to a socket that has just broken."""
+    raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+
 async def test_a_write_to_a_connection_that_has_just_broken(
     connection: Connection, other: Connection, ear: Ear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is an outage, however the event loop says so: uvloop's transports raise RuntimeError."""
     client = connection._client
-
-    def closed(_: object) -> None:
-        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
-
     assert client._flusher_task is not None
     client._flusher_task.cancel()
     await asyncio.wait([client._flusher_task])
-    monkeypatch.setattr(client._transport, "writelines", closed)
+    for write in ("write", "writelines"):
+        monkeypatch.setattr(client._transport._io_writer, write, closed)  # type: ignore[union-attr]
     with pytest.raises(Unavailable):
         await connection.request("$JS.API.INFO", b"", seconds=0.5)
     with pytest.raises(Unavailable):
         await connection.publish(SUBJECT, b"lost")
     with pytest.raises(Unavailable):
         await connection.subscribe("another", ear.on_message)
+    with pytest.raises(ConnectionResetError):
+        await client.rtt()
     client._abort()
     await ear.hears(other, b"back")
+
+
+async def test_a_reconnect_that_breaks_at_once_is_tried_again(
+    connection: Connection, other: Connection, ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it breaks between the server's greeting and the answer to it, uvloop has its own error for that as well."""
+    really, tries = asyncio.StreamWriter.write, 0
+
+    def broken_once(writer: asyncio.StreamWriter, data: bytes) -> None:
+        nonlocal tries
+        tries += data.startswith(b"CONNECT")
+        if data.startswith(b"CONNECT") and tries == 1:
+            closed()
+        really(writer, data)
+
+    monkeypatch.setattr(asyncio.StreamWriter, "write", broken_once)
+    connection._client._abort()
+    await ear.hears(other, b"back")
+    assert tries == 2
+
+
+async def test_a_defect_in_keeping_a_connection_is_not_its_end(
+    nats_url: str, other: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is logged, and a connection that is closed for good is replaced all the same."""
+    monkeypatch.setattr("runstream.broker.connection.PING_INTERVAL_SECONDS", 0.2)
+
+    async def stumble() -> None:
+        raise ZeroDivisionError
+
+    async with Connection(nats_url, name="kept") as kept:
+        ear = Ear()
+        await kept.subscribe(SUBJECT, ear.on_message)
+        monkeypatch.setattr(kept, "_probe", stumble)
+        with capture_logs() as logs:
+            await wait_until(lambda: [line for line in logs if line["event"] == "nats_keeper_crashed"], 5)
+            await provoke(kept)
+            await ear.hears(other, b"after")
 
 
 # -- reconnecting -------------------------------------------------------------------------------------------------

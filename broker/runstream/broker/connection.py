@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import nats.errors
+from nats.aio.transport import TcpTransport
 
 from runstream.broker.access import NatsAccess
 from runstream.broker.errors import NoResponders, Refused, Unavailable
@@ -61,6 +62,31 @@ NOT_LET_IN = (
 )
 
 
+class _Transport(TcpTransport):
+    """nats-py's transport, but that a write to a connection that has just broken is an outage on every event loop.
+
+    uvloop raises RuntimeError then, which would end whatever of nats-py's has met it: its reconnecting, too.
+    """
+
+    def __bool__(self) -> bool:
+        """Whether it is there, also before it is connected: nats-py would make another one in its place."""
+        return True
+
+    def write(self, payload: bytes) -> None:
+        """Write at once."""
+        try:
+            super().write(payload)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            raise ConnectionResetError(str(error)) from error
+
+    def writelines(self, payload: list[bytes]) -> None:
+        """Write all of it at once."""
+        try:
+            super().writelines(payload)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            raise ConnectionResetError(str(error)) from error
+
+
 class _Client(ListeningClient):
     """nats-py's client, which closes whatever the server does, and keeps one socket.
 
@@ -82,13 +108,6 @@ class _Client(ListeningClient):
         finally:
             aborting.cancel()
 
-    async def _flush_pending(self, force_flush: bool = False) -> Any:  # noqa: FBT001, FBT002  # as nats-py has it
-        """Write what waits to be written. uvloop has its own error for a connection that has just broken."""
-        try:
-            return await super()._flush_pending(force_flush)
-        except RuntimeError as error:
-            raise ConnectionResetError(str(error)) from error
-
     async def give_up(self) -> None:
         """Reconnect, whatever waits to be written: nats-py would first wait until the other end has taken that."""
         self._abort()
@@ -100,6 +119,8 @@ class _Client(ListeningClient):
             self._read_access()
         except ValueError as error:
             raise OSError(str(error)) from error
+        if self._transport is None and s.uri.scheme not in {"ws", "wss"}:
+            self._transport = _Transport()  # type: ignore[no-untyped-call]
         await super()._connect_to_server(s)
 
     def _read_access(self) -> None:
@@ -271,8 +292,6 @@ class Connection:
             if self._established.is_set():
                 await self._discard(self._client)
             self._subscriptions.clear()  # Those that lasted as long as the connection are given up with it.
-        if self._keeper is not None and not self._keeper.cancelled():
-            self._keeper.result()  # A defect ended it.
 
     @property
     def is_connected(self) -> bool:
@@ -447,11 +466,19 @@ class Connection:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PING_INTERVAL_SECONDS):
                     await self._lost.wait()
-            if self._lost.is_set():
-                await self._replace()
-            elif self._client.is_connected:
-                await self._probe()
-                await self._listen_again()
+            try:
+                await self._look_after()
+            except Exception:
+                # A defect: the keeping goes on all the same, as nobody else would bring the connection back.
+                log.exception("nats_keeper_crashed", connection=self.name)
+                await asyncio.sleep(RECONNECT_WAIT_SECONDS)
+
+    async def _look_after(self) -> None:
+        if self._lost.is_set():
+            await self._replace()
+        elif self._client.is_connected:
+            await self._probe()
+            await self._listen_again()
 
     async def _probe(self) -> None:
         try:
@@ -492,11 +519,13 @@ class Connection:
                 await heeding_cancellation(self._connect(fresh))
             for subscription in list(self._subscriptions):
                 await heeding_cancellation(subscription.attach(fresh))
-        except TRANSLATED as error:
-            log.warning("nats_unreachable", connection=self.name, error=_reason(error))
+        except Exception as error:
             await self._discard(fresh)
             self._next = None
             self._lost.set()
+            if not isinstance(error, TRANSLATED):
+                raise
+            log.warning("nats_unreachable", connection=self.name, error=_reason(error))
             await asyncio.sleep(RECONNECT_WAIT_SECONDS)
             return
         log.info("nats_connected", connection=self.name)
@@ -508,8 +537,7 @@ class Connection:
         self._established.set()
 
     async def _discard(self, client: Client) -> None:
-        # RuntimeError: nats-py writes its farewell to a transport that is closed already.
-        with contextlib.suppress(*TRANSLATED, RuntimeError):
+        with contextlib.suppress(*TRANSLATED):
             await client.close()
 
 
