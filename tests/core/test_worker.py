@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
 
 import msgspec
@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from runstream.broker.agents import Agent
 from runstream.broker.agents.demo import demo
-from runstream.broker.connection import Message
+from runstream.broker.connection import Message, Subscription
 from runstream.broker.errors import AgentFailed, Fenced, StoreRefused, Unavailable
 from runstream.broker.log import KIND, entry_of
 from runstream.broker.queue import Task, WorkQueue
@@ -600,3 +600,17 @@ async def test_a_run_that_came_back_all_night_comes_back_as_before(core: Core) -
     await Task(core.connection, Heard("work", reply, work, None)).give_back()
     await wait_until(lambda: heard)
     assert heard == [b'-NAK {"delay":30000000000}']
+
+
+async def test_a_queue_that_cannot_be_heard_leaves_nothing_behind(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is tried again each second: each time there would be one more to be told of every reconnect."""
+
+    async def refuse(*_: object) -> Subscription:
+        raise Unavailable("refused, by a test")
+
+    monkeypatch.setattr(core.connection, "subscribe", refuse)
+    before = len(core.connection._listeners)
+    async with aclosing(WorkQueue(core.jetstream).tasks(lambda: 1, asyncio.Event())) as tasks:
+        with pytest.raises(Unavailable):
+            await anext(tasks)
+    assert len(core.connection._listeners) == before

@@ -131,9 +131,9 @@ class WorkQueue:
         async def arrived(message: Message) -> None:
             queue.put_nowait(message)
 
+        subscription = await connection.subscribe(inbox, arrived)
         # After a reconnect the server no longer knows the pull that is being waited for: None ends the waiting.
         unlisten = connection.on_reconnect(lambda: queue.put_nowait(None))
-        subscription = await connection.subscribe(inbox, arrived)
         try:
             while True:
                 while not (free := free_slots()):
