@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
 from runstream.broker.connection import Connection
 from runstream.broker.errors import NotStored, ServerTooOld, TopologyError, Unavailable
@@ -91,6 +92,23 @@ async def test_many_at_once(jetstream: JetStream, nats_url: str, processes: int)
     assert await asyncio.gather(*(start() for _ in range(processes))) == [[]] * processes
     assert await names(jetstream) == STREAMS | {"RUNS_1"}
     assert (await info(jetstream, "RUNSTREAM_WORK"))["state"]["consumer_count"] == 1
+
+
+@pytest.mark.parametrize("shard", [0, 1])
+async def test_revocations_that_are_lost_beside_runs_are_told_of(jetstream: JetStream, shard: int) -> None:
+    """Whichever shard the runs are in: where there are any, there may have been credentials that were revoked."""
+    settings = BrokerSettings(shards=2)
+
+    async def told() -> bool:
+        with capture_logs() as lines:
+            await provision(jetstream, settings)
+        return "revocations_begin_anew" in {line["event"] for line in lines}
+
+    assert not await told()
+    await jetstream.publish(f"runs.{shard}.one", b"1", HEADERS)
+    assert not await told()
+    await jetstream.api("STREAM.DELETE.KV_RUNSTREAM_REVOKED", None)
+    assert await told()
 
 
 async def test_what_differs_is_reported_and_left(jetstream: JetStream) -> None:
