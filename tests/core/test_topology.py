@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from runstream.broker.connection import Connection
 from runstream.broker.errors import NotStored, ServerTooOld, TopologyError, Unavailable
 from runstream.broker.jetstream import JetStream
 from runstream.broker.log import KIND, WRITER
+from runstream.broker.service import Readiness
 from runstream.broker.settings import BrokerSettings
 from runstream.broker.topology import (
     SEQUENCES_PER_SHARD,
@@ -252,3 +254,22 @@ def test_an_address_names_its_stream_and_subjects() -> None:
     """What is stored under runs.<shard>.<run> is republished as live.<shard>.<run>."""
     address = LogAddress("run-1", 3)
     assert (address.stream, address.subject, address.live_subject) == ("RUNS_3", "runs.3.run-1", "live.3.run-1")
+
+
+async def test_many_who_ask_whether_it_is_ready_ask_nats_once(
+    jetstream: JetStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Probes of many at the same moment, as while NATS is slow, are no more to it than one."""
+    settings = BrokerSettings()
+    await provision(jetstream, settings)
+    asked: Counter[str] = Counter()
+    really = jetstream.api
+
+    async def counted(call: str, body: Mapping[str, object] | None) -> dict[str, Any]:
+        asked[call] += 1
+        return await really(call, body)
+
+    monkeypatch.setattr(jetstream, "api", counted)
+    readiness = Readiness(jetstream, settings)
+    assert await asyncio.gather(*(readiness.unready() for _ in range(20))) == [None] * 20
+    assert asked == Counter(f"STREAM.INFO.{name}" for name in STREAMS)
