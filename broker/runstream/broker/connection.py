@@ -337,8 +337,8 @@ class Connection:
         """Send and wait for the answer. `Unavailable` says nothing about whether the request was carried out.
 
         A request whose connection is lost fails at once, as its answer is lost too; one that is made while there is
-        no connection waits for the next. Raises `NoResponders` when nobody listens to `subject`, `Refused` when NATS
-        does not let this process ask.
+        no connection waits for the next, but where that has to replace the one there was. Raises `NoResponders` when
+        nobody listens to `subject`, `Refused` when NATS does not let this process ask.
         """
         self._check_established(subject)
         waiting = asyncio.timeout(seconds)
