@@ -261,6 +261,18 @@ async def test_a_collector_that_is_away_keeps_nobody(another_nats: str, monkeypa
     assert time.monotonic() - stopped_at < 2 * otel.FLUSH_SECONDS + 4
 
 
+@pytest.mark.parametrize("trace", [None, Trace(CLIENTS, STATE)])
+async def test_a_disabled_sdk_leaves_traces_as_they_came(trace: Trace | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`OTEL_SDK_DISABLED` is one of its own variables: nothing is recorded then, and everybody is served."""
+    monkeypatch.setattr(otel, "OTLPSpanExporter", Collected)
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    async with tracing_of(BrokerSettings(tracing=True), "gateway") as tracing:
+        with tracing.span("create", "server", within=trace, run_id="run-1") as span:
+            span.note(seq_id=1)
+            span.event("first_chunk")
+    assert (span.trace, span.is_recorded) == (trace, False)
+
+
 # -- off --------------------------------------------------------------------------------------------------------------
 
 ALL_OF_IT = """

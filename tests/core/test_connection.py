@@ -1,20 +1,22 @@
 """The connection heals: it says when it cannot, and is replaced when nats-py would not bring it back."""
 
 import asyncio
+import contextlib
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
 
 import pytest
 import pytest_asyncio
+from nats.aio.subscription import Subscription as NatsSubscription
 from structlog.testing import capture_logs
 
 from runstream.broker.connection import Connection, Message, Subscription
 from runstream.broker.errors import NoResponders, Unavailable
 from runstream.broker.jetstream import JetStream
-from runstream.broker.receiving import Heard
+from runstream.broker.receiving import Heard, ListeningClient
 from tests.support.faults import turns
 from tests.support.nats import NatsServer, free_ports
 from tests.support.outages import paused, stopped
@@ -129,27 +131,69 @@ async def test_a_dead_read_loop_is_noticed(other: Connection, nats_url: str, mon
         assert deaf.reconnects == 1
 
 
+def closed(*_: object) -> None:
+    """Write as uvloop's transports do to a socket that has just broken."""
+    raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+
 async def test_a_write_to_a_connection_that_has_just_broken(
     connection: Connection, other: Connection, ear: Ear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is an outage, however the event loop says so: uvloop's transports raise RuntimeError."""
     client = connection._client
-
-    def closed(_: object) -> None:
-        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
-
     assert client._flusher_task is not None
     client._flusher_task.cancel()
     await asyncio.wait([client._flusher_task])
-    monkeypatch.setattr(client._transport, "writelines", closed)
+    for write in ("write", "writelines"):
+        monkeypatch.setattr(client._transport._io_writer, write, closed)  # type: ignore[union-attr]
     with pytest.raises(Unavailable):
         await connection.request("$JS.API.INFO", b"", seconds=0.5)
     with pytest.raises(Unavailable):
         await connection.publish(SUBJECT, b"lost")
     with pytest.raises(Unavailable):
         await connection.subscribe("another", ear.on_message)
+    with pytest.raises(ConnectionResetError):
+        await client.rtt()
     client._abort()
     await ear.hears(other, b"back")
+
+
+async def test_a_reconnect_that_breaks_at_once_is_tried_again(
+    connection: Connection, other: Connection, ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it breaks between the server's greeting and the answer to it, uvloop has its own error for that as well."""
+    really, tries = asyncio.StreamWriter.write, 0
+
+    def broken_once(writer: asyncio.StreamWriter, data: bytes) -> None:
+        nonlocal tries
+        tries += data.startswith(b"CONNECT")
+        if data.startswith(b"CONNECT") and tries == 1:
+            closed()
+        really(writer, data)
+
+    monkeypatch.setattr(asyncio.StreamWriter, "write", broken_once)
+    connection._client._abort()
+    await ear.hears(other, b"back")
+    assert tries == 2
+
+
+async def test_a_defect_in_keeping_a_connection_is_not_its_end(
+    nats_url: str, other: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is logged, and a connection that is closed for good is replaced all the same."""
+    monkeypatch.setattr("runstream.broker.connection.PING_INTERVAL_SECONDS", 0.2)
+
+    async def stumble() -> None:
+        raise ZeroDivisionError
+
+    async with Connection(nats_url, name="kept") as kept:
+        ear = Ear()
+        await kept.subscribe(SUBJECT, ear.on_message)
+        monkeypatch.setattr(kept, "_probe", stumble)
+        with capture_logs() as logs:
+            await wait_until(lambda: [line for line in logs if line["event"] == "nats_keeper_crashed"], 5)
+            await provoke(kept)
+            await ear.hears(other, b"after")
 
 
 # -- reconnecting -------------------------------------------------------------------------------------------------
@@ -247,21 +291,46 @@ async def test_a_cancellation_that_comes_with_the_answer_is_heeded(
     assert not answer.cancelled()
 
 
-async def test_a_cancellation_while_there_is_no_room_is_heeded(connection: Connection, ear: Ear) -> None:
-    """A task that is cancelled while what it sends, or the interest it declares, waits to be written is cancelled."""
+@contextlib.contextmanager
+def no_room(connection: Connection) -> Iterator[None]:
+    """Have whatever is sent meanwhile wait to be written, as where a server takes nothing any more."""
     client = connection._client
-    really, client._flush_queue = client._flush_queue, asyncio.Queue()  # Which nobody empties.
-    client._max_pending_size = 1
-    waiting = [
-        asyncio.create_task(connection.publish(SUBJECT, b"said")),
-        asyncio.create_task(connection.subscribe("tests.other", ear.on_message)),
-    ]
-    await turns()
-    for task in waiting:
-        task.cancel()
-    await asyncio.wait(waiting, timeout=5)
-    client._flush_queue = really
-    assert [task.cancelled() for task in waiting] == [True, True]
+    queue, most = client._flush_queue, client._max_pending_size
+    client._flush_queue, client._max_pending_size = asyncio.Queue(), 1  # Which nobody empties.
+    try:
+        yield
+    finally:
+        client._flush_queue, client._max_pending_size = queue, most
+
+
+async def test_a_cancellation_while_there_is_no_room_is_heeded(connection: Connection, ear: Ear) -> None:
+    """A task that is cancelled while what it sends or asks, or the interest it declares, waits to be written is.
+
+    Nothing is left of its interest: nobody has it who could give it up.
+    """
+    with no_room(connection):
+        waiting = [
+            asyncio.create_task(connection.publish(SUBJECT, b"said")),
+            asyncio.create_task(connection.subscribe("tests.other", ear.on_message)),
+            asyncio.create_task(connection.request(SUBJECT, b"asked", seconds=60)),
+        ]
+        await turns()
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting, timeout=5)
+    assert [task.cancelled() for task in waiting] == [True, True, True]
+    assert connection._subscriptions == {ear.subscription}
+    assert "tests.other" not in {each.subject for each in connection._client._subs.values()}
+
+
+async def test_a_request_that_waits_to_be_written_has_its_time(connection: Connection) -> None:
+    """It fails when that is up, the first one as any other: nothing else would ever end it, were the answer lost."""
+    with no_room(connection):
+        for _ in range(2):
+            async with asyncio.timeout(5):
+                with pytest.raises(Unavailable):
+                    await connection.request("$JS.API.INFO", b"", seconds=0.1)
+    assert b"account_info_response" in (await connection.request("$JS.API.INFO", b"", seconds=5)).data
 
 
 async def test_nobody_listening_is_said_at_once(connection: Connection) -> None:
@@ -320,6 +389,29 @@ async def test_a_listener_is_there_again_after_a_replacement(connection: Connect
     await wait_until(lambda: connection.reconnects == 1, 5)
     await ear.hears(other, b"after")
     assert len(gone.heard) == heard
+
+
+async def test_what_is_closed_in_the_middle_of_a_replacement_is_closed(
+    connection: Connection, other: Connection, ear: Ear
+) -> None:
+    """Whoever closes a subscription that is just being made again knows of the old one only."""
+    begun, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(client: ListeningClient) -> NatsSubscription:
+        begun.set()
+        await may_go_on.wait()
+        return await client.subscribe("tests.closed")
+
+    closed = Subscription(connection, "tests.closed", slowly)
+    connection._subscriptions.add(closed)
+    await provoke(connection)
+    await wait_until(begun.is_set, 5)
+    await closed.close()
+    may_go_on.set()
+    await ear.hears(other, b"after")
+    await connection.request("$JS.API.INFO", b"", seconds=5)  # The server has heard all that came before.
+    with pytest.raises(NoResponders):
+        await other.request("tests.closed", b"", seconds=5)
 
 
 def _has_all(said: bytes, *heard: list[bytes]) -> bool:

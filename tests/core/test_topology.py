@@ -2,16 +2,19 @@
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
 from runstream.broker.connection import Connection
 from runstream.broker.errors import NotStored, ServerTooOld, TopologyError, Unavailable
 from runstream.broker.jetstream import JetStream
 from runstream.broker.log import KIND, WRITER
+from runstream.broker.readiness import Readiness
 from runstream.broker.settings import BrokerSettings
 from runstream.broker.topology import (
     SEQUENCES_PER_SHARD,
@@ -91,6 +94,23 @@ async def test_many_at_once(jetstream: JetStream, nats_url: str, processes: int)
     assert await asyncio.gather(*(start() for _ in range(processes))) == [[]] * processes
     assert await names(jetstream) == STREAMS | {"RUNS_1"}
     assert (await info(jetstream, "RUNSTREAM_WORK"))["state"]["consumer_count"] == 1
+
+
+@pytest.mark.parametrize("shard", [0, 1])
+async def test_revocations_that_are_lost_beside_runs_are_told_of(jetstream: JetStream, shard: int) -> None:
+    """Whichever shard the runs are in: where there are any, there may have been credentials that were revoked."""
+    settings = BrokerSettings(shards=2)
+
+    async def told() -> bool:
+        with capture_logs() as lines:
+            await provision(jetstream, settings)
+        return "revocations_begin_anew" in {line["event"] for line in lines}
+
+    assert not await told()
+    await jetstream.publish(f"runs.{shard}.one", b"1", HEADERS)
+    assert not await told()
+    await jetstream.api("STREAM.DELETE.KV_RUNSTREAM_REVOKED", None)
+    assert await told()
 
 
 async def test_what_differs_is_reported_and_left(jetstream: JetStream) -> None:
@@ -234,3 +254,22 @@ def test_an_address_names_its_stream_and_subjects() -> None:
     """What is stored under runs.<shard>.<run> is republished as live.<shard>.<run>."""
     address = LogAddress("run-1", 3)
     assert (address.stream, address.subject, address.live_subject) == ("RUNS_3", "runs.3.run-1", "live.3.run-1")
+
+
+async def test_many_who_ask_whether_it_is_ready_ask_nats_once(
+    jetstream: JetStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Probes of many at the same moment, as while NATS is slow, are no more to it than one."""
+    settings = BrokerSettings()
+    await provision(jetstream, settings)
+    asked: Counter[str] = Counter()
+    really = jetstream.api
+
+    async def counted(call: str, body: Mapping[str, object] | None) -> dict[str, Any]:
+        asked[call] += 1
+        return await really(call, body)
+
+    monkeypatch.setattr(jetstream, "api", counted)
+    readiness = Readiness(jetstream, settings)
+    assert await asyncio.gather(*(readiness.unready() for _ in range(20))) == [None] * 20
+    assert asked == Counter(f"STREAM.INFO.{name}" for name in STREAMS)

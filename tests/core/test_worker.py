@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
 
 import msgspec
@@ -13,10 +13,11 @@ import pytest_asyncio
 
 from runstream.broker.agents import Agent
 from runstream.broker.agents.demo import demo
-from runstream.broker.connection import Message
+from runstream.broker.connection import Message, Subscription
 from runstream.broker.errors import AgentFailed, Fenced, StoreRefused, Unavailable
 from runstream.broker.log import KIND, entry_of
-from runstream.broker.queue import WorkQueue
+from runstream.broker.queue import Task, WorkQueue
+from runstream.broker.receiving import Heard
 from runstream.broker.service import Broker
 from runstream.broker.topology import LogAddress
 from runstream.schemas import (
@@ -588,3 +589,28 @@ async def test_a_run_nobody_knows_is_dropped(core: Core) -> None:
         await queue_empty(core)
     assert executed == [run.id]
     assert await core.stored(LogAddress(unknown.id, unknown.shard)) == []
+
+
+async def test_a_run_that_came_back_all_night_comes_back_as_before(core: Core) -> None:
+    """However often it has been handed out, the longest delay is a delay: a store may be full for as long."""
+    heard: list[bytes] = []
+    reply = "tests.ack.stream.consumer.5000.1.1.0.0"
+    await core.connection.listen(reply, lambda some: heard.extend(message.data for message in some))
+    work = msgspec.json.encode({"tenant": "default", "run_id": new_run_id()})
+    await Task(core.connection, Heard("work", reply, work, None)).give_back()
+    await wait_until(lambda: heard)
+    assert heard == [b'-NAK {"delay":30000000000}']
+
+
+async def test_a_queue_that_cannot_be_heard_leaves_nothing_behind(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is tried again each second: each time there would be one more to be told of every reconnect."""
+
+    async def refuse(*_: object) -> Subscription:
+        raise Unavailable("refused, by a test")
+
+    monkeypatch.setattr(core.connection, "subscribe", refuse)
+    before = len(core.connection._listeners)
+    async with aclosing(WorkQueue(core.jetstream).tasks(lambda: 1, asyncio.Event())) as tasks:
+        with pytest.raises(Unavailable):
+            await anext(tasks)
+    assert len(core.connection._listeners) == before

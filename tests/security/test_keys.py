@@ -388,3 +388,23 @@ async def test_who_cannot_reach_nats_is_told_where_it_may_be() -> None:
         assert await process.wait(30) == 1
     assert "--nats-url" in process.errors[-1]
     assert "endpoints.json" in process.errors[-1]
+
+
+async def test_a_defect_in_reading_a_file_is_not_the_end_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read before it stays in force, and the next change counts."""
+    monkeypatch.setattr(files, "LOOK_SECONDS", 0.02)
+    path = tmp_path / "keys"
+
+    def read(said: bytes) -> str:
+        if said == b"a defect":
+            raise ZeroDivisionError
+        return said.decode()
+
+    path.write_bytes(b"before")
+    async with files.WatchedFile(path, read, setting="test") as watched:
+        with capture_logs() as lines:
+            path.write_bytes(b"a defect")
+            await wait_until(lambda: [line for line in lines if line["event"] == "auth_file_crashed"], 5)
+        assert watched.value == "before"
+        path.write_bytes(b"after")
+        await wait_until(lambda: watched.value == "after", 5)

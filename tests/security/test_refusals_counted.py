@@ -2,15 +2,17 @@
 
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from runstream.broker.auth.causes import CAUSES
 from runstream.broker.auth.revoking import revoke
 from runstream.schemas import new_agent_id, new_run_id
-from tests.support.auth import Client, Issuer
+from tests.support.auth import Client, Issuer, KeyFile
 from tests.support.http import Cut, fetch
-from tests.support.stack import PUPPET, Stack, message
+from tests.support.stack import PUPPET, Stack, message, stack_running
+from tests.support.waiting import wait_until
 
 METRIC = re.compile(r'^runstream_credentials_refused_total\{cause="(\w+)"\} ([\d.]+)$', re.MULTILINE)
 WRONG = {
@@ -105,6 +107,27 @@ async def test_what_a_browser_sends_is_counted(stack: Stack, issuer: Issuer) -> 
     for query, headers in (("?ticket=none", {}), ("", {"Cookie": f"runstream_token={long}"})):
         assert (await fetch(stack.base, "GET", f"{path}{query}", headers=headers)).status == 401
     assert await counted(stack.base) - before == Counter({"ticket": 1, "cookie": 1})
+
+
+async def test_a_ticket_of_a_key_that_has_left_is_counted(nats_url: str, tmp_path: Path) -> None:
+    """As the key itself is: it is not known any more, and has not expired."""
+    keys = KeyFile(tmp_path / "keys")
+    key = keys.add()
+    async with stack_running(nats_url, auth=keys.settings) as stack:
+        client = Client(stack.base, key)
+        run_id = await client.run(new_agent_id())
+        ticket = (await client.fetch("POST", f"/v1/runs/{run_id}/tickets")).json["ticket"]
+        keys.remove(key)
+
+        async def has_left() -> bool:
+            return (await client.fetch("GET", "/v1/runs/")).status == 401
+
+        await wait_until(has_left, 5, "the file is not read again")
+        before = await counted(stack.base)
+        refused = await fetch(stack.base, "GET", f"/v1/runs/{run_id}/stream?ticket={ticket}")
+        assert refused.status == 401
+        assert 'error_description="The key is not known."' in refused.headers["www-authenticate"]
+        assert await counted(stack.base) - before == Counter({"unknown_key": 1})
 
 
 async def test_who_may_is_not_counted(stack: Stack, issuer: Issuer) -> None:

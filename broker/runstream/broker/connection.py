@@ -12,9 +12,10 @@ import asyncio
 import contextlib
 import ssl
 import time
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import nats.errors
+from nats.aio.transport import TcpTransport
 
 from runstream.broker.access import NatsAccess
 from runstream.broker.errors import NoResponders, Refused, Unavailable
@@ -22,6 +23,7 @@ from runstream.broker.logs import get_logger
 from runstream.broker.receiving import ListeningClient
 from runstream.broker.refusals import Refusals
 from runstream.broker.settings import without_password
+from runstream.broker.tasks import heeding_cancellation
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["Connection", "Message", "Subscription"]
 
 log = get_logger(__name__)
-
-T = TypeVar("T")
 
 PING_INTERVAL_SECONDS = 5
 """The default of nats-py, two minutes, is how long a dead peer would go unnoticed."""
@@ -62,6 +62,31 @@ NOT_LET_IN = (
 )
 
 
+class _Transport(TcpTransport):
+    """nats-py's transport, but that a write to a connection that has just broken is an outage on every event loop.
+
+    uvloop raises RuntimeError then, which would end whatever of nats-py's has met it: its reconnecting, too.
+    """
+
+    def __bool__(self) -> bool:
+        """Whether it is there, also before it is connected: nats-py would make another one in its place."""
+        return True
+
+    def write(self, payload: bytes) -> None:
+        """Write at once."""
+        try:
+            super().write(payload)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            raise ConnectionResetError(str(error)) from error
+
+    def writelines(self, payload: list[bytes]) -> None:
+        """Write all of it at once."""
+        try:
+            super().writelines(payload)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            raise ConnectionResetError(str(error)) from error
+
+
 class _Client(ListeningClient):
     """nats-py's client, which closes whatever the server does, and keeps one socket.
 
@@ -83,13 +108,6 @@ class _Client(ListeningClient):
         finally:
             aborting.cancel()
 
-    async def _flush_pending(self, force_flush: bool = False) -> Any:  # noqa: FBT001, FBT002  # as nats-py has it
-        """Write what waits to be written. uvloop has its own error for a connection that has just broken."""
-        try:
-            return await super()._flush_pending(force_flush)
-        except RuntimeError as error:
-            raise ConnectionResetError(str(error)) from error
-
     async def give_up(self) -> None:
         """Reconnect, whatever waits to be written: nats-py would first wait until the other end has taken that."""
         self._abort()
@@ -101,6 +119,8 @@ class _Client(ListeningClient):
             self._read_access()
         except ValueError as error:
             raise OSError(str(error)) from error
+        if self._transport is None and s.uri.scheme not in {"ws", "wss"}:
+            self._transport = _Transport()  # type: ignore[no-untyped-call]
         await super()._connect_to_server(s)
 
     def _read_access(self) -> None:
@@ -162,10 +182,13 @@ class Subscription:
         self._owner = owner
         self._begin = begin
         self._inner: NatsSubscription | None = None
+        self._is_closed = False
 
     async def attach(self, client: ListeningClient) -> None:
-        """Subscribe on `client`."""
+        """Subscribe on `client`, for as long as it is not closed."""
         self._inner = await self._begin(client)
+        if self._is_closed:
+            await self._detach()  # Whoever closed it did not know of this one.
 
     async def attach_again(self, client: ListeningClient) -> None:
         """Subscribe anew on the same `client`, which would make both again after a reconnect."""
@@ -174,14 +197,25 @@ class Subscription:
 
     async def close(self) -> None:
         """Give the interest up; messages already received but not yet delivered are dropped."""
+        self._is_closed = True
         self._owner.forget(self)
         await self._detach()
+
+    def drop(self) -> None:
+        """Give the interest up without telling the server, for which there may be no room: what it sends is dropped."""
+        self._is_closed = True
+        self._owner.forget(self)
+        inner, self._inner = self._inner, None
+        if inner is not None:
+            # What its `unsubscribe` does before it waits.
+            inner._stop_processing()  # noqa: SLF001
+            inner._conn._remove_sub(inner._id)  # noqa: SLF001
 
     async def _detach(self) -> None:
         inner, self._inner = self._inner, None
         if inner is not None:
             with contextlib.suppress(*TRANSLATED):
-                await _heeding_cancellation(inner.unsubscribe())
+                await heeding_cancellation(inner.unsubscribe())
 
 
 class Connection:
@@ -236,7 +270,7 @@ class Connection:
     async def _connect_now(self) -> None:
         try:
             async with asyncio.timeout(self._connect_seconds):
-                await _heeding_cancellation(self._connect(self._client))
+                await heeding_cancellation(self._connect(self._client))
         except asyncio.CancelledError:
             await self._discard(self._client)
             raise
@@ -258,8 +292,6 @@ class Connection:
             if self._established.is_set():
                 await self._discard(self._client)
             self._subscriptions.clear()  # Those that lasted as long as the connection are given up with it.
-        if self._keeper is not None and not self._keeper.cancelled():
-            self._keeper.result()  # A defect ended it.
 
     @property
     def is_connected(self) -> bool:
@@ -305,15 +337,15 @@ class Connection:
         """Send and wait for the answer. `Unavailable` says nothing about whether the request was carried out.
 
         A request whose connection is lost fails at once, as its answer is lost too; one that is made while there is
-        no connection waits for the next. Raises `NoResponders` when nobody listens to `subject`, `Refused` when NATS
-        does not let this process ask.
+        no connection waits for the next, but where that has to replace the one there was. Raises `NoResponders` when
+        nobody listens to `subject`, `Refused` when NATS does not let this process ask.
         """
         self._check_established(subject)
         waiting = asyncio.timeout(seconds)
         try:
             async with waiting:
                 self._waiting[waiting] = subject
-                answer: Message = await _heeding_cancellation(self._client.ask(subject, body, headers))
+                answer: Message = await self._client.ask(subject, body, headers)
         except nats.errors.NoRespondersError as error:
             raise NoResponders(f"{subject}.") from error
         except TRANSLATED as error:
@@ -331,7 +363,7 @@ class Connection:
         """Send without waiting; nothing says that anybody got it."""
         self._check_established(subject)
         try:
-            await _heeding_cancellation(self._client.publish(subject, body, reply=reply, headers=_headers(headers)))
+            await heeding_cancellation(self._client.publish(subject, body, reply=reply, headers=_headers(headers)))
         except TRANSLATED as error:
             raise Unavailable(f"{subject}: {_reason(error)}") from error
 
@@ -355,10 +387,13 @@ class Connection:
         subscription = Subscription(self, subject, begin)
         self._subscriptions.add(subscription)
         try:
-            await _heeding_cancellation(subscription.attach(self._client))
+            await heeding_cancellation(subscription.attach(self._client))
         except TRANSLATED as error:
-            self._subscriptions.discard(subscription)
+            await subscription.close()  # It may be there already, on a connection that replaces this one.
             raise Unavailable(f"{subject}: {_reason(error)}") from error
+        except BaseException:
+            subscription.drop()  # Or it is there, and nobody has it who would close it.
+            raise
         return subscription
 
     def _check_established(self, subject: str) -> None:
@@ -431,16 +466,24 @@ class Connection:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PING_INTERVAL_SECONDS):
                     await self._lost.wait()
-            if self._lost.is_set():
-                await self._replace()
-            elif self._client.is_connected:
-                await self._probe()
-                await self._listen_again()
+            try:
+                await self._look_after()
+            except Exception:
+                # A defect: the keeping goes on all the same, as nobody else would bring the connection back.
+                log.exception("nats_keeper_crashed", connection=self.name)
+                await asyncio.sleep(RECONNECT_WAIT_SECONDS)
+
+    async def _look_after(self) -> None:
+        if self._lost.is_set():
+            await self._replace()
+        elif self._client.is_connected:
+            await self._probe()
+            await self._listen_again()
 
     async def _probe(self) -> None:
         try:
             async with asyncio.timeout(PROBE_SECONDS):  # The client's own begins when the ping is on its way.
-                await _heeding_cancellation(self._client.rtt(timeout=PROBE_SECONDS))  # type: ignore[arg-type]
+                await heeding_cancellation(self._client.rtt(timeout=PROBE_SECONDS))  # type: ignore[arg-type]
         except TRANSLATED as error:
             if self._client.is_connected:
                 log.warning("nats_probe_failed", connection=self.name, error=_reason(error))
@@ -460,9 +503,9 @@ class Connection:
             refused = [each for each in self._subscriptions if self._refusals.is_deaf_to(each.subject)]
             for subscription in refused:
                 self._refusals.forget(subscription.subject)
-                await _heeding_cancellation(subscription.attach_again(self._client))
+                await heeding_cancellation(subscription.attach_again(self._client))
             async with asyncio.timeout(PROBE_SECONDS):  # A refusal comes before the answer to this.
-                await _heeding_cancellation(self._client.rtt(timeout=PROBE_SECONDS))  # type: ignore[arg-type]
+                await heeding_cancellation(self._client.rtt(timeout=PROBE_SECONDS))  # type: ignore[arg-type]
             if not all(self._refusals.is_deaf_to(each.subject) for each in refused):
                 log.info("nats_heard_again", connection=self.name)
                 self._announce()
@@ -473,14 +516,16 @@ class Connection:
         fresh = self._next = _Client(self._access)
         try:
             async with asyncio.timeout(self._connect_seconds):
-                await _heeding_cancellation(self._connect(fresh))
+                await heeding_cancellation(self._connect(fresh))
             for subscription in list(self._subscriptions):
-                await _heeding_cancellation(subscription.attach(fresh))
-        except TRANSLATED as error:
-            log.warning("nats_unreachable", connection=self.name, error=_reason(error))
+                await heeding_cancellation(subscription.attach(fresh))
+        except Exception as error:
             await self._discard(fresh)
             self._next = None
             self._lost.set()
+            if not isinstance(error, TRANSLATED):
+                raise
+            log.warning("nats_unreachable", connection=self.name, error=_reason(error))
             await asyncio.sleep(RECONNECT_WAIT_SECONDS)
             return
         log.info("nats_connected", connection=self.name)
@@ -492,29 +537,12 @@ class Connection:
         self._established.set()
 
     async def _discard(self, client: Client) -> None:
-        # RuntimeError: nats-py writes its farewell to a transport that is closed already.
-        with contextlib.suppress(*TRANSLATED, RuntimeError):
+        with contextlib.suppress(*TRANSLATED):
             await client.close()
 
 
-async def _heeding_cancellation(answer: Awaitable[T]) -> T:
-    """Await an answer from nats-py, and stay cancelled if this task was cancelled when it came, or failed to.
-
-    In Python 3.11 `asyncio.wait_for`, which nats-py uses, gives an answer or an error that came in the same moment and
-    forgets the cancellation, and nats-py itself forgets one that comes while it waits to write: whoever cancelled the
-    task and waits for it would wait for ever.
-    """
-    task = asyncio.current_task()
-    before = task.cancelling() if task is not None else 0
-    try:
-        return await answer
-    finally:
-        if task is not None and task.cancelling() > before:
-            raise asyncio.CancelledError
-
-
 async def _ended(task: asyncio.Task[None]) -> None:
-    """Cancel a task until it is done: within nats-py, one that goes on trying may forget a cancellation, as above."""
+    """Cancel a task until it is done: nats-py's own, which go on trying, may forget a cancellation."""
     while not task.done():
         task.cancel()
         await asyncio.wait([task], timeout=RECONNECT_WAIT_SECONDS)

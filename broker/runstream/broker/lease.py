@@ -41,8 +41,9 @@ class Lease:
     `over` is resolved with the reason when the writer must stop: `RunCancelled`, somebody wishes that the run end, and
     this writer is to end it; `Fenced`, the run is another's, or has ended. `alongside` is called with each renewal.
 
-    Entering it takes the lease from whoever had it; raises `Unavailable`. Of what goes wrong later the writer hears
-    nothing: it tries again, as whoever watches the lease cannot reach the index either.
+    Entering it takes the lease from whoever had it; raises `Fenced` when the run is another's, `StoreFull` and
+    `Unavailable`. Of what goes wrong later the writer hears nothing: it tries again, as whoever watches the lease
+    cannot reach the index either.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Lease:
     async def let_go(self) -> None:
         """Renew it no more, and have it count as lapsed from now on. Only for a writer that writes nothing any more.
 
-        Raises `Unavailable`, `Fenced`: then it lapses in its own time.
+        Raises TimeoutError, `Unavailable`, `Fenced`: then it lapses in its own time.
         """
         await self._stack.aclose()
         self._seconds = 0.0

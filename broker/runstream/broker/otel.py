@@ -114,8 +114,9 @@ class _Recorded(Span):
     def __init__(self, made: opentelemetry.Span) -> None:
         carrier: dict[str, str] = {}
         _propagator.inject(carrier, opentelemetry.set_span_in_context(made, Context()))
-        states = [carrier[TRACESTATE]] if TRACESTATE in carrier else []
-        super().__init__(trace_of([carrier[TRACEPARENT]], states))
+        # Where the environment has the SDK disabled, a span is in the trace that it was begun in, or in none.
+        said = ([carrier[name]] if name in carrier else [] for name in (TRACEPARENT, TRACESTATE))
+        super().__init__(trace_of(*said))
         self.is_recorded = made.is_recording()
         self._made = made
 

@@ -43,6 +43,8 @@ NO_LEADER_SECONDS = 0.2
 """Before a queue that nobody leads is asked again: not at full speed."""
 FIRST_RETURN_SECONDS = 0.5
 LONGEST_RETURN_SECONDS = 30.0
+MOST_DOUBLINGS = 6
+"""From the first delay to the longest: doubled on and on, it would be no number any more after a night."""
 
 
 class _Work(msgspec.Struct):
@@ -82,7 +84,8 @@ class Task:
     async def give_back(self, seconds: float | None = None) -> None:
         """Let another worker have it, after that long, or a delay that doubles each time it comes back."""
         if seconds is None:
-            seconds = min(FIRST_RETURN_SECONDS * 2 ** (self.deliveries - 1), LONGEST_RETURN_SECONDS)
+            doubled = FIRST_RETURN_SECONDS * 2 ** min(self.deliveries - 1, MOST_DOUBLINGS)
+            seconds = min(doubled, LONGEST_RETURN_SECONDS)
         delay = msgspec.json.encode({"delay": int(seconds * 1e9)})
         await self._connection.publish(self._reply, b"-NAK " + delay)
 
@@ -128,9 +131,9 @@ class WorkQueue:
         async def arrived(message: Message) -> None:
             queue.put_nowait(message)
 
+        subscription = await connection.subscribe(inbox, arrived)
         # After a reconnect the server no longer knows the pull that is being waited for: None ends the waiting.
         unlisten = connection.on_reconnect(lambda: queue.put_nowait(None))
-        subscription = await connection.subscribe(inbox, arrived)
         try:
             while True:
                 while not (free := free_slots()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ class Readiness:
     def __init__(self, jetstream: JetStream, settings: BrokerSettings) -> None:
         self._jetstream = jetstream
         self._streams = streams_of(settings)
+        self._asking = asyncio.Lock()
         self._asked_at = 0.0
         self._reason: str | None = None
         self.found: dict[str, StreamInfo] = {}
@@ -51,10 +53,11 @@ class Readiness:
             return "NATS is not connected."
         if self._jetstream.connection.is_deaf:
             return "NATS refuses what this process has to hear: its log says which subjects (nats_refused)."
-        if time.monotonic() - self._asked_at > READINESS_SECONDS:
-            self._reason = await self._ask()
-            self._asked_at = time.monotonic()
-        return self._reason
+        async with self._asking:
+            if time.monotonic() - self._asked_at > READINESS_SECONDS:
+                self._reason = await self._ask()
+                self._asked_at = time.monotonic()
+            return self._reason
 
     async def _ask(self) -> str | None:
         found: dict[str, StreamInfo] = {}

@@ -16,6 +16,7 @@ from nats.aio.client import Client
 from nats.protocol.parser import Parser
 
 from runstream.broker.logs import get_logger
+from runstream.broker.tasks import heeding_cancellation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -66,25 +67,29 @@ class ListeningClient(Client):
         nats-py's `request` has a timer for each, two tasks' turns, and a subject made of random letters.
         """
         if not self._answers:
-            self._answers = f"{self.new_inbox()}."
-            try:
-                await self.listen(f"{self._answers}*", self._on_answers)
-            except BaseException:
-                self._answers = ""
-                raise
+            await heeding_cancellation(self._listen_to_answers())
         self._asked += 1
         token = str(self._asked)
         answer: asyncio.Future[Heard] = asyncio.get_running_loop().create_future()
         self._unanswered[token] = answer
         try:
             sent = None if headers is None else dict(headers)
-            await self.publish(subject, body, reply=f"{self._answers}{token}", headers=sent)
+            # A time-out that ran out while this waited to be written is not told again: the answer would have none.
+            await heeding_cancellation(self.publish(subject, body, reply=f"{self._answers}{token}", headers=sent))
             message = await answer
         finally:
             del self._unanswered[token]
         if message.headers is not None and message.headers.get("Status") == NO_RESPONDERS:
             raise nats.errors.NoRespondersError
         return message
+
+    async def _listen_to_answers(self) -> None:
+        self._answers = f"{self.new_inbox()}."
+        try:
+            await self.listen(f"{self._answers}*", self._on_answers)
+        except BaseException:
+            self._answers = ""
+            raise
 
     def _on_answers(self, messages: list[Heard]) -> None:
         for message in messages:

@@ -1,4 +1,4 @@
-"""Tasks that somebody owns: how they end, outlive who asked for them, take turns, and keep out of step."""
+"""Tasks that somebody owns: how they are cancelled, end, outlive who asked for them, take turns, keep out of step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from runstream.broker.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable, Coroutine
 
-__all__ = ["Shielded", "Turns", "cancel_all", "end_task", "spread"]
+__all__ = ["Shielded", "Turns", "cancel_all", "end_task", "heeding_cancellation", "spread"]
 
 log = get_logger(__name__)
 
@@ -80,3 +80,19 @@ async def end_task(task: asyncio.Task[None]) -> None:
     await asyncio.wait([task])
     if not task.cancelled() and (defect := task.exception()) is not None:
         log.error("task_crashed", task=task.get_name(), exc_info=defect)
+
+
+async def heeding_cancellation(answer: Awaitable[T]) -> T:
+    """Await an answer from nats-py, and stay cancelled if this task was cancelled when it came, or failed to.
+
+    In Python 3.11 `asyncio.wait_for`, which nats-py uses, gives an answer or an error that came in the same moment and
+    forgets the cancellation, and nats-py itself forgets one that comes while it waits to write: whoever cancelled the
+    task and waits for it would wait for ever.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    try:
+        return await answer
+    finally:
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError

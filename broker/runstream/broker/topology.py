@@ -277,8 +277,10 @@ async def _ensure_stream(jetstream: JetStream, wanted: Mapping[str, Any], made: 
 
 async def _tell_of_revocations(jetstream: JetStream) -> None:
     """Say that nothing is revoked, where there may have been something: there are runs."""
-    if (await jetstream.api("STREAM.INFO.RUNS_0", None))["state"]["messages"]:
-        log.warning("revocations_begin_anew", stream=REVOKED_STREAM, remedy="Revoke again what was revoked before.")
+    for shard in await log_streams(jetstream):
+        if (await jetstream.api(f"STREAM.INFO.RUNS_{shard}", None))["state"]["messages"]:
+            log.warning("revocations_begin_anew", stream=REVOKED_STREAM, remedy="Revoke again what was revoked before.")
+            return
 
 
 async def _update_stream(jetstream: JetStream, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:

@@ -87,8 +87,10 @@ class Admissions:
             await self._revocations.known()
         if self._is_revoked(who):
             raise Unauthenticated(reason="The credential was revoked.", cause="revoked")
-        if not self._stands(who):
+        if who.has_expired:
             raise Unauthenticated(reason="The credential has expired.", cause="expired")
+        if not self._authenticator.stands(who):
+            raise Unauthenticated(reason="The key is not known.", cause="unknown_key")
 
     def over(self, who: Principal, end: Callable[[], None]) -> AbstractContextManager[None]:
         """Call `end`, once at most, when `who` stands no longer while the block lasts."""

@@ -51,7 +51,11 @@ class WatchedFile(Generic[T]):
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            self.look()
+            try:
+                self.look()
+            except Exception:
+                # A defect: it is looked at all the same, as nobody else would notice that a key has left it.
+                log.exception("auth_file_crashed", setting=self._setting)
 
     def look(self) -> None:
         """Take over a change, once it has stood for two looks: who writes a file in place has it empty for a moment."""
