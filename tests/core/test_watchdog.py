@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from runstream.broker.bucket import Stored
 from runstream.broker.ending import Outcome, end_run
+from runstream.broker.errors import Unavailable
 from runstream.broker.index import Index
 from runstream.broker.keys import run_key, subject_of
 from runstream.broker.lease import Lease
@@ -72,6 +73,29 @@ async def test_a_defect_does_not_end_the_watch(core: Core) -> None:
                 record = await over(core, run, core.settings.lease_seconds + 5)
     assert (record.error or {})["error_type"] == "run_lost"
     assert "watchdog_crashed" in [line["event"] for line in logs]
+
+
+class Away(Index):
+    """An index that takes no pulse until it is there again."""
+
+    is_there = False
+
+    async def pulse(self, broker_id: str) -> int:
+        if not self.is_there:
+            raise Unavailable("away, by a test")
+        return await super().pulse(broker_id)
+
+
+async def test_no_lease_has_lapsed_before_it_could_be_renewed(core: Core) -> None:
+    """While no pulse comes back a lease has not lapsed for a worker either, who may have the run's message again."""
+    index = Away(core.jetstream)
+    async with speaking(core) as (run, _), watchdog(core, index) as looking:
+        await wait_until(lambda: run.id in looking._leases)
+        await asyncio.sleep(2 * core.settings.lease_seconds)  # how long nobody can renew it, and not a wait
+        assert not await looking.has_lapsed(run.id)
+        index.is_there = True
+        record = await over(core, run, core.settings.lease_seconds + 5)
+    assert (record.error or {})["error_type"] == "run_lost"
 
 
 async def test_a_writer_whose_lease_is_longer_lives(core: Core) -> None:

@@ -441,14 +441,16 @@ async def test_two_brokers_share_the_queue(core: Core) -> None:
 
 @dataclass
 class Waiting:
-    """An agent that says one chunk, waits to be let go, and says another."""
+    """An agent that says one chunk, unless it is silent, waits to be let go, and says another."""
 
     executed: list[str] = field(default_factory=list)
     go: asyncio.Event = field(default_factory=asyncio.Event)
+    is_silent: bool = False
 
     async def __call__(self, request: RunRequest) -> AsyncGenerator[Chunk, None]:
         self.executed.append(request.run_id)
-        yield said(0)
+        if not self.is_silent:
+            yield said(0)
         await self.go.wait()
         yield said(1)
         yield StopReason(stop_reason="end_turn")
@@ -524,11 +526,18 @@ async def test_enqueued_again_after_its_end(core: Core) -> None:
 
 
 @pytest.mark.parametrize("outage", [stopped, paused])
+@pytest.mark.parametrize("is_silent", [False, True], ids=["speaking", "silent"])
 async def test_an_outage_longer_than_a_lease_loses_no_run(
-    core: Core, nats_server: NatsServer, outage: Callable[[NatsServer], AbstractAsyncContextManager[None]]
+    core: Core,
+    nats_server: NatsServer,
+    outage: Callable[[NatsServer], AbstractAsyncContextManager[None]],
+    is_silent: bool,
 ) -> None:
-    """Runs whose leases could not be renewed, because nobody could, go on after the outage, as if nothing had been."""
-    agent = Waiting()
+    """Runs whose leases could not be renewed, because nobody could, go on after the outage, as if nothing had been.
+
+    Those that had said nothing so far, too: the queue hands them out again, and nobody begins them a second time.
+    """
+    agent = Waiting(is_silent=is_silent)
     async with broker(core, agent), broker(core, agent):
         runs = await asyncio.gather(*(submit(core) for _ in range(20)))
         await wait_until(lambda: len(agent.executed) == 20)
@@ -543,7 +552,8 @@ async def test_an_outage_longer_than_a_lease_loses_no_run(
     assert sorted(agent.executed) == sorted(run.id for run in runs)
     for run in runs:
         stored = await core.stored(LogAddress(run.id, run.shard))
-        assert kinds(stored) == ["ping", "attempt", "data", "data", "plain", "plain", "end"]
+        chunks = ["data"] * (1 if is_silent else 2)
+        assert kinds(stored) == ["ping", "attempt", *chunks, "plain", "plain", "end"]
 
 
 async def test_concurrency_is_bounded(core: Core) -> None:
