@@ -15,6 +15,7 @@ from runstream.broker.agents import Agent
 from runstream.broker.agents.demo import demo
 from runstream.broker.connection import Message
 from runstream.broker.errors import AgentFailed, Fenced, StoreRefused, Unavailable
+from runstream.broker.lease import Lease
 from runstream.broker.log import KIND, entry_of
 from runstream.broker.queue import WorkQueue
 from runstream.broker.service import Broker
@@ -554,6 +555,62 @@ async def test_an_outage_longer_than_a_lease_loses_no_run(
         stored = await core.stored(LogAddress(run.id, run.shard))
         chunks = ["data"] * (1 if is_silent else 2)
         assert kinds(stored) == ["ping", "attempt", *chunks, "plain", "plain", "end"]
+
+
+@pytest.mark.parametrize("has_ended", [False, True], ids=["goes on", "has ended"])
+async def test_a_worker_that_stood_still_before_it_had_its_lease(
+    core: Core, monkeypatch: pytest.MonkeyPatch, has_ended: bool
+) -> None:
+    """Another has begun its run by then, or even ended it: its agent is not asked as well, and the other goes on."""
+    executed: list[str] = []
+    stands, goes_on, may_end = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    enter = Lease.__aenter__
+
+    async def stand_still(lease: Lease) -> Lease:
+        if not stands.is_set():
+            stands.set()
+            await goes_on.wait()
+        return await enter(lease)
+
+    def agent(name: str) -> Agent:
+        async def silent(_: RunRequest) -> AsyncGenerator[Chunk, None]:
+            executed.append(name)
+            await may_end.wait()
+            yield said(0)
+            yield StopReason(stop_reason="end_turn")
+
+        return silent
+
+    monkeypatch.setattr(Lease, "__aenter__", stand_still)
+    # The first takes one run at a time, so that its message comes back to the other.
+    async with broker(core, agent("first"), worker_concurrency=1) as first:
+        run = await submit(core)
+        await stands.wait()
+        async with broker(core, agent("second")) as second:
+            await wait_until(lambda: executed == ["second"])
+            if has_ended:
+                may_end.set()
+                await over(core, run)
+            goes_on.set()
+            await wait_until(lambda: fenced(first) == 1)
+            await renewals(core, run, 0 if has_ended else 3)
+            may_end.set()
+            record = await over(core, run)
+            assert fenced(second) == 0
+        await queue_empty(core)
+    assert (record.status, executed) == ("completed", ["second"])
+    assert texts(await core.stored(LogAddress(run.id, run.shard))) == ["0"]
+
+
+def fenced(serving: Broker) -> float | None:
+    """How many runs others have taken from this broker."""
+    return serving.metrics.registry.get_sample_value("runstream_runs_fenced_total")
+
+
+async def renewals(core: Core, run: RunRecord, count: int) -> None:
+    """Wait until the run's writer has given so many signs of life."""
+    for _ in range(count):
+        await renewed(core, run)
 
 
 async def test_concurrency_is_bounded(core: Core) -> None:

@@ -41,8 +41,9 @@ class Lease:
     `over` is resolved with the reason when the writer must stop: `RunCancelled`, somebody wishes that the run end, and
     this writer is to end it; `Fenced`, the run is another's, or has ended. `alongside` is called with each renewal.
 
-    Entering it takes the lease from whoever had it; raises `Unavailable`. Of what goes wrong later the writer hears
-    nothing: it tries again, as whoever watches the lease cannot reach the index either.
+    Entering it takes the lease from whoever had it; raises `Unavailable`, and `Fenced` when the run was another's by
+    then, or had ended: from here on whoever takes it leaves the lease with another revision, or none. Of what goes
+    wrong later the writer hears nothing: it tries again, as whoever watches the lease cannot reach the index either.
     """
 
     def __init__(
@@ -77,6 +78,9 @@ class Lease:
             stack.callback(connection.on_reconnect(self._look.set))
             self._revision = await self._index.restore_lease(self._tenant, self._run_id)
             self._revision = await self._renewed()
+            # Taken first, asked second. Who has stored nothing yet has no log, and is fenced when it begins one.
+            if self._publisher.last_seq and not await self._owns_log():
+                raise Fenced("It was another's before this writer had its lease.", run_id=self._run_id)
             await self._look_for_wish()
             for work in (self._renew(), self._look_for_wishes()):
                 task = asyncio.create_task(work, name=f"lease-{self._run_id}")

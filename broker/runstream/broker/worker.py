@@ -252,6 +252,8 @@ class Worker:
             answers = waiting if carries_approval(request.body) else None
             begin = partial(self._index.begin, record, first_seq=first_seq, answers=answers)
             record = await room.found(begin)
+            if record.is_terminal:
+                raise Fenced("It has ended meanwhile.", run_id=record.id)
             if waiting != answers:
                 outcome = failed(record.id, INTERNAL_ERROR, message=WAITING_FOR_APPROVAL)
             elif lease.over.done():
