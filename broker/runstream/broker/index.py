@@ -257,10 +257,16 @@ class Index:
             if unsettled and (found := await self.run(record.tenant, record.id)) is not None:
                 return Claimed(found.value, is_new=True)
             try:
-                return await self._claim_once(record, request)
+                claimed = await self._claim_once(record, request)
             except Unsettled:
                 unsettled = True
                 raise
+            except Conflict as conflict:
+                if unsettled and conflict.run_id == record.id:
+                    return await attempt()  # A try before this one was carried out since its run was looked for.
+                raise
+            is_own = unsettled and claimed.record.id == record.id  # The same, found by its claim.
+            return Claimed(claimed.record, is_new=claimed.is_new or is_own)
 
         try:
             claimed = await persist(attempt, self._patience_seconds)
