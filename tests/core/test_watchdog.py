@@ -10,7 +10,7 @@ import pytest_asyncio
 from structlog.testing import capture_logs
 
 from runstream.broker.bucket import Stored
-from runstream.broker.ending import Outcome, end_run
+from runstream.broker.ending import Outcome, end_run, failed
 from runstream.broker.errors import Unavailable
 from runstream.broker.index import Index
 from runstream.broker.keys import run_key, subject_of
@@ -19,9 +19,10 @@ from runstream.broker.metrics import BrokerMetrics
 from runstream.broker.publisher import Publisher
 from runstream.broker.queue import WorkQueue
 from runstream.broker.repair import Repair
+from runstream.broker.survey import stored_at
 from runstream.broker.topology import LogAddress
 from runstream.broker.watchdog import Watchdog
-from runstream.schemas import RunRecord
+from runstream.schemas import RunRecord, UsageStatistics, completion_timestamp, encode_run
 from tests.support.core import Core, chunk
 from tests.support.runs import empty_queue, over, submit
 from tests.support.waiting import wait_until
@@ -233,3 +234,31 @@ async def test_a_run_that_is_met_is_looked_after(core: Core) -> None:
         await repair.watch_over(run)
     assert kinds == ["lease_missing"]
     assert await core.index.lease(run.id) is None
+
+
+@pytest.mark.parametrize("is_met", [True, False], ids=["met", "by its lease"])
+@pytest.mark.parametrize("went_well", [True, False], ids=["completed", "failed"])
+async def test_a_record_that_was_not_ended_says_all_that_its_log_does(
+    core: Core, went_well: bool, is_met: bool
+) -> None:
+    """Its error, its usage and the time of its end are the log's, whoever makes it terminal."""
+    async with speaking(core) as (run, publisher):
+        came_to = (
+            Outcome("end_turn", usage=UsageStatistics(total_tokens=7)) if went_well else failed(run.id, "llm_error")
+        )
+        await end_run(publisher, core.index, run, came_to)
+        end = await core.jetstream.last_message(publisher.address.stream, publisher.address.subject)
+    truth = await core.record(run)
+    await core.jetstream.publish(subject_of(run_key(run.tenant, run.id)), encode_run(run), {})
+    if is_met:
+        repair = Repair(core.jetstream, core.settings, core.index, observe=lambda _: None)
+        assert await repair.ended(run.tenant, run.id)
+    else:
+        await core.index.restore_lease(run.tenant, run.id)
+        async with watchdog(core):
+            await over(core, run)
+    mended = await core.record(run)
+    assert end is not None
+    assert (mended.status, mended.stop_reason) == (truth.status, truth.stop_reason)
+    assert (mended.error, mended.usage) == (truth.error, truth.usage)
+    assert mended.completed_at == completion_timestamp(stored_at(end))
