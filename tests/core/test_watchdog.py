@@ -182,6 +182,16 @@ async def test_a_run_without_a_record_is_ended_by_what_its_log_says(core: Core) 
     assert record.first_seq == run.first_seq
 
 
+async def test_a_run_without_a_record_that_nobody_has_begun_is_ended_too(core: Core) -> None:
+    """Put on the queue it would be unknown to every worker, for ever: it is lost, and has a record again."""
+    run = await submit(core)
+    await core.jetstream.publish(subject_of(run_key(run.tenant, run.id)), b"", {"KV-Operation": "DEL"})
+    async with watchdog(core):
+        await wait_until(lambda: core.is_over(run), core.settings.lease_seconds + 5, "it waits for ever")
+        record = await over(core, run)
+    assert ((record.error or {})["error_type"], record.conversation_id) == ("run_lost", run.conversation_id)
+
+
 class Meanwhile(Index):
     """An index in which a writer does something just before the record of its run is read."""
 

@@ -357,14 +357,14 @@ class Watchdog:
         tenant = await self._lapsed(run_id)
         if tenant is None:
             return
-        record, last, is_broken = await self._found(tenant, run_id)
+        record, last, is_made = await self._found(tenant, run_id)
         if await self._lapsed(run_id) is None:
             return
         lease = self._leases[run_id]
         self._postpone(run_id)
         if record is None:
             await self._forget(run_id)
-        elif is_broken or not await self._enqueued(record, last):  # No worker can read what it would execute.
+        elif is_made or not await self._enqueued(record, last):  # No worker finds, or can read, what it would execute.
             try:
                 await self._end(record, last, failed(run_id, LOST), "writer_lost")
             except Fenced:
@@ -403,19 +403,18 @@ class Watchdog:
         return found.known.tenant
 
     async def _found(self, tenant: str, run_id: str) -> tuple[RunRecord | None, StoredMessage | None, bool]:
-        """Read a run's record, its log's last message, and whether the record had to be made from that.
+        """Read a run's record, its log's last message, and whether the record had to be made from that log.
 
         No record: there is no log either. Raises `BrokenRecord` for one that a newer runstream wrote.
         """
-        is_broken = False
+        stored: Stored[RunRecord] | None = None
         try:
             stored = await self._index.run(tenant, run_id)
         except BrokenRecord as error:
             if error.is_newer:
                 raise
-            stored, is_broken = None, True
         record = stored.value if stored is not None else await self._recovered(run_id)
-        return record, None if record is None else await self._take_over.last_of(record), is_broken
+        return record, None if record is None else await self._take_over.last_of(record), stored is None
 
     async def _enqueued(self, record: RunRecord, last: StoredMessage | None) -> bool:
         """See that a run which nobody has begun is on the work queue; False when none of it can be executed."""
