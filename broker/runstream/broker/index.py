@@ -50,6 +50,7 @@ from runstream.broker.keys import (
     run_key,
 )
 from runstream.broker.log import first_of, place_of
+from runstream.broker.logs import get_logger
 from runstream.broker.topology import INDEX_STREAM, LogAddress
 from runstream.schemas import (
     REQUIRES_APPROVAL,
@@ -72,6 +73,8 @@ if TYPE_CHECKING:
     from runstream.broker.jetstream import JetStream, StoredMessage
 
 __all__ = ["Claimed", "Index"]
+
+log = get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -419,6 +422,8 @@ class Index:
                 puts += await self._free_conversation(changed)
             if puts:
                 await self._bucket.write(puts)
+            if known is None:
+                log.warning("record_written_anew", run_id=run.id, status=changed.status)
             return changed
 
         return await persist(attempt, UPDATE_PATIENCE_SECONDS)

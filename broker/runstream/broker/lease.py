@@ -39,7 +39,8 @@ class Lease:
     """One run's lease, held by the writer that has `publisher`. Use as an async context manager.
 
     `over` is resolved with the reason when the writer must stop: `RunCancelled`, somebody wishes that the run end, and
-    this writer is to end it; `Fenced`, the run is another's, or has ended. `alongside` is called with each renewal.
+    this writer is to end it; `Fenced`, the run is another's, or has ended. `alongside` is called with each renewal,
+    `repaired` is told of a lease that was gone and is written anew.
 
     Entering it takes the lease from whoever had it; raises `Unavailable`, and `Fenced` when the run was another's by
     then, or had ended: from here on whoever takes it leaves the lease with another revision, or none. Of what goes
@@ -55,6 +56,7 @@ class Lease:
         tenant: str,
         seconds: float,
         alongside: Callable[[], Awaitable[None]] | None = None,
+        repaired: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.over: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
         self._jetstream = jetstream
@@ -65,6 +67,7 @@ class Lease:
         self._seconds = seconds
         self._interval = seconds / RENEWALS_PER_LEASE
         self._alongside = alongside
+        self._repaired = repaired
         self._revision = 0
         self._look = asyncio.Event()
         self._stack = contextlib.AsyncExitStack()
@@ -176,6 +179,7 @@ class Lease:
             raise Fenced("Its lease is gone, or another's.", run_id=self._run_id) from None
         if revision is None:
             self._revision = await self._index.restore_lease(self._tenant, self._run_id)
+            self._repaired("lease_missing")
             log.warning("lease_restored", run_id=self._run_id)
 
     async def _renew_at(self, revision: int) -> int:

@@ -239,6 +239,7 @@ class Worker:
             tenant=record.tenant,
             seconds=self.hold_seconds,
             alongside=task.extend,
+            repaired=self._metrics.repaired,
         )
         if is_empty:
             await publisher.publish_marked(first_message(record, request.trace))
