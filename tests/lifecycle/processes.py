@@ -41,6 +41,8 @@ class Asked(msgspec.Struct):
 
     chunks: int = 3
     interval: float = 0.0
+    silence: float = 0.0
+    """Before the first of them."""
     waits: bool = False
 
 
@@ -101,6 +103,7 @@ def journalling(path: Path) -> Agent:
         asked = msgspec.json.decode(last_user_text(request.body) or "{}", type=Asked)
         note(request.run_id, f"begun {signature}")
         try:
+            await asyncio.sleep(asked.silence)
             for number in range(asked.chunks):
                 yield AssistantMessage(content=f"{signature}:{number}")
                 await asyncio.sleep(asked.interval)
