@@ -20,6 +20,7 @@ from runstream.broker.log import KIND, entry_of
 from runstream.broker.queue import WorkQueue
 from runstream.broker.service import Broker
 from runstream.broker.topology import LogAddress
+from runstream.broker.watchdog import Watchdog
 from runstream.schemas import (
     MESSAGE_TYPES,
     AssistantMessage,
@@ -396,6 +397,24 @@ async def test_a_run_that_was_cancelled_before_it_was_taken(core: Core) -> None:
     assert record.status == "cancelled"
     assert executed == []
     assert serving.metrics.registry.get_sample_value("runstream_runs_started_total") == 0
+
+
+async def test_a_message_that_was_cancelled_is_not_refused(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though its agent waits for approval: whoever cancelled it was told that it ends as cancelled."""
+
+    async def leave_it_to_the_worker(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(Watchdog, "_cancel_unbegun", leave_it_to_the_worker)
+    async with broker(core, scripted(StopReason(stop_reason="requires_approval"))):
+        waiting = await submit(core)
+        await over(core, waiting)
+    run = await submit(core, conversation_id=waiting.conversation_id)
+    await core.index.wish_cancelled(run.tenant, run.id)
+    async with broker(core, scripted(*answer(1))):
+        record = await over(core, run)
+    assert (record.status, record.error) == ("cancelled", None)
+    assert await core.index.waiting_for_approval(run.tenant, run.scope) == waiting.id
 
 
 @pytest.mark.parametrize("error", [Unavailable("elsewhere"), Fenced("elsewhere"), StoreRefused("elsewhere")], ids=repr)

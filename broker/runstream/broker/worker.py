@@ -255,11 +255,11 @@ class Worker:
             record = await room.found(begin)
             if record.is_terminal:
                 raise Fenced("It has ended meanwhile.", run_id=record.id)
-            if waiting != answers:
-                outcome = failed(record.id, INTERNAL_ERROR, message=WAITING_FOR_APPROVAL)
-            elif lease.over.done():
+            if lease.over.done():
                 # Cancelled before it was begun: its agent never hears of it.
                 outcome = self._stopped(lease, publisher)
+            elif waiting != answers:
+                outcome = failed(record.id, INTERNAL_ERROR, message=WAITING_FOR_APPROVAL)
             else:
                 self._metrics.run_started(record.tenant)
                 outcome = await self._run_agent(request, publisher, lease)
