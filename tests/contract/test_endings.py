@@ -185,6 +185,35 @@ async def test_ending_in_the_foreground(stack: Stack, name: str) -> None:
     assert {event.seq_id for event in creator.seen} == {None}
 
 
+# The reference's own: stop reason and text. None: it has none that is known.
+REFERENCE: dict[str, tuple[str, str | None]] = {
+    "llm_timeout": ("llm_api_error", "The LLM request timed out. Please try again."),
+    "llm_rate_limit": (
+        "llm_api_error",
+        "Rate limit exceeded for LLM model provider. Please wait before making another request.",
+    ),
+    "llm_authentication": ("llm_api_error", "Authentication failed with the LLM model provider."),
+    "llm_empty_response": ("invalid_llm_response", "LLM returned an empty response."),
+    "llm_error": ("llm_api_error", "An error occurred with the LLM request."),
+    "context_window_overflow_in_system_prompt": ("context_window_overflow_in_system_prompt", None),
+    "internal_error": ("error", "An unknown error occurred with the LLM streaming request."),
+    "cleanup_error": ("error", None),
+    "stream_incomplete": ("error", NO_STOP),
+    "stream_task_cancelled": (
+        "error",
+        "Background stream processing was interrupted before completion. Please retry.",
+    ),
+}
+
+
+@pytest.mark.parametrize("error_type", REFERENCE)
+def test_an_error_type_of_the_references_is_as_there(error_type: str) -> None:
+    """Its stop reason and its text are the reference's, word for word: the endings above are made of the catalogue."""
+    stop_reason, message = REFERENCE[error_type]
+    known = ERROR_TYPES[error_type]
+    assert known == (stop_reason, message or known.message)
+
+
 def test_every_error_type_and_stop_reason_is_there() -> None:
     """No ending that the catalogue or the reference knows is left out."""
     assert {ending.error_type for ending in ENDINGS.values()} >= set(ERROR_TYPES)

@@ -436,6 +436,40 @@ class _PausingJetStream(JetStream):
             raise
 
 
+@pytest.mark.parametrize("is_listed", [False, True], ids=["without otids", "with otids"])
+async def test_a_claim_that_is_carried_out_while_it_is_tried_again(core: Core, is_listed: bool) -> None:
+    """Between the look for its run and what it would be refused for: the run is new, and nobody is in its way."""
+    conversation_id = new_conversation_id()
+    record = record_of(conversation_id=conversation_id, otids=[new_otid()] if is_listed else [])
+    late = _LateJetStream(core.connection, record)
+    assert await Index(late).claim(record, request_of(record)) == Claimed(record, is_new=True)
+    assert late.is_carried_out
+    assert await active_run(core, conversation_id) == record.id
+
+
+class _LateJetStream(JetStream):
+    """Has its first batch carried out late: right after the run that it starts was looked for, and not found."""
+
+    def __init__(self, connection: Connection, run: RunRecord) -> None:
+        super().__init__(connection, timeout_seconds=2)
+        self.is_carried_out = False
+        self._record = subject_of(run_key(run.tenant, run.id))
+        self._late: Sequence[BatchWrite] = ()
+
+    async def publish_batch(self, writes: Sequence[BatchWrite], batch_id: str) -> int:
+        if not self._late:
+            self._late = writes
+            raise Unavailable("late, by a test")
+        return await super().publish_batch(writes, batch_id)
+
+    async def last_message(self, stream: str, subject: str) -> StoredMessage | None:
+        found = await super().last_message(stream, subject)
+        if subject == self._record and self._late and not self.is_carried_out:
+            self.is_carried_out = True
+            await super().publish_batch(self._late, "late")
+        return found
+
+
 async def test_a_claim_that_cannot_be_settled_says_so(
     core: Core, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

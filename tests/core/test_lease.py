@@ -4,6 +4,9 @@ import asyncio
 import time
 from collections.abc import Mapping
 
+import pytest
+
+from runstream.broker.errors import Fenced
 from runstream.broker.index import Index
 from runstream.broker.jetstream import JetStream, StoredMessage
 from runstream.broker.lease import Lease
@@ -38,6 +41,17 @@ async def test_a_lease_that_others_renew_at_the_same_moment_is_taken(core: Core)
         async with Lease(core.jetstream, index, publisher, tenant=DEFAULT_TENANT, seconds=60) as lease:
             assert index.left == 0
             assert not lease.over.done()
+
+
+async def test_the_lease_of_a_run_that_is_anothers_is_not_entered(core: Core) -> None:
+    """Whoever has written to the log since has the run: a silent writer hears so before it has begun."""
+    async with core.publisher(core.address()) as publisher:
+        address, last_seq = publisher.address, await publisher.publish(chunk(0))
+        async with core.publisher(address, last_seq=last_seq, next_index=1) as other:
+            await other.publish(chunk(1))
+        with pytest.raises(Fenced, match=address.run_id):
+            async with Lease(core.jetstream, core.index, publisher, tenant=DEFAULT_TENANT, seconds=60):
+                pass
 
 
 class SlowJetStream(JetStream):

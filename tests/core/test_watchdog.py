@@ -10,7 +10,8 @@ import pytest_asyncio
 from structlog.testing import capture_logs
 
 from runstream.broker.bucket import Stored
-from runstream.broker.ending import Outcome, end_run
+from runstream.broker.ending import Outcome, end_run, failed
+from runstream.broker.errors import Unavailable
 from runstream.broker.index import Index
 from runstream.broker.keys import run_key, subject_of
 from runstream.broker.lease import Lease
@@ -18,9 +19,10 @@ from runstream.broker.metrics import BrokerMetrics
 from runstream.broker.publisher import Publisher
 from runstream.broker.queue import WorkQueue
 from runstream.broker.repair import Repair
+from runstream.broker.survey import stored_at
 from runstream.broker.topology import LogAddress
 from runstream.broker.watchdog import Watchdog
-from runstream.schemas import RunRecord
+from runstream.schemas import RunRecord, UsageStatistics, completion_timestamp, encode_run
 from tests.support.core import Core, chunk
 from tests.support.runs import empty_queue, over, submit
 from tests.support.waiting import wait_until
@@ -72,6 +74,29 @@ async def test_a_defect_does_not_end_the_watch(core: Core) -> None:
                 record = await over(core, run, core.settings.lease_seconds + 5)
     assert (record.error or {})["error_type"] == "run_lost"
     assert "watchdog_crashed" in [line["event"] for line in logs]
+
+
+class Away(Index):
+    """An index that takes no pulse until it is there again."""
+
+    is_there = False
+
+    async def pulse(self, broker_id: str) -> int:
+        if not self.is_there:
+            raise Unavailable("away, by a test")
+        return await super().pulse(broker_id)
+
+
+async def test_no_lease_has_lapsed_before_it_could_be_renewed(core: Core) -> None:
+    """While no pulse comes back a lease has not lapsed for a worker either, who may have the run's message again."""
+    index = Away(core.jetstream)
+    async with speaking(core) as (run, _), watchdog(core, index) as looking:
+        await wait_until(lambda: run.id in looking._leases)
+        await asyncio.sleep(2 * core.settings.lease_seconds)  # how long nobody can renew it, and not a wait
+        assert not await looking.has_lapsed(run.id)
+        index.is_there = True
+        record = await over(core, run, core.settings.lease_seconds + 5)
+    assert (record.error or {})["error_type"] == "run_lost"
 
 
 async def test_a_writer_whose_lease_is_longer_lives(core: Core) -> None:
@@ -157,6 +182,16 @@ async def test_a_run_without_a_record_is_ended_by_what_its_log_says(core: Core) 
     assert record.first_seq == run.first_seq
 
 
+async def test_a_run_without_a_record_that_nobody_has_begun_is_ended_too(core: Core) -> None:
+    """Put on the queue it would be unknown to every worker, for ever: it is lost, and has a record again."""
+    run = await submit(core)
+    await core.jetstream.publish(subject_of(run_key(run.tenant, run.id)), b"", {"KV-Operation": "DEL"})
+    async with watchdog(core):
+        await wait_until(lambda: core.is_over(run), core.settings.lease_seconds + 5, "it waits for ever")
+        record = await over(core, run)
+    assert ((record.error or {})["error_type"], record.conversation_id) == ("run_lost", run.conversation_id)
+
+
 class Meanwhile(Index):
     """An index in which a writer does something just before the record of its run is read."""
 
@@ -209,3 +244,31 @@ async def test_a_run_that_is_met_is_looked_after(core: Core) -> None:
         await repair.watch_over(run)
     assert kinds == ["lease_missing"]
     assert await core.index.lease(run.id) is None
+
+
+@pytest.mark.parametrize("is_met", [True, False], ids=["met", "by its lease"])
+@pytest.mark.parametrize("went_well", [True, False], ids=["completed", "failed"])
+async def test_a_record_that_was_not_ended_says_all_that_its_log_does(
+    core: Core, went_well: bool, is_met: bool
+) -> None:
+    """Its error, its usage and the time of its end are the log's, whoever makes it terminal."""
+    async with speaking(core) as (run, publisher):
+        came_to = (
+            Outcome("end_turn", usage=UsageStatistics(total_tokens=7)) if went_well else failed(run.id, "llm_error")
+        )
+        await end_run(publisher, core.index, run, came_to)
+        end = await core.jetstream.last_message(publisher.address.stream, publisher.address.subject)
+    truth = await core.record(run)
+    await core.jetstream.publish(subject_of(run_key(run.tenant, run.id)), encode_run(run), {})
+    if is_met:
+        repair = Repair(core.jetstream, core.settings, core.index, observe=lambda _: None)
+        assert await repair.ended(run.tenant, run.id)
+    else:
+        await core.index.restore_lease(run.tenant, run.id)
+        async with watchdog(core):
+            await over(core, run)
+    mended = await core.record(run)
+    assert end is not None
+    assert (mended.status, mended.stop_reason) == (truth.status, truth.stop_reason)
+    assert (mended.error, mended.usage) == (truth.error, truth.usage)
+    assert mended.completed_at == completion_timestamp(stored_at(end))

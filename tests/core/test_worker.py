@@ -15,11 +15,13 @@ from runstream.broker.agents import Agent
 from runstream.broker.agents.demo import demo
 from runstream.broker.connection import Message, Subscription
 from runstream.broker.errors import AgentFailed, Fenced, StoreRefused, Unavailable
+from runstream.broker.lease import Lease
 from runstream.broker.log import KIND, entry_of
 from runstream.broker.queue import Task, WorkQueue
 from runstream.broker.receiving import Heard
 from runstream.broker.service import Broker
 from runstream.broker.topology import LogAddress
+from runstream.broker.watchdog import Watchdog
 from runstream.schemas import (
     MESSAGE_TYPES,
     AssistantMessage,
@@ -398,6 +400,24 @@ async def test_a_run_that_was_cancelled_before_it_was_taken(core: Core) -> None:
     assert serving.metrics.registry.get_sample_value("runstream_runs_started_total") == 0
 
 
+async def test_a_message_that_was_cancelled_is_not_refused(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though its agent waits for approval: whoever cancelled it was told that it ends as cancelled."""
+
+    async def leave_it_to_the_worker(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(Watchdog, "_cancel_unbegun", leave_it_to_the_worker)
+    async with broker(core, scripted(StopReason(stop_reason="requires_approval"))):
+        waiting = await submit(core)
+        await over(core, waiting)
+    run = await submit(core, conversation_id=waiting.conversation_id)
+    await core.index.wish_cancelled(run.tenant, run.id)
+    async with broker(core, scripted(*answer(1))):
+        record = await over(core, run)
+    assert (record.status, record.error) == ("cancelled", None)
+    assert await core.index.waiting_for_approval(run.tenant, run.scope) == waiting.id
+
+
 @pytest.mark.parametrize("error", [Unavailable("elsewhere"), Fenced("elsewhere"), StoreRefused("elsewhere")], ids=repr)
 async def test_an_agent_that_uses_a_store_of_its_own(core: Core, error: Exception) -> None:
     """What goes wrong there is the agent's failure: it is executed once, and its run fails at once."""
@@ -442,14 +462,16 @@ async def test_two_brokers_share_the_queue(core: Core) -> None:
 
 @dataclass
 class Waiting:
-    """An agent that says one chunk, waits to be let go, and says another."""
+    """An agent that says one chunk, unless it is silent, waits to be let go, and says another."""
 
     executed: list[str] = field(default_factory=list)
     go: asyncio.Event = field(default_factory=asyncio.Event)
+    is_silent: bool = False
 
     async def __call__(self, request: RunRequest) -> AsyncGenerator[Chunk, None]:
         self.executed.append(request.run_id)
-        yield said(0)
+        if not self.is_silent:
+            yield said(0)
         await self.go.wait()
         yield said(1)
         yield StopReason(stop_reason="end_turn")
@@ -525,11 +547,18 @@ async def test_enqueued_again_after_its_end(core: Core) -> None:
 
 
 @pytest.mark.parametrize("outage", [stopped, paused])
+@pytest.mark.parametrize("is_silent", [False, True], ids=["speaking", "silent"])
 async def test_an_outage_longer_than_a_lease_loses_no_run(
-    core: Core, nats_server: NatsServer, outage: Callable[[NatsServer], AbstractAsyncContextManager[None]]
+    core: Core,
+    nats_server: NatsServer,
+    outage: Callable[[NatsServer], AbstractAsyncContextManager[None]],
+    is_silent: bool,
 ) -> None:
-    """Runs whose leases could not be renewed, because nobody could, go on after the outage, as if nothing had been."""
-    agent = Waiting()
+    """Runs whose leases could not be renewed, because nobody could, go on after the outage, as if nothing had been.
+
+    Those that had said nothing so far, too: the queue hands them out again, and nobody begins them a second time.
+    """
+    agent = Waiting(is_silent=is_silent)
     async with broker(core, agent), broker(core, agent):
         runs = await asyncio.gather(*(submit(core) for _ in range(20)))
         await wait_until(lambda: len(agent.executed) == 20)
@@ -544,7 +573,64 @@ async def test_an_outage_longer_than_a_lease_loses_no_run(
     assert sorted(agent.executed) == sorted(run.id for run in runs)
     for run in runs:
         stored = await core.stored(LogAddress(run.id, run.shard))
-        assert kinds(stored) == ["ping", "attempt", "data", "data", "plain", "plain", "end"]
+        chunks = ["data"] * (1 if is_silent else 2)
+        assert kinds(stored) == ["ping", "attempt", *chunks, "plain", "plain", "end"]
+
+
+@pytest.mark.parametrize("has_ended", [False, True], ids=["goes on", "has ended"])
+async def test_a_worker_that_stood_still_before_it_had_its_lease(
+    core: Core, monkeypatch: pytest.MonkeyPatch, has_ended: bool
+) -> None:
+    """Another has begun its run by then, or even ended it: its agent is not asked as well, and the other goes on."""
+    executed: list[str] = []
+    stands, goes_on, may_end = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    enter = Lease.__aenter__
+
+    async def stand_still(lease: Lease) -> Lease:
+        if not stands.is_set():
+            stands.set()
+            await goes_on.wait()
+        return await enter(lease)
+
+    def agent(name: str) -> Agent:
+        async def silent(_: RunRequest) -> AsyncGenerator[Chunk, None]:
+            executed.append(name)
+            await may_end.wait()
+            yield said(0)
+            yield StopReason(stop_reason="end_turn")
+
+        return silent
+
+    monkeypatch.setattr(Lease, "__aenter__", stand_still)
+    # The first takes one run at a time, so that its message comes back to the other.
+    async with broker(core, agent("first"), worker_concurrency=1) as first:
+        run = await submit(core)
+        await stands.wait()
+        async with broker(core, agent("second")) as second:
+            await wait_until(lambda: executed == ["second"])
+            if has_ended:
+                may_end.set()
+                await over(core, run)
+            goes_on.set()
+            await wait_until(lambda: fenced(first) == 1)
+            await renewals(core, run, 0 if has_ended else 3)
+            may_end.set()
+            record = await over(core, run)
+            assert fenced(second) == 0
+        await queue_empty(core)
+    assert (record.status, executed) == ("completed", ["second"])
+    assert texts(await core.stored(LogAddress(run.id, run.shard))) == ["0"]
+
+
+def fenced(serving: Broker) -> float | None:
+    """How many runs others have taken from this broker."""
+    return serving.metrics.registry.get_sample_value("runstream_runs_fenced_total")
+
+
+async def renewals(core: Core, run: RunRecord, count: int) -> None:
+    """Wait until the run's writer has given so many signs of life."""
+    for _ in range(count):
+        await renewed(core, run)
 
 
 async def test_concurrency_is_bounded(core: Core) -> None:

@@ -1,4 +1,5 @@
-"""Brokers and gateways in processes of their own: forked from one that has imported everything, as there are many."""
+"""Brokers, gateways and a platform's writers in processes of their own: forked from one that has imported everything,
+as there are many."""
 
 import asyncio
 import contextlib
@@ -18,6 +19,7 @@ from runstream.broker.agents import Agent
 from runstream.broker.agents.http import http_agent
 from runstream.broker.agents.http_platform import Platform
 from runstream.broker.agents.settings import UpstreamSettings
+from runstream.broker.runs import Runs
 from runstream.broker.service import Broker
 from runstream.broker.settings import BrokerSettings
 from runstream.broker.watchdog import Watchdog
@@ -39,11 +41,13 @@ class Asked(msgspec.Struct):
 
     chunks: int = 3
     interval: float = 0.0
+    silence: float = 0.0
+    """Before the first of them."""
     waits: bool = False
 
 
 class Options(msgspec.Struct, frozen=True):
-    """What a broker or gateway is to be like."""
+    """What a broker, gateway or writer is to be like."""
 
     nats_url: str
     directory: str
@@ -54,6 +58,9 @@ class Options(msgspec.Struct, frozen=True):
     concurrency: int = 1000
     upstream: str = ""
     """The platform that its agent asks, in place of the one below."""
+    agent_id: str = ""
+    conversation_id: str = ""
+    """Whose run a writer writes, and where."""
     dies_at: int = 0
     moment: str = ""
 
@@ -96,6 +103,7 @@ def journalling(path: Path) -> Agent:
         asked = msgspec.json.decode(last_user_text(request.body) or "{}", type=Asked)
         note(request.run_id, f"begun {signature}")
         try:
+            await asyncio.sleep(asked.silence)
             for number in range(asked.chunks):
                 yield AssistantMessage(content=f"{signature}:{number}")
                 await asyncio.sleep(asked.interval)
@@ -167,6 +175,10 @@ class Peer:
         os.kill(self.pid, signal.SIGCONT)
         return time.monotonic()
 
+    def tell(self) -> None:
+        """Let a writer begin."""
+        os.kill(self.pid, signal.SIGUSR1)
+
     async def logged(self, pattern: str, timeout: float = 10) -> None:
         """Wait for a line in which the regular expression is found."""
         expression = re.compile(pattern)
@@ -183,7 +195,7 @@ class Peer:
 
 @contextlib.asynccontextmanager
 async def forked(role: str, options: Options, name: str) -> AsyncIterator[Peer]:
-    """A `broker` or a `gateway` that serves; it is gone when the block ends."""
+    """A `broker` or a `gateway` that serves, or a `writer` that is ready; it is gone when the block ends."""
     output = Path(options.directory) / f"{name}.out"
     process = FORKS.Process(target=main, args=(role, options, str(output)), name=name, daemon=True)
     process.start()
@@ -201,7 +213,7 @@ def main(role: str, options: Options, output: str) -> None:
     os.dup2(descriptor, sys.stdout.fileno())
     os.dup2(descriptor, sys.stderr.fileno())
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    roles = {"broker": broker, "gateway": gateway}
+    roles = {"broker": broker, "gateway": gateway, "writer": writer}
     asyncio.run(roles[role](options))
 
 
@@ -230,4 +242,23 @@ async def gateway(options: Options) -> None:
     bound = listener()
     async with Gateway(GatewaySettings(), options.settings(), listener=bound):
         print("ready", url_of(bound))
+        await asyncio.Event().wait()
+
+
+async def writer(options: Options) -> None:
+    """Write one run by the library when told to, say `written`, and stay."""
+    Deadly(options.dies_at, options.moment).arm()
+    told = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, told.set)
+    answer = journalling(options.journal())
+    asked = msgspec.json.encode(Asked(chunks=3, interval=0.05)).decode()
+    async with Runs(options.nats_url, settings=options.settings(), drain_seconds=None) as runs:
+        print("ready", "here")
+        await told.wait()
+        async with runs.open(agent_id=options.agent_id, conversation_id=options.conversation_id) as run:
+            request = RunRequest(run_id=run.run_id, agent_id=options.agent_id, body={"input": asked})
+            async with contextlib.aclosing(answer(request)) as chunks:
+                async for chunk in chunks:
+                    await run.publish(chunk)
+        print("written")
         await asyncio.Event().wait()

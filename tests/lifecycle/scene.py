@@ -1,4 +1,4 @@
-"""One NATS with brokers and gateways on it, each a process of its own, and what must hold of every run there."""
+"""One NATS with brokers, gateways and writers, each a process of its own, and what must hold of every run there."""
 
 import contextlib
 import itertools
@@ -44,7 +44,7 @@ class Say:
 
 
 class Scene:
-    """Brokers and gateways that a test starts, kills and asks."""
+    """Brokers, gateways and writers that a test starts, kills and asks."""
 
     def __init__(self, core: Core, directory: Path, stack: contextlib.AsyncExitStack) -> None:
         self.core = core
@@ -59,6 +59,12 @@ class Scene:
     async def gateway(self, **options: Any) -> Peer:
         """Start a gateway."""
         return await self._start("gateway", options)
+
+    async def writer(self, gateway: Peer, conversation_id: str, **options: Any) -> Peer:
+        """Start a platform's process that will write one run of a conversation when it is told to."""
+        found = await fetch(gateway.url, "GET", f"/v1/conversations/{conversation_id}")
+        named = {"agent_id": str(found.json["agent_id"]), "conversation_id": conversation_id}
+        return await self._start("writer", {**named, **options})
 
     async def _start(self, role: str, options: dict[str, Any]) -> Peer:
         chosen = Options(self.core.settings.nats_url, str(self.directory), **options)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from runstream.schemas import RunRecord
+from runstream.schemas import DEFAULT_TENANT, RunRecord
 from tests.lifecycle.processes import Peer
 from tests.lifecycle.scene import (
     Scene,
@@ -25,7 +25,7 @@ from tests.lifecycle.scene import (
     scene_running,
 )
 from tests.support.core import core_running
-from tests.support.http import Cut
+from tests.support.http import Cut, open_stream
 from tests.support.nats import NatsServer, nats_server_running
 from tests.support.runs import queue_empty
 from tests.support.waiting import wait_until
@@ -190,6 +190,41 @@ async def test_a_broker_that_obeys_a_cancel(servers: list[NatsServer], tmp_path:
 
     writes = await at_every_write(servers, tmp_path, attempt)
     check_covers(writes, "lease.", "runs.", "run.default", "request.", "conversation.", "runs.", "lease.", "cancel.")
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_a_platforms_own_process(servers: list[NatsServer], tmp_path: Path, moment: str) -> None:
+    """Killed anywhere, a writer of the library's leaves no run, or one that ends once, as lost or as it had told."""
+
+    async def attempt(scene: Scene, number: int) -> list[str] | None:
+        gateway = await scene.gateway()
+        await scene.broker()
+        conversation_id = await scene.conversation(gateway)
+        writer = await scene.writer(gateway, conversation_id, dies_at=number, moment=moment)
+        writer.tell()
+        await wait_until(lambda: writer.is_dead or "written" in writer.lines(), 20, "it neither dies nor ends its run")
+        run_id = await latest_run(scene, conversation_id)
+        if run_id is not None:
+            async with open_stream(gateway.url, f"/v1/runs/{run_id}/stream", {}) as stream:
+                events = await stream.rest(deadline=20)
+            await check_life(scene, run_id, events)
+            assert ending_of(events) == "run_lost" or (len(said_by(events)), ending_of(events)) == (3, "end_turn")
+        writes = await survived(writer, number)
+        await check_free(scene, gateway, conversation_id)
+        return writes
+
+    writes = await at_every_write(servers, tmp_path, attempt)
+    check_covers(
+        writes, "conversation.", "run.default", "lease.", "agent.", "lease.", "runs.", "run.default", "runs.", "runs.",
+        "runs.", "runs.", "runs.", "run.default", "request.", "conversation.", "runs.", "lease.",
+    )  # fmt: skip
+
+
+async def latest_run(scene: Scene, conversation_id: str) -> str | None:
+    """The run that was started last in a conversation, None before the first."""
+    stored = await scene.core.index.conversation(DEFAULT_TENANT, conversation_id)
+    assert stored is not None
+    return stored.value.latest_run
 
 
 async def test_a_watchdog(servers: list[NatsServer], tmp_path: Path) -> None:

@@ -34,25 +34,29 @@ LEADERLESS = 28
 
 
 async def live_runs(
-    scene: Scene, gateway: Peer, streams: contextlib.AsyncExitStack, **asked: object
+    scene: Scene, gateway: Peer, streams: contextlib.AsyncExitStack, seconds: float
 ) -> list[EventStream]:
-    """Start runs that have each said something, and follow them."""
+    """Start runs, and follow them: of two one has said something, and one does not until the outage is over."""
 
-    async def start() -> EventStream:
-        say: Say = await scene.say(gateway, **asked)
+    async def start(number: int) -> EventStream:
+        is_silent = number % 2 == 1
+        asked = {"interval": 0.1, "silence": 1.5 * seconds} if is_silent else {"interval": seconds / 4}
+        say: Say = await scene.say(gateway, chunks=CHUNKS, **asked)
         stream = await streams.enter_async_context(opened(gateway, say))
-        await stream.take(2)
+        await stream.take(1 if is_silent else 2)
         return stream
 
-    return await asyncio.gather(*(start() for _ in range(LIVE)))
+    following = await asyncio.gather(*map(start, range(LIVE)))
+    await wait_until(lambda: len(scene.journal("begun")) == LIVE, 30)
+    return following
 
 
 async def outlive(scene: Scene, outage: AbstractAsyncContextManager[None], seconds: float) -> None:
-    """Let NATS be away that long while a hundred runs talk; every one of them comes to its own end."""
+    """Let NATS be away that long while a hundred runs talk, or think; every one of them comes to its own end."""
     gateway = await scene.gateway(lease_seconds=scene.core.settings.lease_seconds)
     brokers = [await scene.broker(lease_seconds=scene.core.settings.lease_seconds) for _ in range(2)]
     async with contextlib.AsyncExitStack() as streams:
-        following = await live_runs(scene, gateway, streams, chunks=CHUNKS, interval=seconds / 4)
+        following = await live_runs(scene, gateway, streams, seconds)
         async with outage:
             await asyncio.sleep(seconds)  # how long the outage is
         since = time.monotonic()
@@ -76,7 +80,7 @@ async def test_an_outage_of_three_leases(
 
 @pytest.mark.long
 async def test_an_outage_of_half_a_minute(nats_server: NatsServer, tmp_path: Path) -> None:
-    """The same with every setting at its default, and NATS away for 30 s."""
+    """The same with a lease as it is by default, and NATS away for 30 s."""
     async with scene_running(nats_server.url, tmp_path, lease_seconds=10) as scene:
         await outlive(scene, stopped(nats_server), 30)
 

@@ -174,8 +174,7 @@ async def test_a_dead_run_without_a_lease_on_the_queue(scene: Scene, chunks: int
 
 async def test_a_live_run_that_lost_its_lease(scene: Scene) -> None:
     """A writer whose lease was deleted writes it anew, and its run goes on."""
-    gateway = await scene.gateway()
-    await scene.broker()
+    gateway, writer = await scene.gateway(), await scene.broker()
     await scene.broker(has_agent=False)
     say = await scene.say(gateway, chunks=30, interval=0.05)
     async with opened(gateway, say) as stream:
@@ -183,6 +182,8 @@ async def test_a_live_run_that_lost_its_lease(scene: Scene) -> None:
         await stream.take(2)
         await delete(scene, lease_key(run_id))
         await wait_until(lambda: scene.core.holds(lease_key(run_id)), LEASE_SECONDS)
+        await repaired(scene, writer, "lease_missing")
+        await writer.logged("lease_restored")
         await stream.rest()
     assert ending_of(stream.seen) == "end_turn"
     await check_life(scene, run_id, stream.seen)

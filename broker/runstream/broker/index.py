@@ -50,6 +50,7 @@ from runstream.broker.keys import (
     run_key,
 )
 from runstream.broker.log import first_of, place_of
+from runstream.broker.logs import get_logger
 from runstream.broker.topology import INDEX_STREAM, LogAddress
 from runstream.schemas import (
     REQUIRES_APPROVAL,
@@ -72,6 +73,8 @@ if TYPE_CHECKING:
     from runstream.broker.jetstream import JetStream, StoredMessage
 
 __all__ = ["Claimed", "Index"]
+
+log = get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -257,10 +260,16 @@ class Index:
             if unsettled and (found := await self.run(record.tenant, record.id)) is not None:
                 return Claimed(found.value, is_new=True)
             try:
-                return await self._claim_once(record, request)
+                claimed = await self._claim_once(record, request)
             except Unsettled:
                 unsettled = True
                 raise
+            except Conflict as conflict:
+                if unsettled and conflict.run_id == record.id:
+                    return await attempt()  # A try before this one was carried out since its run was looked for.
+                raise
+            is_own = unsettled and claimed.record.id == record.id  # The same, found by its claim.
+            return Claimed(claimed.record, is_new=claimed.is_new or is_own)
 
         try:
             claimed = await persist(attempt, self._patience_seconds)
@@ -413,6 +422,8 @@ class Index:
                 puts += await self._free_conversation(changed)
             if puts:
                 await self._bucket.write(puts)
+            if known is None:
+                log.warning("record_written_anew", run_id=run.id, status=changed.status)
             return changed
 
         return await persist(attempt, UPDATE_PATIENCE_SECONDS)

@@ -39,11 +39,13 @@ class Lease:
     """One run's lease, held by the writer that has `publisher`. Use as an async context manager.
 
     `over` is resolved with the reason when the writer must stop: `RunCancelled`, somebody wishes that the run end, and
-    this writer is to end it; `Fenced`, the run is another's, or has ended. `alongside` is called with each renewal.
+    this writer is to end it; `Fenced`, the run is another's, or has ended. `alongside` is called with each renewal,
+    `repaired` is told of a lease that was gone and is written anew.
 
-    Entering it takes the lease from whoever had it; raises `Fenced` when the run is another's, `StoreFull` and
-    `Unavailable`. Of what goes wrong later the writer hears nothing: it tries again, as whoever watches the lease
-    cannot reach the index either.
+    Entering it takes the lease from whoever had it; raises `StoreFull` and `Unavailable`, and `Fenced` when the run was
+    another's by then, or had ended: from here on whoever takes it leaves the lease with another revision, or none. Of
+    what goes wrong later the writer hears nothing: it tries again, as whoever watches the lease cannot reach the index
+    either.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Lease:
         tenant: str,
         seconds: float,
         alongside: Callable[[], Awaitable[None]] | None = None,
+        repaired: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.over: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
         self._jetstream = jetstream
@@ -65,6 +68,7 @@ class Lease:
         self._seconds = seconds
         self._interval = seconds / RENEWALS_PER_LEASE
         self._alongside = alongside
+        self._repaired = repaired
         self._revision = 0
         self._look = asyncio.Event()
         self._stack = contextlib.AsyncExitStack()
@@ -78,6 +82,9 @@ class Lease:
             stack.callback(connection.on_reconnect(self._look.set))
             self._revision = await self._index.restore_lease(self._tenant, self._run_id)
             self._revision = await self._renewed()
+            # Taken first, asked second. Who has stored nothing yet has no log, and is fenced when it begins one.
+            if self._publisher.last_seq and not await self._owns_log():
+                raise Fenced("It was another's before this writer had its lease.", run_id=self._run_id)
             await self._look_for_wish()
             for work in (self._renew(), self._look_for_wishes()):
                 task = asyncio.create_task(work, name=f"lease-{self._run_id}")
@@ -173,6 +180,7 @@ class Lease:
             raise Fenced("Its lease is gone, or another's.", run_id=self._run_id) from None
         if revision is None:
             self._revision = await self._index.restore_lease(self._tenant, self._run_id)
+            self._repaired("lease_missing")
             log.warning("lease_restored", run_id=self._run_id)
 
     async def _renew_at(self, revision: int) -> int:

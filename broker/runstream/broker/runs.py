@@ -347,7 +347,12 @@ class Run:
     async def _begin(self) -> None:
         index, tenant = self._store.index, self._record.tenant
         self._lease = Lease(
-            self._store.jetstream, index, self._publisher, tenant=tenant, seconds=self._store.lease_seconds
+            self._store.jetstream,
+            index,
+            self._publisher,
+            tenant=tenant,
+            seconds=self._store.lease_seconds,
+            repaired=self._store.metrics.repaired,
         )
         await self._stack.enter_async_context(self._lease)
         self._record = await begin(self._store.jetstream, index, self._publisher, self._record, trace=self._trace)

@@ -6,15 +6,17 @@ one ends it; the others are refused, and find the end when they look again.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from runstream.broker.ending import end_run, finish_run, first_message
-from runstream.broker.errors import Fenced
+from runstream.broker.ending import end_run, ended, finish_run, first_message, told
+from runstream.broker.errors import Fenced, StoreFull, Unavailable
 from runstream.broker.keys import run_key
-from runstream.broker.log import ENDING, kind_of, last_of, place_of
+from runstream.broker.log import ENDING, first_of, kind_of, last_of, place_of
 from runstream.broker.publisher import Publisher
+from runstream.broker.survey import outcome_of, stored_at
 from runstream.broker.topology import LogAddress
 from runstream.schemas import InvalidRecord, Kind, decode_run
 
@@ -86,6 +88,8 @@ class TakeOver:
         when the log has moved on since `last`, or the run was removed, and what `Publisher` and `Index` raise.
         """
         address = LogAddress(record.id, record.shard)
+        if last is not None and kind_of(last) is Kind.END and ENDING in last.headers and not record.is_terminal:
+            return await self._agree(record, last)
         if last is None and record.first_seq is not None:
             # Retention, or an operator, has removed the log. An end of what is gone is stored all the same: whoever
             # follows the run is told by it that there is a hole. It is not the log's first message, and never was.
@@ -109,6 +113,21 @@ class TakeOver:
                 return Ended(was.stop_reason, was_told=True, is_last=is_last, error_type=_error_type(was))
             await end_run(publisher, self._index, record, outcome)
             return Ended(outcome.stop_reason, was_told=False, is_last=True, error_type=_error_type(outcome))
+
+    async def _agree(self, record: RunRecord, end: StoredMessage) -> Ended:
+        """Have the record of a run that goes on say what its log does, which has its end."""
+        address = LogAddress(record.id, record.shard)
+        first = await first_of(self._jetstream, address)
+        if first is None or place_of(first) == place_of(end):
+            outcome = told(end.headers[ENDING], end)  # Retention has removed what was told with it.
+        else:
+            outcome = await outcome_of(self._jetstream, address, end)
+        if record.first_seq is None and first is not None:
+            record = msgspec.structs.replace(record, first_seq=first.seq)
+        await self._index.release(ended(record, outcome, at=stored_at(end)))
+        with contextlib.suppress(Unavailable, StoreFull):  # A watchdog does what is left.
+            await self._index.forget(record.id)
+        return Ended(outcome.stop_reason, was_told=True, is_last=False, error_type=_error_type(outcome))
 
     async def _over(self, record: RunRecord) -> str | None:
         """Return the stop reason of a run that has ended since `record` was read; raises `Fenced` if it was removed.

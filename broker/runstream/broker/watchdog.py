@@ -116,6 +116,8 @@ class Watchdog:
         self._urgent = asyncio.Semaphore(RUNS_AT_A_TIME)
         """For cancels: they must not wait behind a thousand runs of a broker that has died."""
         self._is_left = False
+        self._seen_at = time.monotonic()
+        """When it last could write to the index and heard of it: up to then, and no further, leases are judged."""
         self._pulse = 0
         self._pulsed = asyncio.Event()
         self._relist = asyncio.Event()
@@ -147,9 +149,12 @@ class Watchdog:
         await cancel_all(*self._busy.values())
 
     async def has_lapsed(self, run_id: str) -> bool:
-        """Tell whether a run's lease has lapsed, and is still as it was then. Raises `Unavailable`."""
+        """Tell whether a run's lease has lapsed, and is still as it was then. Raises `Unavailable`.
+
+        After an outage the queue may ask for a run before the first pulse has come back: nobody could renew it so far.
+        """
         lease = self._leases.get(run_id)
-        if lease is None or not lease.has_lapsed(time.monotonic()):
+        if lease is None or not lease.has_lapsed(self._seen_at):
             return False
         return await self._lapsed(run_id) is not None
 
@@ -232,7 +237,7 @@ class Watchdog:
         """Judge leases after each pulse that came back in time; start every count anew after one that did not."""
         interval = min(PULSE_SECONDS, self._seconds / PULSES_PER_LEASE)
         patience = self._seconds / RENEWALS_PER_LEASE
-        seen_at, is_blind = time.monotonic(), False
+        is_blind, self._seen_at = False, time.monotonic()
         while True:
             try:
                 async with asyncio.timeout(patience):
@@ -245,12 +250,12 @@ class Watchdog:
                 # A defect: the watch goes on all the same, as nobody else would notice that there is none.
                 log.exception("watchdog_crashed")
             else:
-                previous, seen_at = seen_at, time.monotonic()
-                if seen_at - previous > patience + interval:
+                previous, self._seen_at = self._seen_at, time.monotonic()
+                if self._seen_at - previous > patience + interval:
                     for lease in self._leases.values():
-                        lease.start_anew(seen_at)
+                        lease.start_anew(self._seen_at)
                 is_blind = False
-                self._judge(seen_at)
+                self._judge(self._seen_at)
             await asyncio.sleep(interval)
 
     async def _feel_pulse(self) -> None:
@@ -352,14 +357,14 @@ class Watchdog:
         tenant = await self._lapsed(run_id)
         if tenant is None:
             return
-        record, last, is_broken = await self._found(tenant, run_id)
+        record, last, is_made = await self._found(tenant, run_id)
         if await self._lapsed(run_id) is None:
             return
         lease = self._leases[run_id]
         self._postpone(run_id)
         if record is None:
             await self._forget(run_id)
-        elif is_broken or not await self._enqueued(record, last):  # No worker can read what it would execute.
+        elif is_made or not await self._enqueued(record, last):  # No worker finds, or can read, what it would execute.
             try:
                 await self._end(record, last, failed(run_id, LOST), "writer_lost")
             except Fenced:
@@ -375,7 +380,7 @@ class Watchdog:
             return None
         if found.revision > lease.revision:
             lease.hear(found.revision, max(self._seconds, lease.seconds))
-        return found.value if lease.has_lapsed(time.monotonic()) else None
+        return found.value if lease.has_lapsed(self._seen_at) else None
 
     async def _lease(self, run_id: str) -> Stored[str] | None:
         """Read a lease; one that does not tell whose it is, is its log's run's, and without a log nobody's."""
@@ -398,19 +403,18 @@ class Watchdog:
         return found.known.tenant
 
     async def _found(self, tenant: str, run_id: str) -> tuple[RunRecord | None, StoredMessage | None, bool]:
-        """Read a run's record, its log's last message, and whether the record had to be made from that.
+        """Read a run's record, its log's last message, and whether the record had to be made from that log.
 
         No record: there is no log either. Raises `BrokenRecord` for one that a newer runstream wrote.
         """
-        is_broken = False
+        stored: Stored[RunRecord] | None = None
         try:
             stored = await self._index.run(tenant, run_id)
         except BrokenRecord as error:
             if error.is_newer:
                 raise
-            stored, is_broken = None, True
         record = stored.value if stored is not None else await self._recovered(run_id)
-        return record, None if record is None else await self._take_over.last_of(record), is_broken
+        return record, None if record is None else await self._take_over.last_of(record), stored is None
 
     async def _enqueued(self, record: RunRecord, last: StoredMessage | None) -> bool:
         """See that a run which nobody has begun is on the work queue; False when none of it can be executed."""

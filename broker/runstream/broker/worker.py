@@ -239,6 +239,7 @@ class Worker:
             tenant=record.tenant,
             seconds=self.hold_seconds,
             alongside=task.extend,
+            repaired=self._metrics.repaired,
         )
         if is_empty:
             await publisher.publish_marked(first_message(record, request.trace))
@@ -252,11 +253,13 @@ class Worker:
             answers = waiting if carries_approval(request.body) else None
             begin = partial(self._index.begin, record, first_seq=first_seq, answers=answers)
             record = await room.found(begin)
-            if waiting != answers:
-                outcome = failed(record.id, INTERNAL_ERROR, message=WAITING_FOR_APPROVAL)
-            elif lease.over.done():
+            if record.is_terminal:
+                raise Fenced("It has ended meanwhile.", run_id=record.id)
+            if lease.over.done():
                 # Cancelled before it was begun: its agent never hears of it.
                 outcome = self._stopped(lease, publisher)
+            elif waiting != answers:
+                outcome = failed(record.id, INTERNAL_ERROR, message=WAITING_FOR_APPROVAL)
             else:
                 self._metrics.run_started(record.tenant)
                 outcome = await self._run_agent(request, publisher, lease)

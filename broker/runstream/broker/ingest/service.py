@@ -281,6 +281,7 @@ class Ingest:
             publisher,
             tenant=standing.record.tenant,
             seconds=self.settings.lease_seconds,
+            repaired=self.metrics.repaired,
         )
 
     async def _read(
