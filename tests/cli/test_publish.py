@@ -2,17 +2,21 @@
 
 import contextlib
 import json
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
 from runstream.broker.service import Broker
-from runstream.gateway.commands.lines import chunk_of_line, parsed
-from tests.support.commands import command, done, finished
+from runstream.gateway.commands.exits import Usage
+from runstream.gateway.commands.lines import Input, chunk_of_line, parsed
+from tests.support.commands import CLEAN, command, done, finished
 from tests.support.ingest import content_of
 from tests.support.nats import free_ports
+from tests.support.processes import python, running, runstream
 from tests.support.proxy import Proxy
+from tests.support.services import SOURCE
 from tests.support.stack import Stack, listener, url_of
 from tests.support.waiting import wait_until
 
@@ -190,6 +194,46 @@ async def test_a_line_that_is_too_long_ends_the_run_as_failed(stack: Stack) -> N
     assert made.code == 2
     assert await texts_of(stack, made.lines[0]) == ["before\n"]
     assert await status_of(stack, made.lines[0]) == "failed"
+
+
+WITHOUT_WAITING = "import os, sys; os.set_blocking(0, False); os.execv(sys.argv[1], sys.argv[1:])"
+CLOSED = "import os, sys; os.close(0); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+async def test_an_input_that_cannot_be_read_is_not_taken_for_its_end(stack: Stack) -> None:
+    """A pipe that somebody else has set not to wait fails while it is empty: so has the run."""
+    publish = python("-c", WITHOUT_WAITING, *runstream("publish", "--url", stack.broker_base))
+    async with running(*publish, env={**SOURCE, **CLEAN}, has_input=True) as process:
+        made = await finished(process)
+    assert made.code == 2
+    assert any("stdin cannot be read: Resource temporarily unavailable." in line for line in made.errors)
+    assert await status_of(stack, made.lines[0]) == "failed"
+
+
+async def test_without_an_input_no_run_is_made(stack: Stack) -> None:
+    """A stdin that is closed is told before anything is opened."""
+    publish = python("-c", CLOSED, *runstream("publish", "--url", stack.broker_base))
+    async with running(*publish, env={**SOURCE, **CLEAN}) as process:
+        made = await finished(process)
+    assert (made.code, made.lines) == (2, [])
+    assert made.complaint == "runstream: stdin cannot be read: it is closed."
+
+
+async def test_a_line_without_an_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has taken all there was hears of it: such an input is not over."""
+    monkeypatch.setattr("runstream.gateway.commands.lines.LONGEST_LINE", 3)
+    receiving, sending = os.pipe()
+    try:
+        os.write(sending, b"one\nmore")
+        said = Input(receiving)
+        await wait_until(lambda: said._error is not None)
+        assert said.take() == b"one"
+        assert not said.is_over
+        with pytest.raises(Usage, match="more than 3 bytes"):
+            said.take()
+    finally:
+        os.close(sending)
+        os.close(receiving)
 
 
 async def test_a_busy_conversation_is_not_written_to(stack: Stack) -> None:

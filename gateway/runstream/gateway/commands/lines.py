@@ -30,7 +30,7 @@ class Input:
         self._lines: deque[bytes] = deque()
         self._bytes = 0
         self._is_ended = False
-        self._error: Exception | None = None
+        self._error: Usage | None = None
         self.news = asyncio.Event()
         """Set when there is something to take, or nothing more."""
         self._room = threading.Event()
@@ -40,11 +40,11 @@ class Input:
 
     @property
     def is_over(self) -> bool:
-        """Whether everything was taken, and nothing will come."""
-        return self._is_ended and not self._lines
+        """Whether everything was taken, and nothing will come; what reading has failed with is still to be taken."""
+        return self._is_ended and not self._lines and self._error is None
 
     def take(self) -> bytes | None:
-        """Take the next line, without its end; None if there is none yet. Raises what reading raised."""
+        """Take the next line, without its end; None if there is none yet. Raises `Usage` for what cannot be read."""
         if not self._lines:
             if self._error is not None:
                 raise self._error
@@ -60,21 +60,23 @@ class Input:
 
     def _read(self) -> None:
         held = b""
-        error: Exception | None = None
+        failure: Usage | None = None
         try:
             while piece := os.read(self._descriptor, READ_BYTES):
                 *whole, rest = piece.split(b"\n")
                 if whole:
                     whole[0], held = held + whole[0], b""
                 held += rest
+                self._hand_over(whole)
                 if len(held) > LONGEST_LINE:
                     raise Usage(f"A line of stdin has more than {LONGEST_LINE} bytes: is it text?")
-                self._hand_over(whole)
                 self._room.wait()
             self._hand_over([held] if held else [])
-        except (OSError, Usage) as failure:
-            error = failure
-        self._call(self._end, error)
+        except OSError as error:
+            failure = Usage(f"stdin cannot be read: {error.strerror}.")
+        except Usage as error:
+            failure = error
+        self._call(self._end, failure)
 
     def _hand_over(self, lines: list[bytes]) -> None:
         if lines:
@@ -93,8 +95,8 @@ class Input:
             self._room.clear()
         self.news.set()
 
-    def _end(self, error: Exception | None) -> None:
-        self._is_ended, self._error = True, error
+    def _end(self, failure: Usage | None) -> None:
+        self._is_ended, self._error = True, failure
         self.news.set()
 
 

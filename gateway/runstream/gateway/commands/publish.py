@@ -64,6 +64,8 @@ async def _published(
     client: Client, work: _Publishing, whose: tuple[str | None, str | None, str | None], *, as_json: bool
 ) -> Exit:
     """Publish everything; returns what became of it."""
+    if sys.stdin is None:
+        raise Usage("stdin cannot be read: it is closed.")
     async with client:
         await work.writing.open(*whose)
         _say({"run_id": work.writing.run_id}, work.writing.run_id, as_json=as_json)
@@ -181,12 +183,12 @@ class _Publishing:
         return await self.writing.end(self._stop_reason, self._usage)
 
     async def _fail(self, error: Usage) -> None:
-        """Store what is before a line that is no chunk, and end the run: its readers are not to wait for its lease."""
+        """Store what is before what cannot be published, and end the run: its readers are not to wait for its lease."""
         if isinstance(error, BadChunk):
             del self._taken[error.item :]
         with suppress(CommandError):
             await self._store()
-            await self.writing.fail("internal_error", "What was to be published is no chunk.", str(error))
+            await self.writing.fail("internal_error", "What was to be published could not be.", str(error))
 
     async def _cancelled(self, pumping: asyncio.Task[None]) -> dict[str, Any]:
         """Store what was read, and end the run as cancelled, in a few seconds or not at all."""
