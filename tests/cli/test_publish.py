@@ -10,7 +10,7 @@ import pytest
 
 from runstream.broker.service import Broker
 from runstream.gateway.commands.exits import Usage
-from runstream.gateway.commands.lines import Input, chunk_of_line, parsed
+from runstream.gateway.commands.lines import LINE_BYTES, MOST_WAITING, READ_BYTES, Input, chunk_of_line, parsed
 from tests.support.commands import CLEAN, command, done, finished
 from tests.support.ingest import content_of
 from tests.support.nats import free_ports
@@ -234,6 +234,22 @@ async def test_a_line_without_an_end_is_told(monkeypatch: pytest.MonkeyPatch) ->
     finally:
         os.close(sending)
         os.close(receiving)
+
+
+async def test_what_is_read_ahead_is_bounded_by_what_it_takes(tmp_path: Path) -> None:
+    """Lines without a byte of their own are held as well: whoever writes them has to wait, and none is lost."""
+    count = 2**19
+    (tmp_path / "said").write_bytes(b"\n" * count)
+    with (tmp_path / "said").open("rb") as given:
+        said = Input(given.fileno())
+        await wait_until(lambda: said._bytes >= MOST_WAITING)
+        assert len(said._lines) <= MOST_WAITING // LINE_BYTES + 2 * READ_BYTES
+        taken = 0
+        while not said.is_over:
+            await said.news.wait()
+            while said.take() is not None:
+                taken += 1
+    assert taken == count
 
 
 async def test_a_busy_conversation_is_not_written_to(stack: Stack) -> None:

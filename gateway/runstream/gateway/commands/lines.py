@@ -16,8 +16,11 @@ __all__ = ["Input", "Parsed", "chunk_of_line", "parsed"]
 READ_BYTES: Final = 2**16
 LONGEST_LINE: Final = 64 * 2**20
 """What no message of NATS's has room for, by far."""
+LINE_BYTES: Final = 64
+"""What a line takes of memory beside its own bytes, about: of empty ones there may be a billion."""
 MOST_WAITING: Final = 8 * 2**20
-"""Bytes that are read ahead of what is stored, give or take one line; then whoever writes to the pipe waits."""
+"""Bytes that are held of what is read ahead, give or take one read and one line; then whoever writes to the pipe waits.
+"""
 UNSTORED: Final = frozenset({"ping"})
 
 
@@ -53,7 +56,7 @@ class Input:
                 self.news.set()
             return None
         line = self._lines.popleft()
-        self._bytes -= len(line)
+        self._bytes -= LINE_BYTES + len(line)
         if self._bytes < MOST_WAITING:
             self._room.set()
         return line
@@ -70,7 +73,6 @@ class Input:
                 self._hand_over(whole)
                 if len(held) > LONGEST_LINE:
                     raise Usage(f"A line of stdin has more than {LONGEST_LINE} bytes: is it text?")
-                self._room.wait()
             self._hand_over([held] if held else [])
         except OSError as error:
             failure = Usage(f"stdin cannot be read: {error.strerror}.")
@@ -79,8 +81,11 @@ class Input:
         self._call(self._end, failure)
 
     def _hand_over(self, lines: list[bytes]) -> None:
+        """Give lines to the event loop, and wait until it has them and there is room: this thread is much faster."""
         if lines:
+            self._room.clear()
             self._call(self._add, lines)
+            self._room.wait()
 
     def _call(self, what: Any, about: object) -> None:
         try:
@@ -90,9 +95,9 @@ class Input:
 
     def _add(self, lines: list[bytes]) -> None:
         self._lines.extend(lines)
-        self._bytes += sum(map(len, lines))
-        if self._bytes >= MOST_WAITING:
-            self._room.clear()
+        self._bytes += LINE_BYTES * len(lines) + sum(map(len, lines))
+        if self._bytes < MOST_WAITING:
+            self._room.set()
         self.news.set()
 
     def _end(self, failure: Usage | None) -> None:
