@@ -177,7 +177,10 @@ async def test_cancelled_by_somebody_else_it_ends(stack: Stack) -> None:
     assert any("This run was cancelled" in line for line in ended.errors)
 
 
-@pytest.mark.parametrize("bad", [b"no json", b"[]", b'{"message_type": "assistant_message"', b"{}"])
+@pytest.mark.parametrize(
+    "bad",
+    [b"no json", b"[]", b'{"message_type": "assistant_message"', b"{}", pytest.param(b"[" * 200_000, id="nested")],
+)
 async def test_a_line_that_is_no_chunk_ends_the_run_as_failed(stack: Stack, bad: bytes) -> None:
     """What was before it is stored, which line it was is told, and the run's readers need not wait for a lease."""
     said = b'{"message_type": "assistant_message", "id": "m", "content": "before"}\n' + bad + b"\n"
@@ -186,6 +189,17 @@ async def test_a_line_that_is_no_chunk_ends_the_run_as_failed(stack: Stack, bad:
     assert any("Line 2 of stdin" in line for line in made.errors)
     assert await texts_of(stack, made.lines[0]) == ["before"]
     assert await status_of(stack, made.lines[0]) == "failed"
+
+
+async def test_a_chunk_may_have_anything_for_its_type(stack: Stack) -> None:
+    """What is no message of Letta's is stored as it stands, and shown as it is."""
+    said = b'{"message_type": [], "content": "odd"}\n'
+    made = await done("publish", "--ndjson", "--url", stack.broker_base, said=said)
+    assert made.code == 0
+    assert await texts_of(stack, made.lines[0]) == ["odd"]
+    shown = await done("tail", made.lines[0], "--url", stack.base)
+    assert shown.code == 0
+    assert any('"content": "odd"' in line for line in shown.lines)
 
 
 async def test_a_line_that_is_too_long_ends_the_run_as_failed(stack: Stack) -> None:

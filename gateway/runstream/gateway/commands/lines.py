@@ -21,7 +21,10 @@ LINE_BYTES: Final = 64
 MOST_WAITING: Final = 8 * 2**20
 """Bytes that are held of what is read ahead, give or take one read and one line; then whoever writes to the pipe waits.
 """
-UNSTORED: Final = frozenset({"ping"})
+PING: Final = "ping"
+"""What is said to keep a stream alive, and is not stored."""
+ENDINGS: Final = ("stop_reason", "usage_statistics", "error_message")
+"""What says how a run ends. No set: what a chunk has for its type may be anything, and need not have a hash."""
 
 
 class Input:
@@ -126,14 +129,14 @@ def parsed(line: bytes, number: int) -> Parsed:
         return Parsed()
     try:
         chunk = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Usage(f"Line {number} of stdin is not JSON: {error}.") from error
     if not isinstance(chunk, dict) or not chunk:
         raise Usage(f"Line {number} of stdin is not a JSON object with a key.")
     kind = chunk.get("message_type")
-    if kind in UNSTORED:
+    if kind == PING:
         return Parsed()
-    if kind in {"stop_reason", "usage_statistics", "error_message"}:
+    if kind in ENDINGS:
         return Parsed(ending=(str(kind), chunk))
     # As it was written: what is sent again must come to the same bytes.
     return Parsed(chunk=line.strip())

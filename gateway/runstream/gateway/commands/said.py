@@ -42,7 +42,7 @@ class Transcript:
 
     def show(self, chunk: Mapping[str, Any]) -> None:
         """Show one chunk, or keep it until its message is complete."""
-        kind = chunk.get("message_type")
+        kind = str(chunk.get("message_type"))
         if kind in CALLS:
             self._gather(kind, chunk)
             return
