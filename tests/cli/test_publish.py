@@ -1,16 +1,20 @@
 """`runstream publish`: what any program says becomes a run, each line once; its exit code says how it went."""
 
+import asyncio
 import contextlib
 import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from runstream.broker.service import Broker
-from runstream.gateway.commands.exits import Usage
+from runstream.gateway.commands.exits import Exit, Usage
 from runstream.gateway.commands.lines import LINE_BYTES, MOST_WAITING, READ_BYTES, Input, chunk_of_line, parsed
+from runstream.gateway.commands.publish import _published
 from tests.support.commands import CLEAN, command, done, finished
 from tests.support.ingest import content_of
 from tests.support.nats import free_ports
@@ -151,7 +155,7 @@ async def test_the_same_input_again_is_the_same_run(stack: Stack) -> None:
 
 
 async def test_interrupted_it_cancels_its_run(stack: Stack) -> None:
-    """Ctrl-C: what was read is stored, the run ends as cancelled, and the exit code is 130."""
+    """Ctrl-C: what was taken is stored, the run ends as cancelled, and the exit code is 130."""
     async with command("publish", "--url", stack.broker_base, has_input=True) as process:
         run_id = await process.wait_for_line("^run-", 20)
         await process.write(b"one\n")
@@ -162,6 +166,23 @@ async def test_interrupted_it_cancels_its_run(stack: Stack) -> None:
             rest = await stream.rest()
     assert [event.json.get("stop_reason") for event in rest[:-1]] == ["cancelled"]
     assert await status_of(stack, run_id) == "cancelled"
+
+
+async def test_what_had_ended_when_it_was_interrupted_has_completed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C in the moment in which the last line is stored cancels nothing, and the exit code says so."""
+
+    async def opened(*_: object) -> None:
+        """Nothing is asked of anybody."""
+
+    async def completed() -> dict[str, str]:
+        work.interrupted.set()
+        return {"status": "completed", "stop_reason": "end_turn"}
+
+    writing = SimpleNamespace(open=opened, run_id="run-1", index=3)
+    work = SimpleNamespace(writing=writing, interrupted=asyncio.Event(), until_done=completed)
+    exit_code = await _published(cast("Any", contextlib.nullcontext()), cast("Any", work), (None,) * 3, as_json=False)
+    assert exit_code is Exit.FINE
+    assert "run-1 is completed (end_turn), 3 chunks" in capsys.readouterr().err
 
 
 async def test_cancelled_by_somebody_else_it_ends(stack: Stack) -> None:

@@ -30,7 +30,7 @@ MOST_CHUNKS: Final = 500
 MOST_BYTES: Final = 2**20
 """What goes into one request, give or take a chunk; a program that says less is not kept waiting for more."""
 ENDING_SECONDS: Final = 10.0
-"""How long it may take, once interrupted, to store what was read and to end the run."""
+"""How long it may take, once interrupted, to store what was taken and to end the run."""
 
 
 @command.command(epilog=EPILOG)
@@ -80,7 +80,8 @@ async def _published(
             _say(told, "", as_json=True)
         else:
             tell(f"{work.writing.run_id} is {summary}")
-        if work.interrupted.is_set():
+        # Its input may have ended in the moment of the Ctrl-C: then the run has completed.
+        if work.interrupted.is_set() and done["status"] == "cancelled":
             return Exit.INTERRUPTED
         return Exit.FINE if done["status"] == "completed" else Exit.FAILED
 
@@ -129,7 +130,7 @@ class _Publishing:
     def complain(self) -> None:
         """Say how far it came."""
         stored, left = self.writing.index, len(self._taken)
-        tell(f"{stored} chunks of {self.writing.run_id} are stored, {left} that were read are not.")
+        tell(f"{stored} chunks of {self.writing.run_id} are stored, the next {left} are not.")
 
     def _interrupt(self) -> None:
         # Once: whoever presses Ctrl-C a second time wants to be gone.
@@ -191,7 +192,7 @@ class _Publishing:
             await self.writing.fail("internal_error", "What was to be published could not be.", str(error))
 
     async def _cancelled(self, pumping: asyncio.Task[None]) -> dict[str, Any]:
-        """Store what was read, and end the run as cancelled, in a few seconds or not at all."""
+        """Store what was taken, and end the run as cancelled, in a few seconds or not at all."""
         pumping.cancel()
         await asyncio.wait([pumping])
         try:
