@@ -311,6 +311,13 @@ async def test_without_a_broker_it_is_exit_code_3() -> None:
     assert f"{url} cannot be reached" in made.complaint
 
 
+async def test_who_takes_no_runs_is_told_from_a_run_that_is_not_there(stack: Stack) -> None:
+    """A gateway's URL is the one that every other command takes."""
+    made = await done("publish", "--url", stack.base, said=b"one\n")
+    assert (made.code, made.lines) == (2, [])
+    assert f"{stack.base} takes no runs: --url is a broker's" in made.complaint
+
+
 async def test_a_file_can_be_its_input(stack: Stack, tmp_path: Path) -> None:
     """Not every input is a pipe."""
     (tmp_path / "said").write_bytes(LINES)
