@@ -203,6 +203,27 @@ async def test_a_reader_that_is_gone_is_no_error(stack: Stack) -> None:
         assert shell.errors == []
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("tail", "{run}"),
+        ("replay", "{run}", "--speed", "max"),
+        ("runs",),
+        ("runs", "--json"),
+        ("conformance", "--only", "cursors"),
+        ("conformance", "--only", "cursors", "--json"),
+    ],
+    ids=" ".join,
+)
+async def test_whatever_is_not_read_is_no_error(stack: Stack, args: tuple[str, ...]) -> None:
+    """Text and tables as well as JSON, and whatever is written last."""
+    run_id, _ = await stack.finished({"chunks": 2, "interval_ms": 0})
+    writer = shlex.join(runstream(*(each.format(run=run_id) for each in args), "--url", stack.base))
+    async with running("bash", "-c", f"{writer} | true; echo ${{PIPESTATUS[0]}}", env={**SOURCE, **CLEAN}) as shell:
+        assert await shell.wait(30) == 0
+        assert (shell.lines, shell.errors) == (["141"], [])
+
+
 def test_what_an_agent_says_moves_no_cursor() -> None:
     """Escape sequences are shown as what they are not: nothing is cleared, and no title is set."""
     assert harmless("a\x1b[2Jb\x9bc\rd\n\te") == "a�[2Jb�c�d\n\te"

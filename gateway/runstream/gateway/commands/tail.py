@@ -9,13 +9,13 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.console import Console
 
 from runstream.gateway.commands.client import Client
 from runstream.gateway.commands.events import DONE
 from runstream.gateway.commands.exits import Exit, Missing, Usage, epilog, run, tell
 from runstream.gateway.commands.following import Follower
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Patience, Url
+from runstream.gateway.commands.output import Output
 from runstream.gateway.commands.said import Transcript, harmless
 from runstream.gateway.commands.settings import GATEWAY_URL
 
@@ -113,7 +113,7 @@ class Shown:
         self._failed = False
         self._as_json = as_json
         self._write = write or sys.stdout.write
-        self._transcript = Transcript(Console())
+        self._transcript = Transcript(Output())
         self._usage = ""
         self._is_away = False
 
