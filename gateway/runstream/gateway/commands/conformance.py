@@ -49,7 +49,7 @@ class Result:
     detail: str = ""
 
 
-@command.command(epilog=epilog([Exit.FINE, Exit.FAILED, Exit.USAGE, Exit.UNREACHABLE, Exit.REFUSED, Exit.INTERRUPTED]))
+@command.command(epilog=epilog([each for each in Exit if each is not Exit.MISSING]))
 def conformance(  # noqa: PLR0917  # typer reads options off the parameters
     agent: Annotated[str, typer.Option(metavar="ID", help="Whom to send messages to.")] = AGENT,
     short: Annotated[str, typer.Option("--input", metavar="TEXT", help="What is answered within seconds.")] = SHORT,

@@ -28,7 +28,7 @@ command = typer.Typer(**PLAIN)
 MARKS: Final = {"fine": ("ok", "green"), "problem": ("problem", "bold red"), "unknown": ("unknown", "yellow")}
 
 
-@command.command(epilog=epilog([Exit.FINE, Exit.FAILED, Exit.USAGE, Exit.INTERRUPTED]))
+@command.command(epilog=epilog([Exit.FINE, Exit.FAILED, Exit.USAGE, Exit.INTERRUPTED, Exit.NOBODY_READS]))
 def doctor(
     role: Annotated[Role, typer.Option(help="As whom to look: whose user of NATS the settings name.")] = "gateway",
     nats_url: NatsUrl = None,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
 __all__ = [
+    "OF_CLIENTS",
     "CommandError",
     "Exit",
     "Failed",
@@ -92,6 +93,10 @@ class Missing(CommandError):
 def epilog(codes: Sequence[Exit]) -> str:
     """Say below a command's help what it ends with."""
     return "Exit codes: " + "; ".join(f"{code.value} {MEANINGS[code]}" for code in codes) + "."
+
+
+OF_CLIENTS: Final = epilog([*Exit])
+"""Below the help of a command that asks a server for something: it may end with any of them."""
 
 
 def tell(message: str) -> None:

@@ -28,7 +28,7 @@ NANOSECONDS: Final = frozenset({"max_age", "duplicate_window", "ack_wait"})
 UNITS: Final = (("h", 3600), ("m", 60), ("s", 1))
 
 
-@command.command(epilog=epilog([Exit.FINE, Exit.FAILED, Exit.USAGE]))
+@command.command(epilog=epilog([Exit.FINE, Exit.FAILED, Exit.USAGE, Exit.INTERRUPTED]))
 def provision(  # noqa: PLR0917  # typer reads options off the parameters
     nats_url: NatsUrl = None,
     plan: Annotated[  # noqa: FBT002  # typer's way

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from runstream.gateway.commands.client import Client
-from runstream.gateway.commands.exits import CommandError, Exit, Usage, epilog, run, tell
+from runstream.gateway.commands.exits import OF_CLIENTS, CommandError, Exit, Usage, run, tell
 from runstream.gateway.commands.lines import Input, chunk_of_line, parsed
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Patience
 from runstream.gateway.commands.settings import BROKER_URL
@@ -22,9 +22,6 @@ __all__ = ["command"]
 
 command = typer.Typer(**PLAIN)
 
-EPILOG: Final = epilog(
-    [Exit.FINE, Exit.FAILED, Exit.USAGE, Exit.UNREACHABLE, Exit.REFUSED, Exit.MISSING, Exit.INTERRUPTED]
-)
 SIGNS_PER_LEASE: Final = 4
 MOST_CHUNKS: Final = 500
 MOST_BYTES: Final = 2**20
@@ -33,7 +30,7 @@ ENDING_SECONDS: Final = 10.0
 """How long it may take, once interrupted, to store what was taken and to end the run."""
 
 
-@command.command(epilog=EPILOG)
+@command.command(epilog=OF_CLIENTS)
 def publish(  # noqa: PLR0917  # typer reads options off the parameters
     ndjson: Annotated[  # noqa: FBT002  # typer's way
         bool, typer.Option("--ndjson", help="Each line is a chunk, a JSON object; else each is a line of text.")

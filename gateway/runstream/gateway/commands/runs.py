@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from runstream.gateway.commands.client import Client
-from runstream.gateway.commands.exits import Exit, epilog, run
+from runstream.gateway.commands.exits import OF_CLIENTS, run
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Url
 from runstream.gateway.commands.output import Output
 from runstream.gateway.commands.said import harmless
@@ -23,7 +23,6 @@ __all__ = ["command"]
 
 command = typer.Typer(**PLAIN)
 
-EPILOG: Final = epilog([Exit.FINE, Exit.USAGE, Exit.UNREACHABLE, Exit.REFUSED, Exit.MISSING])
 PAGE: Final = 1000
 RUN_ID: Final = 40
 UNBOUNDED: Final = 200
@@ -41,7 +40,7 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
 
 
-@command.command(epilog=EPILOG)
+@command.command(epilog=OF_CLIENTS)
 def runs(  # noqa: PLR0917  # typer reads options off the parameters
     status: Annotated[list[Status] | None, typer.Option(help="Only these; may be repeated.")] = None,
     agent: Annotated[str | None, typer.Option(metavar="ID", help="Only this agent's.")] = None,

@@ -12,7 +12,7 @@ import typer
 
 from runstream.gateway.commands.client import Client
 from runstream.gateway.commands.events import DONE
-from runstream.gateway.commands.exits import Exit, Missing, Usage, epilog, run, tell
+from runstream.gateway.commands.exits import OF_CLIENTS, Exit, Missing, Usage, run, tell
 from runstream.gateway.commands.following import Follower
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Patience, Url
 from runstream.gateway.commands.output import Output
@@ -28,15 +28,12 @@ __all__ = ["Shown", "command", "newest_run"]
 
 command = typer.Typer(**PLAIN)
 
-EPILOG: Final = epilog(
-    [Exit.FINE, Exit.FAILED, Exit.USAGE, Exit.UNREACHABLE, Exit.REFUSED, Exit.MISSING, Exit.INTERRUPTED]
-)
 NEXT_SECONDS: Final = 1.0
 """How often a conversation is asked for its next run."""
 FILTERS: Final = {"conv-": "conversation_id", "agent-": "agent_id"}
 
 
-@command.command(epilog=EPILOG)
+@command.command(epilog=OF_CLIENTS)
 def tail(  # noqa: PLR0917  # typer reads options off the parameters
     target: Annotated[str, typer.Argument(help="A run; or a conversation or an agent: its newest run.")],
     after: Annotated[int, typer.Option(min=0, metavar="SEQ", help="Begin after this seq_id of the run.")] = 0,
