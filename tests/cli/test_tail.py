@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from runstream.gateway.commands.said import harmless
+from runstream.gateway.commands.terminal import harmless
 from runstream.schemas import new_agent_id, new_run_id
 from tests.support.commands import CLEAN, command, done, finished
 from tests.support.http import Event, open_stream
@@ -157,11 +157,11 @@ async def test_what_is_no_url_is_exit_code_2(url: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def answering(body: bytes, media: str = "text/event-stream") -> AsyncIterator[str]:
+async def answering(body: bytes, media: str = "text/event-stream", status: int = 200) -> AsyncIterator[str]:
     """A server that answers everything with this, and nothing more; where it is."""
 
     async def answer(_: web.Request) -> web.Response:
-        return web.Response(body=body, headers={"Content-Type": media})
+        return web.Response(status=status, body=body, headers={"Content-Type": media})
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)
@@ -190,6 +190,13 @@ async def test_who_only_says_to_come_back_or_is_no_gateway_is_left(body: bytes, 
         shown = await done("tail", new_run_id(), "--patience", "0.5", "--url", url)
     assert shown.code == code
     assert shown.complaint
+
+
+async def test_what_a_server_refuses_with_is_one_line_and_moves_no_cursor() -> None:
+    """Whoever has the URL may be anybody."""
+    async with answering(json.dumps({"detail": "no\n\x1b[2Jsuch run"}).encode(), "application/json", 404) as url:
+        shown = await done("tail", new_run_id(), "--url", url)
+    assert (shown.code, shown.errors) == (5, ["runstream: no �[2Jsuch run (404)"])
 
 
 async def test_a_reader_that_is_gone_is_no_error(stack: Stack) -> None:

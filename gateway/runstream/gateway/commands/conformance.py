@@ -18,9 +18,9 @@ from runstream.gateway.commands.client import Client
 from runstream.gateway.commands.exits import Exit, Failed, Missing, Usage, epilog, run
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Url
 from runstream.gateway.commands.output import Output
-from runstream.gateway.commands.said import harmless
 from runstream.gateway.commands.settings import GATEWAY_URL
 from runstream.gateway.commands.subject import Broken, Inputs, Server, Unsupported
+from runstream.gateway.commands.terminal import harmless
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -14,7 +14,7 @@ from runstream.broker.settings import BrokerSettings, resolved
 from runstream.gateway.commands.exits import Exit, epilog, run
 from runstream.gateway.commands.options import PLAIN, AsJson, NatsUrl
 from runstream.gateway.commands.output import Output
-from runstream.gateway.commands.said import harmless
+from runstream.gateway.commands.terminal import harmless
 from runstream.gateway.diagnosis import Finding, Role, diagnose
 from runstream.gateway.logs import configure_logs
 

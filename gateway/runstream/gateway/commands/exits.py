@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import typer
 
+from runstream.gateway.commands.terminal import in_one_line
+
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
@@ -100,8 +102,8 @@ OF_CLIENTS: Final = epilog([*Exit])
 
 
 def tell(message: str) -> None:
-    """Tell people something that is no output, in one line of stderr."""
-    typer.echo(f"runstream: {message}", err=True)
+    """Tell people something that is no output, in one line of stderr, whatever a server has put into it."""
+    typer.echo(f"runstream: {in_one_line(message)}", err=True)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -16,8 +16,8 @@ from runstream.gateway.commands.client import Client
 from runstream.gateway.commands.exits import OF_CLIENTS, run
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Url
 from runstream.gateway.commands.output import Output
-from runstream.gateway.commands.said import harmless
 from runstream.gateway.commands.settings import GATEWAY_URL
+from runstream.gateway.commands.terminal import harmless
 
 __all__ = ["command"]
 

@@ -16,7 +16,7 @@ from runstream.gateway.commands.exits import OF_CLIENTS, Exit, Missing, Usage, r
 from runstream.gateway.commands.following import Follower
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Patience, Url
 from runstream.gateway.commands.output import Output
-from runstream.gateway.commands.said import Transcript, harmless
+from runstream.gateway.commands.said import Transcript
 from runstream.gateway.commands.settings import GATEWAY_URL
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class Shown:
     def away(self, reason: str) -> None:
         """Say once, and to people only, that the connection is lost."""
         if not self._is_away and sys.stderr.isatty():
-            tell(f"{harmless(reason)} Coming back…")
+            tell(f"{reason} Coming back…")
         self._is_away = True
 
     def interrupted(self, run_id: str, cursor: int) -> None:
