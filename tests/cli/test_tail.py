@@ -96,6 +96,17 @@ async def test_a_run_that_failed_is_exit_code_1(stack: Stack) -> None:
     assert any(line.startswith("llm_error: ") for line in shown.lines)
 
 
+@pytest.mark.parametrize(("knobs", "code"), [({"error_after": 1}, 1), ({}, 0)])
+async def test_what_became_of_a_run_is_said_behind_its_end_as_well(
+    stack: Stack, knobs: dict[str, Any], code: int
+) -> None:
+    """Whoever comes back with the last cursor hears of no failure any more: the run is asked for it."""
+    run_id, events = await stack.finished({"chunks": 3, "interval_ms": 0, **knobs})
+    last = max(event.seq_id for event in events if event.seq_id is not None)
+    shown = await done("tail", run_id, "--json", "--after", str(last + 100), "--url", stack.base)
+    assert (shown.code, shown.lines) == (code, [])
+
+
 async def test_interrupted_it_says_how_to_come_back(stack: Stack) -> None:
     """Ctrl-C leaves the run alone, and names the cursor; what follows it is the rest."""
     async with stack.live(3) as (run_id, _), command("tail", run_id, "--json", "--url", stack.base) as tail:

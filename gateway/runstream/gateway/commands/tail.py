@@ -20,8 +20,6 @@ from runstream.gateway.commands.said import Transcript
 from runstream.gateway.commands.settings import GATEWAY_URL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from runstream.gateway.commands.events import Event
 
 __all__ = ["Shown", "command", "newest_run"]
@@ -66,9 +64,17 @@ async def _tail(client: Client, target: str, after: int, shown: Shown, *, patien
                 shown.interrupted(run_id, follower.cursor)
                 raise
             if not forever:
-                return shown.outcome
+                return await _outcome(client, run_id, shown, patience)
             run_id, after = await _next_run(client, target, run_id, patience), 0
             shown.begin(run_id)
+
+
+async def _outcome(client: Client, run_id: str, shown: Shown, patience_seconds: float) -> Exit:
+    """Return what the run came to. It is asked for where nothing but the end came, which does not say it."""
+    if shown.says_how_it_ended:
+        return shown.outcome
+    found = await client.ask("GET", f"/v1/runs/{run_id}", patience_seconds=patience_seconds)
+    return Exit.FINE if found["status"] == "completed" else Exit.FAILED
 
 
 async def newest_run(client: Client, target: str, patience_seconds: float = 0) -> str:
@@ -105,14 +111,18 @@ def _run(target: str) -> str:
 class Shown:
     """What came of a run, shown: as text, or as lines of JSON; and what became of it."""
 
-    def __init__(self, *, as_json: bool, write: Callable[[str], object] | None = None) -> None:
+    def __init__(self, *, as_json: bool) -> None:
         self.stop_reason: str | None = None
         self._failed = False
         self._as_json = as_json
-        self._write = write or sys.stdout.write
         self._transcript = Transcript(Output())
         self._usage = ""
         self._is_away = False
+
+    @property
+    def says_how_it_ended(self) -> bool:
+        """Whether a stop reason or an error was among what came."""
+        return self._failed or self.stop_reason is not None
 
     @property
     def outcome(self) -> Exit:
@@ -132,10 +142,10 @@ class Shown:
         if event.name != "message":
             self._failed = True
         if chunk is not None and chunk.get("message_type") == "stop_reason":
-            self.stop_reason = chunk["stop_reason"]
+            self.stop_reason = str(chunk.get("stop_reason"))
         if self._as_json:
             if chunk is not None:
-                self._write(f"{event.data}\n")
+                sys.stdout.write(f"{event.data}\n")
                 sys.stdout.flush()
         elif chunk is None:
             self._transcript.close(f"[{self.stop_reason or 'ended'}{self._usage}]")
