@@ -324,6 +324,14 @@ async def test_who_turns_it_on_without_it_is_told_what_to_install(monkeypatch: p
             pass
 
 
+async def test_a_variable_of_its_own_that_is_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As any other setting that is: at start, in one sentence that names it."""
+    monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many")
+    with pytest.raises(InvalidSettings, match=r"tracing: .*OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT .*many"):
+        async with tracing_of(BrokerSettings(tracing=True), "broker"):
+            pass
+
+
 async def test_a_gateway_serves_a_trace_as_it_came_where_it_is_off(another_nats: str) -> None:
     """The platform is told the client's own."""
     agent = Asked()
