@@ -61,9 +61,11 @@ async def create_and_answer(
                 run_type=run_type,
             )
             span.note(run_id=claimed.record.id, tenant=claimed.record.tenant, is_new=claimed.is_new)
+        streaming, include_pings = wanted.streaming, wanted.include_pings
+        del wanted, body  # What is held here is held as long as the stream.
         if not claimed.is_new:
             await services.repair.watch_over(claimed.record)
-        if not wanted.streaming:
+        if not streaming:
             with services.tracing.span("answer", "server", within=span.trace, run_id=claimed.record.id):
                 return await services.answers.answer(request, claimed.record)
         try:
@@ -72,7 +74,7 @@ async def create_and_answer(
                 services.hub,
                 claimed.record,
                 starting_after=0,
-                include_pings=wanted.include_pings,
+                include_pings=include_pings,
                 kind="create",
                 asked_at=asked_at,
                 created=span.trace if claimed.is_new else None,
