@@ -66,7 +66,8 @@ async def create_and_answer(
         if not claimed.is_new:
             await services.repair.watch_over(claimed.record)
         if not streaming:
-            with services.tracing.span("answer", "server", within=span.trace, run_id=claimed.record.id):
+            run_id, tenant = claimed.record.id, claimed.record.tenant
+            with services.tracing.span("answer", "server", within=span.trace, run_id=run_id, tenant=tenant):
                 return await services.answers.answer(request, claimed.record)
         try:
             return await stream_run(
