@@ -326,6 +326,16 @@ async def test_who_turns_it_on_without_it_is_told_what_to_install(monkeypatch: p
             pass
 
 
+async def test_it_may_be_switched_off_by_its_own_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then nothing is recorded, no trace is made, and one that is there goes on as it came."""
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    async with tracing_of(BrokerSettings(tracing=True), "gateway") as tracing:
+        for trace in (None, Trace(CLIENTS, STATE)):
+            with tracing.span("create", "server", within=trace, run_id="run-1") as span:
+                span.note(seq_id=1)
+                assert (span.trace, span.is_recorded) == (trace, False)
+
+
 async def test_a_variable_of_its_own_that_is_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """As any other setting that is: at start, in one sentence that names it."""
     monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many")

@@ -114,8 +114,8 @@ class _Recorded(Span):
     def __init__(self, made: opentelemetry.Span) -> None:
         carrier: dict[str, str] = {}
         _propagator.inject(carrier, opentelemetry.set_span_in_context(made, Context()))
-        states = [carrier[TRACESTATE]] if TRACESTATE in carrier else []
-        super().__init__(trace_of([carrier[TRACEPARENT]], states))
+        # With `OTEL_SDK_DISABLED` there is no trace, unless the request has one.
+        super().__init__(trace_of(*([carrier[name]] if name in carrier else [] for name in (TRACEPARENT, TRACESTATE))))
         self.is_recorded = made.is_recording()
         self._made = made
 
