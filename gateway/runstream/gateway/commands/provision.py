@@ -104,9 +104,10 @@ def _draw(plan: Plan) -> None:
             console.print(Text(f"  - {each.field}: {_value(each.field, each.found)}", "red"), soft_wrap=True)
             console.print(Text(f"  + {each.field}: {_value(each.field, each.wanted)}", "green"), soft_wrap=True)
     if not plan.absent and not plan.differing:
-        console.print("nothing to do: everything is there, and as this configuration says")
+        console.print("nothing to do: everything is there, and as this configuration says", soft_wrap=True)
     elif plan.differing:
-        console.print("what is absent is made by `runstream provision`, what differs is changed with --apply")
+        said = "what is absent is made by `runstream provision`, what differs is changed with --apply"
+        console.print(said, soft_wrap=True)
 
 
 def _value(field: str, value: Any) -> str:
