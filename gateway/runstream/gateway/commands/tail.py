@@ -164,4 +164,4 @@ class Shown:
         """Say how to go on."""
         if not self._as_json:
             self._transcript.end_line()
-        tell(f"The run goes on. To come back: runstream tail {run_id} --after {cursor}")
+        tell(f"The run is left alone. To come back: runstream tail {run_id} --after {cursor}")
