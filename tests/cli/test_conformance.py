@@ -18,6 +18,7 @@ CAUGHT = {
     "cursors repeat the last event": "After any cursor",
     "cursors lose an event": "After any cursor",
     "cursors do not grow": "The cursors of a stream grow",
+    "has no cursors": "After the last cursor",
     "resumes from the beginning": "nothing is missing or twice",
     "hangs at the end": "After the last cursor",
     "takes any cursor": "What is no cursor is 422",

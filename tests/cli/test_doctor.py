@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from runstream.broker.connection import Connection
 from runstream.broker.embedded import find_binary
-from runstream.broker.errors import WrongLastSequence
+from runstream.broker.errors import Unavailable, WrongLastSequence
 from runstream.broker.jetstream import JetStream
 from runstream.broker.settings import BrokerSettings
 from runstream.gateway import diagnosis
@@ -104,12 +104,31 @@ async def test_jetstream_that_is_off_is_found(tmp_path: Path) -> None:
     assert [each["check"] for each in found] == ["jetstream"]
 
 
-async def test_streams_that_are_absent_are_found(nats_url: str, jetstream: JetStream) -> None:
-    """Each by its name."""
-    await jetstream.api("STREAM.DELETE.RUNS_0", None)
-    (found,) = [each for each in await looked(nats_url, "--role", "provision") if each["check"] == "streams"]
-    assert "RUNS_0" in found["says"]
-    assert "runstream provision" in found["do"]
+@pytest.mark.parametrize("role", ROLES)
+async def test_streams_that_are_absent_are_found(nats_url: str, jetstream: JetStream, role: Role) -> None:
+    """Each by its name, and as nothing else: that nobody answers for it is not NATS's fault."""
+    for name in ("RUNS_0", "RUNSTREAM_WORK"):
+        await jetstream.api(f"STREAM.DELETE.{name}", None)
+    found = await looked(nats_url, "--role", role)
+    assert [each["check"] for each in found] == ["streams"] * 3
+    for each, name in zip(found, ("RUNS_0", "RUNSTREAM_WORK", "RUNSTREAM_WORK consumer workers"), strict=True):
+        assert each["says"] == f"{name} is absent."
+        assert "runstream provision" in each["do"]
+
+
+async def test_a_stream_that_does_not_answer_is_not_taken_for_nats(
+    jetstream: JetStream, nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has been let in is not told to start nats-server."""
+    del jetstream
+
+    async def silent(*_: object) -> None:
+        raise Unavailable("$JS.API.STREAM.INFO.RUNS_0: timeout")
+
+    monkeypatch.setattr(diagnosis, "plan_streams", silent)
+    (found,) = await found_by(BrokerSettings(nats_url=nats_url), "gateway")
+    assert (found.check, found.do.startswith("Repeat it")) == ("jetstream", True)
+    assert "RUNS_0: timeout" in found.says
 
 
 @pytest.mark.usefixtures("jetstream")
@@ -195,6 +214,13 @@ def test_clocks_that_differ_are_found(ahead: float, says: str) -> None:
     told = {"ts": datetime.fromtimestamp(now + ahead, tz=UTC).isoformat()}
     found = diagnosis._clock(told, now - 0.01, now + 0.01)
     assert (found.state, says in found.says) == ("problem" if says else "fine", True)
+
+
+def test_what_an_answer_took_is_a_part_of_how_far_clocks_may_be_apart() -> None:
+    """It was written down at any moment of that."""
+    now = 1_700_000_000.0
+    told = {"ts": datetime.fromtimestamp(now, tz=UTC).isoformat()}
+    assert diagnosis._clock(told, now - 0.3, now + 0.5).says == "500 ms from nats-server's, at most"
 
 
 async def test_a_store_that_is_slow_is_found() -> None:

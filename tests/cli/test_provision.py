@@ -1,6 +1,7 @@
 """`runstream provision --plan` and `--apply`: what would change is shown, and changed when it is asked for."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -59,6 +60,15 @@ async def test_a_plan_shows_what_differs_and_apply_changes_it(nats_url: str, jet
     assert (await jetstream.api("STREAM.INFO.RUNS_0", None))["config"]["max_age"] == 2 * 3600e9
     again = await done("provision", "--plan", *other)
     assert (again.code, again.lines) == (0, ["nothing to do: everything is there, and as this configuration says"])
+
+
+async def test_the_page_shows_what_a_plan_shows(nats_url: str) -> None:
+    """Its example is what comes, line by line."""
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    said, *expected = page.partition("$ runstream provision ")[2].partition("\n```")[0].splitlines()
+    assert (await done("provision", "--nats-url", nats_url)).code == 0
+    plan = await done("provision", *said.split(), "--nats-url", nats_url, env={"COLUMNS": "80"})
+    assert plan.lines == expected
 
 
 @pytest.mark.parametrize("args", [("--plan", "--apply"), ("--plan", "--rebuild-index"), ("--json",)])

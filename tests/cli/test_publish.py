@@ -1,18 +1,26 @@
 """`runstream publish`: what any program says becomes a run, each line once; its exit code says how it went."""
 
+import asyncio
 import contextlib
 import json
+import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from runstream.broker.service import Broker
-from runstream.gateway.commands.lines import chunk_of_line, parsed
-from tests.support.commands import command, done, finished
+from runstream.gateway.commands.exits import Exit, Usage
+from runstream.gateway.commands.lines import LINE_BYTES, MOST_WAITING, READ_BYTES, Input, chunk_of_line, parsed
+from runstream.gateway.commands.publish import _published
+from tests.support.commands import CLEAN, command, done, finished
 from tests.support.ingest import content_of
 from tests.support.nats import free_ports
+from tests.support.processes import python, running, runstream
 from tests.support.proxy import Proxy
+from tests.support.services import SOURCE
 from tests.support.stack import Stack, listener, url_of
 from tests.support.waiting import wait_until
 
@@ -147,7 +155,7 @@ async def test_the_same_input_again_is_the_same_run(stack: Stack) -> None:
 
 
 async def test_interrupted_it_cancels_its_run(stack: Stack) -> None:
-    """Ctrl-C: what was read is stored, the run ends as cancelled, and the exit code is 130."""
+    """Ctrl-C: what was taken is stored, the run ends as cancelled, and the exit code is 130."""
     async with command("publish", "--url", stack.broker_base, has_input=True) as process:
         run_id = await process.wait_for_line("^run-", 20)
         await process.write(b"one\n")
@@ -158,6 +166,23 @@ async def test_interrupted_it_cancels_its_run(stack: Stack) -> None:
             rest = await stream.rest()
     assert [event.json.get("stop_reason") for event in rest[:-1]] == ["cancelled"]
     assert await status_of(stack, run_id) == "cancelled"
+
+
+async def test_what_had_ended_when_it_was_interrupted_has_completed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C in the moment in which the last line is stored cancels nothing, and the exit code says so."""
+
+    async def opened(*_: object) -> None:
+        """Nothing is asked of anybody."""
+
+    async def completed() -> dict[str, str]:
+        work.interrupted.set()
+        return {"status": "completed", "stop_reason": "end_turn"}
+
+    writing = SimpleNamespace(open=opened, run_id="run-1", index=3)
+    work = SimpleNamespace(writing=writing, interrupted=asyncio.Event(), until_done=completed)
+    exit_code = await _published(cast("Any", contextlib.nullcontext()), cast("Any", work), (None,) * 3, as_json=False)
+    assert exit_code is Exit.FINE
+    assert "run-1 is completed (end_turn), 3 chunks" in capsys.readouterr().err
 
 
 async def test_cancelled_by_somebody_else_it_ends(stack: Stack) -> None:
@@ -173,7 +198,10 @@ async def test_cancelled_by_somebody_else_it_ends(stack: Stack) -> None:
     assert any("This run was cancelled" in line for line in ended.errors)
 
 
-@pytest.mark.parametrize("bad", [b"no json", b"[]", b'{"message_type": "assistant_message"', b"{}"])
+@pytest.mark.parametrize(
+    "bad",
+    [b"no json", b"[]", b'{"message_type": "assistant_message"', b"{}", pytest.param(b"[" * 200_000, id="nested")],
+)
 async def test_a_line_that_is_no_chunk_ends_the_run_as_failed(stack: Stack, bad: bytes) -> None:
     """What was before it is stored, which line it was is told, and the run's readers need not wait for a lease."""
     said = b'{"message_type": "assistant_message", "id": "m", "content": "before"}\n' + bad + b"\n"
@@ -184,12 +212,79 @@ async def test_a_line_that_is_no_chunk_ends_the_run_as_failed(stack: Stack, bad:
     assert await status_of(stack, made.lines[0]) == "failed"
 
 
+async def test_a_chunk_may_have_anything_for_its_type(stack: Stack) -> None:
+    """What is no message of Letta's is stored as it stands, and shown as it is."""
+    said = b'{"message_type": [], "content": "odd"}\n'
+    made = await done("publish", "--ndjson", "--url", stack.broker_base, said=said)
+    assert made.code == 0
+    assert await texts_of(stack, made.lines[0]) == ["odd"]
+    shown = await done("tail", made.lines[0], "--url", stack.base)
+    assert shown.code == 0
+    assert any('"content": "odd"' in line for line in shown.lines)
+
+
 async def test_a_line_that_is_too_long_ends_the_run_as_failed(stack: Stack) -> None:
     """What NATS has no room for is told, and what was said before it is stored."""
     made = await done("publish", "--url", stack.broker_base, said=b"before\n" + b"x" * 2 * 2**20 + b"\nafter\n")
     assert made.code == 2
     assert await texts_of(stack, made.lines[0]) == ["before\n"]
     assert await status_of(stack, made.lines[0]) == "failed"
+
+
+WITHOUT_WAITING = "import os, sys; os.set_blocking(0, False); os.execv(sys.argv[1], sys.argv[1:])"
+CLOSED = "import os, sys; os.close(0); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+async def test_an_input_that_cannot_be_read_is_not_taken_for_its_end(stack: Stack) -> None:
+    """A pipe that somebody else has set not to wait fails while it is empty: so has the run."""
+    publish = python("-c", WITHOUT_WAITING, *runstream("publish", "--url", stack.broker_base))
+    async with running(*publish, env={**SOURCE, **CLEAN}, has_input=True) as process:
+        made = await finished(process)
+    assert made.code == 2
+    assert any("stdin cannot be read: Resource temporarily unavailable." in line for line in made.errors)
+    assert await status_of(stack, made.lines[0]) == "failed"
+
+
+async def test_without_an_input_no_run_is_made(stack: Stack) -> None:
+    """A stdin that is closed is told before anything is opened."""
+    publish = python("-c", CLOSED, *runstream("publish", "--url", stack.broker_base))
+    async with running(*publish, env={**SOURCE, **CLEAN}) as process:
+        made = await finished(process)
+    assert (made.code, made.lines) == (2, [])
+    assert made.complaint == "runstream: stdin cannot be read: it is closed."
+
+
+async def test_a_line_without_an_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has taken all there was hears of it: such an input is not over."""
+    monkeypatch.setattr("runstream.gateway.commands.lines.LONGEST_LINE", 3)
+    receiving, sending = os.pipe()
+    try:
+        os.write(sending, b"one\nmore")
+        said = Input(receiving)
+        await wait_until(lambda: said._error is not None)
+        assert said.take() == b"one"
+        assert not said.is_over
+        with pytest.raises(Usage, match="more than 3 bytes"):
+            said.take()
+    finally:
+        os.close(sending)
+        os.close(receiving)
+
+
+async def test_what_is_read_ahead_is_bounded_by_what_it_takes(tmp_path: Path) -> None:
+    """Lines without a byte of their own are held as well: whoever writes them has to wait, and none is lost."""
+    count = 2**19
+    (tmp_path / "said").write_bytes(b"\n" * count)
+    with (tmp_path / "said").open("rb") as given:
+        said = Input(given.fileno())
+        await wait_until(lambda: said._bytes >= MOST_WAITING)
+        assert len(said._lines) <= MOST_WAITING // LINE_BYTES + 2 * READ_BYTES
+        taken = 0
+        while not said.is_over:
+            await said.news.wait()
+            while said.take() is not None:
+                taken += 1
+    assert taken == count
 
 
 async def test_a_busy_conversation_is_not_written_to(stack: Stack) -> None:
@@ -214,6 +309,13 @@ async def test_without_a_broker_it_is_exit_code_3() -> None:
     made = await done("publish", "--url", url, "--patience", "0", said=b"one\n")
     assert made.code == 3
     assert f"{url} cannot be reached" in made.complaint
+
+
+async def test_who_takes_no_runs_is_told_from_a_run_that_is_not_there(stack: Stack) -> None:
+    """A gateway's URL is the one that every other command takes."""
+    made = await done("publish", "--url", stack.base, said=b"one\n")
+    assert (made.code, made.lines) == (2, [])
+    assert f"{stack.base} takes no runs: --url is a broker's" in made.complaint
 
 
 async def test_a_file_can_be_its_input(stack: Stack, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from runstream.gateway.commands.said import harmless
+from runstream.gateway.commands.terminal import harmless
 from runstream.schemas import new_agent_id, new_run_id
 from tests.support.commands import CLEAN, command, done, finished
 from tests.support.http import Event, open_stream
@@ -96,6 +96,17 @@ async def test_a_run_that_failed_is_exit_code_1(stack: Stack) -> None:
     assert any(line.startswith("llm_error: ") for line in shown.lines)
 
 
+@pytest.mark.parametrize(("knobs", "code"), [({"error_after": 1}, 1), ({}, 0)])
+async def test_what_became_of_a_run_is_said_behind_its_end_as_well(
+    stack: Stack, knobs: dict[str, Any], code: int
+) -> None:
+    """Whoever comes back with the last cursor hears of no failure any more: the run is asked for it."""
+    run_id, events = await stack.finished({"chunks": 3, "interval_ms": 0, **knobs})
+    last = max(event.seq_id for event in events if event.seq_id is not None)
+    shown = await done("tail", run_id, "--json", "--after", str(last + 100), "--url", stack.base)
+    assert (shown.code, shown.lines) == (code, [])
+
+
 async def test_interrupted_it_says_how_to_come_back(stack: Stack) -> None:
     """Ctrl-C leaves the run alone, and names the cursor; what follows it is the rest."""
     async with stack.live(3) as (run_id, _), command("tail", run_id, "--json", "--url", stack.base) as tail:
@@ -157,11 +168,11 @@ async def test_what_is_no_url_is_exit_code_2(url: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def answering(body: bytes, media: str = "text/event-stream") -> AsyncIterator[str]:
+async def answering(body: bytes, media: str = "text/event-stream", status: int = 200) -> AsyncIterator[str]:
     """A server that answers everything with this, and nothing more; where it is."""
 
     async def answer(_: web.Request) -> web.Response:
-        return web.Response(body=body, headers={"Content-Type": media})
+        return web.Response(status=status, body=body, headers={"Content-Type": media})
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)
@@ -192,6 +203,13 @@ async def test_who_only_says_to_come_back_or_is_no_gateway_is_left(body: bytes, 
     assert shown.complaint
 
 
+async def test_what_a_server_refuses_with_is_one_line_and_moves_no_cursor() -> None:
+    """Whoever has the URL may be anybody."""
+    async with answering(json.dumps({"detail": "no\n\x1b[2Jsuch run"}).encode(), "application/json", 404) as url:
+        shown = await done("tail", new_run_id(), "--url", url)
+    assert (shown.code, shown.errors) == (5, ["runstream: no �[2Jsuch run (404)"])
+
+
 async def test_a_reader_that_is_gone_is_no_error(stack: Stack) -> None:
     """Into `head`, it ends without a word once nobody reads."""
     run_id, _ = await stack.finished({"chunks": 3000, "interval_ms": 0, "chunk_bytes": 100})
@@ -201,6 +219,27 @@ async def test_a_reader_that_is_gone_is_no_error(stack: Stack) -> None:
         assert len(shell.lines) == 2
         assert shell.lines[-1] == "141"
         assert shell.errors == []
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("tail", "{run}"),
+        ("replay", "{run}", "--speed", "max"),
+        ("runs",),
+        ("runs", "--json"),
+        ("conformance", "--only", "cursors"),
+        ("conformance", "--only", "cursors", "--json"),
+    ],
+    ids=" ".join,
+)
+async def test_whatever_is_not_read_is_no_error(stack: Stack, args: tuple[str, ...]) -> None:
+    """Text and tables as well as JSON, and whatever is written last."""
+    run_id, _ = await stack.finished({"chunks": 2, "interval_ms": 0})
+    writer = shlex.join(runstream(*(each.format(run=run_id) for each in args), "--url", stack.base))
+    async with running("bash", "-c", f"{writer} | true; echo ${{PIPESTATUS[0]}}", env={**SOURCE, **CLEAN}) as shell:
+        assert await shell.wait(30) == 0
+        assert (shell.lines, shell.errors) == (["141"], [])
 
 
 def test_what_an_agent_says_moves_no_cursor() -> None:

@@ -13,6 +13,8 @@ from runstream.broker.jetstream import StoredMessage
 from runstream.broker.log import Entry
 from runstream.gateway.follower import Follower
 from runstream.gateway.window import Frame, Window
+from runstream.schemas import CreateMessagesRequest, RetrieveStreamRequest
+from tests.support.eventsource import open_source
 from tests.support.http import DEADLINE_SECONDS, DONE, Cut, Event
 from tests.support.stack import Puppet, Stack, stack_running
 from tests.support.waiting import wait_until
@@ -206,3 +208,34 @@ async def test_who_reads_slowly_but_steadily_is_not_cut(impatient: Stack) -> Non
         assert clock() - begun > 1.5 * WRITE_DEADLINE_SECONDS
         assert slow.seen == fast.seen
         assert await slow.rest() == []
+
+
+BESIDE = ("what a resume says", "beside its cursor")
+
+
+def held_of_requests() -> list[object]:
+    """What there is in memory of the bodies that streams were asked for with."""
+    gc.collect()
+    return [
+        found
+        for found in gc.get_objects()
+        if isinstance(found, CreateMessagesRequest | RetrieveStreamRequest)
+        or (type(found) is list and len(found) == len(BESIDE) and tuple(found) == BESIDE)
+    ]
+
+
+async def test_what_a_stream_was_asked_for_with_is_not_held_as_long(patient: Stack) -> None:
+    """A message may be as long as NATS takes one, and so may what nobody reads of a resume."""
+    conversation_id = await patient.conversation()
+    async with (
+        patient.live() as (run_id, _),
+        patient.say_in(conversation_id) as said,
+        patient.resume(run_id, 0, beside=BESIDE),
+        open_source(patient.base, f"/v1/runs/{run_id}/stream"),
+    ):
+        (ping,) = await said.take(1)
+        await wait_until(lambda: patient.hub.seats.taken == 4)
+        await wait_until(lambda: not held_of_requests(), message="a request is held by its stream")
+        patient.puppet.finish(ping.json["run_id"])
+        await said.rest()
+    await patient.nobody_follows()

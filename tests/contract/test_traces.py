@@ -163,8 +163,10 @@ async def test_a_whole_answer_is_in_the_trace(stack: Stack, collected: Collected
     path = f"/v1/agents/{new_agent_id()}/messages"
     reply = await stack.fetch("POST", path, json={"input": "go on"}, headers={"traceparent": trace})
     assert reply.status == 200
-    create, answer, _ = await collected.named(trace[3:35], "create", "answer", "execute")
+    create, answer, execute = await collected.named(trace[3:35], "create", "answer", "execute")
     assert parent_of(answer) == create.context.span_id
+    for name in ("runstream.run_id", "runstream.tenant"):
+        assert len({(span.attributes or {})[name] for span in (create, answer, execute)}) == 1
 
 
 async def test_who_comes_back_without_a_trace_is_part_of_the_runs(stack: Stack, collected: Collected) -> None:
@@ -332,6 +334,14 @@ async def test_who_turns_it_on_without_it_is_told_what_to_install(monkeypatch: p
     with pytest.raises(
         InvalidSettings, match=r"tracing: OpenTelemetry is not installed: pip install 'runstream\[otel\]'"
     ):
+        async with tracing_of(BrokerSettings(tracing=True), "broker"):
+            pass
+
+
+async def test_a_variable_of_its_own_that_is_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As any other setting that is: at start, in one sentence that names it."""
+    monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many")
+    with pytest.raises(InvalidSettings, match=r"tracing: .*OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT .*many"):
         async with tracing_of(BrokerSettings(tracing=True), "broker"):
             pass
 

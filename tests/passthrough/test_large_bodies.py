@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 from aiohttp import ClientSession, web
+from structlog.testing import capture_logs
 
 from tests.support.http import Connection
 from tests.support.platform import in_front_of, scripted, serving
@@ -136,7 +137,7 @@ async def test_a_body_waits_for_the_platform(nats_url: str) -> None:
 
 
 async def test_a_client_that_never_reads_is_given_up(nats_url: str) -> None:
-    """Its answer is reset after the write deadline, and the platform hears of it."""
+    """Its answer is reset after the write deadline, the platform hears of it, and is not said to have broken it off."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.head()
@@ -147,9 +148,12 @@ async def test_a_client_that_never_reads_is_given_up(nats_url: str) -> None:
         scripted(nats_url, script, gateway={"write_deadline_seconds": 0.3}) as (upstream, stack),
         Connection.open(stack.base, receive_buffer=4096) as connection,
     ):
-        await connection.send("GET", "/v1/files/large")
-        await connection.head()
-        await wait_until(upstream.exchanges[0].left.is_set, 10)
+        with capture_logs() as logs:
+            await connection.send("GET", "/v1/files/large")
+            await connection.head()
+            await wait_until(upstream.exchanges[0].left.is_set, 10)
+        said = [line["event"] for line in logs if line["event"].startswith("upstream_")]
+        assert said == ["upstream_answer_not_taken"]
 
 
 async def test_a_refusal_need_not_wait_for_the_body(nats_url: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from runstream.broker.auth.settings import AuthSettings
-from runstream.gateway.process import CannotStart, check_exposure
+from runstream.gateway.process import CannotStart, bind, check_elsewhere, check_exposure
 from runstream.schemas import new_agent_id
 from tests.support.auth import Client, Issuer
 from tests.support.nats import NatsServer
@@ -40,6 +40,32 @@ def test_ipv6_has_a_loopback_too() -> None:
         check_exposure(listener, AuthSettings())
     with socket.create_server(("::", 0), family=socket.AF_INET6) as listener, pytest.raises(CannotStart):
         check_exposure(listener, AuthSettings())
+
+
+def test_a_port_that_is_taken_leaves_no_socket_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever tries the next port need not wait for a collector."""
+    made: list[socket.socket] = []
+
+    class Noted(socket.socket):
+        def __init__(self, family: int, kind: int) -> None:
+            super().__init__(family, kind)
+            made.append(self)
+
+    with socket.create_server(("127.0.0.1", 0)) as taken, monkeypatch.context() as patched:
+        patched.setattr(socket, "socket", Noted)
+        with pytest.raises(CannotStart, match="cannot be taken"):
+            bind("127.0.0.1", taken.getsockname()[1], "port")
+    (tried,) = made
+    assert tried.fileno() == -1
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64])
+async def test_what_is_no_name_of_a_host_is_told(host: str) -> None:
+    """Of one's own in one sentence; a platform's is looked up again for each run, and fails there."""
+    with pytest.raises(CannotStart, match=f"The host {host} is not known: it is no name of a host"):
+        bind(host, 0, "port")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        await check_elsewhere((host, listener.getsockname()[1]), listener)
 
 
 @pytest.mark.parametrize("command", ["gateway", "broker", "up"])

@@ -21,6 +21,7 @@ FLAWS = (
     "cursors repeat the last event",
     "cursors lose an event",
     "cursors do not grow",
+    "has no cursors",
     "resumes from the beginning",
     "hangs at the end",
     "takes any cursor",
@@ -229,7 +230,8 @@ class Impostor:
         return response
 
     def worded(self, run: Run, chunk: dict[str, Any]) -> dict[str, Any]:
-        return chunk if run.background or "seq_id" not in chunk else {**chunk, "seq_id": None}
+        is_shown = run.background and "has no cursors" not in self.flaws
+        return chunk if is_shown or "seq_id" not in chunk else {**chunk, "seq_id": None}
 
     async def following(self, run: Run, cursor: int) -> AsyncIterator[tuple[str, dict[str, Any] | None]]:
         if "resumes from the beginning" in self.flaws:

@@ -76,6 +76,13 @@ def test_the_page_has_every_exit_code() -> None:
         assert "2 the command was called wrongly" in parser.epilog, name
 
 
+@pytest.mark.parametrize("name", ["tail", "runs", "replay", "publish", "cancel"])
+def test_the_help_of_a_command_of_clients_has_every_exit_code(name: str) -> None:
+    """A server may refuse anything, and whoever runs it interrupt it, or read no further."""
+    for code, says in MEANINGS.items():
+        assert f"{code.value} {says}" in PARSERS[name].epilog
+
+
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_the_list_says_what_a_command_says_of_itself(name: str) -> None:
     """The list does not import the commands, and must not say something else of them."""

@@ -37,8 +37,8 @@ def test_no_other_agent_is_said_to_be_the_demo(agent: str, agent_id: str) -> Non
 @pytest.mark.parametrize(
     ("auth", "where"),
     [
-        ({"auth": "static", "auth_keys_file": "keys"}, "runstream keys new"),
-        ({"auth": "jwt", "auth_secret_file": "secret"}, "TOKEN=$(runstream keys token --scope"),
+        ({"auth": "static", "auth_keys_file": "keys"}, "runstream keys new --scope 'runs:read runs:write'"),
+        ({"auth": "jwt", "auth_secret_file": "secret"}, "TOKEN=$(runstream keys token --scope 'runs:read runs:write')"),
         ({"auth": "jwt", "auth_jwks": "https://i/jwks", "auth_issuer": "https://i"}, "of https://i."),
     ],
 )

@@ -21,7 +21,7 @@ MARK: Final = "runstream-"
 HOP: Final = re.compile(rf"(?<!\S){MARK}({RUN_PATH.pattern.strip('^$')})(?![^\s,])")
 
 MOST_HOPS: Final = 8
-"""Runs that a request may have come by. One runstream in front of another is a design, more than some are a circle."""
+"""A request that has come by so many runs is refused: one runstream in front of another is a design, this a circle."""
 
 
 def hops_in(headers: Mapping[str, str]) -> list[str]:

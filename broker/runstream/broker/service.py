@@ -61,8 +61,8 @@ class Broker:
     authenticated themselves with. `judges_approvals`: it knows itself what waits for approval, and is asked in any
     case. `owns_nats`: nobody else uses this NATS, so a change of the settings is applied to the streams that exist.
 
-    Raises `Unavailable`, `TopologyError` on entry. One that is `patient` waits for NATS instead, without end, and
-    says meanwhile on its port that it is not ready.
+    Raises `Unavailable`, `TopologyError`, `InvalidSettings` on entry. One that is `patient` waits for NATS instead,
+    without end, and says meanwhile on its port that it is not ready.
     """
 
     def __init__(

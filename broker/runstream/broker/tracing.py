@@ -71,5 +71,9 @@ async def tracing_of(settings: BrokerSettings, service: str) -> AsyncIterator[Tr
         from runstream.broker.otel import OpenTelemetry  # noqa: PLC0415  # whoever traces nothing need not have it
     except ImportError as error:
         raise InvalidSettings("tracing: OpenTelemetry is not installed: pip install 'runstream[otel]'") from error
-    async with OpenTelemetry(service) as tracing:
+    try:
+        made = OpenTelemetry(service)
+    except ValueError as error:  # It reads variables of its own.
+        raise InvalidSettings(f"tracing: OpenTelemetry cannot do as its variables say: {error}") from error
+    async with made as tracing:
         yield tracing

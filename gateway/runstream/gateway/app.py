@@ -107,8 +107,8 @@ class Gateway:
     passed on to it. `authenticator` says who asks, and is entered and left by whoever gave it; None: anybody may do
     everything. `limits` None: those that the environment sets.
 
-    Raises `Unavailable`, `ServerTooOld` on entry. One that is `patient` serves at once, 503 to whoever needs NATS, and
-    goes on trying; `reached` waits until it got there.
+    Raises `Unavailable`, `ServerTooOld`, `InvalidSettings` on entry. One that is `patient` serves at once, 503 to
+    whoever needs NATS, and goes on trying; `reached` waits until it got there.
     """
 
     def __init__(

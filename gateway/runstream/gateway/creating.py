@@ -61,10 +61,13 @@ async def create_and_answer(
                 run_type=run_type,
             )
             span.note(run_id=claimed.record.id, tenant=claimed.record.tenant, is_new=claimed.is_new)
+        streaming, include_pings = wanted.streaming, wanted.include_pings
+        del wanted, body  # What is held here is held as long as the stream.
         if not claimed.is_new:
             await services.repair.watch_over(claimed.record)
-        if not wanted.streaming:
-            with services.tracing.span("answer", "server", within=span.trace, run_id=claimed.record.id):
+        if not streaming:
+            run_id, tenant = claimed.record.id, claimed.record.tenant
+            with services.tracing.span("answer", "server", within=span.trace, run_id=run_id, tenant=tenant):
                 return await services.answers.answer(request, claimed.record)
         try:
             return await stream_run(
@@ -72,7 +75,7 @@ async def create_and_answer(
                 services.hub,
                 claimed.record,
                 starting_after=0,
-                include_pings=wanted.include_pings,
+                include_pings=include_pings,
                 kind="create",
                 asked_at=asked_at,
                 created=span.trace if claimed.is_new else None,

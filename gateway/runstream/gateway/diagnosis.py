@@ -17,6 +17,7 @@ import msgspec
 from runstream.broker.connection import Connection
 from runstream.broker.errors import (
     BrokerError,
+    NoResponders,
     NotStored,
     Refused,
     StoreFull,
@@ -86,13 +87,15 @@ class Finding(msgspec.Struct, frozen=True):
 
 async def diagnose(settings: BrokerSettings, role: Role) -> AsyncIterator[Finding]:
     """Yield what each check comes to, in an order in which the first problem is the one to mend first."""
+    check, do = "nats", "Start nats-server, or set --nats-url and RUNSTREAM_NATS_… to it."
     try:
         async with _connected(settings, role) as jetstream:
+            check, do = "jetstream", "Repeat it; `nats server report jetstream` shows streams that have no leader."
             yield Finding("nats", "fine", f"{without_password(settings.nats_url)} answers")
             async for finding in _checked(jetstream, settings, role):
                 yield finding
     except Unavailable as error:
-        yield Finding("nats", "problem", str(error), "Start nats-server, or set --nats-url and RUNSTREAM_NATS_… to it.")
+        yield Finding(check, "problem", str(error), do)
 
 
 @asynccontextmanager
@@ -162,6 +165,8 @@ async def _permissions(jetstream: JetStream, role: Role, *, has_streams: bool) -
             refused.append(f"publish {subject}")
         except (WrongLastSequence, StoreFull):
             continue  # It may: that it was not stored is as it should be.
+        except NoResponders:
+            continue  # Its stream is absent, which is a finding of its own.
     for subject in HEARS[role]:
         subscription = await jetstream.connection.subscribe(subject, _nothing)
         # An answer, whatever it says, comes after a refusal would have.
@@ -208,7 +213,8 @@ def _clock(info: dict[str, Any], before: float, after: float) -> Finding:
         return Finding(
             "clock", "problem", says, "Have both keep time by NTP: times of runs, and of tokens, depend on it."
         )
-    return Finding("clock", "fine", f"{abs(ahead) * 1000:.0f} ms from nats-server's, at most")
+    apart = abs(ahead) + (after - before) / 2
+    return Finding("clock", "fine", f"{apart * 1000:.0f} ms from nats-server's, at most")
 
 
 async def _storage(jetstream: JetStream, settings: BrokerSettings) -> list[Finding]:
@@ -272,6 +278,8 @@ async def _latency(jetstream: JetStream) -> Finding:
                 return Finding("latency", "unknown", "This role may write nothing that could be timed.")
             subject, headers, what = "runs.0.doctor", {EXPECTED_LAST_SEQUENCE: IMPOSSIBLE}, "having a write refused"
             continue
+        except NoResponders:
+            return Finding("latency", "unknown", "There is no log in which a write could be timed.")
         except (WrongLastSequence, StoreFull):
             pass  # An answer all the same.
         took.append(time.perf_counter() - began)

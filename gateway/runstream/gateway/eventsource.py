@@ -48,7 +48,9 @@ async def follow(request: web.Request, run_id: str) -> web.StreamResponse:
     metrics = services.hub.metrics
     with metrics.resuming():
         wanted = query_of(RetrieveStreamRequest, request, "starting_after", "include_pings")
-    seen = last_event_id(request.headers.get("Last-Event-ID", ""))
+    seen, include_pings = last_event_id(request.headers.get("Last-Event-ID", "")), wanted.include_pings
+    starting_after = wanted.cursor if seen is None else seen
+    del wanted  # What is held here is held as long as the stream.
     with metrics.resuming(), services.seat(request[PRINCIPAL]):
         record = await services.lookup(request[PRINCIPAL]).to_resume(run_id)
         await services.repair.watch_over(record)
@@ -57,8 +59,8 @@ async def follow(request: web.Request, run_id: str) -> web.StreamResponse:
             request,
             services.hub,
             record,
-            starting_after=wanted.cursor if seen is None else seen,
-            include_pings=wanted.include_pings,
+            starting_after=starting_after,
+            include_pings=include_pings,
             kind="event_source",
             asked_at=asked_at,
             style=Style.EVENT_SOURCE,

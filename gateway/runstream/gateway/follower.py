@@ -176,6 +176,6 @@ class Watch:
             if follower.include_pings and not follower.is_done:
                 follower.keep_alive()
             silent = 0.0
-        # Beyond the shorter of the two and short of the longer: look again after as long.
-        patience = self._patience
-        self._looks.put(follower, patience - silent if silent < patience else patience)
+        # At the next of both moments that a silence may come to, and soon enough for one that begins meanwhile.
+        left = [seconds - silent for seconds in (self._keepalive, self._deadline) if seconds > silent]
+        self._looks.put(follower, min(self._patience, *left))

@@ -281,9 +281,13 @@ class PassThrough:
         except Unauthenticated:
             self._break_off(request, response, at_once=False)
             return "broken", response
-        except (_BrokenOff, TimeoutError) as error:
+        except _BrokenOff as error:
             log.warning("upstream_broken", method=request.method, path=request.path, error=repr(error.__cause__))
-            self._break_off(request, response, at_once=isinstance(error, TimeoutError))
+            self._break_off(request, response, at_once=False)
+            return "broken", response
+        except TimeoutError:
+            log.warning("upstream_answer_not_taken", method=request.method, path=request.path)  # By the client.
+            self._break_off(request, response, at_once=True)
             return "broken", response
 
     @asynccontextmanager

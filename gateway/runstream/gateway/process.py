@@ -11,6 +11,7 @@ import ipaddress
 import os
 import signal
 import socket
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import structlog
@@ -37,13 +38,16 @@ def bind(host: str, port: int, what: str) -> socket.socket:
     """Take a port for `what`. Raises `CannotStart` when it is taken, or the address is not this machine's."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        # Listening is what makes a second process fail at once instead of sharing the port unheard.
-        listener.listen()
-    except socket.gaierror as error:
-        raise CannotStart(f"The host {host} is not known: {error.strerror}. Choose another with --host.") from error
+        with ExitStack() as undo:
+            listener = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+            # Listening is what makes a second process fail at once instead of sharing the port unheard.
+            listener.listen()
+            undo.pop_all()
+    except (socket.gaierror, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, socket.gaierror) else "it is no name of a host"
+        raise CannotStart(f"The host {host} is not known: {reason}. Choose another with --host.") from error
     except OSError as error:
         flag = what.replace(" ", "-")
         raise CannotStart(
@@ -74,7 +78,7 @@ async def check_elsewhere(address: tuple[str, int], listener: socket.socket) -> 
         return
     try:
         found = await asyncio.get_running_loop().getaddrinfo(*address, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):
         return
     own = ipaddress.ip_address(host)
     for family, *_, place in found:

@@ -28,13 +28,13 @@ async def resume_and_stream(
     services, asked_at = request.app[SERVICES], time.monotonic()
     metrics = services.hub.metrics
     with metrics.resuming():
-        wanted, _ = await body_of(RetrieveStreamRequest, request, required=False)
+        wanted, said = await body_of(RetrieveStreamRequest, request, required=False)
     with metrics.resuming(), services.seat(request[PRINCIPAL]):
         record = await find(wanted)
         await services.repair.watch_over(record)
         record = services.hub.one_of(record)
         cursor, include_pings = wanted.cursor, wanted.include_pings
-        del wanted  # What is held here is held as long as the stream.
+        del wanted, said  # What is held here is held as long as the stream.
         return await stream_run(
             request,
             services.hub,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from runstream.broker.errors import BrokerError
@@ -12,7 +12,7 @@ from runstream.gateway.services import SERVICES
 from runstream.schemas import TRACEPARENT, TRACESTATE, trace_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from contextlib import AbstractContextManager
 
     from aiohttp import web
 
@@ -28,11 +28,10 @@ def trace_asked(request: web.Request) -> Trace | None:
     return trace_of(request.headers.getall(TRACEPARENT, ()), request.headers.getall(TRACESTATE, ()))
 
 
-@asynccontextmanager
 async def stream_span(
     request: web.Request, hub: Hub, record: RunRecord, *, kind: str, created: Trace | None
-) -> AsyncIterator[Span]:
-    """Give the one span of a stream. `created` is the trace of the create that it answers, if it answers one.
+) -> AbstractContextManager[Span]:
+    """Make the one span of a stream, to be entered. `created` is the trace of the create that it answers, if one.
 
     Who comes back without a trace is a part of the run's, and who has one is linked to that. The log's first message
     says which it is: it is read for this, and where it cannot be, there is none.
@@ -46,5 +45,4 @@ async def stream_span(
         if within is None:
             within, link = link, None
     facts = {"run_id": record.id, "tenant": record.tenant, "kind": kind}
-    with tracing.span("stream", "server", within=within, link=link, **facts) as span:
-        yield span
+    return tracing.span("stream", "server", within=within, link=link, **facts)

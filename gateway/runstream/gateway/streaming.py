@@ -48,74 +48,48 @@ async def stream_run(
     takes it for the run's end. Without a `style` it is Letta's, resumable if the run is. `asked_at` is when the request
     came; `created` the trace of the create that this answers.
     """
-    if style is None:
-        style = Style.BACKGROUND if record.background else Style.FOREGROUND
-    async with stream_span(request, hub, record, kind=kind, created=created) as span:
-        return await _streamed(
-            request,
-            hub,
-            record,
-            starting_after=starting_after,
-            include_pings=include_pings,
-            kind=kind,
-            asked_at=asked_at,
-            style=style,
-            span=span,
-        )
-
-
-async def _streamed(
-    request: web.Request,
-    hub: Hub,
-    record: RunRecord,
-    *,
-    starting_after: int,
-    include_pings: bool,
-    kind: str,
-    asked_at: float,
-    style: Style,
-    span: Span,
-) -> web.StreamResponse:
-    async with hub.tail(record) as tail:
-        cursor = await hub.position(tail, starting_after)
-        if style is Style.EVENT_SOURCE:
-            if tail.is_over_at(cursor):
-                hub.metrics.resumed("over")
-                return _nothing_follows()
-            # It would come back for ever to a message that cannot be read: only a refusal stops it.
-            await hub.reader.check_next(tail.address, cursor)
-        response = EventResponse(request)
-        source = hub.source(tail, cursor)
-        span.note(source=source, starting_after=cursor)
-        timing = _noting(span, _timing(hub.metrics, kind, source, asked_at))
-        follower = Follower(response, record.id, cursor, style, include_pings=include_pings, on_chunk=timing)
-        try:
-            await response.open()
-            hub.metrics.stream_begun(kind, source, record.tenant)
+    style = style or (Style.BACKGROUND if record.background else Style.FOREGROUND)
+    with await stream_span(request, hub, record, kind=kind, created=created) as span:
+        async with hub.tail(record) as tail:
+            cursor = await hub.position(tail, starting_after)
             if style is Style.EVENT_SOURCE:
-                # At once: of a gateway that is killed nobody hears anything more.
-                response.write_event(retry_line(hub.settings.event_source_retry_seconds))
-            with hub.seats.staying(follower), while_admitted(request, follower, hub):
-                await hub.serve(tail, follower)
-            if follower.is_done:
-                if hub.seats.is_draining:
-                    response.prepared.force_close()  # Its next request leads to a gateway that stays.
-                await response.finish(hub.settings.write_deadline_seconds)
-        except BrokerError as error:
-            # What NATS said, with its subjects, is for the log; the client gets what it can act on.
-            say = log.debug if isinstance(error, Broken) else log.warning
-            say("stream_cut", run_id=record.id, error=str(error))
-            hub.metrics.stream_cut("broken" if isinstance(error, Broken) else "store")
-            response.write_event(_last_words(follower, error))
-            response.cut()
-        except TimeoutError:
-            hub.metrics.stream_cut("blocked")
-            response.abort()
-        except ClientConnectionResetError:
-            pass  # The client has left: before the first byte, or with all it wanted, as letta-client at `[DONE]`.
-        finally:
-            span.note(seq_id=follower.cursor, is_done=follower.is_done)
-        return response.prepared
+                if tail.is_over_at(cursor):
+                    hub.metrics.resumed("over")
+                    return _nothing_follows()
+                # It would come back for ever to a message that cannot be read: only a refusal stops it.
+                await hub.reader.check_next(tail.address, cursor)
+            response = EventResponse(request)
+            source = hub.source(tail, cursor)
+            span.note(source=source, starting_after=cursor)
+            timing = _noting(span, _timing(hub.metrics, kind, source, asked_at))
+            follower = Follower(response, record.id, cursor, style, include_pings=include_pings, on_chunk=timing)
+            try:
+                await response.open()
+                hub.metrics.stream_begun(kind, source, record.tenant)
+                if style is Style.EVENT_SOURCE:
+                    # At once: of a gateway that is killed nobody hears anything more.
+                    response.write_event(retry_line(hub.settings.event_source_retry_seconds))
+                with hub.seats.staying(follower), while_admitted(request, follower, hub):
+                    await hub.serve(tail, follower)
+                if follower.is_done:
+                    if hub.seats.is_draining:
+                        response.prepared.force_close()  # Its next request leads to a gateway that stays.
+                    await response.finish(hub.settings.write_deadline_seconds)
+            except BrokerError as error:
+                # What NATS said, with its subjects, is for the log; the client gets what it can act on.
+                say = log.debug if isinstance(error, Broken) else log.warning
+                say("stream_cut", run_id=record.id, error=str(error))
+                hub.metrics.stream_cut("broken" if isinstance(error, Broken) else "store")
+                response.write_event(_last_words(follower, error))
+                response.cut()
+            except TimeoutError:
+                hub.metrics.stream_cut("blocked")
+                response.abort()
+            except ClientConnectionResetError:
+                pass  # The client has left: before the first byte, or with all it wanted, as letta-client at `[DONE]`.
+            finally:
+                span.note(seq_id=follower.cursor, is_done=follower.is_done)
+            return response.prepared
 
 
 def _timing(metrics: GatewayMetrics, kind: str, source: Source, asked_at: float) -> Callable[[], None] | None:

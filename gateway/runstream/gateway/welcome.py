@@ -29,7 +29,7 @@ Ctrl-C stops it. Runs are kept in {where} and survive a restart.
 
 ANY_AGENT: Final = "agent-123e4567-e89b-42d3-8456-426614174000"
 AUTHORIZATION: Final = ' -H "Authorization: Bearer $TOKEN"'
-STATIC: Final = "A key, whose line is in {file}: runstream keys new makes one."
+STATIC: Final = "A key, whose line is in {file}: runstream keys new --scope 'runs:read runs:write' makes one."
 SIGNED: Final = "A token for ten minutes, signed as RUNSTREAM_AUTH_SECRET_FILE and the like say here."
 ISSUED: Final = "A token with the scopes runs:read and runs:write, of {issuer}."
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from runstream.gateway.commands.client import Client
-from runstream.gateway.commands.exits import Exit, Failed, epilog, run
+from runstream.gateway.commands.exits import OF_CLIENTS, Failed, run
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Url
 from runstream.gateway.commands.settings import GATEWAY_URL
 from runstream.gateway.commands.tail import newest_run
@@ -17,11 +17,10 @@ __all__ = ["command"]
 
 command = typer.Typer(**PLAIN)
 
-EPILOG: Final = epilog([Exit.FINE, Exit.FAILED, Exit.USAGE, Exit.UNREACHABLE, Exit.REFUSED, Exit.MISSING])
 ENDED: Final = frozenset({"completed", "failed", "cancelled"})
 
 
-@command.command(epilog=EPILOG)
+@command.command(epilog=OF_CLIENTS)
 def cancel(
     target: Annotated[str, typer.Argument(help="A run; or a conversation or an agent: its newest run.")],
     as_json: AsJson = False,  # noqa: FBT002  # typer's way

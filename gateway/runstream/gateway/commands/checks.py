@@ -112,7 +112,7 @@ async def listed(server: Server) -> None:
     if status in {404, 405, 501}:
         raise Unsupported(f"GET /v1/runs/ answers {status}")
     expect(isinstance(runs, list), f"GET /v1/runs/ answers {status}, and no list")
-    expect(run.id in {each.get("id") for each in runs}, "it is not")
+    expect(run.id in [each.get("id") for each in runs if isinstance(each, dict)], "it is not")
 
 
 # -- cursors ------------------------------------------------------------------------------------------------------
@@ -122,7 +122,6 @@ async def listed(server: Server) -> None:
 async def cursors_grow(server: Server) -> None:
     """The cursors of a stream grow from event to event."""
     run = await server.finished()
-    expect(run.cursors, "no message has a seq_id: the run was not made in the background")
     expect(all(one < other for one, other in pairwise(run.cursors)), f"they are {run.cursors}")
 
 
@@ -223,6 +222,7 @@ async def by_event_source(server: Server) -> None:
         raise Unsupported(f"GET {path} answers {status}")
     async with server.stream(path, method="GET") as stream:
         events = stored(await stream.rest())
+    expect(events, "nothing came")
     expect(all(event.id for event in events), "an event that is stored has no id")
     place = len(events) // 2
     async with server.stream(path, method="GET", headers={"Last-Event-ID": str(events[place].id)}) as stream:

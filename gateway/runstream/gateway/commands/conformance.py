@@ -17,9 +17,10 @@ from runstream.gateway.commands.checks import CHECKS, GROUPS
 from runstream.gateway.commands.client import Client
 from runstream.gateway.commands.exits import Exit, Failed, Missing, Usage, epilog, run
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Url
-from runstream.gateway.commands.said import harmless
+from runstream.gateway.commands.output import Output
 from runstream.gateway.commands.settings import GATEWAY_URL
 from runstream.gateway.commands.subject import Broken, Inputs, Server, Unsupported
+from runstream.gateway.commands.terminal import harmless
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,7 +49,7 @@ class Result:
     detail: str = ""
 
 
-@command.command(epilog=epilog([Exit.FINE, Exit.FAILED, Exit.USAGE, Exit.UNREACHABLE, Exit.REFUSED, Exit.INTERRUPTED]))
+@command.command(epilog=epilog([each for each in Exit if each is not Exit.MISSING]))
 def conformance(  # noqa: PLR0917  # typer reads options off the parameters
     agent: Annotated[str, typer.Option(metavar="ID", help="Whom to send messages to.")] = AGENT,
     short: Annotated[str, typer.Option("--input", metavar="TEXT", help="What is answered within seconds.")] = SHORT,
@@ -62,14 +63,19 @@ def conformance(  # noqa: PLR0917  # typer reads options off the parameters
 ) -> None:
     """Check whether a server keeps to the API. From outside: cursors, resume, otids, endings, cancel."""
     inputs = Inputs(agent, short, long, failing)
-    results = run(_results(Client(url, key_file), inputs, seconds, only or GROUPS, _reporter(as_json=as_json)))
+    raise SystemExit(run(_conformance(Client(url, key_file), inputs, seconds, only or GROUPS, as_json=as_json)))
+
+
+async def _conformance(client: Client, inputs: Inputs, seconds: float, groups: Sequence[str], *, as_json: bool) -> Exit:
+    """Run the checks, and report what they came to; returns whether any has failed."""
+    results = await _results(client, inputs, seconds, groups, _reporter(as_json=as_json))
     failed = sum(each.result == "fail" for each in results)
     if as_json:
         typer.echo(json.dumps([asdict(each) for each in results]))
     else:
         passed = sum(each.result == "pass" for each in results)
         typer.echo(f"{passed} passed, {failed} failed, {len(results) - passed - failed} not supported")
-    raise SystemExit(Exit.FAILED if failed else Exit.FINE)
+    return Exit.FAILED if failed else Exit.FINE
 
 
 async def _results(
@@ -115,7 +121,7 @@ def _progress() -> Any:
 
 
 def _reporter(*, as_json: bool) -> Callable[[Result], None]:
-    console = Console()
+    console = Output()
 
     def report(result: Result) -> None:
         if as_json:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from runstream.broker.errors import BrokerError, InvalidSettings
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.gateway.commands.exits import Exit, epilog, run
 from runstream.gateway.commands.options import PLAIN, AsJson, NatsUrl
-from runstream.gateway.commands.said import harmless
+from runstream.gateway.commands.output import Output
+from runstream.gateway.commands.terminal import harmless
 from runstream.gateway.diagnosis import Finding, Role, diagnose
 from runstream.gateway.logs import configure_logs
 
@@ -28,7 +28,7 @@ command = typer.Typer(**PLAIN)
 MARKS: Final = {"fine": ("ok", "green"), "problem": ("problem", "bold red"), "unknown": ("unknown", "yellow")}
 
 
-@command.command(epilog=epilog([Exit.FINE, Exit.FAILED, Exit.USAGE, Exit.INTERRUPTED]))
+@command.command(epilog=epilog([Exit.FINE, Exit.FAILED, Exit.USAGE, Exit.INTERRUPTED, Exit.NOBODY_READS]))
 def doctor(
     role: Annotated[Role, typer.Option(help="As whom to look: whose user of NATS the settings name.")] = "gateway",
     nats_url: NatsUrl = None,
@@ -37,18 +37,22 @@ def doctor(
     """Look for what is wrong with NATS, and say what to do about it. It is 1 if there is a problem."""
     # What is wrong is in the findings; the logs would say it a second time.
     configure_logs(level="critical", as_json=None)
+    raise SystemExit(run(_doctor(role, nats_url, as_json=as_json)))
+
+
+async def _doctor(role: Role, nats_url: str | None, *, as_json: bool) -> Exit:
+    """Look, and show what is found; returns whether there is a problem."""
     found: list[Finding] = []
+    collect = _collect(found, as_json=as_json)
     try:
         settings = resolved(BrokerSettings, {"nats_url": nats_url})
     except InvalidSettings as error:
-        found.append(Finding("settings", "problem", str(error), "Mend this variable or option."))
+        collect(Finding("settings", "problem", str(error), "Mend this variable or option."))
     else:
-        run(_look(settings, role, _collect(found, as_json=as_json)))
+        await _look(settings, role, collect)
     if as_json:
         typer.echo(json.dumps([msgspec.to_builtins(finding) for finding in found]))
-    elif len(found) == 1 and found[0].check == "settings":
-        _show(found[0])
-    raise SystemExit(Exit.FAILED if any(finding.state == "problem" for finding in found) else Exit.FINE)
+    return Exit.FAILED if any(finding.state == "problem" for finding in found) else Exit.FINE
 
 
 def _collect(found: list[Finding], *, as_json: bool) -> Callable[[Finding], None]:
@@ -70,7 +74,7 @@ async def _look(settings: BrokerSettings, role: Role, collect: Callable[[Finding
 
 def _show(finding: Finding) -> None:
     word, style = MARKS[finding.state]
-    console = Console()
+    console = Output()
     console.print(Text(f"{word:<8}", style), Text(harmless(f"{finding.check}: {finding.says}")), soft_wrap=True)
     if finding.do:
         console.print(Text(f"{'':<8} {finding.do}", "dim"), soft_wrap=True)

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import typer
 
+from runstream.gateway.commands.terminal import in_one_line
+
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
 __all__ = [
+    "OF_CLIENTS",
     "CommandError",
     "Exit",
     "Failed",
@@ -94,9 +97,13 @@ def epilog(codes: Sequence[Exit]) -> str:
     return "Exit codes: " + "; ".join(f"{code.value} {MEANINGS[code]}" for code in codes) + "."
 
 
+OF_CLIENTS: Final = epilog([*Exit])
+"""Below the help of a command that asks a server for something: it may end with any of them."""
+
+
 def tell(message: str) -> None:
-    """Tell people something that is no output, in one line of stderr."""
-    typer.echo(f"runstream: {message}", err=True)
+    """Tell people something that is no output, in one line of stderr, whatever a server has put into it."""
+    typer.echo(f"runstream: {in_one_line(message)}", err=True)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -16,9 +16,15 @@ __all__ = ["Input", "Parsed", "chunk_of_line", "parsed"]
 READ_BYTES: Final = 2**16
 LONGEST_LINE: Final = 64 * 2**20
 """What no message of NATS's has room for, by far."""
+LINE_BYTES: Final = 64
+"""What a line takes of memory beside its own bytes, about: of empty ones there may be a billion."""
 MOST_WAITING: Final = 8 * 2**20
-"""Bytes that are read ahead of what is stored, give or take one line; then whoever writes to the pipe waits."""
-UNSTORED: Final = frozenset({"ping"})
+"""Bytes that are held of what is read ahead, give or take one read and one line; then whoever writes to the pipe waits.
+"""
+PING: Final = "ping"
+"""What is said to keep a stream alive, and is not stored."""
+ENDINGS: Final = ("stop_reason", "usage_statistics", "error_message")
+"""What says how a run ends. No set: what a chunk has for its type may be anything, and need not have a hash."""
 
 
 class Input:
@@ -30,7 +36,7 @@ class Input:
         self._lines: deque[bytes] = deque()
         self._bytes = 0
         self._is_ended = False
-        self._error: Exception | None = None
+        self._error: Usage | None = None
         self.news = asyncio.Event()
         """Set when there is something to take, or nothing more."""
         self._room = threading.Event()
@@ -40,11 +46,11 @@ class Input:
 
     @property
     def is_over(self) -> bool:
-        """Whether everything was taken, and nothing will come."""
-        return self._is_ended and not self._lines
+        """Whether everything was taken, and nothing will come; what reading has failed with is still to be taken."""
+        return self._is_ended and not self._lines and self._error is None
 
     def take(self) -> bytes | None:
-        """Take the next line, without its end; None if there is none yet. Raises what reading raised."""
+        """Take the next line, without its end; None if there is none yet. Raises `Usage` for what cannot be read."""
         if not self._lines:
             if self._error is not None:
                 raise self._error
@@ -53,32 +59,36 @@ class Input:
                 self.news.set()
             return None
         line = self._lines.popleft()
-        self._bytes -= len(line)
+        self._bytes -= LINE_BYTES + len(line)
         if self._bytes < MOST_WAITING:
             self._room.set()
         return line
 
     def _read(self) -> None:
         held = b""
-        error: Exception | None = None
+        failure: Usage | None = None
         try:
             while piece := os.read(self._descriptor, READ_BYTES):
                 *whole, rest = piece.split(b"\n")
                 if whole:
                     whole[0], held = held + whole[0], b""
                 held += rest
+                self._hand_over(whole)
                 if len(held) > LONGEST_LINE:
                     raise Usage(f"A line of stdin has more than {LONGEST_LINE} bytes: is it text?")
-                self._hand_over(whole)
-                self._room.wait()
             self._hand_over([held] if held else [])
-        except (OSError, Usage) as failure:
-            error = failure
-        self._call(self._end, error)
+        except OSError as error:
+            failure = Usage(f"stdin cannot be read: {error.strerror}.")
+        except Usage as error:
+            failure = error
+        self._call(self._end, failure)
 
     def _hand_over(self, lines: list[bytes]) -> None:
+        """Give lines to the event loop, and wait until it has them and there is room: this thread is much faster."""
         if lines:
+            self._room.clear()
             self._call(self._add, lines)
+            self._room.wait()
 
     def _call(self, what: Any, about: object) -> None:
         try:
@@ -88,13 +98,13 @@ class Input:
 
     def _add(self, lines: list[bytes]) -> None:
         self._lines.extend(lines)
-        self._bytes += sum(map(len, lines))
-        if self._bytes >= MOST_WAITING:
-            self._room.clear()
+        self._bytes += LINE_BYTES * len(lines) + sum(map(len, lines))
+        if self._bytes < MOST_WAITING:
+            self._room.set()
         self.news.set()
 
-    def _end(self, error: Exception | None) -> None:
-        self._is_ended, self._error = True, error
+    def _end(self, failure: Usage | None) -> None:
+        self._is_ended, self._error = True, failure
         self.news.set()
 
 
@@ -119,14 +129,14 @@ def parsed(line: bytes, number: int) -> Parsed:
         return Parsed()
     try:
         chunk = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Usage(f"Line {number} of stdin is not JSON: {error}.") from error
     if not isinstance(chunk, dict) or not chunk:
         raise Usage(f"Line {number} of stdin is not a JSON object with a key.")
     kind = chunk.get("message_type")
-    if kind in UNSTORED:
+    if kind == PING:
         return Parsed()
-    if kind in {"stop_reason", "usage_statistics", "error_message"}:
+    if kind in ENDINGS:
         return Parsed(ending=(str(kind), chunk))
     # As it was written: what is sent again must come to the same bytes.
     return Parsed(chunk=line.strip())

@@ -28,7 +28,7 @@ NANOSECONDS: Final = frozenset({"max_age", "duplicate_window", "ack_wait"})
 UNITS: Final = (("h", 3600), ("m", 60), ("s", 1))
 
 
-@command.command(epilog=epilog([Exit.FINE, Exit.FAILED, Exit.USAGE]))
+@command.command(epilog=epilog([Exit.FINE, Exit.FAILED, Exit.USAGE, Exit.INTERRUPTED]))
 def provision(  # noqa: PLR0917  # typer reads options off the parameters
     nats_url: NatsUrl = None,
     plan: Annotated[  # noqa: FBT002  # typer's way
@@ -104,9 +104,10 @@ def _draw(plan: Plan) -> None:
             console.print(Text(f"  - {each.field}: {_value(each.field, each.found)}", "red"), soft_wrap=True)
             console.print(Text(f"  + {each.field}: {_value(each.field, each.wanted)}", "green"), soft_wrap=True)
     if not plan.absent and not plan.differing:
-        console.print("nothing to do: everything is there, and as this configuration says")
+        console.print("nothing to do: everything is there, and as this configuration says", soft_wrap=True)
     elif plan.differing:
-        console.print("what is absent is made by `runstream provision`, what differs is changed with --apply")
+        said = "what is absent is made by `runstream provision`, what differs is changed with --apply"
+        console.print(said, soft_wrap=True)
 
 
 def _value(field: str, value: Any) -> str:

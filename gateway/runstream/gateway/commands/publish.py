@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from runstream.gateway.commands.client import Client
-from runstream.gateway.commands.exits import CommandError, Exit, Usage, epilog, run, tell
+from runstream.gateway.commands.exits import OF_CLIENTS, CommandError, Exit, Usage, run, tell
 from runstream.gateway.commands.lines import Input, chunk_of_line, parsed
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Patience
 from runstream.gateway.commands.settings import BROKER_URL
@@ -22,18 +22,15 @@ __all__ = ["command"]
 
 command = typer.Typer(**PLAIN)
 
-EPILOG: Final = epilog(
-    [Exit.FINE, Exit.FAILED, Exit.USAGE, Exit.UNREACHABLE, Exit.REFUSED, Exit.MISSING, Exit.INTERRUPTED]
-)
 SIGNS_PER_LEASE: Final = 4
 MOST_CHUNKS: Final = 500
 MOST_BYTES: Final = 2**20
 """What goes into one request, give or take a chunk; a program that says less is not kept waiting for more."""
 ENDING_SECONDS: Final = 10.0
-"""How long it may take, once interrupted, to store what was read and to end the run."""
+"""How long it may take, once interrupted, to store what was taken and to end the run."""
 
 
-@command.command(epilog=EPILOG)
+@command.command(epilog=OF_CLIENTS)
 def publish(  # noqa: PLR0917  # typer reads options off the parameters
     ndjson: Annotated[  # noqa: FBT002  # typer's way
         bool, typer.Option("--ndjson", help="Each line is a chunk, a JSON object; else each is a line of text.")
@@ -64,6 +61,8 @@ async def _published(
     client: Client, work: _Publishing, whose: tuple[str | None, str | None, str | None], *, as_json: bool
 ) -> Exit:
     """Publish everything; returns what became of it."""
+    if sys.stdin is None:
+        raise Usage("stdin cannot be read: it is closed.")
     async with client:
         await work.writing.open(*whose)
         _say({"run_id": work.writing.run_id}, work.writing.run_id, as_json=as_json)
@@ -78,7 +77,8 @@ async def _published(
             _say(told, "", as_json=True)
         else:
             tell(f"{work.writing.run_id} is {summary}")
-        if work.interrupted.is_set():
+        # Its input may have ended in the moment of the Ctrl-C: then the run has completed.
+        if work.interrupted.is_set() and done["status"] == "cancelled":
             return Exit.INTERRUPTED
         return Exit.FINE if done["status"] == "completed" else Exit.FAILED
 
@@ -127,7 +127,7 @@ class _Publishing:
     def complain(self) -> None:
         """Say how far it came."""
         stored, left = self.writing.index, len(self._taken)
-        tell(f"{stored} chunks of {self.writing.run_id} are stored, {left} that were read are not.")
+        tell(f"{stored} chunks of {self.writing.run_id} are stored, the next {left} are not.")
 
     def _interrupt(self) -> None:
         # Once: whoever presses Ctrl-C a second time wants to be gone.
@@ -181,15 +181,15 @@ class _Publishing:
         return await self.writing.end(self._stop_reason, self._usage)
 
     async def _fail(self, error: Usage) -> None:
-        """Store what is before a line that is no chunk, and end the run: its readers are not to wait for its lease."""
+        """Store what is before what cannot be published, and end the run: its readers are not to wait for its lease."""
         if isinstance(error, BadChunk):
             del self._taken[error.item :]
         with suppress(CommandError):
             await self._store()
-            await self.writing.fail("internal_error", "What was to be published is no chunk.", str(error))
+            await self.writing.fail("internal_error", "What was to be published could not be.", str(error))
 
     async def _cancelled(self, pumping: asyncio.Task[None]) -> dict[str, Any]:
-        """Store what was read, and end the run as cancelled, in a few seconds or not at all."""
+        """Store what was taken, and end the run as cancelled, in a few seconds or not at all."""
         pumping.cancel()
         await asyncio.wait([pumping])
         try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from runstream.gateway.commands.client import Client
-from runstream.gateway.commands.exits import CommandError, Exit, Failed, Unreachable, epilog, run
+from runstream.gateway.commands.exits import OF_CLIENTS, CommandError, Exit, Failed, Unreachable, run
 from runstream.gateway.commands.following import Follower
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Patience, Url
 from runstream.gateway.commands.pace import Pace, speed_of
@@ -24,13 +24,10 @@ __all__ = ["command"]
 
 command = typer.Typer(**PLAIN)
 
-EPILOG: Final = epilog(
-    [Exit.FINE, Exit.FAILED, Exit.USAGE, Exit.UNREACHABLE, Exit.REFUSED, Exit.MISSING, Exit.INTERRUPTED]
-)
 RETRY_SECONDS: Final = 0.2
 
 
-@command.command(epilog=EPILOG)
+@command.command(epilog=OF_CLIENTS)
 def replay(  # noqa: PLR0917  # typer reads options off the parameters
     target: Annotated[str, typer.Argument(help="A run; or a conversation or an agent: its newest run.")],
     speed: Annotated[str, typer.Option(help="1x: as it went; 10x; 0.5x; max: at once.")] = "1x",

@@ -9,21 +9,20 @@ from enum import StrEnum
 from typing import Annotated, Any, Final
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from runstream.gateway.commands.client import Client
-from runstream.gateway.commands.exits import Exit, epilog, run
+from runstream.gateway.commands.exits import OF_CLIENTS, run
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Url
-from runstream.gateway.commands.said import harmless
+from runstream.gateway.commands.output import Output
 from runstream.gateway.commands.settings import GATEWAY_URL
+from runstream.gateway.commands.terminal import harmless
 
 __all__ = ["command"]
 
 command = typer.Typer(**PLAIN)
 
-EPILOG: Final = epilog([Exit.FINE, Exit.USAGE, Exit.UNREACHABLE, Exit.REFUSED, Exit.MISSING])
 PAGE: Final = 1000
 RUN_ID: Final = 40
 UNBOUNDED: Final = 200
@@ -41,7 +40,7 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
 
 
-@command.command(epilog=EPILOG)
+@command.command(epilog=OF_CLIENTS)
 def runs(  # noqa: PLR0917  # typer reads options off the parameters
     status: Annotated[list[Status] | None, typer.Option(help="Only these; may be repeated.")] = None,
     agent: Annotated[str | None, typer.Option(metavar="ID", help="Only this agent's.")] = None,
@@ -55,7 +54,12 @@ def runs(  # noqa: PLR0917  # typer reads options off the parameters
     asked = [("statuses", each.value) for each in status or []]
     asked += [("agent_id", agent)] if agent else []
     asked += [("conversation_id", conversation)] if conversation else []
-    found = run(_found(Client(url, key_file), asked, limit))
+    run(_list(Client(url, key_file), asked, limit, as_json=as_json))
+
+
+async def _list(client: Client, asked: list[tuple[str, str]], limit: int, *, as_json: bool) -> None:
+    """Find them, and show them."""
+    found = await _found(client, asked, limit)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
     else:
@@ -90,7 +94,7 @@ def _show(found: list[dict[str, Any]]) -> None:
             harmless(each["id"]), Text(status, STYLES.get(status, "")), *(harmless(str(cell or "")) for cell in cells)
         )
     # A file, or a program, has no window that it would have to fit into.
-    Console(width=None if sys.stdout.isatty() else UNBOUNDED).print(table)
+    Output(width=None if sys.stdout.isatty() else UNBOUNDED).print(table)
 
 
 def _age(made: str) -> str:

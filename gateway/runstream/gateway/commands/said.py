@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.markup import escape
 from rich.panel import Panel
 from rich.text import Text
 
+from runstream.gateway.commands.terminal import harmless
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rich.console import Console
 
-__all__ = ["Transcript", "harmless"]
+__all__ = ["Transcript"]
 
-CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""What makes a terminal do something: an agent's text is anybody's."""
 STYLES: Final = {"assistant_message": "", "reasoning_message": "dim", "hidden_reasoning_message": "dim"}
 CALLS: Final = {"tool_call_message": "calls", "approval_request_message": "asks to call"}
 QUIET: Final = frozenset({"ping", "stop_reason", "usage_statistics"})
-
-
-def harmless(text: str) -> str:
-    """Return the text with a mark in place of each character that would make a terminal do something."""
-    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 class Transcript:
@@ -42,7 +36,7 @@ class Transcript:
 
     def show(self, chunk: Mapping[str, Any]) -> None:
         """Show one chunk, or keep it until its message is complete."""
-        kind = chunk.get("message_type")
+        kind = str(chunk.get("message_type"))
         if kind in CALLS:
             self._gather(kind, chunk)
             return

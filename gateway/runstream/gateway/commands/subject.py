@@ -71,8 +71,10 @@ class Run:
 
     @property
     def cursors(self) -> list[int]:
-        """The cursors it has shown, in their order."""
-        return [event.seq for event in self.events if event.seq is not None and event.kind != "ping"]
+        """The cursors it has shown, in their order. Raises `Broken` if it has shown none."""
+        cursors = [event.seq for event in self.events if event.seq is not None and event.kind != "ping"]
+        expect(cursors, "no message has a seq_id: the run was not made in the background")
+        return cursors
 
 
 def expect(condition: object, complaint: str) -> None:
@@ -162,7 +164,7 @@ class Server:
             try:
                 await self.ask("POST", f"/v1/agents/{self.inputs.agent_id}/messages/cancel", {"run_ids": [run_id]})
             except Broken:
-                return
+                continue  # The others are to be cancelled all the same.
 
     async def finished(self) -> Run:
         """Give a run that has completed, made once."""

@@ -9,34 +9,29 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.console import Console
 
 from runstream.gateway.commands.client import Client
 from runstream.gateway.commands.events import DONE
-from runstream.gateway.commands.exits import Exit, Missing, Usage, epilog, run, tell
+from runstream.gateway.commands.exits import OF_CLIENTS, Exit, Missing, Usage, run, tell
 from runstream.gateway.commands.following import Follower
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Patience, Url
-from runstream.gateway.commands.said import Transcript, harmless
+from runstream.gateway.commands.output import Output
+from runstream.gateway.commands.said import Transcript
 from runstream.gateway.commands.settings import GATEWAY_URL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from runstream.gateway.commands.events import Event
 
 __all__ = ["Shown", "command", "newest_run"]
 
 command = typer.Typer(**PLAIN)
 
-EPILOG: Final = epilog(
-    [Exit.FINE, Exit.FAILED, Exit.USAGE, Exit.UNREACHABLE, Exit.REFUSED, Exit.MISSING, Exit.INTERRUPTED]
-)
 NEXT_SECONDS: Final = 1.0
 """How often a conversation is asked for its next run."""
 FILTERS: Final = {"conv-": "conversation_id", "agent-": "agent_id"}
 
 
-@command.command(epilog=EPILOG)
+@command.command(epilog=OF_CLIENTS)
 def tail(  # noqa: PLR0917  # typer reads options off the parameters
     target: Annotated[str, typer.Argument(help="A run; or a conversation or an agent: its newest run.")],
     after: Annotated[int, typer.Option(min=0, metavar="SEQ", help="Begin after this seq_id of the run.")] = 0,
@@ -69,9 +64,17 @@ async def _tail(client: Client, target: str, after: int, shown: Shown, *, patien
                 shown.interrupted(run_id, follower.cursor)
                 raise
             if not forever:
-                return shown.outcome
+                return await _outcome(client, run_id, shown, patience)
             run_id, after = await _next_run(client, target, run_id, patience), 0
             shown.begin(run_id)
+
+
+async def _outcome(client: Client, run_id: str, shown: Shown, patience_seconds: float) -> Exit:
+    """Return what the run came to. It is asked for where nothing but the end came, which does not say it."""
+    if shown.says_how_it_ended:
+        return shown.outcome
+    found = await client.ask("GET", f"/v1/runs/{run_id}", patience_seconds=patience_seconds)
+    return Exit.FINE if found["status"] == "completed" else Exit.FAILED
 
 
 async def newest_run(client: Client, target: str, patience_seconds: float = 0) -> str:
@@ -108,14 +111,18 @@ def _run(target: str) -> str:
 class Shown:
     """What came of a run, shown: as text, or as lines of JSON; and what became of it."""
 
-    def __init__(self, *, as_json: bool, write: Callable[[str], object] | None = None) -> None:
+    def __init__(self, *, as_json: bool) -> None:
         self.stop_reason: str | None = None
         self._failed = False
         self._as_json = as_json
-        self._write = write or sys.stdout.write
-        self._transcript = Transcript(Console())
+        self._transcript = Transcript(Output())
         self._usage = ""
         self._is_away = False
+
+    @property
+    def says_how_it_ended(self) -> bool:
+        """Whether a stop reason or an error was among what came."""
+        return self._failed or self.stop_reason is not None
 
     @property
     def outcome(self) -> Exit:
@@ -135,10 +142,10 @@ class Shown:
         if event.name != "message":
             self._failed = True
         if chunk is not None and chunk.get("message_type") == "stop_reason":
-            self.stop_reason = chunk["stop_reason"]
+            self.stop_reason = str(chunk.get("stop_reason"))
         if self._as_json:
             if chunk is not None:
-                self._write(f"{event.data}\n")
+                sys.stdout.write(f"{event.data}\n")
                 sys.stdout.flush()
         elif chunk is None:
             self._transcript.close(f"[{self.stop_reason or 'ended'}{self._usage}]")
@@ -150,11 +157,11 @@ class Shown:
     def away(self, reason: str) -> None:
         """Say once, and to people only, that the connection is lost."""
         if not self._is_away and sys.stderr.isatty():
-            tell(f"{harmless(reason)} Coming back…")
+            tell(f"{reason} Coming back…")
         self._is_away = True
 
     def interrupted(self, run_id: str, cursor: int) -> None:
         """Say how to go on."""
         if not self._as_json:
             self._transcript.end_line()
-        tell(f"The run goes on. To come back: runstream tail {run_id} --after {cursor}")
+        tell(f"The run is left alone. To come back: runstream tail {run_id} --after {cursor}")

@@ -26,6 +26,7 @@ FIRST_DELAY_SECONDS: Final = 0.1
 LONGEST_DELAY_SECONDS: Final = 1.0
 TRIES_PER_LEASE: Final = 8
 STORE_FULL: Final = 507
+NOT_FOUND: Final = 404
 CONFLICT: Final = 409
 TOO_LARGE: Final = 413
 INVALID: Final = 422
@@ -63,6 +64,8 @@ class Writing:
         status, answer = await self._sent("/ingest/v1/runs", body)
         if status == CONFLICT and answer.get("error_type") == "conflict" and answer.get("is_repeated"):
             self.run_id = answer["run_id"]
+        elif status == NOT_FOUND and answer.get("error_type") in {None, "not_found"}:
+            raise Usage(f"{self._client.url} takes no runs: --url is a broker's, and no gateway's or anybody else's.")
         else:
             self._check(status, answer)
             self.run_id = answer["run_id"]

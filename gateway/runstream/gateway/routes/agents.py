@@ -41,7 +41,7 @@ async def create_message_stream(request: web.Request) -> web.StreamResponse:
 async def _create_message(request: web.Request, kind: type[CreateMessagesRequest]) -> web.StreamResponse:
     agent_id = agent_path(request)
     wanted, body = await body_of(kind, request, required=True)
-    return await create_and_answer(
+    answering = create_and_answer(
         request,
         request.app[SERVICES],
         wanted,
@@ -49,6 +49,8 @@ async def _create_message(request: web.Request, kind: type[CreateMessagesRequest
         agent_id=agent_id,
         run_type="send_message_streaming" if wanted.streaming else "send_message",
     )
+    del wanted, body  # What is held here is held as long as the stream.
+    return await answering
 
 
 async def cancel(request: web.Request) -> web.Response:

@@ -99,7 +99,7 @@ async def create_message(request: web.Request) -> web.StreamResponse:
     conversation_id = conversation_path(request)
     wanted, body = await body_of(ConversationMessagesRequest, request, required=True)
     agent_id, conversation = await _addressee(request, conversation_id, wanted)
-    return await create_and_answer(
+    answering = create_and_answer(
         request,
         services,
         wanted,
@@ -109,6 +109,8 @@ async def create_message(request: web.Request) -> web.StreamResponse:
         in_default=conversation is None,
         run_type="send_conversation_message",
     )
+    del wanted, body  # What is held here is held as long as the stream.
+    return await answering
 
 
 async def cancel(request: web.Request) -> web.Response:
