@@ -10,7 +10,7 @@
     agent.<tenant>.<agent_id>                its latest run
     approval.<tenant>.<scope>                the run that waits for approval
     revoked.<key>                            a credential that admits nobody any more
-    ticket.<ticket>                          whom a ticket lets in, until it was used
+    ticket.<ticket>                          whom a ticket lets in, until it was used; or a session, until it is over
     pulse.<broker>                           proof that this broker can write
 
 What a client chose freely stands in a key as a digest. A scope is the conversation, or else the agent.

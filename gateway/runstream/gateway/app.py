@@ -11,6 +11,7 @@ import structlog
 from aiohttp import web
 
 from runstream.broker.auth.admissions import Admissions
+from runstream.broker.auth.sessions import Sessions
 from runstream.broker.auth.tickets import Tickets
 from runstream.broker.common_metrics import Ready
 from runstream.broker.connection import Connection
@@ -38,10 +39,13 @@ from runstream.gateway import deprecation
 from runstream.gateway.answering import Answers
 from runstream.gateway.awaiting import EndWaiter
 from runstream.gateway.cancelling import Canceller
+from runstream.gateway.checkup import Checkup
+from runstream.gateway.console import console_routes
 from runstream.gateway.conversations import Conversations
 from runstream.gateway.cors import Cors
 from runstream.gateway.errors import refused_also
 from runstream.gateway.fanout import Hub
+from runstream.gateway.figures import Figures
 from runstream.gateway.listing import Lists
 from runstream.gateway.lookup import Lookup
 from runstream.gateway.metrics import GatewayMetrics
@@ -239,6 +243,10 @@ class Gateway:
             lists=lambda who: Lists(self.view, lookup(who), who),
             conversations=conversations,
             tickets=Tickets(jetstream),
+            sessions=Sessions(jetstream),
+            has_console=self._settings.console,
+            figures=Figures(jetstream, self.hub),
+            checkup=Checkup(jetstream, self.hub, self.view, presence, self._settings, unready=unready),
             starter=Starter(
                 jetstream,
                 self._broker_settings,
@@ -288,6 +296,8 @@ class Gateway:
             description_operation(described, title="runstream", says=says(before_platform=before_platform))
         )
         app.add_routes([*mounted(served), *routes(for_operators)])
+        if self._settings.console:
+            app.add_routes(console_routes())
         app.router.add_route("*", "/{path:.*}", fallback)
         app.on_response_prepare.append(self._close_when_draining)
         app.on_shutdown.append(self._leave)

@@ -41,6 +41,8 @@ class Follower:
     ) -> None:
         self.response = response
         self.run_id = run_id
+        self.began_after = cursor
+        self.began_at = time.monotonic()
         self.cursor = cursor
         self.index = -1 if cursor == 0 else None
         """The index of the entry at the cursor, None while it is not known."""

@@ -13,14 +13,17 @@ if TYPE_CHECKING:
 
     from runstream.broker.auth.admissions import Admissions
     from runstream.broker.auth.principal import Principal
+    from runstream.broker.auth.sessions import Sessions
     from runstream.broker.auth.tickets import Tickets
     from runstream.broker.index import Index
     from runstream.broker.removal import Remover
     from runstream.broker.repair import Repair
     from runstream.gateway.answering import Answers
     from runstream.gateway.cancelling import Canceller
+    from runstream.gateway.checkup import Checkup
     from runstream.gateway.conversations import Conversations
     from runstream.gateway.fanout import Hub
+    from runstream.gateway.figures import Figures
     from runstream.gateway.listing import Lists
     from runstream.gateway.lookup import Lookup
     from runstream.gateway.passthrough import PassThrough
@@ -40,6 +43,11 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     lists: Callable[[Principal], Lists]
     conversations: Callable[[Principal], Conversations]
     tickets: Tickets
+    sessions: Sessions
+    has_console: bool
+    """Whether a page is served that has sessions."""
+    figures: Figures
+    checkup: Checkup
     starter: Starter
     repair: Repair
     canceller: Canceller
