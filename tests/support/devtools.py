@@ -66,17 +66,19 @@ class Tab:
 
     @property
     def complaints(self) -> list[str]:
-        """What it has complained of: errors, defects, and what its policy forbade."""
+        """What it has complained of: defects, and what its policy forbade; that a network was away is none."""
         found = []
         for event in self._devtools.events:
             params = event["params"]
+            if event.get("sessionId") != self._session:
+                continue
             match event["method"]:
                 case "Runtime.exceptionThrown":
                     details = params["exceptionDetails"]
                     found.append(str(details.get("exception", {}).get("description", details["text"])))
                 case "Runtime.consoleAPICalled" if params["type"] in {"error", "warning", "assert"}:
                     found.append(str([each.get("value", each.get("description")) for each in params["args"]]))
-                case "Log.entryAdded" if params["entry"]["level"] == "error":
+                case "Log.entryAdded" if params["entry"]["level"] == "error" and params["entry"]["source"] != "network":
                     found.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
         return found
 
@@ -93,10 +95,11 @@ class Tab:
         return answer["result"].get("value")
 
     async def until(self, expression: str, message: str) -> None:
-        """Wait until an expression is true."""
+        """Wait until an expression is true. Of a page that is not drawn yet none is."""
+        forgiving = f"(() => {{ try {{ return {expression} }} catch {{ return false }} }})()"
 
         async def is_true() -> bool:
-            return bool(await self.js(expression))
+            return bool(await self.js(forgiving))
 
         try:
             await wait_until(is_true, PATIENCE_SECONDS, message)
@@ -130,8 +133,9 @@ class Tab:
     async def press(self, key: str) -> None:
         """Press a key."""
         given = {"key": key, "code": key, "windowsVirtualKeyCode": KEYS[key]}
-        for kind in ("rawKeyDown", "keyUp"):
-            await self.call("Input.dispatchKeyEvent", type=kind, **given)
+        text = {"text": "\r"} if key == "Enter" else {}  # Without it a form is not sent.
+        await self.call("Input.dispatchKeyEvent", type="keyDown", **given, **text)
+        await self.call("Input.dispatchKeyEvent", type="keyUp", **given)
 
     async def type(self, text: str) -> None:
         """Type into what has the focus."""
@@ -147,11 +151,6 @@ class Tab:
         """Prefer `dark` or `light`."""
         await self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
 
-    async def offline(self, *, is_offline: bool) -> None:
-        """Take the network away, or give it back."""
-        given = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
-        await self.call("Network.emulateNetworkConditions", offline=is_offline, **given)
-
     async def picture(self, path: Path) -> None:
         """Keep what is to be seen as a PNG."""
         found = await self.call("Page.captureScreenshot", format="png", optimizeForSpeed=False)
@@ -159,19 +158,22 @@ class Tab:
 
 
 @contextlib.asynccontextmanager
-async def tab_open() -> AsyncIterator[Tab]:
-    """A tab in a browser of its own, of which nothing is left when the block ends."""
+async def browser_open() -> AsyncIterator[Devtools]:
+    """A browser of which nothing is left when the block ends."""
     program = shutil.which("chromium")
     if program is None:
         pytest.fail("There is no Chromium, which this is about: apt-get install chromium")
+    # Not pytest's directory: it makes sockets there, whose paths must be short.
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as home:
         places = {"HOME": home, "TMPDIR": home, "XDG_CONFIG_HOME": home, "XDG_CACHE_HOME": home}
-        profile = Path(home) / "profile"
-        flags = [*FLAGS, f"--user-data-dir={profile}", "--remote-debugging-port=0", "about:blank"]
+        told = Path(home) / "profile" / "DevToolsActivePort"
+        flags = [*FLAGS, f"--user-data-dir={told.parent}", "--remote-debugging-port=0", "about:blank"]
         async with running(program, *flags, env=places) as browser:
-            told = profile / "DevToolsActivePort"
-            is_told = lambda: told.exists() and len(told.read_text(encoding="utf-8").splitlines()) == 2  # noqa: E731
-            await wait_until(is_told, PATIENCE_SECONDS, f"the browser does not start; {browser.report()}")
+
+            def is_told() -> bool:
+                return told.exists() and len(told.read_text(encoding="utf-8").splitlines()) == 2
+
+            await wait_until(is_told, PATIENCE_SECONDS, "the browser does not start")
             port, path = told.read_text(encoding="utf-8").splitlines()
             async with (
                 aiohttp.ClientSession() as http,
@@ -180,17 +182,24 @@ async def tab_open() -> AsyncIterator[Tab]:
                 devtools = Devtools(socket)
                 listening = asyncio.create_task(devtools.listen(), name="devtools")
                 try:
-                    yield await _tab(devtools)
+                    yield devtools
                 finally:
                     listening.cancel()
                     await asyncio.gather(listening, return_exceptions=True)
+                    assert browser.returncode is None, f"the browser has ended by itself; {browser.report()}"
 
 
-async def _tab(devtools: Devtools) -> Tab:
-    target = (await devtools.call("Target.createTarget", url="about:blank"))["targetId"]
-    attached = await devtools.call("Target.attachToTarget", targetId=target, flatten=True)
-    tab = Tab(devtools, attached["sessionId"])
-    for domain in ("Page", "Runtime", "Log", "Network"):
-        await tab.call(f"{domain}.enable")
-    await tab.size(1280, 800)
-    return tab
+@contextlib.asynccontextmanager
+async def tab_open(devtools: Devtools) -> AsyncIterator[Tab]:
+    """A tab that knows of no other, neither cookies nor storage."""
+    context = (await devtools.call("Target.createBrowserContext"))["browserContextId"]
+    try:
+        target = await devtools.call("Target.createTarget", url="about:blank", browserContextId=context)
+        attached = await devtools.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        tab = Tab(devtools, attached["sessionId"])
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            await tab.call(f"{domain}.enable")
+        await tab.size(1280, 800)
+        yield tab
+    finally:
+        await devtools.call("Target.disposeBrowserContext", browserContextId=context)

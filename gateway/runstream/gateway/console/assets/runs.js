@@ -112,8 +112,8 @@ export const runsView = ({ query }) => {
     ...[["Age"], ["Messages", "Messages of its log: chunks, pings, marks and the end"], ["Rate", "Messages a second, between two looks of this page"],
       ["Followers, here", ONLY_HERE], ["Lag, here", `Messages that the slowest follower lacks. ${ONLY_HERE}`]]
       .map(([text, title]) => h("span", { role: "columnheader", class: "num", text, title })));
-  const space = h("div", { class: "space", role: "rowgroup" });
-  const scroller = h("div", { class: "scroller", tabindex: "0", role: "group", "aria-label": "Runs; up and down go from run to run" }, space);
+  const space = h("div", { class: "space", role: "none" });
+  const scroller = h("div", { class: "scroller", tabindex: "0", role: "rowgroup", "aria-label": "Runs; up and down go from run to run" }, space);
   const empty = h("p", { class: "empty", hidden: true });
   const total = h("span");
   const more = h("button", { type: "button", text: "Load older", hidden: true, onclick: () => loadOlder() });

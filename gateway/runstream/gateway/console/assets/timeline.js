@@ -20,6 +20,21 @@ const silencesOf = (times, until) => {
   return found;
 };
 
+const ticksOf = (times, x) => times.map((time) => `M${x(time).toFixed(1)} ${FLOOR}V${(FLOOR + CEILING) / 2}`).join("");
+
+const columnsOf = (times, x, width) => {
+  const columns = new Uint32Array(Math.ceil(width / BAR) + 1);
+  for (const time of times) columns[Math.floor(x(time) / BAR)] += 1;
+  const most = columns.reduce((left, right) => Math.max(left, right), 1);
+  let bars = "";
+  columns.forEach((number, column) => {
+    if (!number) return;
+    const top = FLOOR - Math.max(3, (FLOOR - CEILING) * (Math.log1p(number) / Math.log1p(Math.max(most, 4))));
+    bars += `M${column * BAR + BAR / 2} ${FLOOR}V${top.toFixed(1)}`;
+  });
+  return bars;
+};
+
 export class Timeline {
   constructor() {
     this.caption = h("figcaption");
@@ -48,15 +63,9 @@ export class Timeline {
     const until = this.isLive ? Math.max(times.at(-1), Date.now()) : times.at(-1);
     const length = Math.max(until - first, 1);
     const x = (time) => ((time - first) / length) * (width - BAR) + BAR / 2;
-    const columns = new Uint32Array(Math.ceil(width / BAR) + 1);
-    for (const time of times) columns[Math.floor(x(time) / BAR)] += 1;
-    const most = columns.reduce((left, right) => Math.max(left, right), 1);
-    let bars = "";
-    columns.forEach((number, column) => {
-      if (!number) return;
-      const top = FLOOR - Math.max(3, (FLOOR - CEILING) * (Math.log1p(number) / Math.log1p(Math.max(most, 4))));
-      bars += `M${column * BAR + BAR / 2} ${FLOOR}V${top.toFixed(1)}`;
-    });
+    // Few are drawn where they are: columns would make a rhythm of their own. Of many, columns count.
+    const isExact = times.length * BAR * 2 < width;
+    const bars = isExact ? ticksOf(times, x) : columnsOf(times, x, width);
     const silences = silencesOf(times, until);
     const longest = [...silences].sort((left, right) => right[1] - right[0] - (left[1] - left[0])).slice(0, LABELLED);
     const bands = silences.map(([from, to]) => `M${x(from).toFixed(1)} ${CEILING}H${x(to).toFixed(1)}V${FLOOR}H${x(from).toFixed(1)}Z`).join("");
@@ -68,7 +77,7 @@ export class Timeline {
     this.drawing.replaceChildren(
       s("path", { class: "silence", d: bands }),
       s("path", { class: "axis", d: `M0 ${FLOOR + 0.5}H${width}` }),
-      s("path", { class: "bars", d: bars, "stroke-width": BAR - 1 }),
+      s("path", { class: "bars", d: bars, "stroke-width": isExact ? 1.25 : BAR - 1 }),
       s("path", { class: "ends", d: errors }),
       ...labels,
       s("text", { x: 0, y: HEIGHT - 4, text: "0" }),
