@@ -19,6 +19,22 @@ const pretty = (text) => {
   }
 };
 
+// What is written to a message waits until all that came together is there, and is then added to the one text it has:
+// a node for each chunk would be ten thousand of them.
+const write = (item, text) => {
+  item.fresh = (item.fresh ?? "") + text;
+};
+
+const settle = (item) => {
+  if (!item.fresh) return;
+  if (item.text === undefined) {
+    item.text = document.createTextNode("");
+    item.body.append(item.text);
+  }
+  item.text.appendData(item.fresh);
+  item.fresh = "";
+};
+
 const head = (...parts) => h("p", { class: "said-by" }, ...parts);
 
 // Each kind of message: how it begins, and how a further event of it goes on.
@@ -27,7 +43,7 @@ const prose = (who, field) => ({
     const body = h("p", { class: "prose" });
     return { element: h("article", {}, head(who), body), body };
   },
-  add: (item, message) => item.body.append(textOf(message[field])),
+  add: (item, message) => write(item, textOf(message[field])),
 });
 
 const call = (what, tone) => ({
@@ -61,8 +77,9 @@ const KINDS = {
       return { element: h("details", {}, h("summary", {}, "Thought ", size), body), body, size };
     },
     add: (item, message) => {
-      item.body.append(message.reasoning ?? "");
-      say(item.size, `· ${count(item.body.textContent.trim().split(/\s+/).length)} words`);
+      write(item, message.reasoning ?? "");
+      item.characters = (item.characters ?? 0) + (message.reasoning ?? "").length;
+      say(item.size, `· ${count(item.characters)} characters`);
     },
   },
   hidden_reasoning_message: {
@@ -84,7 +101,7 @@ const KINDS = {
       say(item.status, isBad ? "an error" : "");
       mark(item.element, "data-tone", isBad ? "bad" : null);
       const outputs = returns.flatMap((each) => [textOf(each.tool_return), ...(each.stdout ?? []), ...(each.stderr ?? [])]);
-      item.body.append(outputs.map(pretty).join("\n"));
+      write(item, outputs.map(pretty).join("\n"));
     },
   },
   approval_response_message: {
@@ -125,7 +142,7 @@ const OTHER = {
   },
   add: (item, message) => {
     say(item.name, typeof message.message_type === "string" ? message.message_type : "What is no message");
-    item.body.append(`${JSON.stringify(message, null, 2)}\n`);
+    write(item, `${JSON.stringify(message, null, 2)}\n`);
   },
 };
 
@@ -144,7 +161,8 @@ export class Reading {
   }
 
   add(messages) {
-    for (const message of messages) this.addOne(message);
+    const touched = new Set(messages.map((message) => this.addOne(message)));
+    for (const item of touched) if (item) settle(item);
     while (this.items.size > MOST_ITEMS) {
       const [key, item] = this.items.entries().next().value;
       item.element.remove();
@@ -158,7 +176,7 @@ export class Reading {
 
   addOne(message) {
     const type = message?.message_type;
-    if (type === "ping") return;
+    if (type === "ping") return null;
     const kind = (typeof type === "string" && Object.hasOwn(KINDS, type) && KINDS[type]) || OTHER;
     const isJoined = typeof message?.id === "string" && kind !== OTHER;
     this.number += 1;
@@ -170,6 +188,7 @@ export class Reading {
       this.element.append(item.element);
     }
     kind.add(item, message);
+    return item;
   }
 
   end(text) {
