@@ -46,8 +46,8 @@ async def take_run(stack: Stack, tab: Tab, directory: Path) -> str:
     await tab.click("Cut my connection")
     await asyncio.sleep(1)  # What is missed meanwhile is in the picture.
     await tab.click("Resume")
-    await tab.until("document.querySelector('.proof').innerText.includes('0 missing, 0 twice')", "it is not checked")
     await tab.shows("The run has ended")
+    await tab.until("document.querySelector('.proof').innerText.includes('0 missing, 0 twice')", "it is not checked")
     await in_both(tab, directory, "run")
     return run_id
 

@@ -12,12 +12,14 @@ import pytest_asyncio
 from runstream.broker.agents.demo import demo
 from runstream.broker.bucket import Bucket, Put
 from runstream.broker.keys import run_key
+from runstream.gateway.console.pages import VERSION
 from runstream.schemas import DEFAULT_TENANT, RunRecord, encode_run, new_agent_id, new_run_id
 from tests.browser.conftest import Edge
 from tests.support.auth import KeyFile
 from tests.support.devtools import Tab
 from tests.support.nats import nats_server_running
 from tests.support.stack import Stack, stack_running
+from tests.support.waiting import wait_until
 
 AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
 PHONE = (390, 844)
@@ -79,6 +81,23 @@ async def test_cut_and_resumed_by_hand(stack: Stack, tab: Tab) -> None:
         assert await said(tab) == [str(number) for number in range(15)]
         fifth = creator.seen[5].seq_id
         await tab.shows(f"resumed by you, starting_after\t{fifth}")
+
+
+async def test_a_page_that_is_left_follows_no_more(stack: Stack, tab: Tab) -> None:
+    """A browser may keep it for whoever comes back; then it goes on where it was."""
+    async with stack.live(5) as (run_id, creator):
+        await tab.goto(run_page(stack.base, run_id))
+        await tab.until(f"{VERDICT}.includes('5 chunks')", "the chunks are not shown")
+        await tab.goto(f"{stack.base}/console/assets/{VERSION}/icon.svg")
+        tail = stack.hub.followed(run_id)
+        assert tail is not None
+        await wait_until(lambda: len(tail.followers) == 1, 10, "the page still follows")
+        stack.puppet.say(run_id, 5)
+        await creator.take(5)
+        await tab.call("Runtime.evaluate", expression="history.back()")
+        await tab.until(f"{VERDICT}.includes('10 chunks')", "it does not go on")
+        stack.puppet.finish(run_id)
+        await is_whole(tab, 13)
 
 
 async def test_the_network_goes_away(stack: Stack, edge: Edge, tab: Tab) -> None:

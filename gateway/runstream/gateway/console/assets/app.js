@@ -83,5 +83,7 @@ document.getElementById("sign-out").addEventListener("click", async () => {
   await ask(paths.session, { method: "DELETE" }).catch(() => {});
   askWho();
 });
+addEventListener("pagehide", () => shown?.view.rest?.());
+addEventListener("pageshow", (event) => event.persisted && shown?.view.wake?.());
 listen();
 start();

@@ -19,9 +19,9 @@ export class Following {
   }
 
   // Connect, after the last id that was seen. A new EventSource can send no header: it names the id in its query.
-  open() {
+  open(how = "resumed by you, starting_after") {
     this.close();
-    this.note(this.last ? "resumed by you, starting_after" : "begun", this.last);
+    this.note(this.last ? how : "begun", this.last);
     this.source = new EventSource(paths.stream(this.runId, this.last));
     this.turn("connecting");
     this.source.addEventListener("open", () => {
@@ -37,6 +37,17 @@ export class Following {
   cut() {
     this.close();
     this.turn("cut");
+  }
+
+  // A page that is left may be kept by its browser for whoever comes back to it: it must not follow meanwhile.
+  rest() {
+    this.isResting = this.state === "live" || this.state === "connecting";
+    if (this.isResting) this.cut();
+  }
+
+  wake() {
+    if (this.isResting) this.open("back at this page, starting_after");
+    this.isResting = false;
   }
 
   close() {
@@ -127,6 +138,6 @@ export class Following {
     });
     let twice = 0;
     for (const times of seen.values()) twice += times - 1;
-    return { stored, missing, twice, at: Date.now() };
+    return { stored, missing, twice, upTo, at: Date.now() };
   }
 }

@@ -100,10 +100,16 @@ class Proof {
     };
   }
 
-  judge({ stored, missing, twice, at }) {
+  // What was checked before says nothing of what has come since.
+  wait() {
+    say(this.verdict, "");
+    say(this.reason, "checking against the log");
+  }
+
+  judge({ stored, missing, twice, upTo, at }) {
     mark(this.verdict, "data-tone", missing || twice ? "bad" : "good");
     say(this.verdict, `${count(missing)} missing, ${count(twice)} twice`);
-    say(this.reason, `checked ${clock(at)} against ${count(stored)} in the log`);
+    say(this.reason, `of ${count(stored)} in the log up to ${upTo}, ${clock(at)}`);
   }
 }
 
@@ -168,7 +174,8 @@ export const runView = ({ id, session }) => {
   };
   const over = async () => {
     announce("The run has ended.");
-    await look();
+    proof.wait();
+    await look().catch(() => {}); // The next look, or the check, says what is wrong.
     reading.end(`The run has ended: ${run?.status ?? "over"}.`);
     await check();
   };
@@ -248,6 +255,8 @@ export const runView = ({ id, session }) => {
   return {
     title: `Run ${short(id)}`,
     element: h("div", { class: "run" }, head.element, alert, head.list, proof.element, timeline.element, h("div", { class: "sides" }, conversation, chunks.element), ...panels.elements),
+    rest: () => following.rest(),
+    wake: () => following.wake(),
     close: () => {
       for (const stop of stops) stop();
       following.close();
