@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from runstream.broker.keys import lease_key
 from runstream.schemas import new_run_id
 from tests.support.eventsource import open_source, source_path
 from tests.support.nats import NatsServer
@@ -55,7 +54,6 @@ async def test_figures_of_what_is_not_there(stack: Stack) -> None:
     (found,) = await figures(stack, new_run_id(), run_id, "run-1", "*", run_id)
     assert (found["run_id"], found["lease"], found["here"]["followers"]) == (run_id, None, 0)
     assert found["messages"] == len(events) + 1, "an attempt is no event"
-    assert (await stack.index.stored(lease_key(run_id))).value is None
     assert await get(stack, "figures") == []
 
 
