@@ -250,7 +250,7 @@ async def keyed(
 ) -> AsyncIterator[tuple[Stack, KeyFile]]:
     """A runstream that takes keys."""
     keys = KeyFile(Path(tmp_path_factory.mktemp("keys")) / "keys")
-    keys.add()
+    keys.add(scopes=" ".join(SCOPES))
     async with stack_running(nats_server.url, auth=keys.settings) as running:
         yield running, keys
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import aclosing
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from runstream.broker.errors import BrokenLog, CursorExpired, Unavailable
-from runstream.broker.jetstream import DIRECT_GET_BATCH
+from runstream.broker.jetstream import DIRECT_GET_BATCH, STORED_AT
 from runstream.broker.log import Entry, entry_of, first_of, is_stranger, kind_of, last_of, place_of, whole
 from runstream.schemas import Kind
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from runstream.broker.settings import BrokerSettings
     from runstream.broker.topology import LogAddress
 
-__all__ = ["LogReader", "Moment"]
+__all__ = ["LogReader", "Mark", "Moment"]
 
 GUESSES = 8
 FIRST_DELAY_SECONDS = 0.05
@@ -44,6 +45,16 @@ class Moment(msgspec.Struct, frozen=True):
     kind: Kind
     stored_at: str
     """In UTC, as RFC 3339 writes it, with nanoseconds."""
+
+
+class Mark(msgspec.Struct, frozen=True, gc=False):
+    """One message of a log, seen from outside: which, what for, how large, and when NATS stored it."""
+
+    seq: int
+    kind: Kind
+    bytes: int
+    stored_at_ms: int
+    """Milliseconds since 1970, by the clock of the server."""
 
 
 class LogReader:
@@ -179,6 +190,26 @@ class LogReader:
             if not is_stranger(message) and (kind := kind_of(message)) is not None
         ]
 
+    async def outline(self, address: LogAddress, after: int, *, limit: int) -> list[Mark]:
+        """Return what follows sequence `after` (0: the beginning), at most `limit` messages, without their bodies.
+
+        As one replica has it, which may lag behind. Raises `CursorExpired` when retention has removed the beginning,
+        `BrokenLog` at a message that cannot be read, if none that can is before it.
+        """
+        position = _Position(after, None if after else -1, address, self._jetstream.findings)
+        marks: list[Mark] = []
+        while len(marks) < limit and position.broken is None:
+            found = await self._jetstream.direct_batch(
+                address.stream, address.subject, after=position.seq, limit=limit - len(marks)
+            )
+            if not found:
+                break
+            times = {message.seq: message.headers.get(STORED_AT, "") for message in found}
+            marks += [_mark(entry, times[entry.seq]) for entry in position.advance(found)]
+        if position.broken is not None and not marks:
+            raise position.broken
+        return marks
+
     async def check_next(self, address: LogAddress, after: int) -> None:
         """Raise `BrokenLog` if what follows sequence `after` cannot be read, in a log of which that is known."""
         if self._jetstream.findings.knows(address.subject):
@@ -210,6 +241,10 @@ class LogReader:
         # Yielded only now: a reader that is slow to take them must not hold up the others.
         if rest:
             yield rest
+
+
+def _mark(entry: Entry, stored_at: str) -> Mark:
+    return Mark(entry.seq, entry.kind, len(entry.body), int(datetime.fromisoformat(stored_at).timestamp() * 1000))
 
 
 class _Position:

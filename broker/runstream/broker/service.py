@@ -7,6 +7,7 @@ import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from runstream.broker.agents.demo import demo
 from runstream.broker.auth.admissions import Admissions
 from runstream.broker.common_metrics import Draining, Ready
 from runstream.broker.connection import Connection, Subscription
@@ -155,7 +156,7 @@ class Broker:
         self._announced: Subscription | None = None
         self._draining = Draining(settings.drain_seconds)
         self._ingest: Ingest | None = None
-        self._presence = Presence(forwards_credentials=forwards_credentials)
+        self._presence = Presence(forwards_credentials=forwards_credentials, is_demo=agent is demo)
         self._owns_nats = owns_nats
         self._patient = patient
         self._stack = AsyncExitStack()

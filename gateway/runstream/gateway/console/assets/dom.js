@@ -1,0 +1,30 @@
+// Elements made by hand. Text is only ever put in as text: the policy of the page allows nothing else.
+
+const fill = (element, properties, children) => {
+  for (const [name, value] of Object.entries(properties ?? {})) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name === "text") element.textContent = value;
+    else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else element.setAttribute(name, value === true ? "" : String(value));
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+};
+
+export const h = (tag, properties, ...children) => fill(document.createElement(tag), properties, children);
+
+export const s = (tag, properties, ...children) =>
+  fill(document.createElementNS("http://www.w3.org/2000/svg", tag), properties, children);
+
+// Writes only what has changed: a page that looks every second must not be laid out every second.
+export const say = (element, text) => {
+  if (element.textContent !== text) element.textContent = text;
+};
+
+export const mark = (element, name, value) => {
+  if (value === null || value === undefined || value === false) element.removeAttribute(name);
+  else if (element.getAttribute(name) !== String(value)) element.setAttribute(name, String(value));
+};
+
+// For those who listen: few words, and not for everything that changes.
+export const announce = (text) => say(document.getElementById("said"), text);

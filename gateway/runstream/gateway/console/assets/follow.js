@@ -1,0 +1,143 @@
+// Follows one run as any page can: a browser's own EventSource, which comes back by itself with `Last-Event-ID`. It notes
+// every id that it was given, so that the page can prove of itself that nothing was missing and nothing came twice.
+
+import { ask, paths } from "./api.js";
+
+const SHOWN_KINDS = new Set(["data", "plain", "error", "end"]);
+
+export class Following {
+  constructor(runId, { onchunks, onstate }) {
+    Object.assign(this, { runId, onchunks, onstate });
+    this.seen = new Map(); // id → how often it came
+    this.first = 0;
+    this.last = 0;
+    this.count = 0;
+    this.state = "away";
+    this.connections = [];
+    this.fresh = [];
+    this.outline = { seq_ids: [], kinds: [], bytes: [], stored_at_ms: [] };
+  }
+
+  // Connect, after the last id that was seen. A new EventSource can send no header: it names the id in its query.
+  open(how = "resumed by you, starting_after") {
+    this.close();
+    this.note(this.last ? how : "begun", this.last);
+    this.source = new EventSource(paths.stream(this.runId, this.last));
+    this.turn("connecting");
+    this.source.addEventListener("open", () => {
+      this.connections.at(-1).isOpen = true;
+      this.turn("live");
+    });
+    this.source.addEventListener("message", (event) => this.take(event, "message"));
+    this.source.addEventListener("run_error", (event) => this.take(event, "run_error"));
+    this.source.addEventListener("error", () => this.lost());
+  }
+
+  // Take the connection away, as a tunnel would. The run does not notice.
+  cut() {
+    this.close();
+    this.turn("cut");
+  }
+
+  // A page that is left may be kept by its browser for whoever comes back to it: it must not follow meanwhile.
+  rest() {
+    this.isResting = this.state === "live" || this.state === "connecting";
+    if (this.isResting) this.cut();
+  }
+
+  wake() {
+    if (this.isResting) this.open("back at this page, starting_after");
+    this.isResting = false;
+  }
+
+  close() {
+    this.source?.close();
+    this.source = undefined;
+    clearTimeout(this.flushing);
+    this.flushing = undefined;
+    this.flush();
+  }
+
+  turn(state, reason) {
+    this.state = state;
+    this.onstate(reason);
+  }
+
+  note(how, after) {
+    this.connections.push({ at: Date.now(), how, after, count: 0, isOpen: false });
+  }
+
+  async lost() {
+    if (this.source?.readyState === EventSource.CONNECTING) {
+      // The browser comes back by itself, after the time that the gateway has told it.
+      if (this.connections.at(-1).isOpen) this.note("came back by itself, Last-Event-ID", this.last);
+      this.turn("connecting");
+      return;
+    }
+    this.close();
+    // A refusal stops an EventSource for good, and does not say why. The run does.
+    try {
+      const run = await ask(paths.run(this.runId));
+      this.turn(this.state === "over" || run.completed_at ? "over" : "refused", "The gateway refuses to stream this run.");
+    } catch (error) {
+      this.turn("refused", error.message);
+    }
+  }
+
+  take(event, kind) {
+    const isOver = event.data === "[DONE]";
+    const isPing = !isOver && event.data.includes('"message_type":"ping"');
+    const id = isPing ? 0 : Number(event.lastEventId);
+    if (id) {
+      this.seen.set(id, (this.seen.get(id) ?? 0) + 1);
+      this.first ||= id;
+      this.last = Math.max(this.last, id);
+    }
+    this.connections.at(-1).count += 1;
+    this.count += 1;
+    this.fresh.push({ index: this.count, id, kind, data: event.data, at: Date.now() });
+    this.flushing ??= setTimeout(() => {
+      this.flushing = undefined;
+      this.flush();
+    }, 40);
+    if (isOver) {
+      this.close();
+      this.turn("over");
+    }
+  }
+
+  flush() {
+    if (!this.fresh.length) return;
+    const fresh = this.fresh;
+    this.fresh = [];
+    this.onchunks(fresh);
+  }
+
+  // Read on in the outline of the log: what NATS has stored, and when.
+  async readOutline() {
+    for (;;) {
+      const after = this.outline.seq_ids.at(-1) ?? 0;
+      const part = await ask(paths.outline(this.runId, after));
+      if ((this.outline.seq_ids.at(-1) ?? 0) !== after) continue; // Somebody else has read on meanwhile.
+      for (const name of Object.keys(this.outline)) this.outline[name].push(...part[name]);
+      if (part.seq_ids.length < 2000) return this.outline;
+    }
+  }
+
+  // Compare what this page was given with what the log holds, up to the last id that it was given.
+  async check() {
+    const upTo = this.last;
+    const seen = new Map(this.seen);
+    const { seq_ids: ids, kinds } = await this.readOutline();
+    let stored = 0;
+    let missing = 0;
+    ids.forEach((id, index) => {
+      if (id > upTo || !SHOWN_KINDS.has(kinds[index])) return;
+      stored += 1;
+      if (!seen.has(id)) missing += 1;
+    });
+    let twice = 0;
+    for (const times of seen.values()) twice += times - 1;
+    return { stored, missing, twice, upTo, at: Date.now() };
+  }
+}
