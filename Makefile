@@ -70,14 +70,14 @@ $(DEPLOY_STAMP): $(STAMP) requirements-deploy.lock
 		-r requirements-deploy.lock
 	@touch $@
 
-# Root on Debian, for the image; the rest of it is fetched once, into .deploy-tools.
+# nats-server is the other environment's. Root on Debian, for the image; the rest of it is fetched once, into .deploy-tools.
 test-deploy: $(DEPLOY_STAMP) ## the image, the chart, the proxies: helm, buildah, hadolint, five proxies (ARGS="-k chart")
 	$(DEPLOY_VENV)/bin/python -m tests.deploy.tools
-	$(DEPLOY_VENV)/bin/python -m pytest tests/deploy $(ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(DEPLOY_VENV)/bin/python -m pytest tests/deploy $(ARGS)
 
 test-deploy-quick: $(DEPLOY_STAMP) ## the same without the image and the proxies: a minute, on Debian, and no root
 	$(DEPLOY_VENV)/bin/python -m tests.deploy.tools --quick
-	$(DEPLOY_VENV)/bin/python -m pytest tests/deploy -n 2 --dist loadfile $(ARGS) \
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(DEPLOY_VENV)/bin/python -m pytest tests/deploy -n 2 --dist loadfile $(ARGS) \
 		--ignore tests/deploy/test_image.py --ignore tests/deploy/test_proxies.py
 
 fuzz: install ## ten times the bad input that the tests make, other each time (RUNSTREAM_FUZZ_CASES=50000)

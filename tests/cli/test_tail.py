@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from runstream.gateway.commands.said import harmless
-from runstream.schemas import new_agent_id, new_conversation_id, new_run_id
+from runstream.schemas import new_agent_id, new_run_id
 from tests.support.commands import CLEAN, command, done, finished
 from tests.support.http import Event, open_stream
 from tests.support.nats import free_ports
@@ -127,8 +127,8 @@ async def test_a_conversation_is_followed_from_run_to_run(stack: Stack) -> None:
 @pytest.mark.parametrize(
     ("target", "code", "complaint"),
     [
-        (new_run_id(), 5, "Run not found"),
-        (new_conversation_id(), 5, "has no run yet"),
+        ("run-123e4567-e89b-42d3-8456-426614174000", 5, "Run not found"),
+        ("conv-123e4567-e89b-42d3-8456-426614174000", 5, "has no run yet"),
         ("run-1", 2, "Invalid run ID format"),
         ("something", 2, "Name a run (run-…)"),
     ],
