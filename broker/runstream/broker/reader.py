@@ -20,7 +20,7 @@ import msgspec
 
 from runstream.broker.errors import BrokenLog, CursorExpired, Unavailable
 from runstream.broker.jetstream import DIRECT_GET_BATCH, STORED_AT
-from runstream.broker.log import Entry, entry_of, first_of, is_stranger, kind_of, last_of, place_of, whole
+from runstream.broker.log import Entry, entry_of, first_of, is_stranger, last_of, place_of, whole
 from runstream.schemas import Kind
 
 if TYPE_CHECKING:
@@ -31,20 +31,11 @@ if TYPE_CHECKING:
     from runstream.broker.settings import BrokerSettings
     from runstream.broker.topology import LogAddress
 
-__all__ = ["LogReader", "Mark", "Moment"]
+__all__ = ["LogReader", "Mark"]
 
 GUESSES = 8
 FIRST_DELAY_SECONDS = 0.05
 LONGEST_DELAY_SECONDS = 1.0
-
-
-class Moment(msgspec.Struct, frozen=True):
-    """When one message of a log was stored, on the clock of the server that did."""
-
-    seq_id: int
-    kind: Kind
-    stored_at: str
-    """In UTC, as RFC 3339 writes it, with nanoseconds."""
 
 
 class Mark(msgspec.Struct, frozen=True, gc=False):
@@ -177,18 +168,6 @@ class LogReader:
             else:
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, LONGEST_DELAY_SECONDS)
-
-    async def moments(self, address: LogAddress, *, after: int, limit: int) -> list[Moment]:
-        """Tell when the next messages after sequence `after` were stored, oldest first.
-
-        What one replica says, which may lag: there may be more, also behind nothing. Raises `Unavailable`.
-        """
-        found = await self._jetstream.direct_batch(address.stream, address.subject, after=after, limit=limit)
-        return [
-            Moment(message.seq, kind, message.headers["Nats-Time-Stamp"])
-            for message in found
-            if not is_stranger(message) and (kind := kind_of(message)) is not None
-        ]
 
     async def outline(self, address: LogAddress, after: int, *, limit: int) -> list[Mark]:
         """Return what follows sequence `after` (0: the beginning), at most `limit` messages, without their bodies.

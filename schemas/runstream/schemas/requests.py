@@ -60,7 +60,6 @@ __all__ = [
     "OfAgent",
     "OutlineRequest",
     "RetrieveStreamRequest",
-    "RunTimelineRequest",
     "ToolResult",
     "ToolReturnCreate",
     "UpdateConversationRequest",
@@ -428,10 +427,6 @@ class CancelRequest(_Body):
     run_ids: Annotated[list[str] | None, Field(max_length=MAX_CANCELLED)] = None
 
 
-MAX_TIMES: Final = 256
-"""Messages whose times are told at once: as many as the log gives in one read."""
-
-
 class _Query(BaseModel):
     """Parameters in a query. What is empty there is absent before it comes here, see the gateway's `query_of`."""
 
@@ -460,15 +455,6 @@ class ListRunMessagesRequest(_Query):
     order: Literal["asc", "desc"] = "asc"
     """`asc`: in the order in which they began."""
     order_by: Literal["created_at"] = "created_at"
-
-
-class RunTimelineRequest(_Query):
-    """Of `runs/{run_id}/timeline`: which of a run's messages."""
-
-    starting_after: Annotated[int, Field(ge=0, le=MAX_SEQ_ID)] = 0
-    """Those after this sequence."""
-    limit: Annotated[int, Field(ge=1, le=MAX_TIMES)] = MAX_TIMES
-    """As many at most; there may be less, and more to come."""
 
 
 def _in_utc(value: datetime | None) -> datetime | None:
