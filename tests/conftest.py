@@ -1,11 +1,18 @@
 """Fixtures for every test: a real nats-server per module, or a cluster of three. A missing server fails."""
 
+import signal
 from collections.abc import AsyncIterator, Generator
 
 import pytest
 import pytest_asyncio
 
 from tests.support.nats import NatsCluster, NatsServer, nats_cluster_running, nats_server_running
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the processes that are started: a shell that runs this in its background has it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -19,7 +19,7 @@ from tests.support.waiting import wait_until
 README = Path(__file__).parents[2] / "README.md"
 SECTION = re.split(r"^## ", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
 TOKENS = next(section for section in SECTION if section.startswith("Who may do what\n"))
-SAYS_TOKENS = '\necho "$PLATFORM $BROWSER $RUN"\n'
+SAYS_TOKENS = '\necho; echo "$PLATFORM $BROWSER $RUN"\n'
 
 
 def blocks(language: str) -> list[str]:

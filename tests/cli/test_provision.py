@@ -27,8 +27,8 @@ async def test_a_plan_shows_what_is_absent_and_changes_nothing(nats_url: str, je
     """Of an empty server: everything. The exit code is 1, as there is something to do."""
     plan = await done("provision", "--plan", "--nats-url", nats_url, "--shards", "2")
     assert plan.code == 1
-    absent = ["RUNS_0", "RUNS_1", "KV_RUNSTREAM", "RUNSTREAM_WORK", "RUNSTREAM_WORK consumer workers"]
-    assert plan.lines == [f"+ {name}" for name in absent]
+    streams = ["RUNS_0", "RUNS_1", "KV_RUNSTREAM", "RUNSTREAM_WORK", "KV_RUNSTREAM_REVOKED"]
+    assert plan.lines == [f"+ {name}" for name in [*streams, "RUNSTREAM_WORK consumer workers"]]
     assert not (await jetstream.api("STREAM.NAMES", None))["streams"]
 
 

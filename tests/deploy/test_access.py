@@ -70,7 +70,11 @@ async def test_each_role_signs_in_with_its_own_key(tmp_path: Path, key: tuple[st
         services: dict[str, Service] = {}
         for command in ("broker", "gateway"):
             port, metrics = free_ports(2)
-            ports = {"RUNSTREAM_PORT": str(port), "RUNSTREAM_METRICS_PORT": str(metrics)}
+            ports = {
+                "RUNSTREAM_PORT": str(port),
+                "RUNSTREAM_BROKER_PORT": str(port),
+                "RUNSTREAM_METRICS_PORT": str(metrics),
+            }
             env = {**SOURCE, **QUICK, **environments[command], **ports}
             process = await stack.enter_async_context(running(*runstream(command), env=env))
             services[command] = Service(process, port)

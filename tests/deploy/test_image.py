@@ -86,7 +86,8 @@ async def test_a_stream_runs_through_it(root: Path, nats_url: str) -> None:
     async with AsyncExitStack() as stack:
         for kind, metrics_port in zip(("broker", "gateway"), metrics, strict=True):
             (port,) = free_ports(1)
-            env = {**settings, "RUNSTREAM_PORT": str(port), "RUNSTREAM_METRICS_PORT": str(metrics_port)}
+            ports = {"RUNSTREAM_PORT": str(port), "RUNSTREAM_BROKER_PORT": str(port)}
+            env = {**settings, **ports, "RUNSTREAM_METRICS_PORT": str(metrics_port)}
             argv = image.contained(root, *entrypoint, kind, env=env, shared=CHART / "files")
             process = await stack.enter_async_context(running(*argv))
             services[kind] = Service(process, port)

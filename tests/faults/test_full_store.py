@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from runstream.broker.embedded import EmbeddedServer
 from runstream.broker.errors import StoreFull, StoreUnavailable
 from runstream.broker.fullness import announce_stuck
+from runstream.broker.index import Index
 from runstream.broker.keys import subject_of
 from runstream.broker.runs import Runs
 from runstream.schemas import AssistantMessage, RunRecord, new_agent_id, new_otid
@@ -425,16 +426,22 @@ async def test_no_living_run_is_lost_because_the_index_is_full(stack: Stack) -> 
     assert (await ended(stack, written.run_id)).status == "completed"
 
 
-async def test_a_sign_of_life_while_the_index_is_full(stack: Stack) -> None:
+async def test_a_sign_of_life_while_the_index_is_full(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     """It cannot be stored, and its writer is told what is wrong; with room it can."""
     run = await writer_of(stack.broker_base)
+
+    async def refuse(*_: object, **__: object) -> int:
+        raise StoreFull("A limit of the stream is reached.")
+
     signs: list[Reply] = []
 
     async def is_refused() -> bool:
         signs.append(await run.post("lease"))
         return signs[-1].status != 200  # Nothing is stored while the last one is fresh.
 
-    async with full_index(stack):
+    with monkeypatch.context() as patch:
+        # In a real one a lease that is written anew has the place of the one before, and mostly fits.
+        patch.setattr(Index, "renew_lease", refuse)
         await wait_until(is_refused, LEASE_SECONDS)
         assert (signs[-1].status, signs[-1].json["error_type"]) == (507, "store_full"), signs[-1]
     assert (await run.post("lease")).status == 200

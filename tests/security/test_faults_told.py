@@ -114,7 +114,7 @@ async def ask(stack: Stack, operation: Operation, things: Things) -> Reply:
     if path.endswith("/chunks"):
         return await fetch(base, "POST", path, body=b"{}\n", headers={**headers, **NDJSON})
     name = getattr(operation.bodies[0].shapes[0], "__name__", "")
-    body = BODIES.get(name, {"agent_id": things.agent_id})
+    body = BODIES.get(name, {} if things.agent_id in path else {"agent_id": things.agent_id})
     if "input" in body:
         body = message({"chunks": 1})
     return await fetch(base, operation.method, path, json=body, headers=headers)

@@ -75,7 +75,7 @@ async def test_a_token_that_is_revoked_ends_its_streams(stack: Stack, issuer: Is
 @pytest.mark.parametrize("algorithm", ["HS256", "ES256"])
 async def test_a_token_has_one_name(stack: Stack, issuer: Issuer, algorithm: str) -> None:
     """One that its issuer has not named is revoked in whatever way its signature can be written."""
-    token = issuer.token(algorithm)
+    token = issuer.token(algorithm, sub=f"known by one name, with {algorithm}")
     ways = [token, f"{token}=", f"{token}=="]
     before = [(await Client(stack.base, each).fetch("GET", "/v1/runs/")).status for each in ways]
     await revoke(stack.jetstream, id_of(token))
