@@ -85,8 +85,9 @@ def session_in(request: web.Request) -> str | None:
 async def _session_admitted(request: web.Request, session: str, scope: Scope) -> None:
     """Find out whose session it is. Raises as `admitted`."""
     services = request.app[SERVICES]
-    who = await services.sessions.principal(session)
-    await services.admissions.check(who)
+    with trying(request, services.limits):
+        who = await services.sessions.principal(session)
+        await services.admissions.check(who)
     who.check(scope)
     request[PRINCIPAL] = who
 

@@ -68,7 +68,7 @@ class Sessions:
         """Return whose session it is, which may be over: the caller checks. Raises `Unauthenticated` if it is none."""
         stored = await self._bucket.get(_key(session), _session_in) if len(session) <= MOST_CHARACTERS else None
         if stored is None:
-            raise Unauthenticated(reason="The session is over, or none.")
+            raise Unauthenticated(reason="The session is over, or none.", cause="session")
         return stored.value.principal
 
     async def close(self, session: str) -> None:
