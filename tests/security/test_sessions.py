@@ -71,6 +71,16 @@ async def test_it_reaches_what_its_credential_reaches(stack: Stack, issuer: Issu
     assert (await ask(stack, stranger, f"/v1/runstream/figures?run_ids={mine}")).json == []
 
 
+async def test_no_cache_keeps_what_it_is_answered(stack: Stack, issuer: Issuer) -> None:
+    """One that many share may keep what was asked with a cookie, unless it is told not to; refusals, too."""
+    run_id = await Client(stack.base, issuer.token()).run(new_agent_id())
+    cookie = await opened(stack, issuer.token())
+    for path in (PATH, "/v1/runs/", f"/v1/runs/{run_id}", f"/v1/runs/{run_id}/messages", f"/v1/runs/{new_run_id()}"):
+        assert (await ask(stack, cookie, path)).headers["cache-control"] == "no-store"
+    assert (await ask(stack, cookie, f"/v1/runs/{run_id}/stream")).headers["cache-control"] == "no-cache"
+    assert (await ask(stack, "runstream_session=none", "/v1/runs/")).headers["cache-control"] == "no-store"
+
+
 async def test_a_header_wins(stack: Stack, issuer: Issuer) -> None:
     """Who sends a credential is that one, be it bad."""
     cookie = await opened(stack, issuer.token())

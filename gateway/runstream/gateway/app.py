@@ -41,6 +41,7 @@ from runstream.broker.topology import check_server
 from runstream.broker.tracing import Tracing, tracing_of
 from runstream.broker.view import View
 from runstream.gateway import deprecation
+from runstream.gateway.admission import keep_from_caches
 from runstream.gateway.answering import Answers
 from runstream.gateway.awaiting import EndWaiter
 from runstream.gateway.cancelling import Canceller
@@ -316,6 +317,7 @@ class Gateway:
             app.add_routes(console_routes())
         app.router.add_route("*", "/{path:.*}", fallback, expect_handler=meet_expectation)
         app.on_response_prepare.append(self._close_when_draining)
+        app.on_response_prepare.append(keep_from_caches)
         app.on_shutdown.append(self._leave)
         deprecation.add_to(app)
         if self._settings.cors_origins is not None:
