@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from runstream.broker.topology import streams_of
 from runstream.schemas import new_run_id
 from tests.support.eventsource import open_source, source_path
 from tests.support.nats import NatsServer
@@ -145,7 +146,7 @@ async def test_health_says_how_all_is(stack: Stack) -> None:
         found = await get(stack, "health")
     assert found["unready"] is None
     assert found["nats"]["is_connected"]
-    assert [each["name"] for each in found["streams"]] == ["RUNS_0", "KV_RUNSTREAM", "RUNSTREAM_WORK"]
+    assert [each["name"] for each in found["streams"]] == streams_of(stack.settings)
     assert all(each["problem"] is None for each in found["streams"])
     assert found["runs"]["running"] >= 1
     assert found["gateway"]["name"] == stack.hub.name

@@ -16,7 +16,7 @@ import msgspec
 
 from runstream.broker.errors import BrokerError, Unavailable
 from runstream.broker.settings import without_password
-from runstream.broker.topology import INDEX_STREAM, WORK_STREAM
+from runstream.broker.topology import streams_of
 from runstream.gateway.settings_shown import SettingFinding, shown
 
 if TYPE_CHECKING:
@@ -125,12 +125,11 @@ class Checkup:
 
     async def findings(self) -> Findings:
         """Look. Never raises for what it finds."""
-        shards = self._hub.broker_settings.shards
-        names = [*(f"RUNS_{shard}" for shard in range(shards)), INDEX_STREAM, WORK_STREAM]
+        name, *names = streams_of(self._hub.broker_settings)
         asked_at = time.monotonic()
-        first = await self._stream(names[0])
+        first = await self._stream(name)
         round_trip = None if first.problem else (time.monotonic() - asked_at) * 1000
-        streams = [first, *await asyncio.gather(*map(self._stream, names[1:]))]
+        streams = [first, *await asyncio.gather(*map(self._stream, names))]
         return Findings(
             unready=await self._unready(),
             versions={
