@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from runstream.broker.reader import OUTLINE_BYTES
 from runstream.broker.topology import streams_of
 from runstream.schemas import new_run_id
 from tests.support.eventsource import open_source, source_path
@@ -105,11 +106,25 @@ async def test_an_outline_has_every_message_once(stack: Stack) -> None:
 
 
 async def test_an_outline_of_what_retention_has_removed(stack: Stack) -> None:
-    """410, never a part that looks like the whole."""
+    """410, never a part that looks like the whole; nor nothing at all."""
     run_id, events = await stack.finished({"chunks": 5})
     record = await stack.record(run_id)
-    await stack.purge_up_to(record, int(events[2].seq_id or 0))
-    assert (await stack.fetch("GET", f"/v1/runstream/runs/{run_id}/outline")).status == 410
+    for seq in (int(events[2].seq_id or 0), await stack.tip(record)):
+        await stack.purge_up_to(record, seq)
+        assert (await stack.fetch("GET", f"/v1/runstream/runs/{run_id}/outline")).status == 410
+
+
+async def test_an_outline_of_large_messages_comes_in_parts(stack: Stack) -> None:
+    """Their bodies are read with them, and one request costs no more than so many: the next goes on from there."""
+    async with stack.live(12, size=400_000) as (run_id, _):
+        seen = [0]
+        parts: list[int] = []
+        while found := (await get(stack, f"runs/{run_id}/outline?starting_after={seen[-1]}"))["seq_ids"]:
+            seen += found
+            parts.append(len(found))
+        assert sum(parts) == 2 + 12, "a ping, an attempt and the chunks"
+        assert max(parts) <= 2 + OUTLINE_BYTES // 400_000 + 1
+        assert seen == sorted({*seen})
 
 
 @pytest.mark.parametrize("path", ["followers", "outline"])

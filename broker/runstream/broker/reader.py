@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LogReader", "Mark"]
 
+OUTLINE_BYTES = 2**21
+"""Bytes of bodies that are read with one outline, give or take a read: eight reads, as many as of small messages."""
 GUESSES = 8
 FIRST_DELAY_SECONDS = 0.05
 LONGEST_DELAY_SECONDS = 1.0
@@ -172,19 +174,23 @@ class LogReader:
     async def outline(self, address: LogAddress, after: int, *, limit: int) -> list[Mark]:
         """Return what follows sequence `after` (0: the beginning), at most `limit` messages, without their bodies.
 
-        As one replica has it, which may lag behind. Raises `CursorExpired` when retention has removed the beginning,
-        `BrokenLog` at a message that cannot be read, if none that can is before it.
+        Their bodies are read all the same: of large messages there are fewer, and more to come. Nothing follows where
+        there is none, as one replica has it, which may lag behind. Raises `CursorExpired` when retention has removed
+        the beginning, `BrokenLog` at a message that cannot be read, if none that can is before it.
         """
         position = _Position(after, None if after else -1, address, self._jetstream.findings)
         marks: list[Mark] = []
-        while len(marks) < limit and position.broken is None:
+        size = 0
+        while len(marks) < limit and size < OUTLINE_BYTES and position.broken is None:
             found = await self._jetstream.direct_batch(
                 address.stream, address.subject, after=position.seq, limit=limit - len(marks)
             )
             if not found:
                 break
             times = {message.seq: message.headers.get(STORED_AT, "") for message in found}
-            marks += [_mark(entry, times[entry.seq]) for entry in position.advance(found)]
+            entries = position.advance(found)
+            marks += [_mark(entry, times[entry.seq]) for entry in entries]
+            size += sum(len(entry.body) for entry in entries)
         if position.broken is not None and not marks:
             raise position.broken
         return marks

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from runstream.broker.errors import BrokenLog
+from runstream.broker.errors import BrokenLog, CursorExpired
 from runstream.broker.keys import KV_OPERATION, LEASE_SECONDS, lease_key, subject_of
 from runstream.broker.log import place_of
 from runstream.broker.topology import INDEX_STREAM, LogAddress
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Figures", "Outline", "RunFigures", "RunFollowers"]
 
 AT_ONE_TIME: Final = 16
-"""Logs that one request looks at together: each costs NATS a request or two."""
+"""Logs that are looked at together, whoever asks: figures cost NATS a request or two, an outline some reads."""
 
 FRAMINGS: Final[dict[Style, Literal["letta", "letta_foreground", "event_source"]]] = {
     Style.BACKGROUND: "letta",
@@ -138,8 +138,12 @@ class Figures:
 
     async def outline(self, record: RunRecord, after: int, *, limit: int) -> Outline:
         """List a part of a run's log. Raises `CursorExpired`, `BrokenLog`."""
-        address = LogAddress(record.id, record.shard)
-        return Outline.of(await self._hub.reader.outline(address, after, limit=limit))
+        address, reader = LogAddress(record.id, record.shard), self._hub.reader
+        async with self._places:
+            marks = await reader.outline(address, after, limit=limit)
+            if not marks and not after and record.is_terminal and await reader.last(address) is None:
+                raise CursorExpired(run_id=record.id)  # Of a run that has ended there was something.
+        return Outline.of(marks)
 
     async def _of(self, record: RunRecord) -> RunFigures:
         async with self._places:

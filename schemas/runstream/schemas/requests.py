@@ -111,7 +111,7 @@ MAX_FIGURES: Final = 100
 """Runs whose figures one request may ask for, each a look at its log: more than a screen shows."""
 
 MAX_OUTLINE: Final = 2000
-"""Messages of a log that one request may have listed: eight reads, as their bodies are read with them."""
+"""Messages of a log that one request may have listed: eight reads of small ones, as bodies are read with them."""
 
 MAX_CANCELLED: Final = 100
 """Runs in one request to cancel: the reference's bound, where it cancels all that it finds."""
@@ -564,7 +564,7 @@ class OutlineRequest(_Query):
     starting_after: Annotated[int, Field(ge=0, le=MAX_SEQ_ID)] = 0
     """A sequence: what follows it; 0: from the beginning."""
     limit: Annotated[int, Field(ge=1, le=MAX_OUTLINE)] = MAX_OUTLINE
-    """Messages at most."""
+    """Messages at most; there may be fewer, of large ones, and more to come."""
 
 
 class ListConversationsRequest(_Query):

@@ -120,7 +120,8 @@ export class Following {
       const part = await ask(paths.outline(this.runId, after));
       if ((this.outline.seq_ids.at(-1) ?? 0) !== after) continue; // Somebody else has read on meanwhile.
       for (const name of Object.keys(this.outline)) this.outline[name].push(...part[name]);
-      if (part.seq_ids.length < 2000) return this.outline;
+      // Of large messages a part has fewer than might be: all is read where none is left.
+      if (!part.seq_ids.length || part.kinds.at(-1) === "end") return this.outline;
     }
   }
 
