@@ -1,14 +1,19 @@
 """What is to be seen of runs beside what they say: figures, followers, the outline of a log, and a gateway's health."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from runstream.broker.errors import Unavailable
+from runstream.broker.jetstream import StoredMessage
+from runstream.broker.keys import LEASE_SECONDS
 from runstream.broker.reader import OUTLINE_BYTES
-from runstream.broker.topology import streams_of
-from runstream.schemas import new_run_id
+from runstream.broker.topology import LogAddress, streams_of
+from runstream.gateway.figures import Figures
+from runstream.schemas import RunRecord, new_agent_id, new_run_id
 from tests.support.eventsource import open_source, source_path
 from tests.support.nats import NatsServer
 from tests.support.outages import stopped
@@ -57,6 +62,36 @@ async def test_figures_of_what_is_not_there(stack: Stack) -> None:
     assert (found["run_id"], found["lease"], found["here"]["followers"]) == (run_id, None, 0)
     assert found["messages"] == len(events) + 1, "an attempt is no event"
     assert await get(stack, "figures") == []
+
+
+async def test_a_lease_that_was_let_go_is_none(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its writer writes no more, and no other has taken the run over."""
+
+    async def let_go(_: str, subject: str) -> StoredMessage:
+        return StoredMessage(subject, 1, b"default", {LEASE_SECONDS: "0"}, stored_at_ns=1)
+
+    async with stack.live(1) as (run_id, _):
+        record = await stack.record(run_id)
+        with monkeypatch.context() as patched:
+            patched.setattr(stack.jetstream, "last_message", let_go)
+            (found,) = await Figures(stack.jetstream, stack.hub).of([record])
+        assert found.lease is None
+
+
+async def test_figures_of_which_one_fails(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are not looked at any more: nobody would hear of them, and there are places for so many only."""
+    records = [RunRecord(id=new_run_id(), agent_id=new_agent_id(), status="running", shard=0) for _ in range(3)]
+
+    async def last(address: LogAddress) -> None:
+        if address.run_id == records[1].id:
+            raise Unavailable("Away.")
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stack.hub.reader, "last", last)
+        with pytest.raises(Unavailable):
+            await Figures(stack.jetstream, stack.hub).of(records)
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "figures"]
 
 
 async def test_followers_say_where_they_began(stack: Stack) -> None:

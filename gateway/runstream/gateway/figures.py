@@ -16,6 +16,7 @@ import msgspec
 from runstream.broker.errors import BrokenLog, CursorExpired
 from runstream.broker.keys import KV_OPERATION, LEASE_SECONDS, lease_key, subject_of
 from runstream.broker.log import place_of
+from runstream.broker.tasks import cancel_all
 from runstream.broker.topology import INDEX_STREAM, LogAddress
 from runstream.gateway.sse import Style
 from runstream.schemas import timestamp
@@ -128,7 +129,11 @@ class Figures:
 
     async def of(self, records: Sequence[RunRecord]) -> list[RunFigures]:
         """Give the figures of runs, in their order."""
-        return list(await asyncio.gather(*map(self._of, records)))
+        looks = [asyncio.create_task(self._of(record), name="figures") for record in records]
+        try:
+            return await asyncio.gather(*looks)
+        finally:
+            await cancel_all(*looks)  # Of one that fails the others would go on, in places that others wait for.
 
     def followers(self, record: RunRecord) -> RunFollowers:
         """Say who follows a run here, in the order in which they came."""
@@ -170,7 +175,8 @@ class Figures:
             length = float(seconds)
         except ValueError:
             length = self._hub.broker_settings.lease_seconds  # Of a run that nobody has taken up yet.
-        return LeaseFigures(renewed_at=_time_of(found.stored_at_ns), seconds=length)
+        # One of no length was let go: its writer writes no more, and no other has taken the run over yet.
+        return LeaseFigures(renewed_at=_time_of(found.stored_at_ns), seconds=length) if length else None
 
     def _here(self, record: RunRecord) -> Here:
         tail = self._hub.followed(record.id)
