@@ -249,6 +249,16 @@ async def test_what_an_agent_says_stays_text(stack: Stack, tab: Tab) -> None:
     assert "Run" in str(await tab.js("document.title"))
 
 
+async def test_what_looks_like_a_ping_is_none(stack: Stack, tab: Tab) -> None:
+    """A message that has one within counts as what it is, and the proof holds."""
+    async with stack.live(1) as (run_id, _):
+        stack.puppet.say_this(run_id, {"message_type": "event_message", "event_data": {"message_type": "ping"}})
+        stack.puppet.finish(run_id)
+        await tab.goto(run_page(stack.base, run_id))
+        # It, a word, the stop reason, the usage and the end.
+        await is_whole(tab, 5)
+
+
 async def test_each_kind_of_message_is_read(demo_stack: Stack, tab: Tab) -> None:
     """Thoughts are folded, calls and returns are cards, an error is plain, and so is how it ended."""
     knobs = {"chunks": 6, "interval_ms": 0, "reasoning": True, "tool_call": True, "error_after": 4}

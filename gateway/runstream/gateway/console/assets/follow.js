@@ -5,11 +5,18 @@ import { ask, paths } from "./api.js";
 
 const SHOWN_KINDS = new Set(["data", "plain", "error", "end"]);
 
+const parsed = (text) => {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null; // `[DONE]`, or what is no JSON.
+  }
+};
+
 export class Following {
   constructor(runId, { onchunks, onstate }) {
     Object.assign(this, { runId, onchunks, onstate });
     this.seen = new Map(); // id → how often it came
-    this.first = 0;
     this.last = 0;
     this.count = 0;
     this.state = "away";
@@ -28,8 +35,8 @@ export class Following {
       this.connections.at(-1).isOpen = true;
       this.turn("live");
     });
-    this.source.addEventListener("message", (event) => this.take(event, "message"));
-    this.source.addEventListener("run_error", (event) => this.take(event, "run_error"));
+    this.source.addEventListener("message", (event) => this.take(event));
+    this.source.addEventListener("run_error", (event) => this.take(event));
     this.source.addEventListener("error", () => this.lost());
   }
 
@@ -84,18 +91,19 @@ export class Following {
     }
   }
 
-  take(event, kind) {
+  take(event) {
     const isOver = event.data === "[DONE]";
-    const isPing = !isOver && event.data.includes('"message_type":"ping"');
-    const id = isPing ? 0 : Number(event.lastEventId);
+    const message = parsed(event.data);
+    const told = Number(event.lastEventId);
+    // A ping has no id of its own: with it the browser says that of the event before once more.
+    const id = message?.message_type === "ping" && told <= this.last ? 0 : told;
     if (id) {
       this.seen.set(id, (this.seen.get(id) ?? 0) + 1);
-      this.first ||= id;
       this.last = Math.max(this.last, id);
     }
     this.connections.at(-1).count += 1;
     this.count += 1;
-    this.fresh.push({ index: this.count, id, kind, data: event.data, at: Date.now() });
+    this.fresh.push({ index: this.count, id, data: event.data, message });
     this.flushing ??= setTimeout(() => {
       this.flushing = undefined;
       this.flush();

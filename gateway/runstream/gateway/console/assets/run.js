@@ -17,15 +17,6 @@ const STATES = {
 const FRAMINGS = { event_source: "EventSource", letta: "Letta, in the background", letta_foreground: "Letta, in the foreground" };
 const isLive = (run) => run?.status === "created" || run?.status === "running";
 
-const parsed = (chunk) => {
-  try {
-    chunk.message = JSON.parse(chunk.data);
-  } catch {
-    chunk.message = null; // `[DONE]`, or what is no JSON.
-  }
-  return chunk;
-};
-
 const table = (caption, heads) => {
   const body = h("tbody");
   const row = h("tr", {}, ...heads.map(([text, isNumber]) => h("th", { scope: "col", class: isNumber ? "num" : null, text })));
@@ -150,7 +141,7 @@ export const runView = ({ id, session }) => {
   const panels = followersPanel();
   const following = new Following(id, {
     onchunks: (fresh) => {
-      chunks.add(fresh.map(parsed));
+      chunks.add(fresh);
       reading.add(fresh.map((chunk) => chunk.message).filter(Boolean));
       proof.show(following);
     },
