@@ -131,6 +131,39 @@ async def test_the_network_goes_away(stack: Stack, edge: Edge, tab: Tab) -> None
         assert str(creator.seen[5].seq_id) in edge.proxy.last_event_ids
 
 
+async def test_what_stands_before_the_gateway_refuses(stack: Stack, tab: Tab) -> None:
+    """A balancer that answers 502 stops an EventSource for good; the page waits until that has passed, and goes on."""
+    async with stack.live(5) as (run_id, creator):
+        await tab.goto(run_page(stack.base, run_id))
+        await tab.until(f"{VERDICT}.includes('5 chunks')", "the chunks are not shown")
+        await tab.js(
+            "(() => { const [source, ask] = [EventSource, fetch]; window.isAway = true;"
+            "window.EventSource = class extends source { constructor(url) { super(isAway ? '/v1/nothing' : url); } };"
+            "window.fetch = async (...given) => isAway ? new Response('', { status: 502 }) : ask(...given); })()"
+        )
+        await tab.click("Cut my connection")
+        await tab.click("Resume")
+        await tab.shows("The gateway answers 502.")
+        stack.puppet.say(run_id, 5)
+        stack.puppet.finish(run_id)
+        await creator.rest()
+        await tab.js("window.isAway = false")
+        await is_whole(tab, 13)
+        assert await said(tab) == [str(number) for number in range(10)]
+
+
+async def test_a_run_whose_log_is_gone(stack: Stack, tab: Tab) -> None:
+    """The page says so, and neither that it has the run nor that nothing is missing."""
+    run_id, _ = await stack.finished({"chunks": 3})
+    record = await stack.record(run_id)
+    await stack.purge_up_to(record, await stack.tip(record))
+    await tab.goto(run_page(stack.base, run_id))
+    await tab.shows("Refused")
+    proof = await tab.text(".proof")
+    assert "Has the whole run" not in proof
+    assert "0 missing" not in proof
+
+
 async def test_the_gateway_is_killed(stack: Stack, edge: Edge, tab: Tab) -> None:
     """The page goes on at another gateway, and says so."""
     async with stack.live(5) as (run_id, creator):

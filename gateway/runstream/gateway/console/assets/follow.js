@@ -1,9 +1,14 @@
-// Follows one run as any page can: a browser's own EventSource, which comes back by itself with `Last-Event-ID`. It notes
-// every id that it was given, so that the page can prove of itself that nothing was missing and nothing came twice.
+// Follows one run as any page can: a browser's own EventSource, which comes back by itself with `Last-Event-ID`; where it
+// was refused for what will pass, the page does. It notes every id that it was given, so that the page can prove of itself
+// that nothing was missing and nothing came twice.
 
 import { ask, paths } from "./api.js";
 
 const SHOWN_KINDS = new Set(["data", "plain", "error", "end"]);
+const FINAL = new Set([400, 403, 404, 410, 422]);
+const AWAY = new Set([0, 502, 503, 504]);
+const REFUSALS = 3; // So many in a row may pass, where nothing is wrong that could be found.
+const PAUSE = 1500;
 
 const parsed = (text) => {
   try {
@@ -21,6 +26,7 @@ export class Following {
     this.count = 0;
     this.state = "away";
     this.connections = [];
+    this.refusals = 0; // In a row.
     this.fresh = [];
     this.outline = { seq_ids: [], kinds: [], bytes: [], stored_at_ms: [] };
   }
@@ -28,11 +34,13 @@ export class Following {
   // Connect, after the last id that was seen. A new EventSource can send no header: it names the id in its query.
   open(how = "resumed by you, starting_after") {
     this.close();
-    this.note(this.last ? how : "begun", this.last);
+    // One that came to nothing is not noted again.
+    if (this.connections.at(-1)?.isOpen !== false) this.note(this.last ? how : "begun", this.last);
     this.source = new EventSource(paths.stream(this.runId, this.last));
     this.turn("connecting");
     this.source.addEventListener("open", () => {
       this.connections.at(-1).isOpen = true;
+      this.refusals = 0;
       this.turn("live");
     });
     this.source.addEventListener("message", (event) => this.take(event));
@@ -60,6 +68,7 @@ export class Following {
   close() {
     this.source?.close();
     this.source = undefined;
+    clearTimeout(this.returning);
     clearTimeout(this.flushing);
     this.flushing = undefined;
     this.flush();
@@ -74,21 +83,33 @@ export class Following {
     this.connections.push({ at: Date.now(), how, after, count: 0, isOpen: false });
   }
 
-  async lost() {
+  lost() {
     if (this.source?.readyState === EventSource.CONNECTING) {
       // The browser comes back by itself, after the time that the gateway has told it.
       if (this.connections.at(-1).isOpen) this.note("came back by itself, Last-Event-ID", this.last);
       this.turn("connecting");
-      return;
+    } else {
+      this.refused();
     }
+  }
+
+  // A refusal stops an EventSource for good, and does not say why; and whatever stands before a gateway refuses, too, while
+  // that is away. So the run and its log are asked for: what is wrong with them is why, and what will pass is waited for.
+  async refused() {
     this.close();
-    // A refusal stops an EventSource for good, and does not say why. The run does.
+    this.turn("connecting");
+    this.refusals += 1;
+    let status;
+    let reason = "The gateway refuses to stream this run.";
     try {
-      const run = await ask(paths.run(this.runId));
-      this.turn(this.state === "over" || run.completed_at ? "over" : "refused", "The gateway refuses to stream this run.");
+      await ask(paths.run(this.runId));
+      await this.readOutline();
     } catch (error) {
-      this.turn("refused", error.message);
+      ({ status, message: reason } = error);
     }
+    if (this.source || this.state !== "connecting") return; // It was taken up again, or cut, meanwhile.
+    if (FINAL.has(status) || (this.refusals > REFUSALS && !AWAY.has(status))) this.turn("refused", reason);
+    else this.returning = setTimeout(() => this.open("taken up again by this page, starting_after"), PAUSE);
   }
 
   take(event) {
