@@ -114,6 +114,27 @@ async def test_a_page_that_is_left_follows_no_more(stack: Stack, tab: Tab) -> No
         await is_whole(tab, 13)
 
 
+async def test_a_run_that_is_left_before_it_is_read(stack: Stack, tab: Tab) -> None:
+    """Nobody follows it then, and nobody looks at it: what was asked for before it was left begins nothing."""
+    async with stack.live(2) as (run_id, _):
+        await tab.goto(f"{stack.base}/console/?q={run_id}")
+        await tab.shows(f"{run_id[:12]}…")
+        await tab.js(
+            "(() => { const ask = fetch; window.asked = [];"
+            "const late = (given, go) => setTimeout(() => go(ask(...given)), 500);"
+            "window.fetch = (...given) => { asked.push(given[0]); return new Promise((go) => late(given, go)); }; })()"
+        )
+        await tab.click(f"{run_id[:12]}…")
+        await tab.until("location.pathname.startsWith('/console/runs/')", "the run is not opened")
+        await tab.js("history.back()")
+        await tab.until("location.pathname === '/console/'", "back does not lead back")
+        await tab.js("new Promise((go) => setTimeout(go, 3000))")
+        tail = stack.hub.followed(run_id)
+        assert tail is not None
+        assert len(tail.followers) == 1
+        assert not await tab.js("asked.some((path) => path.endsWith('/followers'))")
+
+
 async def test_the_network_goes_away(stack: Stack, edge: Edge, tab: Tab) -> None:
     """The browser comes back by itself, with Last-Event-ID, and nothing is missing and nothing twice."""
     async with stack.live(5) as (run_id, creator):
@@ -270,6 +291,18 @@ async def test_cancel_asks_first(stack: Stack, tab: Tab) -> None:
         await tab.click("Cancel run", "dialog button")
         await tab.shows("The run has ended: cancelled.")
         await creator.rest()
+
+
+async def test_a_question_does_not_outlive_its_view(stack: Stack, tab: Tab) -> None:
+    """Back takes it along: it would be about a run that is not shown any more."""
+    async with stack.live(1) as (run_id, _):
+        await tab.goto(f"{stack.base}/console/?q={run_id}")
+        await tab.click(f"{run_id[:12]}…")
+        await tab.click("Cancel run")
+        await tab.until("document.querySelector('dialog')?.open", "nobody is asked")
+        await tab.js("history.back()")
+        await tab.until("document.querySelector('dialog') === null", "the question stays")
+        assert (await stack.record(run_id)).status == "running"
 
 
 async def test_what_an_agent_says_stays_text(stack: Stack, tab: Tab) -> None:

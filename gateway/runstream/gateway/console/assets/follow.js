@@ -33,6 +33,7 @@ export class Following {
 
   // Connect, after the last id that was seen. A new EventSource can send no header: it names the id in its query.
   open(how = "resumed by you, starting_after") {
+    if (this.isLeft) return;
     this.close();
     // One that came to nothing is not noted again.
     if (this.connections.at(-1)?.isOpen !== false) this.note(this.last ? how : "begun", this.last);
@@ -74,6 +75,12 @@ export class Following {
     this.flush();
   }
 
+  // For good: what is still being asked for must not begin anything any more.
+  leave() {
+    this.isLeft = true;
+    this.close();
+  }
+
   turn(state, reason) {
     this.state = state;
     this.onstate(reason);
@@ -107,7 +114,7 @@ export class Following {
     } catch (error) {
       ({ status, message: reason } = error);
     }
-    if (this.source || this.state !== "connecting") return; // It was taken up again, or cut, meanwhile.
+    if (this.isLeft || this.source || this.state !== "connecting") return; // Left, taken up again, or cut, meanwhile.
     if (FINAL.has(status) || (this.refusals > REFUSALS && !AWAY.has(status))) this.turn("refused", reason);
     else this.returning = setTimeout(() => this.open("taken up again by this page, starting_after"), PAUSE);
   }

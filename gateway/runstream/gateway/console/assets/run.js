@@ -217,7 +217,7 @@ export const runView = ({ id, session }) => {
       else await readWhole();
       await following.readOutline().catch((error) => complain(error.message));
       timeline.show(following.outline, isLive(run));
-      stops.push(every(2000, watch));
+      if (!following.isLeft) stops.push(every(2000, watch));
     } catch (error) {
       if (error.status !== 401) complain(error.status === 404 ? "There is no such run, or it is no longer kept." : error.message);
     }
@@ -250,7 +250,8 @@ export const runView = ({ id, session }) => {
     wake: () => following.wake(),
     close: () => {
       for (const stop of stops) stop();
-      following.close();
+      following.leave();
+      document.querySelector("dialog")?.close(); // It asks about this run.
       timeline.close();
       chunks.close();
     },
