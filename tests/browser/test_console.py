@@ -347,6 +347,27 @@ async def test_a_foreground_run_is_read(demo_stack: Stack, tab: Tab) -> None:
     await tab.until("document.querySelector('.reading .prose') !== null", "what it has said is not shown")
 
 
+async def test_what_is_complained_of_stays(stack: Stack, tab: Tab) -> None:
+    """That a run cannot be followed, and that it was not cancelled, is not taken back by the next look at it."""
+    async with stack.live(1, background=False) as (run_id, _):
+        await tab.goto(run_page(stack.base, run_id))
+        await tab.shows("made in the foreground")
+        await tab.js(
+            "(() => { const ask = fetch; window.looks = 0; window.fetch = async (path, given) => {"
+            "if (path.endsWith('/followers')) looks += 1;"
+            "return path.endsWith('/cancel') ? new Response('{}') : ask(path, given); }; })()"
+        )
+        await tab.click("Cancel run")
+        await tab.until("document.querySelector('dialog')?.open", "nobody is asked")
+        await tab.click("Cancel run", "dialog button")
+        await tab.shows("It is not cancelled.")
+        await tab.js("looks = 0; null")
+        await tab.until("looks > 2", "the run is not looked at")
+        shown = await tab.text("main")
+        assert "It is not cancelled." in shown
+        assert "made in the foreground" in shown
+
+
 async def test_a_run_that_there_is_not(stack: Stack, tab: Tab) -> None:
     """Nothing is made up."""
     await tab.goto(run_page(stack.base, new_run_id()))

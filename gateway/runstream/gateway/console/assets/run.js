@@ -127,12 +127,15 @@ const followersPanel = () => {
 export const runView = ({ id, session }) => {
   let run = null;
   let figures = null;
+  let refusal = "";
+  let isOld = false; // Whether it is complained that what is shown may be.
   const mayCancel = session.scopes.includes("runs:cancel") || session.scopes.includes("admin");
   const alert = h("p", { class: "alert", role: "alert", hidden: true });
   const complain = (text) => {
     say(alert, text);
     alert.hidden = !text;
   };
+  const note = h("p", { class: "alert", "data-tone": "warn", role: "status", hidden: true });
 
   const reading = new Reading();
   const chunks = new Chunks();
@@ -150,7 +153,8 @@ export const runView = ({ id, session }) => {
       panels.showOwn(following.connections);
       head.toggle.disabled = following.state === "over" || following.state === "refused";
       say(head.toggle, following.state === "cut" ? "Resume" : "Cut my connection");
-      if (following.state === "refused") complain(reason);
+      refusal = following.state === "refused" ? reason : "";
+      if (refusal) complain(refusal);
       if (following.state === "over") over();
     },
   });
@@ -183,8 +187,10 @@ export const runView = ({ id, session }) => {
   };
   const cancel = async () => {
     if (!(await confirmation("Cancel this run? It ends for everybody who follows it, and cannot be taken up again.", "Cancel run"))) return;
+    complain("");
     try {
-      await ask(paths.cancel(run.agent_id), { method: "POST", body: { run_ids: [id] } });
+      const outcomes = await ask(paths.cancel(run.agent_id), { method: "POST", body: { run_ids: [id] } });
+      if (outcomes[id] !== "cancelled") throw new Error("The gateway does not know it any more.");
       announce("The run is cancelled.");
       await look();
     } catch (error) {
@@ -201,12 +207,17 @@ export const runView = ({ id, session }) => {
   };
   // A foreground run has no ids, and so cannot be followed; what it has said can be read.
   const readWhole = async () => {
-    complain("This run was made in the foreground: it has no ids, so it cannot be followed or resumed. This is what it has said so far.");
-    mark(alert, "data-tone", "warn");
+    say(note, "This run was made in the foreground: it has no ids, so it cannot be followed or resumed. This is what it has said so far.");
+    note.hidden = false;
     const said = (await ask(paths.messages(id))).map((message, index) => ({ index: index + 1, id: 0, data: JSON.stringify(message), message }));
     chunks.add(said);
     reading.add(said.map((chunk) => chunk.message));
     head.toggle.hidden = head.check.hidden = proof.element.hidden = true;
+  };
+
+  const old = (text) => {
+    isOld = true;
+    complain(text);
   };
 
   const stops = [];
@@ -215,7 +226,7 @@ export const runView = ({ id, session }) => {
       await look();
       if (run.background) following.open();
       else await readWhole();
-      await following.readOutline().catch((error) => complain(error.message));
+      await following.readOutline().catch((error) => old(error.message));
       timeline.show(following.outline, isLive(run));
       if (!following.isLeft) stops.push(every(2000, watch));
     } catch (error) {
@@ -230,10 +241,10 @@ export const runView = ({ id, session }) => {
       await look();
       await following.readOutline();
       timeline.show(following.outline, isLive(run));
-      if (following.state === "refused") return;
-      complain("");
+      if (isOld) complain(refusal);
+      isOld = false;
     } catch (error) {
-      if (error.status !== 401) complain(`${error.message} What is shown may be old.`);
+      if (error.status !== 401) old(`${error.message} What is shown may be old.`);
     }
   };
 
@@ -245,7 +256,7 @@ export const runView = ({ id, session }) => {
     h("div", { class: "panel-head" }, h("h2", { text: "Conversation" }), h("span", { class: "quiet", text: "put together from the chunks" })), reading.element);
   return {
     title: `Run ${short(id)}`,
-    element: h("div", { class: "run" }, head.element, alert, head.list, proof.element, timeline.element, h("div", { class: "sides" }, conversation, chunks.element), ...panels.elements),
+    element: h("div", { class: "run" }, head.element, note, alert, head.list, proof.element, timeline.element, h("div", { class: "sides" }, conversation, chunks.element), ...panels.elements),
     rest: () => following.rest(),
     wake: () => following.wake(),
     close: () => {
