@@ -394,11 +394,13 @@ async def test_signing_in_leaves_nothing_behind(nats_url: str, tmp_path: Path, t
         await tab.goto(f"{stack.base}/console/")
         await tab.shows("Key or token")
         await is_usable(tab)
-        for given, shows in (("rsk_wrong", "admits nobody here"), (key, "Nothing runs at the moment")):
+        wrong = [(each, "admits nobody here") for each in ("“rsk_quoted”", "rsk_wrong")]
+        for given, shows in (*wrong, (key, "Nothing runs at the moment")):
             await tab.js("document.getElementById('key').value = ''; document.getElementById('key').focus()")
             await tab.type(given)
             await tab.press("Enter")
             await tab.shows(shows)
+        assert await tab.js("document.activeElement.id") == "main"
         kept = await tab.js("[document.cookie, JSON.stringify({...localStorage, ...sessionStorage}), location.href]")
         assert kept == ["", "{}", f"{stack.base}/console/"]
         (cookie,) = (await tab.call("Network.getCookies", urls=[f"{stack.base}/v1/"]))["cookies"]
@@ -406,7 +408,11 @@ async def test_signing_in_leaves_nothing_behind(nats_url: str, tmp_path: Path, t
         assert cookie["value"] not in key
         await tab.goto(f"{stack.base}/console/health")
         await tab.shows("it needs a credential with the scope admin")
+        await tab.offline(True)
         await tab.click("Sign out")
+        await tab.shows("Not signed out")
+        await tab.offline(False)
+        await tab.click("Try again")
         await tab.shows("Key or token")
         assert (await tab.call("Network.getCookies", urls=[f"{stack.base}/v1/"]))["cookies"] == []
 

@@ -151,6 +151,11 @@ class Tab:
         """Prefer `dark` or `light`."""
         await self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
 
+    async def offline(self, is_offline: bool) -> None:
+        """Have no network, or have it back."""
+        given = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        await self.call("Network.emulateNetworkConditions", offline=is_offline, **given)
+
     async def picture(self, path: Path) -> None:
         """Keep what is to be seen as a PNG."""
         found = await self.call("Page.captureScreenshot", format="png", optimizeForSpeed=False)

@@ -1,6 +1,6 @@
 // Starts the console, and shows the view that the address names.
 
-import { ask, paths, Refused } from "./api.js";
+import { ask, paths } from "./api.js";
 import { announce, h, mark, say } from "./dom.js";
 import { healthView } from "./health.js";
 import { listen, place } from "./router.js";
@@ -13,6 +13,7 @@ const MAKERS = { runs: runsView, run: runView, try: tryView, health: healthView 
 const main = document.getElementById("main");
 let session = null;
 let shown = null;
+let isFirst = true;
 
 const theme = document.getElementById("theme");
 theme.value = document.documentElement.dataset.theme ?? "auto";
@@ -33,14 +34,20 @@ const put = (view, name, id) => {
   for (const link of document.querySelectorAll(".bar nav a")) {
     mark(link, "aria-current", link.dataset.view === name ? "page" : null);
   }
-  const isFirst = shown === null;
   shown = { view, name, id };
   if (!isFirst) {
     main.focus({ preventScroll: true });
     scrollTo(0, 0);
     announce(view.title);
   }
+  isFirst = false;
 };
+
+const failed = (title, error, again) => put({
+  title,
+  element: h("div", { class: "alert", role: "alert" }, h("h1", { text: title }), h("p", { text: error.message }),
+    h("button", { type: "button", text: "Try again", onclick: again })),
+});
 
 const show = () => {
   if (session === null) return;
@@ -55,11 +62,11 @@ const greet = (found) => {
   say(document.getElementById("where"), `${where}gateway ${found.gateway} · ${found.version}`);
   document.getElementById("sign-out").hidden = !found.is_asked;
   document.getElementById("try-link").hidden = !found.has_demo_agent;
-  shown = shown?.name === "sign-in" ? null : shown;
   show();
 };
 
 const askWho = () => {
+  if (shown?.name === "sign-in") return; // Whatever else was asked is refused, too, and must not clear what is typed.
   session = null;
   document.getElementById("sign-out").hidden = true;
   say(document.getElementById("where"), "");
@@ -70,19 +77,23 @@ const start = async () => {
   try {
     greet(await ask(paths.session));
   } catch (error) {
-    if (error instanceof Refused && error.status === 401) return;
-    const again = h("button", { type: "button", text: "Try again", onclick: start });
-    put({ title: "Not there", element: h("div", { class: "alert", role: "alert" }, h("h1", { text: "Not there" }), h("p", { text: error.message }), again) });
-    shown = null;
+    if (error.status !== 401) failed("Not there", error, start);
+  }
+};
+
+// Who leaves must know whether the cookie is gone: this page cannot see it.
+const signOut = async () => {
+  try {
+    await ask(paths.session, { method: "DELETE" });
+    askWho();
+  } catch (error) {
+    if (error.status !== 401) failed("Not signed out", error, signOut);
   }
 };
 
 addEventListener("runstream:place", show);
 addEventListener("runstream:stranger", askWho);
-document.getElementById("sign-out").addEventListener("click", async () => {
-  await ask(paths.session, { method: "DELETE" }).catch(() => {});
-  askWho();
-});
+document.getElementById("sign-out").addEventListener("click", signOut);
 addEventListener("pagehide", () => shown?.view.rest?.());
 addEventListener("pageshow", (event) => event.persisted && shown?.view.wake?.());
 listen();

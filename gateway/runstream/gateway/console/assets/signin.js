@@ -5,6 +5,8 @@
 import { ask, paths } from "./api.js";
 import { h, say } from "./dom.js";
 
+const SENDABLE = /^[\x21-\x7e]+$/; // In a header; no key and no token has anything else in it.
+const NOBODYS = "This key or token admits nobody here.";
 const NOT_KEPT =
   "The key is good, but the browser has not kept its cookie: it does so over https, and on localhost, and nowhere else.";
 
@@ -15,9 +17,19 @@ export const signInView = ({ welcome }) => {
   const said = h("p", { class: "alert", role: "alert", hidden: true });
   const press = h("button", { class: "main", type: "submit", text: "Sign in" });
 
+  const complain = (text) => {
+    press.disabled = false;
+    say(said, text);
+    said.hidden = false;
+    key.focus();
+  };
   const submit = async (event) => {
     event.preventDefault();
     const given = key.value.trim();
+    if (!SENDABLE.test(given)) {
+      complain(NOBODYS);
+      return;
+    }
     press.disabled = true;
     said.hidden = true;
     try {
@@ -28,10 +40,7 @@ export const signInView = ({ welcome }) => {
       });
       welcome(found);
     } catch (error) {
-      press.disabled = false;
-      say(said, error.status === 401 ? "This key or token admits nobody here." : error.message);
-      said.hidden = false;
-      key.focus();
+      complain(error.status === 401 ? NOBODYS : error.message);
     }
   };
 
