@@ -325,6 +325,30 @@ async def test_what_looks_like_a_ping_is_none(stack: Stack, tab: Tab) -> None:
         await is_whole(tab, 5)
 
 
+async def test_what_is_no_message_is_shown_as_it_came(stack: Stack, tab: Tab) -> None:
+    """Whatever an agent calls one, all else is read, and the page gets to its end."""
+    odd = [
+        {"message_type": "tool_return_message", "id": "message-1", "tool_returns": "no list"},
+        {"message_type": "tool_call_message", "id": "message-2", "tool_call": {"name": {"toString": 1, "valueOf": 1}}},
+        {"message_type": "approval_response_message", "approvals": [None]},
+        {"message_type": ["assistant_message"], "content": "no type"},
+        {"message_type": "constructor"},
+    ]
+    async with stack.live(1) as (run_id, _):
+        for each in odd:
+            stack.puppet.say_this(run_id, each)
+        stack.puppet.say(run_id)
+        stack.puppet.finish(run_id)
+        await tab.goto(run_page(stack.base, run_id))
+        # What is odd, two words, the stop reason, the usage and the end.
+        await is_whole(tab, len(odd) + 5)
+        assert await said(tab) == ["0", "1"]
+        assert "no list" in await tab.text(".reading")
+        assert await tab.js(
+            "[...document.querySelectorAll('.chunk')].some((row) => row.children[1].innerText === 'constructor')"
+        )
+
+
 async def test_each_kind_of_message_is_read(demo_stack: Stack, tab: Tab) -> None:
     """Thoughts are folded, calls and returns are cards, an error is plain, and so is how it ended."""
     knobs = {"chunks": 6, "interval_ms": 0, "reasoning": True, "tool_call": True, "error_after": 4}

@@ -8,12 +8,12 @@ const HEIGHT = 24;
 const LINE = 400;
 const QUIET = new Set(["ping", "usage_statistics", "stop_reason", "end"]);
 
-const labels = {
+const labels = new Map(Object.entries({
   assistant_message: "assistant", reasoning_message: "reasoning", tool_call_message: "tool call", tool_return_message: "return",
   approval_request_message: "approval", usage_statistics: "usage", stop_reason: "stop", error_message: "error",
-};
+}));
 
-export const typeOf = (chunk) => {
+const typeOf = (chunk) => {
   if (chunk.data === "[DONE]") return "end";
   return typeof chunk.message?.message_type === "string" ? chunk.message.message_type : "other";
 };
@@ -69,7 +69,7 @@ export class Chunks {
     mark(row, "aria-pressed", String(this.pressed === index));
     mark(row, "data-tone", type === "error_message" ? "bad" : QUIET.has(type) ? "quiet" : null);
     say(row.children[0], chunk.id ? String(chunk.id) : "–");
-    say(row.children[1], labels[type] ?? type.replace(/_message$/, ""));
+    say(row.children[1], labels.get(type) ?? type.replace(/_message$/, ""));
     say(row.children[2], lineOf(chunk));
   }
 

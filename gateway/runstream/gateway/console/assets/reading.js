@@ -37,7 +37,7 @@ const settle = (item) => {
 
 const head = (...parts) => h("p", { class: "said-by" }, ...parts);
 
-// Each kind of message: how it begins, and how a further event of it goes on.
+// Each kind of message: how it begins, how a further event of it goes on, and how what waits is shown, if not as text.
 const prose = (who, field) => ({
   make: () => {
     const body = h("p", { class: "prose" });
@@ -57,8 +57,11 @@ const call = (what, tone) => ({
     for (const each of calls) {
       const id = each.tool_call_id ?? [...item.calls.keys()].at(-1) ?? "";
       const before = item.calls.get(id) ?? { name: "", text: "" };
-      item.calls.set(id, { name: before.name || (each.name ?? ""), text: before.text + (each.arguments ?? "") });
+      item.calls.set(id, { name: before.name || String(each.name ?? ""), text: before.text + String(each.arguments ?? "") });
     }
+  },
+  // Once for all that came together: of arguments that come in ten thousand parts all would be read as often.
+  settle: (item) => {
     const all = [...item.calls.values()];
     say(item.name, all.map((each) => each.name).join(", "));
     say(item.body, all.map((each) => pretty(each.text)).join("\n"));
@@ -100,7 +103,7 @@ const KINDS = {
       const isBad = returns.some((each) => each.status === "error");
       say(item.status, isBad ? "an error" : "");
       mark(item.element, "data-tone", isBad ? "bad" : null);
-      const outputs = returns.flatMap((each) => [textOf(each.tool_return), ...(each.stdout ?? []), ...(each.stderr ?? [])]);
+      const outputs = returns.flatMap((each) => [textOf(each.tool_return), each.stdout ?? [], each.stderr ?? []].flat());
       write(item, outputs.map(pretty).join("\n"));
     },
   },
@@ -162,7 +165,7 @@ export class Reading {
 
   add(messages) {
     const touched = new Set(messages.map((message) => this.addOne(message)));
-    for (const item of touched) if (item) settle(item);
+    for (const item of touched) item?.settle(item);
     while (this.items.size > MOST_ITEMS) {
       const [key, item] = this.items.entries().next().value;
       item.element.remove();
@@ -178,16 +181,24 @@ export class Reading {
     const type = message?.message_type;
     if (type === "ping") return null;
     const kind = (typeof type === "string" && Object.hasOwn(KINDS, type) && KINDS[type]) || OTHER;
+    try {
+      return this.addAs(kind, message);
+    } catch {
+      return this.addAs(OTHER, message); // Nobody sees to it that what an agent calls a message is one.
+    }
+  }
+
+  addAs(kind, message) {
     const isJoined = typeof message?.id === "string" && kind !== OTHER;
     this.number += 1;
-    const key = isJoined ? `${type} ${message.id} ${message.otid ?? ""}` : `alone ${this.number}`;
-    let item = this.items.get(key);
-    if (item === undefined) {
-      item = kind.make();
+    const key = isJoined ? `${message.message_type} ${message.id} ${message.otid ?? ""}` : `alone ${this.number}`;
+    const before = this.items.get(key);
+    const item = before ?? { settle: kind.settle ?? settle, ...kind.make() };
+    kind.add(item, message);
+    if (before === undefined) {
       this.items.set(key, item);
       this.element.append(item.element);
     }
-    kind.add(item, message);
     return item;
   }
 
