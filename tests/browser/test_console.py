@@ -13,7 +13,15 @@ from runstream.broker.agents.demo import demo
 from runstream.broker.bucket import Bucket, Put
 from runstream.broker.keys import run_key
 from runstream.gateway.console.pages import VERSION
-from runstream.schemas import DEFAULT_TENANT, RunRecord, encode_run, new_agent_id, new_run_id
+from runstream.schemas import (
+    DEFAULT_TENANT,
+    RunRecord,
+    ToolCall,
+    ToolCallMessage,
+    encode_run,
+    new_agent_id,
+    new_run_id,
+)
 from tests.browser.conftest import Edge
 from tests.support.auth import KeyFile
 from tests.support.devtools import Tab
@@ -323,6 +331,29 @@ async def test_what_looks_like_a_ping_is_none(stack: Stack, tab: Tab) -> None:
         await tab.goto(run_page(stack.base, run_id))
         # It, a word, the stop reason, the usage and the end.
         await is_whole(tab, 5)
+
+
+async def test_arguments_are_shown_as_they_were_written(stack: Stack, tab: Tab) -> None:
+    """Long numbers to their last digit; and what would turn the direction of the text turns nothing."""
+    written = '{"id":12345678901234567890,"a":[],"b":{"c":1.0, "c":2},"d":"x: {\\"y\\"}, \u202e"}'
+    shown = [
+        "{",
+        '  "id": 12345678901234567890,',
+        '  "a": [],',
+        '  "b": {',
+        '    "c": 1.0,',
+        '    "c": 2',
+        "  },",
+        '  "d": "x: {\\"y\\"}, \\u202e"',
+        "}",
+    ]
+    async with stack.live() as (run_id, _):
+        called = ToolCallMessage(tool_call=ToolCall(name="search", arguments=written, tool_call_id="call-1"))
+        stack.puppet.say_this(run_id, called)
+        stack.puppet.finish(run_id)
+        await tab.goto(run_page(stack.base, run_id))
+        await is_whole(tab, 4)
+        assert (await tab.text(".reading pre")).splitlines() == shown
 
 
 async def test_what_is_no_message_is_shown_as_it_came(stack: Stack, tab: Tab) -> None:

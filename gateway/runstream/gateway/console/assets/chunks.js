@@ -1,7 +1,7 @@
 // The chunks of a run as they came, one line each, with their ids; one that is pressed shows whole.
 
 import { h, mark, say } from "./dom.js";
-import { count } from "./format.js";
+import { count, laidOut, unturned } from "./format.js";
 import { VirtualList } from "./virtual.js";
 
 const HEIGHT = 24;
@@ -21,7 +21,7 @@ const typeOf = (chunk) => {
 const lineOf = (chunk) => {
   const { message } = chunk;
   const text = message?.content ?? message?.reasoning ?? message?.tool_call?.arguments ?? message?.tool_return ?? message?.stop_reason;
-  return (typeof text === "string" ? JSON.stringify(text) : chunk.data).slice(0, LINE);
+  return unturned((typeof text === "string" ? JSON.stringify(text) : chunk.data).slice(0, LINE));
 };
 
 export class Chunks {
@@ -77,7 +77,7 @@ export class Chunks {
     this.pressed = this.pressed === index ? null : index;
     const chunk = this.items[this.pressed];
     this.inspector.hidden = chunk === undefined;
-    if (chunk) say(this.shown, chunk.message ? JSON.stringify(chunk.message, null, 2) : chunk.data);
+    if (chunk) say(this.shown, chunk.message ? unturned(laidOut(chunk.data)) : chunk.data);
     this.list.plan();
   }
 }

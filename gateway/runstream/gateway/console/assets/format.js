@@ -43,5 +43,28 @@ export const clock = (milliseconds) =>
 export const when = (milliseconds) =>
   `${new Date(milliseconds).toLocaleDateString("sv-SE")} ${clock(milliseconds)}`;
 
+const DEEPEST = 40;
+
+// Breaks JSON into lines as it was written: read and written anew its long numbers would be rounded, and keys that are there
+// twice gone.
+export const laidOut = (json) => {
+  let depth = 0;
+  const line = (by) => {
+    depth += by;
+    return `\n${"  ".repeat(Math.min(depth, DEEPEST))}`;
+  };
+  return json.replace(/"[^"\\]*(?:\\.[^"\\]*)*"|[{[]\s*[}\]]|[{}[\],:]|\s+/g, (part) => {
+    if (part === "{" || part === "[") return part + line(1);
+    if (part === "}" || part === "]") return line(-1) + part;
+    if (part === ",") return part + line(0);
+    if (part === ":") return ": ";
+    return part[0] === '"' ? part : part.replace(/\s/g, "");
+  });
+};
+
+// What turns the direction of text shows as JSON may write it: else what is called could look like something else.
+export const unturned = (text) =>
+  text.replace(/[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, (mark) => `\\u${mark.charCodeAt(0).toString(16).padStart(4, "0")}`);
+
 // As much of an id as tells it from its neighbours; the whole stands in the title.
 export const short = (id) => (id ? id.replace(/^([a-z]+-[0-9a-f]{8})-.*$/, "$1…") : "–");

@@ -1,7 +1,7 @@
 // A run as a person reads it: the events of one message put together, thoughts folded, calls and returns as cards.
 
 import { h, mark, say } from "./dom.js";
-import { count } from "./format.js";
+import { count, laidOut, unturned } from "./format.js";
 
 const MOST_ITEMS = 400;
 
@@ -13,10 +13,11 @@ const textOf = (content) => {
 
 const pretty = (text) => {
   try {
-    return JSON.stringify(JSON.parse(text), null, 2);
+    JSON.parse(text);
   } catch {
     return text;
   }
+  return laidOut(String(text));
 };
 
 // What is written to a message waits until all that came together is there, and is then added to the one text it has:
@@ -63,8 +64,8 @@ const call = (what, tone) => ({
   // Once for all that came together: of arguments that come in ten thousand parts all would be read as often.
   settle: (item) => {
     const all = [...item.calls.values()];
-    say(item.name, all.map((each) => each.name).join(", "));
-    say(item.body, all.map((each) => pretty(each.text)).join("\n"));
+    say(item.name, unturned(all.map((each) => each.name).join(", ")));
+    say(item.body, unturned(all.map((each) => pretty(each.text)).join("\n")));
   },
 });
 
