@@ -247,6 +247,13 @@ async def test_a_thousand_live_runs(stack: Stack, tab: Tab) -> None:
         await tab.until("document.querySelectorAll('.space .grid-row').length === 1", "the one is not found")
         assert records[500].id[:12] in await tab.text(".space")
         assert records[500].agent_id in str(await tab.js("location.search"))
+        # A part of an id is looked for page by page, also behind pages that do not have it.
+        await tab.goto(f"{stack.base}/console/?status=all&q={records[0].id[4:24]}")
+        await tab.shows("No runs match")
+        while not await tab.js("document.querySelectorAll('.space .grid-row').length"):
+            await tab.click("Load older")
+            await tab.until("!document.querySelector('.grid-foot button').disabled", "nothing older is loaded")
+        assert records[0].id[:12] in await tab.text(".space")
     finally:
         await asyncio.gather(*(bucket.write([Put(run_key(DEFAULT_TENANT, each.id), None)]) for each in records))
 
@@ -258,6 +265,7 @@ async def test_filters_stand_in_the_address(stack: Stack, tab: Tab) -> None:
     await tab.goto(f"{stack.base}/console/")
     await tab.click("Completed")
     await tab.shows(run_id[:12])
+    assert await tab.js("document.activeElement.innerText") == "Completed"
     await tab.js("document.querySelector('input[type=search]').focus()")
     await tab.type("otid-of-the-console")
     await tab.press("Enter")

@@ -15,7 +15,8 @@ const UUID = "[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12
 const IDS = { run: new RegExp(`^run-${UUID}$`), conversation: new RegExp(`^conv-${UUID}$`), agent: new RegExp(`^agent-${UUID}$`) };
 const ONLY_HERE = "Known to this gateway only: other gateways may serve further followers of the same run.";
 
-// What is asked of the API for what somebody has typed. Part of an id is looked for among what was loaded.
+// What is asked of the API for what somebody has typed. Part of an id is looked for among what was loaded; `last` is where
+// that ends, whether it was found there or not.
 const load = async ({ q, status }, after) => {
   if (IDS.run.test(q)) {
     try {
@@ -33,14 +34,14 @@ const load = async ({ q, status }, after) => {
   if (IDS.agent.test(q)) query.agent_id = q;
   if (after) query.after = after;
   const runs = await ask(paths.runs(query));
-  const isWhole = runs.length < limit;
-  if (!q || query.conversation_id || query.agent_id) return { runs, isWhole };
+  const page = { isWhole: runs.length < limit, last: runs.at(-1)?.id };
+  if (!q || query.conversation_id || query.agent_id) return { runs, ...page };
   const found = runs.filter((run) => [run.id, run.agent_id, run.conversation_id].some((id) => id?.includes(q)));
-  if (found.length || after) return { runs: found, isWhole };
+  if (found.length || after) return { runs: found, ...page };
   try {
     return { runs: [await ask(paths.withOtid(q))], isWhole: true };
   } catch (error) {
-    if (error.status === 404) return { runs: [], isWhole };
+    if (error.status === 404) return { runs: [], ...page };
     throw error;
   }
 };
@@ -50,6 +51,8 @@ export const runsView = ({ query }) => {
   let older = [];
   let newest = [];
   let isWhole = true;
+  let isPaged = false;
+  let last;
   let turn = 0;
   let visible = [];
   let typing;
@@ -71,9 +74,12 @@ export const runsView = ({ query }) => {
     clearTimeout(typing);
     go(runsAddress({ ...wanted, q: box.value.trim() }));
   } }, box);
-  const choice = h("nav", { class: "choice", "aria-label": "Status" });
-  const choose = () => choice.replaceChildren(...CHOICES.map(([value, text]) =>
-    h("a", { href: runsAddress({ ...wanted, status: value }), "aria-current": wanted.status === value ? "true" : null, text })));
+  const links = CHOICES.map(([, text]) => h("a", { text }));
+  const choice = h("nav", { class: "choice", "aria-label": "Status" }, ...links);
+  const choose = () => CHOICES.forEach(([value], index) => {
+    mark(links[index], "href", runsAddress({ ...wanted, status: value }));
+    mark(links[index], "aria-current", wanted.status === value ? "true" : null);
+  });
 
   // -- rows
 
@@ -133,25 +139,35 @@ export const runsView = ({ query }) => {
   // -- looking
 
   const draw = () => {
-    const ids = new Set(newest.map((run) => run.id));
-    const runs = [...newest, ...older.filter((run) => !ids.has(run.id))];
+    const ids = new Set();
+    const runs = [...newest, ...older].filter(({ id }) => !ids.has(id) && ids.add(id));
     list.show(runs);
+    for (const id of figures.keys()) if (!ids.has(id)) figures.delete(id);
     mark(grid, "aria-rowcount", runs.length + 1);
     const what = wanted.status ? (wanted.status === "all" ? "runs" : `${wanted.status} runs`) : "live runs";
     say(total, `${count(runs.length)}${isWhole ? "" : " newest"} ${what}`);
-    more.hidden = isWhole || !runs.length || !wanted.status;
+    more.hidden = isWhole || !wanted.status;
     empty.hidden = runs.length > 0;
     say(empty, wanted.q
       ? `No ${what} match “${wanted.q}”. A whole id is looked for everywhere; part of one among the newest; anything else as an otid.`
       : wanted.status ? `No ${what}.` : "Nothing runs at the moment. A run that is started shows here at once.");
   };
 
+  // What newer ones have pushed off the first page, where there are further ones behind it.
+  const pushedOut = (runs) => {
+    if (!runs.length) return [];
+    const ids = new Set(runs.map(({ id }) => id));
+    const oldest = moment(runs.at(-1).created_at);
+    return newest.filter((run) => !ids.has(run.id) && moment(run.created_at) <= oldest);
+  };
+
   const look = async (mine = turn) => {
     try {
       const found = await load(wanted);
       if (mine !== turn) return;
+      if (isPaged) older = [...pushedOut(found.runs), ...older];
+      else ({ isWhole, last } = found);
       newest = found.runs;
-      if (!older.length) isWhole = found.isWhole;
       alert.hidden = true;
       draw();
     } catch (error) {
@@ -162,15 +178,18 @@ export const runsView = ({ query }) => {
   };
 
   const loadOlder = async () => {
+    const mine = turn;
     more.disabled = true;
     try {
-      const last = [...newest, ...older].at(-1);
-      const found = await load(wanted, last?.id);
+      const found = await load(wanted, last);
+      if (mine !== turn) return;
       older = [...older, ...found.runs];
-      isWhole = found.isWhole;
+      isPaged = true;
+      ({ isWhole, last } = found);
       draw();
       announce(`${found.runs.length} older runs`);
     } catch (error) {
+      if (mine !== turn) return;
       say(alert, error.message);
       alert.hidden = false;
     } finally {
@@ -214,6 +233,7 @@ export const runsView = ({ query }) => {
       turn += 1;
       older = [];
       newest = [];
+      isPaged = false;
       if (box.value.trim() !== wanted.q) box.value = wanted.q;
       choose();
       scroller.scrollTop = 0;
