@@ -293,6 +293,17 @@ async def test_it_is_used_with_a_keyboard(stack: Stack, tab: Tab) -> None:
     assert await tab.js("document.activeElement.id") == "main"
 
 
+async def test_health_is_looked_at_without_losing_the_place(stack: Stack, tab: Tab) -> None:
+    """Who is in a table stays there while its figures change."""
+    await tab.goto(f"{stack.base}/console/health")
+    await tab.shows("RUNS_0")
+    await tab.js("document.querySelector('.table-wrap').focus()")
+    await tab.js("window.facts = document.querySelector('.facts').innerText")
+    async with stack.live(1):
+        await tab.until("document.querySelector('.facts').innerText !== facts", "the figures do not change")
+        assert await tab.js("document.activeElement.className") == "table-wrap"
+
+
 async def test_cancel_asks_first(stack: Stack, tab: Tab) -> None:
     """Escape leaves the run alone; who says so twice ends it."""
     async with stack.live(2) as (run_id, creator):

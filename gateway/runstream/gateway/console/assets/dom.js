@@ -26,5 +26,19 @@ export const mark = (element, name, value) => {
   else if (element.getAttribute(name) !== String(value)) element.setAttribute(name, String(value));
 };
 
+// Makes what an element holds as it is wanted, and leaves what is so already: made anew it would lose the focus, what was
+// selected in it, and how far it was scrolled.
+export const mend = (there, wanted) => {
+  const [old, fresh] = [[...there.childNodes], [...wanted.childNodes]];
+  if (old.length !== fresh.length || old.some((node, index) => node.nodeName !== fresh[index].nodeName)) {
+    there.replaceChildren(...fresh);
+    return;
+  }
+  old.forEach((node, index) => {
+    if (node.nodeType !== Node.TEXT_NODE) mend(node, fresh[index]);
+    else if (node.data !== fresh[index].data) node.data = fresh[index].data;
+  });
+};
+
 // For those who listen: few words, and not for everything that changes.
 export const announce = (text) => say(document.getElementById("said"), text);

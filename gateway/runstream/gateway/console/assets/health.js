@@ -1,7 +1,7 @@
 // How the gateway that answers is, and what it needs: for operators, with the scope admin.
 
 import { ask, every, paths } from "./api.js";
-import { h, say } from "./dom.js";
+import { h, mend, say } from "./dom.js";
 import { bytes, clock, count, span } from "./format.js";
 
 const facts = (pairs) => h("dl", { class: "panel facts" }, ...pairs.map(([name, value]) => h("div", {}, h("dt", { text: name }), h("dd", { text: value }))));
@@ -36,7 +36,7 @@ export const healthView = () => {
     state.dataset.tone = found.unready ? "bad" : "good";
     say(state, found.unready ? `Not ready: ${found.unready}` : "Ready.");
     const waiting = found.streams.find((each) => each.name === "RUNSTREAM_WORK");
-    body.replaceChildren(
+    mend(body, h("div", {},
       facts([
         ["Runs that go on", count((found.runs.created ?? 0) + (found.runs.running ?? 0))], ["Run requests in NATS", count(waiting?.messages)],
         ["Open streams", `${count(gateway.streams)} of ${count(gateway.streams_limit)}`], ["Of them behind", count(gateway.streams_behind)],
@@ -52,7 +52,7 @@ export const healthView = () => {
         ["Conversations", count(gateway.conversations_in_memory)], ["Index heard", `${span(gateway.list_silent_seconds * 1000)} ago`], ["Holes repaired", count(gateway.holes_repaired)],
       ])),
       section("Versions", null, facts(Object.entries(found.versions))),
-    );
+    ));
   };
   const configuration = h("details", { class: "panel" }, h("summary", { class: "panel-head", text: "Configuration, without secrets" }));
   const configure = (found) => {
