@@ -21,7 +21,7 @@ from runstream.schemas import InvalidRecord
 if TYPE_CHECKING:
     from runstream.broker.jetstream import JetStream
 
-__all__ = ["SESSION_SECONDS", "Sessions"]
+__all__ = ["SESSION_SECONDS", "Sessions", "is_session"]
 
 SESSION_SECONDS: Final = 3600
 """How long one lasts: as long as a cookie may that the platform sets."""
@@ -42,6 +42,14 @@ def _session_in(value: bytes) -> _Session:
         return msgspec.json.decode(value, type=_Session)
     except msgspec.MsgspecError as error:
         raise InvalidRecord(f"This is no session: {error}") from None
+
+
+def is_session(value: bytes) -> bool:
+    """Tell whether what stands where tickets stand, too, is a session that is not over."""
+    try:
+        return not _session_in(value).principal.has_expired
+    except InvalidRecord:
+        return False
 
 
 def _key(session: str) -> str:
