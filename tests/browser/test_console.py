@@ -103,6 +103,7 @@ async def test_cut_and_resumed_by_hand(stack: Stack, tab: Tab) -> None:
         assert await said(tab) == [str(number) for number in range(15)]
         fifth = creator.seen[5].seq_id
         await tab.shows(f"resumed by you, starting_after\t{fifth}")
+        assert await tab.text("#said") == "0 missing, 0 twice"
 
 
 async def test_a_page_that_is_left_follows_no_more(stack: Stack, tab: Tab) -> None:

@@ -162,6 +162,7 @@ export const runView = ({ id, session }) => {
   const check = async () => {
     try {
       proof.judge(await following.check());
+      announce(proof.verdict.textContent);
       timeline.show(following.outline, isLive(run));
     } catch (error) {
       if (error.status !== 401) say(proof.reason, `not checked: ${error.message}`);
