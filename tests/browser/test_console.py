@@ -180,6 +180,7 @@ async def test_what_stands_before_the_gateway_refuses(stack: Stack, tab: Tab) ->
         await tab.js("window.isAway = false")
         await is_whole(tab, 13)
         assert await said(tab) == [str(number) for number in range(10)]
+        await tab.until("!document.body.innerText.includes('502')", "it is still complained of")
 
 
 async def test_a_run_whose_log_is_gone(stack: Stack, tab: Tab) -> None:

@@ -8,7 +8,7 @@ const SHOWN_KINDS = new Set(["data", "plain", "error", "end"]);
 const FINAL = new Set([400, 403, 404, 410, 422]);
 const AWAY = new Set([0, 502, 503, 504]);
 const REFUSALS = 3; // So many in a row may pass, where nothing is wrong that could be found.
-const PAUSE = 1500;
+const PAUSE = 1500; // Half more or less: not all pages are to come back at once.
 
 const parsed = (text) => {
   try {
@@ -116,7 +116,7 @@ export class Following {
     }
     if (this.isLeft || this.source || this.state !== "connecting") return; // Left, taken up again, or cut, meanwhile.
     if (FINAL.has(status) || (this.refusals > REFUSALS && !AWAY.has(status))) this.turn("refused", reason);
-    else this.returning = setTimeout(() => this.open("taken up again by this page, starting_after"), PAUSE);
+    else this.returning = setTimeout(() => this.open("taken up again by this page, starting_after"), PAUSE * (0.5 + Math.random()));
   }
 
   take(event) {

@@ -189,6 +189,7 @@ export const runView = ({ id, session }) => {
   const cancel = async () => {
     if (!(await confirmation("Cancel this run? It ends for everybody who follows it, and cannot be taken up again.", "Cancel run"))) return;
     complain("");
+    isOld = false;
     try {
       const outcomes = await ask(paths.cancel(run.agent_id), { method: "POST", body: { run_ids: [id] } });
       if (outcomes[id] !== "cancelled") throw new Error("The gateway does not know it any more.");
@@ -238,10 +239,11 @@ export const runView = ({ id, session }) => {
     try {
       panels.showOwn(following.connections);
       panels.show(await ask(paths.followers(id)));
-      if (!isLive(run)) return;
-      await look();
-      await following.readOutline();
-      timeline.show(following.outline, isLive(run));
+      if (isLive(run)) {
+        await look();
+        await following.readOutline();
+        timeline.show(following.outline, isLive(run));
+      }
       if (isOld) complain(refusal);
       isOld = false;
     } catch (error) {
