@@ -180,7 +180,22 @@ async def test_what_stands_before_the_gateway_refuses(stack: Stack, tab: Tab) ->
         await tab.js("window.isAway = false")
         await is_whole(tab, 13)
         assert await said(tab) == [str(number) for number in range(10)]
-        await tab.until("!document.body.innerText.includes('502')", "it is still complained of")
+        await tab.until("!document.body.innerText.includes('answers 502')", "it is still complained of")
+
+
+async def test_a_page_that_is_opened_in_an_outage(stack: Stack, tab: Tab) -> None:
+    """It shows the run once the outage is over: nobody has to load it anew."""
+    run_id, _ = await stack.finished({"chunks": 3})
+    await tab.call(
+        "Page.addScriptToEvaluateOnNewDocument",
+        source="(() => { const ask = fetch; window.refusals = 2; window.fetch = async (path, given) => {"
+        "if (!path.startsWith('/v1/runs/') || refusals <= 0) return ask(path, given);"
+        "refusals -= 1; return new Response('', { status: 503 }); }; })()",
+    )
+    await tab.goto(run_page(stack.base, run_id))
+    await tab.shows("The gateway answers 503.")
+    await is_whole(tab, 6)
+    assert "answers 503" not in await tab.text("main")
 
 
 async def test_a_run_whose_log_is_gone(stack: Stack, tab: Tab) -> None:

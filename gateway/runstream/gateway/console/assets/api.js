@@ -9,6 +9,9 @@ export class Refused extends Error {
 
 const PATIENCE = 15000;
 
+// Whether to ask again makes sense: nobody answers, or what stands before the gateway does, or the gateway has no NATS.
+export const willPass = (status) => [0, 502, 503, 504].includes(status);
+
 const detailOf = async (response) => {
   try {
     const body = await response.json();

@@ -2,11 +2,10 @@
 // was refused for what will pass, the page does. It notes every id that it was given, so that the page can prove of itself
 // that nothing was missing and nothing came twice.
 
-import { ask, paths } from "./api.js";
+import { ask, paths, willPass } from "./api.js";
 
 const SHOWN_KINDS = new Set(["data", "plain", "error", "end"]);
 const FINAL = new Set([400, 403, 404, 410, 422]);
-const AWAY = new Set([0, 502, 503, 504]);
 const REFUSALS = 3; // So many in a row may pass, where nothing is wrong that could be found.
 const PAUSE = 1500; // Half more or less: not all pages are to come back at once.
 
@@ -115,7 +114,7 @@ export class Following {
       ({ status, message: reason } = error);
     }
     if (this.isLeft || this.source || this.state !== "connecting") return; // Left, taken up again, or cut, meanwhile.
-    if (FINAL.has(status) || (this.refusals > REFUSALS && !AWAY.has(status))) this.turn("refused", reason);
+    if (FINAL.has(status) || (this.refusals > REFUSALS && !willPass(status))) this.turn("refused", reason);
     else this.returning = setTimeout(() => this.open("taken up again by this page, starting_after"), PAUSE * (0.5 + Math.random()));
   }
 

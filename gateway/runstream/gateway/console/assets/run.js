@@ -1,7 +1,7 @@
 // One run: what it says, chunk by chunk and as a whole, when it said it, who follows it, and this page's own connection,
 // which can be cut and taken up again to see that nothing is lost.
 
-import { ask, every, paths } from "./api.js";
+import { ask, every, paths, willPass } from "./api.js";
 import { Chunks } from "./chunks.js";
 import { announce, h, mark, say } from "./dom.js";
 import { Following } from "./follow.js";
@@ -223,9 +223,11 @@ export const runView = ({ id, session }) => {
   };
 
   const stops = [];
+  let beginning;
   const begin = async () => {
     try {
       await look();
+      complain("");
       if (run.background) following.open();
       else await readWhole();
       await following.readOutline().catch((error) => old(error.message));
@@ -233,6 +235,7 @@ export const runView = ({ id, session }) => {
       if (!following.isLeft) stops.push(every(2000, watch));
     } catch (error) {
       if (error.status !== 401) complain(error.status === 404 ? "There is no such run, or it is no longer kept." : error.message);
+      if (willPass(error.status) && !following.isLeft) beginning = setTimeout(begin, 2000);
     }
   };
   const watch = async () => {
@@ -264,6 +267,7 @@ export const runView = ({ id, session }) => {
     wake: () => following.wake(),
     close: () => {
       for (const stop of stops) stop();
+      clearTimeout(beginning);
       following.leave();
       document.querySelector("dialog")?.close(); // It asks about this run.
       timeline.close();
