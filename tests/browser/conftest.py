@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest_asyncio
 
 from tests.support.chromium import Pages
+from tests.support.devtools import Devtools, Tab, browser_open, tab_open
 from tests.support.processes import RunningProcess, python, running
 from tests.support.proxy import Proxy
 from tests.support.stack import Stack, stack_running
@@ -60,3 +61,18 @@ async def edge(nats_url: str, stack: Stack, pages: Pages) -> AsyncIterator[Edge]
         ready = await asyncio.gather(*(process.wait_for_line("^ready ", 20) for process in processes))
         proxy = await exits.enter_async_context(Proxy.running([line.split()[1] for line in ready]))
         yield Edge(proxy, processes)
+
+
+@pytest_asyncio.fixture(scope="module")
+async def browser() -> AsyncIterator[Devtools]:
+    """A browser for the tabs of a module."""
+    async with browser_open() as opened:
+        yield opened
+
+
+@pytest_asyncio.fixture
+async def tab(browser: Devtools) -> AsyncIterator[Tab]:
+    """A fresh tab, which has complained of nothing when its test is over."""
+    async with tab_open(browser) as opened:
+        yield opened
+        assert opened.complaints == []

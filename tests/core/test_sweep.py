@@ -8,19 +8,23 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 
+from runstream.broker.auth.principal import Principal
+from runstream.broker.auth.sessions import Sessions
+from runstream.broker.auth.tickets import Tickets
 from runstream.broker.bucket import Stored
 from runstream.broker.ending import Outcome, end_run, first_message
-from runstream.broker.errors import Conflict, Unavailable
+from runstream.broker.errors import Conflict, Unauthenticated, Unavailable
 from runstream.broker.jetstream import JetStream
 from runstream.broker.keys import agent_key, cancel_key, key_of, otid_key, run_key, subject_of
 from runstream.broker.metrics import BrokerMetrics
 from runstream.broker.service import Broker
 from runstream.broker.sweep import MARGIN, Sweeper, Swept, oldest_kept, sweep
 from runstream.broker.topology import INDEX_STREAM, LogAddress, provision
-from runstream.schemas import RunRecord, new_conversation_id, new_otid
+from runstream.schemas import RunRecord, new_conversation_id, new_otid, new_run_id
 from tests.support.core import Core, core_running, record_of, request_of
 from tests.support.nats import NatsServer, nats_server_running
 from tests.support.runs import answer, scripted, submit
@@ -128,6 +132,18 @@ async def test_what_is_young_is_not_even_read(core: Core) -> None:
     assert await swept(core, before) == Swept(read=6, removed=7)
     assert len(await keys(core)) == len(left) - 6
     assert (await swept(core, before)).read == 0
+
+
+async def test_a_session_stays_until_it_is_over(core: Core) -> None:
+    """However short retention is: whoever has signed in is known for an hour. A ticket is none by then."""
+    sessions, who = Sessions(core.jetstream), Principal(tenant="default", scopes=frozenset({"runs:read"}))
+    stays = await sessions.open(who)
+    over = await sessions.open(msgspec.structs.replace(who, expires_at=time.time() - 1))
+    await Tickets(core.jetstream).make(who, new_run_id())
+    assert await swept(core) == Swept(read=3, removed=2)
+    assert (await sessions.principal(stays)).scopes == who.scopes
+    with pytest.raises(Unauthenticated):
+        await sessions.principal(over)
 
 
 async def test_conversations_are_never_read(core: Core) -> None:

@@ -81,7 +81,6 @@ def asked(run_id: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield "GET", "/v1/conversations/", {}
     yield "GET", f"/v1/conversations/{conversation_id}", {}
     yield "GET", f"/v1/runs/{run_id}/messages", {}
-    yield "GET", f"/v1/runs/{run_id}/timeline", {}
     yield "GET", f"/v1/runs/{run_id}/usage", {}
     yield "GET", f"/v1/runs/{run_id}/stream", {}
     yield "POST", f"/v1/runs/{run_id}/stream", {"json": {}}

@@ -273,6 +273,16 @@ async def test_bad_credentials_of_an_address(nats_url: str, issuer: Issuer, tmp_
         assert await counted(base, "address_failures") == 1
 
 
+async def test_made_up_sessions_of_an_address(nats_url: str, issuer: Issuer, tmp_path: Path) -> None:
+    """A cookie is a guess as well, and each costs a look at the index: soon none is looked at any more."""
+    async with limited(nats_url, issuer, tmp_path, address_failures_per_minute=3) as stack:
+        made_up = {"Cookie": "runstream_session=made-up", "Sec-Fetch-Site": "same-origin"}
+        nobody = Client(stack.base, None)
+        for _ in range(3):
+            assert (await nobody.fetch("GET", "/v1/runs/", headers=made_up)).status == 401
+        check(await nobody.fetch("GET", "/v1/runs/", headers=made_up), "This address", "bad credentials")
+
+
 @PORTS
 async def test_requests_of_an_address(nats_url: str, issuer: Issuer, tmp_path: Path, port: str) -> None:
     """So many a minute, whoever sends them; nobody believes a stranger who says that he asks for others."""

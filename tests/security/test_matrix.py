@@ -205,6 +205,14 @@ async def test_what_is_outside_of_a_narrow_credential_is_not_there(
         assert outside[0] in {400, 403, 404, 409}, (narrowed, outside)
 
 
+async def test_health_is_about_more_than_is_narrowly_reached(stack: Stack, issuer: Issuer) -> None:
+    """Whoever may do anything with one run, conversation or agent is not told how the gateway is, and is set."""
+    for narrowed in Things.nobodys()._asdict().items():
+        narrow = Client(stack.base, issuer.token(scope="admin", **dict([narrowed])))
+        assert (await narrow.fetch("GET", "/v1/runstream/health")).status == 403, narrowed
+    assert (await Client(stack.base, issuer.token(scope="admin")).fetch("GET", "/v1/runstream/health")).status == 200
+
+
 @pytest.mark.parametrize("paged", CURSORS, ids=lambda each: f"{each[0].name}-{each[1]}")
 @pytest.mark.parametrize("narrowed", [*Things._fields, "tenant"])
 async def test_a_cursor_tells_nothing_of_what_is_not_reached(
@@ -276,7 +284,7 @@ async def keyed(
 ) -> AsyncIterator[tuple[Stack, KeyFile]]:
     """A runstream that takes keys."""
     keys = KeyFile(Path(tmp_path_factory.mktemp("keys")) / "keys")
-    keys.add()
+    keys.add(scopes=" ".join(SCOPES))
     async with stack_running(nats_server.url, auth=keys.settings) as running:
         yield running, keys
 

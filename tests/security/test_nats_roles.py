@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 import runstream.broker.connection as connections
 from runstream.broker.auth.principal import Principal
 from runstream.broker.auth.revoking import Revocations, revoke
+from runstream.broker.auth.sessions import Sessions
 from runstream.broker.auth.tickets import Tickets
 from runstream.broker.connection import Connection, Message
 from runstream.broker.credentials import credentials_of
@@ -233,6 +234,17 @@ async def test_an_event_source_resumes(stack: Stack) -> None:
 
 
 @pytest.mark.usefixtures("nothing_refused")
+async def test_a_run_is_watched(stack: Stack) -> None:
+    """Figures, with the lease, the outline of a log, and a gateway's health."""
+    async with stack.live(3) as (run_id, _):
+        (figures,) = (await stack.fetch("GET", f"/v1/runstream/figures?run_ids={run_id}")).json
+        assert figures["lease"] is not None
+        assert len((await stack.fetch("GET", f"/v1/runstream/runs/{run_id}/outline")).json["seq_ids"]) == 5
+        health = (await stack.fetch("GET", "/v1/runstream/health")).json
+        assert {each["problem"] for each in health["streams"]} == {None}
+
+
+@pytest.mark.usefixtures("nothing_refused")
 async def test_a_run_is_cancelled(stack: Stack) -> None:
     """The gateway wishes, the broker hears, the client is told."""
     conversation_id = await stack.conversation()
@@ -371,6 +383,18 @@ async def test_a_gateway_makes_tickets_and_takes_them(guarded: GuardedNats) -> N
         await tickets.spend(found)
         with pytest.raises(Unauthenticated):
             await tickets.find(ticket, run_id)
+
+
+@pytest.mark.usefixtures("nothing_refused")
+async def test_a_gateway_opens_sessions_and_closes_them(guarded: GuardedNats) -> None:
+    """They are kept where tickets are."""
+    async with jetstream_of(guarded, "gateway") as jetstream:
+        sessions = Sessions(jetstream)
+        session = await sessions.open(Principal(tenant=DEFAULT_TENANT, scopes=frozenset({"runs:read"})))
+        assert (await sessions.principal(session)).scopes == {"runs:read"}
+        await sessions.close(session)
+        with pytest.raises(Unauthenticated):
+            await sessions.principal(session)
 
 
 # -- and is refused everything else -----------------------------------------------------------------------------------

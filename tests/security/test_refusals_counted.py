@@ -100,13 +100,14 @@ async def test_what_is_not_enough_is_counted(stack: Stack, issuer: Issuer) -> No
 
 
 async def test_what_a_browser_sends_is_counted(stack: Stack, issuer: Issuer) -> None:
-    """A ticket that is none, and a cookie whose token stands for longer than one may."""
+    """A ticket that is none, a cookie whose token stands for longer than one may, and one of no session."""
     before = await counted(stack.base)
     path = f"/v1/runs/{new_run_id()}/stream"
     long = issuer.token(exp=2**33)
-    for query, headers in (("?ticket=none", {}), ("", {"Cookie": f"runstream_token={long}"})):
+    session = {"Cookie": "runstream_session=none", "Sec-Fetch-Site": "same-origin"}
+    for query, headers in (("?ticket=none", {}), ("", {"Cookie": f"runstream_token={long}"}), ("", session)):
         assert (await fetch(stack.base, "GET", f"{path}{query}", headers=headers)).status == 401
-    assert await counted(stack.base) - before == Counter({"ticket": 1, "cookie": 1})
+    assert await counted(stack.base) - before == Counter({"ticket": 1, "cookie": 1, "session": 1})
 
 
 async def test_a_ticket_of_a_key_that_has_left_is_counted(nats_url: str, tmp_path: Path) -> None:

@@ -48,17 +48,17 @@ class Proxy:
         self.cuts: deque[int] = deque()
         self.swallowed = 0
         self.passages: list[Passage] = []
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @classmethod
     @contextlib.asynccontextmanager
     async def running(cls, servers: Sequence[str], cuts: Iterable[int] = ()) -> AsyncIterator["Proxy"]:
         """A proxy for as long as the block lasts; what is open then is reset."""
-        tasks: set[asyncio.Task[None]] = set()
 
         def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.create_task(proxy._pass(reader, writer), name="passage")
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+            proxy._tasks.add(task)
+            task.add_done_callback(proxy._tasks.discard)
 
         listening = await asyncio.start_server(begin, "127.0.0.1", 0)
         proxy = cls(servers, f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}")
@@ -67,10 +67,24 @@ class Proxy:
             yield proxy
         finally:
             listening.close()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await proxy._reset()
             await listening.wait_closed()
+
+    @contextlib.asynccontextmanager
+    async def away(self) -> AsyncIterator[None]:
+        """No network while the block lasts: what is open is reset, and so is whatever is opened."""
+        servers, self.servers = self.servers, []
+        await self._reset()
+        try:
+            yield
+        finally:
+            self.servers = servers
+
+    async def _reset(self) -> None:
+        tasks = [*self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     @property
     def requests(self) -> list[str]:

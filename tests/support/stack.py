@@ -71,6 +71,10 @@ class Puppet:
             content = f"{next(self._numbers[run_id])} ".ljust(size, ".")
             self._lines[run_id].put_nowait(AssistantMessage(content=content))
 
+    def say_this(self, run_id: str, chunk: Any) -> None:
+        """Let a run say this very chunk, which may be none that anybody knows."""
+        self._lines[run_id].put_nowait(chunk)
+
     def fail(self, run_id: str, error_type: str = "llm_error") -> None:
         """Let a run fail once it has said what it was told to."""
         self.fail_with(run_id, AgentFailed(error_type))

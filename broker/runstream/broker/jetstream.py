@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EXPECTED_LAST_SEQUENCE",
+    "STORED_AT",
     "BatchWrite",
     "Consumer",
     "JetStream",
@@ -47,6 +48,9 @@ __all__ = [
 
 EXPECTED_LAST_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 """Compare-and-set: the write is refused unless the subject's last message has this sequence (0: none)."""
+
+STORED_AT = "Nats-Time-Stamp"
+"""The header of a message given out of a stream: when it was stored, by the clock of the server that stored it."""
 
 DIRECT_GET_BATCH = 256
 DIRECT_GET_BYTES = 256 * 1024

@@ -9,7 +9,7 @@
     conversation.<tenant>.<conversation_id>  the conversation, its active run, its latest run
     agent.<tenant>.<agent_id>                its latest run
     approval.<tenant>.<scope>                the run that waits for approval
-    ticket.<ticket>                          whom a ticket lets in, until it was used
+    ticket.<ticket>                          whom a ticket lets in, until it was used; or a session, until it is over
     pulse.<broker>                           proof that this broker can write
 
 What a client chose freely stands in a key as a digest. A scope is the conversation, or else the agent.

@@ -26,6 +26,8 @@ class Presence(msgspec.Struct, frozen=True):
 
     forwards_credentials: bool = False
     """Whether its agent is to be called with what the client authenticated itself with."""
+    is_demo: bool = False
+    """Whether its agent is the demo agent, which does as it is told."""
 
 
 async def announce(connection: Connection, presence: Presence) -> Subscription:

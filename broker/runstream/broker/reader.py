@@ -13,13 +13,14 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import aclosing
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from runstream.broker.errors import BrokenLog, CursorExpired, Unavailable
-from runstream.broker.jetstream import DIRECT_GET_BATCH
-from runstream.broker.log import Entry, entry_of, first_of, is_stranger, kind_of, last_of, place_of, whole
+from runstream.broker.jetstream import DIRECT_GET_BATCH, STORED_AT
+from runstream.broker.log import Entry, entry_of, first_of, is_stranger, last_of, place_of, whole
 from runstream.schemas import Kind
 
 if TYPE_CHECKING:
@@ -30,20 +31,23 @@ if TYPE_CHECKING:
     from runstream.broker.settings import BrokerSettings
     from runstream.broker.topology import LogAddress
 
-__all__ = ["LogReader", "Moment"]
+__all__ = ["LogReader", "Mark"]
 
+OUTLINE_BYTES = 2**21
+"""Bytes of bodies that are read with one outline, give or take a read: eight reads, as many as of small messages."""
 GUESSES = 8
 FIRST_DELAY_SECONDS = 0.05
 LONGEST_DELAY_SECONDS = 1.0
 
 
-class Moment(msgspec.Struct, frozen=True):
-    """When one message of a log was stored, on the clock of the server that did."""
+class Mark(msgspec.Struct, frozen=True, gc=False):
+    """One message of a log, seen from outside: which, what for, how large, and when NATS stored it."""
 
-    seq_id: int
+    seq: int
     kind: Kind
-    stored_at: str
-    """In UTC, as RFC 3339 writes it, with nanoseconds."""
+    bytes: int
+    stored_at_ms: int
+    """Milliseconds since 1970, by the clock of the server."""
 
 
 class LogReader:
@@ -167,17 +171,29 @@ class LogReader:
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, LONGEST_DELAY_SECONDS)
 
-    async def moments(self, address: LogAddress, *, after: int, limit: int) -> list[Moment]:
-        """Tell when the next messages after sequence `after` were stored, oldest first.
+    async def outline(self, address: LogAddress, after: int, *, limit: int) -> list[Mark]:
+        """Return what follows sequence `after` (0: the beginning), at most `limit` messages, without their bodies.
 
-        What one replica says, which may lag: there may be more, also behind nothing. Raises `Unavailable`.
+        Their bodies are read all the same: of large messages there are fewer, and more to come. Nothing follows where
+        there is none, as one replica has it, which may lag behind. Raises `CursorExpired` when retention has removed
+        the beginning, `BrokenLog` at a message that cannot be read, if none that can is before it.
         """
-        found = await self._jetstream.direct_batch(address.stream, address.subject, after=after, limit=limit)
-        return [
-            Moment(message.seq, kind, message.headers["Nats-Time-Stamp"])
-            for message in found
-            if not is_stranger(message) and (kind := kind_of(message)) is not None
-        ]
+        position = _Position(after, None if after else -1, address, self._jetstream.findings)
+        marks: list[Mark] = []
+        size = 0
+        while len(marks) < limit and size < OUTLINE_BYTES and position.broken is None:
+            found = await self._jetstream.direct_batch(
+                address.stream, address.subject, after=position.seq, limit=limit - len(marks)
+            )
+            if not found:
+                break
+            times = {message.seq: message.headers.get(STORED_AT, "") for message in found}
+            entries = position.advance(found)
+            marks += [_mark(entry, times[entry.seq]) for entry in entries]
+            size += sum(len(entry.body) for entry in entries)
+        if position.broken is not None and not marks:
+            raise position.broken
+        return marks
 
     async def check_next(self, address: LogAddress, after: int) -> None:
         """Raise `BrokenLog` if what follows sequence `after` cannot be read, in a log of which that is known."""
@@ -210,6 +226,10 @@ class LogReader:
         # Yielded only now: a reader that is slow to take them must not hold up the others.
         if rest:
             yield rest
+
+
+def _mark(entry: Entry, stored_at: str) -> Mark:
+    return Mark(entry.seq, entry.kind, len(entry.body), int(datetime.fromisoformat(stored_at).timestamp() * 1000))
 
 
 class _Position:

@@ -17,7 +17,7 @@ from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypeVar, get_a
 
 import msgspec
 
-from runstream.schemas import ACTIVE_STATUSES, STOP_REASONS, ConversationRecord, RunRecord
+from runstream.schemas import ACTIVE_STATUSES, RUN_STATUSES, STOP_REASONS, ConversationRecord, RunRecord
 
 __all__ = [
     "SCANNED_ROWS",
@@ -199,6 +199,14 @@ class RunRows:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def by_status(self) -> dict[str, int]:
+        """How many there are of each status."""
+        found = dict.fromkeys(RUN_STATUSES, 0)
+        for kind in self._kinds:
+            found[kind.status] += sum(map(len, self._groups.of([(kind,)])))
+        return found
 
     def put(self, record: RunRecord) -> None:
         """Add a run, or show it as it is now."""

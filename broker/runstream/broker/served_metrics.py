@@ -30,7 +30,7 @@ CREDENTIALS_REFUSED: Final = Metric(
     "Requests refused for their credential, by cause. 401: missing; malformed; unknown_key, no such key is in the "
     "file or among those that sign tokens; bad_signature; expired; not_yet_valid; audience and issuer, another's; "
     "claims, one is absent or is none; revoked; ticket, used, too old or none; cookie, what is in it stands for too "
-    "long. 403: scope, one is lacking; narrowed, it is for something else.",
+    "long; session, over or none. 403: scope, one is lacking; narrowed, it is for something else.",
     labels={"cause": CAUSES},
 )
 LIMITS_REACHED: Final = Metric(

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from runstream.broker.agents.demo import demo
 from runstream.broker.auth.admissions import Admissions
 from runstream.broker.connection import Connection, Subscription
 from runstream.broker.errors import Refused, Unavailable
@@ -92,7 +93,7 @@ class Broker:
         self._announced: Subscription | None = None
         self._draining = Draining(settings.drain_seconds)
         self._ingest: Ingest | None = None
-        self._presence = Presence(forwards_credentials=forwards_credentials)
+        self._presence = Presence(forwards_credentials=forwards_credentials, is_demo=agent is demo)
         self._owns_nats = owns_nats
         self._patient = patient
         self._stack = AsyncExitStack()

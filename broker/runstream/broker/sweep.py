@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
+from runstream.broker.auth.sessions import is_session
 from runstream.broker.errors import BrokerError, NotStored, WrongLastSequence
 from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE
 from runstream.broker.keys import (
@@ -168,9 +169,11 @@ class _Sweep:
     async def _look_at(self, message: StoredMessage) -> None:
         self.done.read += 1
         kind, _, rest = key_of(message.subject).partition(".")
-        is_needed = KV_OPERATION not in message.headers and kind not in {"pulse", "ticket"}
+        is_needed = KV_OPERATION not in message.headers and kind != "pulse"
         if is_needed:
-            is_needed = await self._leads_to_a_run(kind, rest, message)
+            # Retention may be shorter than a session, which nothing in a log is about.
+            is_ticket = kind == "ticket"
+            is_needed = is_session(message.body) if is_ticket else await self._leads_to_a_run(kind, rest, message)
         if not is_needed:
             await self._remove(message)
 

@@ -18,6 +18,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from runstream.broker.errors import BrokenLog, BrokerError, CursorExpired, Unavailable
+from runstream.broker.jetstream import STORED_AT
 from runstream.broker.log import Entry, entry_of, is_stranger, last_of, live_entry
 from runstream.broker.logs import get_logger
 from runstream.schemas import Kind
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["LiveTail", "TailCounters"]
 
 log = get_logger(__name__)
-
-STORED_AT = "Nats-Time-Stamp"
-"""The header of a live message that says when it was stored, by the clock of the server that stored it."""
 
 SAMPLED = 16
 """Of so many live messages one is timed, by its sequence: to read its time and to count it takes 2.5 microseconds."""

@@ -86,6 +86,11 @@ class View:
         """Conversations in memory."""
         return len(self._conversations)
 
+    @property
+    def runs_by_status(self) -> dict[str, int]:
+        """Runs in memory, all tenants' together."""
+        return self._runs.by_status
+
     # -- questions ----------------------------------------------------------------------------------------------
 
     async def runs(self, wanted: RunFilter, span: Span) -> list[RunRow]:

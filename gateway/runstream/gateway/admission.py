@@ -10,7 +10,7 @@ import time
 from functools import wraps
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import hdrs
+from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
 from runstream.broker.auth.principal import ANYBODY
@@ -22,17 +22,18 @@ from runstream.gateway.services import SERVICES
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from aiohttp import web
-
     from runstream.broker.auth.principal import Principal, Scope
     from runstream.broker.operations import Operation
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-__all__ = ["COOKIE", "admitted", "guarded", "said_to_platform"]
+__all__ = ["COOKIE", "SESSION", "admitted", "guarded", "keep_from_caches", "said_to_platform", "session_in"]
 
 COOKIE: Final = "runstream_token"
 """A cookie that an EventSource may send in place of a header. Who sets it keeps pages from reading it: `HttpOnly`."""
+SESSION: Final = "runstream_session"
+"""The cookie of a session. It is heard from the gateway's own pages only: see `session_in`."""
+SHOWN: Final = web.RequestKey("session_shown", bool)
 COOKIE_SECONDS: Final = 3600.0
 """How much longer than now what is in it may stand: a browser sends it to everybody who asks in the right way."""
 
@@ -54,7 +55,11 @@ def guarded(operation: Operation) -> Handler:
 
     @wraps(operation.handler)
     async def handler(request: web.Request) -> web.StreamResponse:
-        if operation.is_for_browsers and hdrs.AUTHORIZATION not in request.headers:
+        session = session_in(request)
+        if session is not None:
+            request[SHOWN] = True
+            await _session_admitted(request, session, scope)
+        elif operation.is_for_browsers and hdrs.AUTHORIZATION not in request.headers:
             await _browser_admitted(request, scope)
         else:
             await admitted(request, scope)
@@ -62,6 +67,38 @@ def guarded(operation: Operation) -> Handler:
         return answer
 
     return handler
+
+
+def session_in(request: web.Request) -> str | None:
+    """Return the session that a page of the gateway's own shows; None for none, and for one that is not heard.
+
+    A browser says of each request who has it made, and no page can say otherwise. So no page of another origin does
+    anything with a person's session, be it of the same site or one that `RUNSTREAM_CORS_ORIGINS` lists.
+    """
+    services = request.app[SERVICES]
+    if not services.has_console or services.admissions.asks_nobody or hdrs.AUTHORIZATION in request.headers:
+        return None
+    is_own = request.headers.get("Sec-Fetch-Site") == "same-origin" and "ticket" not in request.query
+    return request.cookies.get(SESSION) if is_own else None
+
+
+async def keep_from_caches(request: web.Request, response: web.StreamResponse) -> None:
+    """Have no cache keep what a session is answered: `Authorization` sees to that by itself, a cookie does not.
+
+    To be called before an answer goes out.
+    """
+    if SHOWN in request:
+        response.headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
+
+
+async def _session_admitted(request: web.Request, session: str, scope: Scope) -> None:
+    """Find out whose session it is. Raises as `admitted`."""
+    services = request.app[SERVICES]
+    with trying(request, services.limits):
+        who = await services.sessions.principal(session)
+        await services.admissions.check(who)
+    who.check(scope)
+    request[PRINCIPAL] = who
 
 
 async def _browser_admitted(request: web.Request, scope: Scope) -> None:

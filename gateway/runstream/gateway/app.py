@@ -11,6 +11,7 @@ import structlog
 from aiohttp import web
 
 from runstream.broker.auth.admissions import Admissions
+from runstream.broker.auth.sessions import Sessions
 from runstream.broker.auth.tickets import Tickets
 from runstream.broker.connection import Connection
 from runstream.broker.findings import Findings
@@ -39,13 +40,17 @@ from runstream.broker.topology import check_server
 from runstream.broker.tracing import Tracing, tracing_of
 from runstream.broker.view import View
 from runstream.gateway import deprecation
+from runstream.gateway.admission import keep_from_caches
 from runstream.gateway.answering import Answers
 from runstream.gateway.awaiting import EndWaiter
 from runstream.gateway.cancelling import Canceller
+from runstream.gateway.checkup import Checkup
+from runstream.gateway.console import console_routes
 from runstream.gateway.conversations import Conversations
 from runstream.gateway.cors import Cors
 from runstream.gateway.errors import refused_also
 from runstream.gateway.fanout import Hub
+from runstream.gateway.figures import Figures
 from runstream.gateway.listing import Lists
 from runstream.gateway.lookup import Lookup
 from runstream.gateway.metrics import GatewayMetrics
@@ -228,19 +233,13 @@ class Gateway:
                 is_ours=is_ours,
                 heard=lambda who, *answer: conversations(who).platform_answered(*answer),
             )
-        readiness = Readiness(jetstream, self._broker_settings)
         presence = AgentPresence(jetstream.connection, grace_seconds=self._settings.agent_grace_seconds)
 
         repair = Repair(jetstream, self._broker_settings, index, observe=self.metrics.repaired)
         waiter = EndWaiter(jetstream.connection, index, self.hub.reader, self._broker_settings, self.hub.stuck)
         transcripts = Transcripts(self.hub.reader, self._settings, self._broker_settings)
         answers = Answers(index, waiter, transcripts, self._settings)
-
-        async def unready() -> str | None:
-            if self.hub.seats.is_draining:
-                return "This gateway stops."
-            return self._full() or await readiness.unready()
-
+        unready = partial(self._unready, Readiness(jetstream, self._broker_settings))
         return Services(
             hub=self.hub,
             index=index,
@@ -250,6 +249,10 @@ class Gateway:
             lists=lambda who: Lists(self.view, lookup(who), who),
             conversations=conversations,
             tickets=Tickets(jetstream),
+            sessions=Sessions(jetstream),
+            has_console=self._settings.console,
+            figures=Figures(jetstream, self.hub),
+            checkup=Checkup(jetstream, self.hub, self.view, presence, self._settings, unready=unready),
             starter=Starter(
                 jetstream,
                 self._broker_settings,
@@ -271,6 +274,12 @@ class Gateway:
             body_seconds=self._settings.body_seconds,
             unready=unready,
         )
+
+    async def _unready(self, readiness: Readiness) -> str | None:
+        """Say why no client should be sent here, None if they may."""
+        if self.hub.seats.is_draining:
+            return "This gateway stops."
+        return self._full() or await readiness.unready()
 
     def _full(self) -> str | None:
         """Say in words what there are as many of as may be, None while whoever comes is let in."""
@@ -309,8 +318,11 @@ class Gateway:
             description_operation(described, title="runstream", says=says(before_platform=before_platform))
         )
         app.add_routes([*mounted(served), *routes(for_operators)])
+        if self._settings.console:
+            app.add_routes(console_routes())
         app.router.add_route("*", "/{path:.*}", fallback, expect_handler=meet_expectation)
         app.on_response_prepare.append(self._close_when_draining)
+        app.on_response_prepare.append(keep_from_caches)
         app.on_shutdown.append(self._leave)
         deprecation.add_to(app)
         if self._settings.cors_origins is not None:

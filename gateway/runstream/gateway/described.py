@@ -7,7 +7,6 @@ from typing import Annotated, Any, Final, Literal, get_args
 import msgspec
 
 from runstream.broker.operations import SERVER_SENT_EVENTS, Answer, Body, Header
-from runstream.broker.reader import Moment
 from runstream.schemas import Chunk, Conversation, Run, RunUsage, StopReason, UsageStatistics
 
 __all__ = [
@@ -21,7 +20,6 @@ __all__ = [
     "NULL",
     "RUN",
     "RUNS",
-    "TIMELINE",
     "USAGE",
     "WHOLE_OR_EVENTS",
 ]
@@ -60,7 +58,6 @@ WHOLE_OR_EVENTS: Final = Answer(
     [Body([LettaResponse]), *EVENTS.bodies],
 )
 MESSAGES: Final = Answer("The messages, put together.", [Body([Messages])])
-TIMELINE: Final = Answer("When its messages were stored.", [Body([list[Moment]])])
 USAGE: Final = Answer("What the run has used.", [Body([RunUsage])])
 NOTHING_FOLLOWS: Final = Answer("Nothing follows: the run has ended, and the browser has seen all of it.")
 RUN: Final = Answer("The run.", [Body([Run])])

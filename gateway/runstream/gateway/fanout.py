@@ -12,6 +12,7 @@ nothing follows that cursor in the window*, checked and registered with no await
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from contextlib import aclosing, suppress
 from contextvars import Context
@@ -63,6 +64,8 @@ class RunTail:
         self.address = LogAddress(record.id, record.shard)
         self.window = Window(hub.settings.tail_chunks, hub.settings.tail_bytes)
         self.users = 0
+        self.followers: dict[Follower, None] = {}
+        """Who is served, live or behind, in the order in which they came."""
         self.tip: Entry | None = None
         self.failure: BrokerError | None = None
         self._hub = hub
@@ -228,6 +231,8 @@ class Hub:
         broker_settings: BrokerSettings,
         metrics: GatewayMetrics,
     ) -> None:
+        self.name = secrets.token_hex(4)
+        """What this gateway is called where others are, too; made up anew whenever it starts."""
         self.jetstream = jetstream
         self.reader = reader
         self.settings = settings
@@ -249,6 +254,10 @@ class Hub:
     def live_tails(self) -> int:
         """How many runs are held in memory."""
         return len(self._tails)
+
+    def followed(self, run_id: str) -> RunTail | None:
+        """Return the tail of a run that somebody follows here."""
+        return self._tails.get(run_id)
 
     @property
     def followers_behind(self) -> int:
@@ -345,6 +354,7 @@ class Hub:
         """
         self._watch.begin(follower)
         self._served += 1
+        tail.followers[follower] = None
         try:
             if tail.tip is not None and tail.is_over_at(follower.cursor):
                 follower.write([Frame(tail.tip)])
@@ -354,6 +364,7 @@ class Hub:
             self._served -= 1
             self._watch.end(follower)
             tail.leave(follower)
+            del tail.followers[follower]
 
     def _give_up(self, follower: Follower) -> None:
         """End the response of a follower that has taken nothing for as long as a write may wait."""

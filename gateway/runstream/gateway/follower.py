@@ -35,6 +35,8 @@ class Follower:
     __slots__ = (
         "_on_chunk",
         "_seen",
+        "began_after",
+        "began_at",
         "cursor",
         "include_pings",
         "index",
@@ -58,6 +60,8 @@ class Follower:
     ) -> None:
         self.response = response
         self.run_id = run_id
+        self.began_after = cursor
+        self.began_at = time.monotonic()
         self.cursor = cursor
         self.index = -1 if cursor == 0 else None
         """The index of the entry at the cursor, None while it is not known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from runstream.broker.topology import shard_of_cursor
@@ -10,7 +11,7 @@ from runstream.gateway.validation import check_conversation_id, check_run_id
 from runstream.schemas import ACTIVE_STATUSES, DEFAULT_CONVERSATION, is_agent_id, is_run_id
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from runstream.broker.auth.principal import Principal
     from runstream.broker.bucket import Stored
@@ -49,6 +50,18 @@ class Lookup:
             raise NotFound.conversation(conversation_id)
         return stored.value
 
+    async def several(self, run_ids: Sequence[str]) -> list[RunRecord]:
+        """Return those of several runs that there are."""
+        asked = [self._index.run(self._tenant, run_id) for run_id in dict.fromkeys(run_ids) if is_run_id(run_id)]
+        return [run for stored in await asyncio.gather(*asked) if (run := self._reached(stored)) is not None]
+
+    async def with_otid(self, otid: str) -> RunRecord:
+        """Return the newest run that was asked for with an otid. Raises `NotFound`."""
+        found = self._reached(await self._index.run_with_otid(self._tenant, otid))
+        if found is None:
+            raise NotFound(f"No run found for otid={otid}. The run may have expired or never existed.")
+        return found
+
     async def to_resume(self, run_id: str) -> RunRecord:
         """Return a run that can be streamed again. Raises `BadRequest` when it was made in the foreground."""
         return _resumable(await self.by_id(run_id))
@@ -58,10 +71,7 @@ class Lookup:
         if wanted.run_id:
             return await self.to_resume(wanted.run_id)
         if wanted.otid:
-            found = self._reached(await self._index.run_with_otid(self._tenant, wanted.otid))
-            if found is None:
-                raise NotFound(f"No run found for otid={wanted.otid}. The run may have expired or never existed.")
-            return _resumable(found)
+            return _resumable(await self.with_otid(wanted.otid))
         latest = await self._latest(conversation_id, wanted.agent_id)
         if latest is None or not (_is_followed(latest, wanted.cursor) or not latest.is_terminal):
             raise BadRequest(NO_ACTIVE_RUN)

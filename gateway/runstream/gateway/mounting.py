@@ -22,7 +22,7 @@ from runstream.gateway.errors import (
     refused_also,
 )
 from runstream.gateway.eventsource import comes_back
-from runstream.gateway.routes import agents, conversations, health, runs
+from runstream.gateway.routes import agents, checkups, conversations, health, runs, sessions, watching
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +59,18 @@ def _whole(operation: Operation) -> Operation:
 
 
 OPERATIONS: Final = tuple(
-    map(_whole, [*conversations.operations, *agents.operations, *runs.operations, *health.operations])
+    map(
+        _whole,
+        [
+            *conversations.operations,
+            *agents.operations,
+            *runs.operations,
+            *health.operations,
+            *watching.operations,
+            *sessions.operations,
+            *checkups.operations,
+        ],
+    )
 )
 """All that a gateway answers that is not in front of a platform."""
 

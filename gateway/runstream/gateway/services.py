@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from runstream.broker.auth.admissions import Admissions
     from runstream.broker.auth.principal import Principal
+    from runstream.broker.auth.sessions import Sessions
     from runstream.broker.auth.tickets import Tickets
     from runstream.broker.index import Index
     from runstream.broker.limits.limiter import Limits
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     from runstream.broker.tracing import Tracing
     from runstream.gateway.answering import Answers
     from runstream.gateway.cancelling import Canceller
+    from runstream.gateway.checkup import Checkup
     from runstream.gateway.conversations import Conversations
     from runstream.gateway.fanout import Hub
+    from runstream.gateway.figures import Figures
     from runstream.gateway.listing import Lists
     from runstream.gateway.lookup import Lookup
     from runstream.gateway.passthrough import PassThrough
@@ -44,6 +47,11 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     lists: Callable[[Principal], Lists]
     conversations: Callable[[Principal], Conversations]
     tickets: Tickets
+    sessions: Sessions
+    has_console: bool
+    """Whether a page is served that has sessions."""
+    figures: Figures
+    checkup: Checkup
     starter: Starter
     repair: Repair
     canceller: Canceller

@@ -95,6 +95,9 @@ class GatewaySettings(BaseSettings):
     cors_origins: CorsOrigins = None
     """Origins whose pages may read what is answered, separated by commas; `*`: of any. None: no page of another."""
 
+    console: bool = True
+    """Whether `/console` is served, and a page may be known by a session's cookie."""
+
     open_seconds: Annotated[Duration, Field(gt=0)] = 1.5
     """Seconds a request waits for NATS before it is answered 503, so that with all else it takes less than two. Not the
     four to eight that a leader's election takes: who is told to come back is served by the first attempt after it, and

@@ -49,6 +49,8 @@ __all__ = [
     "ConversationMessagesRequest",
     "CreateConversationRequest",
     "CreateMessagesRequest",
+    "FiguresRequest",
+    "FindRunRequest",
     "FollowRequest",
     "ListActiveRunsRequest",
     "ListConversationsRequest",
@@ -56,8 +58,8 @@ __all__ = [
     "ListRunsRequest",
     "MessageCreate",
     "OfAgent",
+    "OutlineRequest",
     "RetrieveStreamRequest",
-    "RunTimelineRequest",
     "ToolResult",
     "ToolReturnCreate",
     "UpdateConversationRequest",
@@ -104,6 +106,12 @@ MAX_PAGE: Final = 1000
 """Entries on one page of a list: the reference's bound for runs."""
 DEFAULT_PAGE_OF_RUNS: Final = 100
 DEFAULT_PAGE_OF_CONVERSATIONS: Final = 50
+
+MAX_FIGURES: Final = 100
+"""Runs whose figures one request may ask for, each a look at its log: more than a screen shows."""
+
+MAX_OUTLINE: Final = 2000
+"""Messages of a log that one request may have listed: eight reads of small ones, as bodies are read with them."""
 
 MAX_CANCELLED: Final = 100
 """Runs in one request to cancel: the reference's bound, where it cancels all that it finds."""
@@ -419,10 +427,6 @@ class CancelRequest(_Body):
     run_ids: Annotated[list[str] | None, Field(max_length=MAX_CANCELLED)] = None
 
 
-MAX_TIMES: Final = 256
-"""Messages whose times are told at once: as many as the log gives in one read."""
-
-
 class _Query(BaseModel):
     """Parameters in a query. What is empty there is absent before it comes here, see the gateway's `query_of`."""
 
@@ -451,15 +455,6 @@ class ListRunMessagesRequest(_Query):
     order: Literal["asc", "desc"] = "asc"
     """`asc`: in the order in which they began."""
     order_by: Literal["created_at"] = "created_at"
-
-
-class RunTimelineRequest(_Query):
-    """Of `runs/{run_id}/timeline`: which of a run's messages."""
-
-    starting_after: Annotated[int, Field(ge=0, le=MAX_SEQ_ID)] = 0
-    """Those after this sequence."""
-    limit: Annotated[int, Field(ge=1, le=MAX_TIMES)] = MAX_TIMES
-    """As many at most; there may be less, and more to come."""
 
 
 def _in_utc(value: datetime | None) -> datetime | None:
@@ -547,6 +542,29 @@ class ListRunsRequest(ListActiveRunsRequest):
     def is_descending(self) -> bool:
         """Whether the newest come first."""
         return self.order == "desc" and not self.ascending
+
+
+class FiguresRequest(_Query):
+    """The query of `runstream/figures`: of which runs."""
+
+    run_ids: Annotated[list[str], Field(max_length=MAX_FIGURES)] = []
+    """Runs; those that there are not are passed over."""
+
+
+class FindRunRequest(_Query):
+    """The query of `runstream/run`: which run is looked for."""
+
+    otid: str
+    """An otid of the messages that it answers; of several runs the newest is meant."""
+
+
+class OutlineRequest(_Query):
+    """The query of `runstream/runs/{run_id}/outline`: which part of its log."""
+
+    starting_after: Annotated[int, Field(ge=0, le=MAX_SEQ_ID)] = 0
+    """A sequence: what follows it; 0: from the beginning."""
+    limit: Annotated[int, Field(ge=1, le=MAX_OUTLINE)] = MAX_OUTLINE
+    """Messages at most; there may be fewer, of large ones, and more to come."""
 
 
 class ListConversationsRequest(_Query):

@@ -9,6 +9,7 @@
     admissions.py     lets people in, and ends what goes on in their names when they stand no longer
     revoking.py       credentials that were revoked
     tickets.py        lets in once who can send no header
+    sessions.py       knows a person's page by its cookie, for an hour
     causes.py         why one is refused, as it is counted
     settings.py       every setting of it
 

@@ -19,6 +19,7 @@ Cause: TypeAlias = Literal[
     "revoked",
     "ticket",
     "cookie",
+    "session",
     "scope",
     "narrowed",
 ]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from runstream.gateway.commands.exits import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
 __all__ = ["Pace", "speed_of"]
 
@@ -38,13 +37,12 @@ class Pace:
         self._began: float | None = None
         self._last = 0.0
 
-    def learn(self, moments: Iterable[Mapping[str, object]]) -> None:
-        """Take times as a gateway tells them."""
-        for moment in moments:
-            stored_at = datetime.fromisoformat(str(moment["stored_at"])).timestamp()
-            self._times[int(str(moment["seq_id"]))] = stored_at
+    def learn(self, seq_ids: Iterable[int], stored_at_ms: Iterable[int]) -> None:
+        """Take messages' times, in milliseconds since 1970, as a run's outline tells them."""
+        for seq_id, stored_at in zip(seq_ids, stored_at_ms, strict=True):
+            self._times[seq_id] = stored_at / 1000
             if self._began is None:
-                self._began = stored_at
+                self._began = stored_at / 1000
 
     def knows(self, seq: int) -> bool:
         """Whether the time of this message is known, or not asked for."""

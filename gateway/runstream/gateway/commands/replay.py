@@ -60,7 +60,7 @@ class _Timing:
 
     def __init__(self, client: Client, run_id: str, pace: Pace, patience_seconds: float) -> None:
         self._client = client
-        self._path = f"/v1/runs/{run_id}/timeline"
+        self._path = f"/v1/runstream/runs/{run_id}/outline"
         self._pace = pace
         self._patience_seconds = patience_seconds
         self._asked = 0
@@ -81,13 +81,13 @@ class _Timing:
 
     async def _ask(self, deadline: float) -> None:
         try:
-            moments = await self._client.ask("GET", self._path, query={"starting_after": str(self._asked)})
+            outline = await self._client.ask("GET", self._path, query={"starting_after": str(self._asked)})
             failure: CommandError = Failed("The times of this run are not told: retention has removed them meanwhile.")
         except Unreachable as error:
-            moments, failure = [], error
-        if moments:
-            self._pace.learn(moments)
-            self._asked = int(moments[-1]["seq_id"])
+            outline, failure = {"seq_ids": []}, error
+        if outline["seq_ids"]:
+            self._pace.learn(outline["seq_ids"], outline["stored_at_ms"])
+            self._asked = outline["seq_ids"][-1]
         elif time.monotonic() > deadline:
             raise failure
         else:

@@ -9,8 +9,7 @@ import msgspec
 from runstream.broker.auth.tickets import TICKET_SECONDS
 from runstream.broker.http_auth import PRINCIPAL
 from runstream.broker.operations import Answer, Body, Operation
-from runstream.broker.topology import LogAddress
-from runstream.gateway.described import EVENTS, LAST_EVENT_ID, MESSAGES, NOTHING_FOLLOWS, RUN, RUNS, TIMELINE, USAGE
+from runstream.gateway.described import EVENTS, LAST_EVENT_ID, MESSAGES, NOTHING_FOLLOWS, RUN, RUNS, USAGE
 from runstream.gateway.errors import (
     NOT_AGAIN,
     BadStatus,
@@ -32,7 +31,6 @@ from runstream.schemas import (
     ListRunMessagesRequest,
     ListRunsRequest,
     RetrieveStreamRequest,
-    RunTimelineRequest,
 )
 
 if TYPE_CHECKING:
@@ -97,16 +95,6 @@ async def messages(request: web.Request) -> web.StreamResponse:
         return await services.answers.messages(request, record, wanted)
 
 
-async def timeline(request: web.Request) -> web.Response:
-    """`GET /v1/runs/{run_id}/timeline`: when a run's messages were stored."""
-    services = request.app[SERVICES]
-    run_id = run_path(request)
-    wanted = query_of(RunTimelineRequest, request)
-    record = await services.lookup(request[PRINCIPAL]).by_id(run_id)
-    address = LogAddress(record.id, record.shard)
-    return json_response(await services.hub.reader.moments(address, after=wanted.starting_after, limit=wanted.limit))
-
-
 async def usage(request: web.Request) -> web.Response:
     """`GET /v1/runs/{run_id}/usage`: what a run has used; zeros until it has ended."""
     record = await request.app[SERVICES].lookup(request[PRINCIPAL]).by_id(run_path(request))
@@ -145,14 +133,6 @@ operations = [
         scope="runs:read",
         query=ListRunMessagesRequest,
         answers={200: MESSAGES, **refusals(Invalid, NotFound, Gone, TooLong, TryLater)},
-    ),
-    Operation(
-        method="GET",
-        path="/v1/runs/{run_id}/timeline",
-        handler=timeline,
-        scope="runs:read",
-        query=RunTimelineRequest,
-        answers={200: TIMELINE, **refusals(Invalid, NotFound, TryLater)},
     ),
     Operation(
         method="GET",

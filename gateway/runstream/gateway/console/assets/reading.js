@@ -1,0 +1,212 @@
+// A run as a person reads it: the events of one message put together, thoughts folded, calls and returns as cards.
+
+import { h, mark, say } from "./dom.js";
+import { count, laidOut, unturned } from "./format.js";
+
+const MOST_ITEMS = 400;
+
+const textOf = (content) => {
+  if (typeof content === "string") return content;
+  if (!Array.isArray(content)) return content === null || content === undefined ? "" : JSON.stringify(content);
+  return content.map((part) => (typeof part?.text === "string" ? part.text : JSON.stringify(part))).join("");
+};
+
+const pretty = (text) => {
+  try {
+    JSON.parse(text);
+  } catch {
+    return text;
+  }
+  return laidOut(String(text));
+};
+
+// What is written to a message waits until all that came together is there, and is then added to the one text it has:
+// a node for each chunk would be ten thousand of them.
+const write = (item, text) => {
+  item.fresh = (item.fresh ?? "") + text;
+};
+
+const settle = (item) => {
+  if (!item.fresh) return;
+  if (item.text === undefined) {
+    item.text = document.createTextNode("");
+    item.body.append(item.text);
+  }
+  item.text.appendData(item.fresh);
+  item.fresh = "";
+};
+
+const head = (...parts) => h("p", { class: "said-by" }, ...parts);
+
+// Each kind of message: how it begins, how a further event of it goes on, and how what waits is shown, if not as text.
+const prose = (who, field) => ({
+  make: () => {
+    const body = h("p", { class: "prose" });
+    return { element: h("article", {}, head(who), body), body };
+  },
+  add: (item, message) => write(item, textOf(message[field])),
+});
+
+const call = (what, tone) => ({
+  make: () => {
+    const name = h("strong", { class: "mono" });
+    const body = h("pre", { tabindex: "0", "aria-label": "Arguments" });
+    return { element: h("article", { class: "card", "data-tone": tone }, head(what, " ", name), body), body, name, calls: new Map() };
+  },
+  add: (item, message) => {
+    const calls = [message.tool_calls ?? message.tool_call].flat().filter(Boolean);
+    for (const each of calls) {
+      const id = each.tool_call_id ?? [...item.calls.keys()].at(-1) ?? "";
+      const before = item.calls.get(id) ?? { name: "", text: "" };
+      item.calls.set(id, { name: before.name || String(each.name ?? ""), text: before.text + String(each.arguments ?? "") });
+    }
+  },
+  // Once for all that came together: of arguments that come in ten thousand parts all would be read as often.
+  settle: (item) => {
+    const all = [...item.calls.values()];
+    say(item.name, unturned(all.map((each) => each.name).join(", ")));
+    say(item.body, unturned(all.map((each) => pretty(each.text)).join("\n")));
+  },
+});
+
+const KINDS = {
+  assistant_message: prose("Assistant", "content"),
+  user_message: prose("User", "content"),
+  system_message: prose("System", "content"),
+  summary_message: prose("Summary of what was before", "summary"),
+  reasoning_message: {
+    make: () => {
+      const body = h("p", { class: "prose" });
+      const size = h("span");
+      return { element: h("details", {}, h("summary", {}, "Thought ", size), body), body, size };
+    },
+    add: (item, message) => {
+      write(item, message.reasoning ?? "");
+      item.characters = (item.characters ?? 0) + (message.reasoning ?? "").length;
+      say(item.size, `· ${count(item.characters)} characters`);
+    },
+  },
+  hidden_reasoning_message: {
+    make: () => ({ element: h("p", { class: "quiet", text: "Thought, and what was thought is withheld." }) }),
+    add: () => {},
+  },
+  tool_call_message: call("Calls", null),
+  approval_request_message: call("Asks for approval to call", "warn"),
+  tool_return_message: {
+    make: () => {
+      const status = h("span");
+      const body = h("pre", { tabindex: "0", "aria-label": "What it returned" });
+      const element = h("article", { class: "card" }, head("Returned ", status), body);
+      return { element, body, status };
+    },
+    add: (item, message) => {
+      const returns = message.tool_returns ?? [message];
+      const isBad = returns.some((each) => each.status === "error");
+      say(item.status, isBad ? "an error" : "");
+      mark(item.element, "data-tone", isBad ? "bad" : null);
+      const outputs = returns.flatMap((each) => [textOf(each.tool_return), each.stdout ?? [], each.stderr ?? []].flat());
+      write(item, outputs.map(pretty).join("\n"));
+    },
+  },
+  approval_response_message: {
+    make: () => ({ element: h("article", { class: "card" }) }),
+    add: (item, message) => {
+      const answers = message.approvals ?? [message];
+      item.element.append(...answers.map((each) => {
+        const isGiven = each.approve === true || each.status === "success";
+        return h("p", { text: `${isGiven ? "Approved" : "Denied"}${each.reason ? `: ${each.reason}` : ""}` });
+      }));
+    },
+  },
+  stop_reason: {
+    make: () => ({ element: h("p", { class: "ending" }) }),
+    add: (item, message) => say(item.element, `Stopped: ${message.stop_reason}`),
+  },
+  usage_statistics: {
+    make: () => ({ element: h("p", { class: "quiet" }) }),
+    add: (item, message) =>
+      say(item.element, `${count(message.prompt_tokens)} tokens in · ${count(message.completion_tokens)} out · ${count(message.total_tokens)} in all`),
+  },
+  error_message: {
+    make: () => ({ element: h("div", { class: "alert" }) }),
+    add: (item, message) => {
+      item.element.replaceChildren(
+        h("p", {}, h("strong", { text: message.error_type ?? "error" }), ` ${message.message ?? ""}`),
+        message.detail ? h("p", { class: "quiet", text: message.detail }) : "",
+      );
+    },
+  },
+};
+
+const OTHER = {
+  make: () => {
+    const body = h("pre", { tabindex: "0", "aria-label": "As it came" });
+    const name = h("span");
+    return { element: h("article", { class: "card" }, head(name), body), body, name };
+  },
+  add: (item, message) => {
+    say(item.name, typeof message.message_type === "string" ? message.message_type : "What is no message");
+    write(item, `${JSON.stringify(message, null, 2)}\n`);
+  },
+};
+
+export class Reading {
+  constructor() {
+    this.items = new Map();
+    this.number = 0;
+    this.dropped = 0;
+    this.left = h("p", { class: "quiet", hidden: true });
+    this.element = h("div", { class: "reading", tabindex: "0", role: "region", "aria-label": "Conversation" }, this.left);
+    this.isFollowed = true;
+    this.element.addEventListener("scroll", () => {
+      const { scrollTop, clientHeight, scrollHeight } = this.element;
+      this.isFollowed = scrollHeight - scrollTop - clientHeight < 40;
+    }, { passive: true });
+  }
+
+  add(messages) {
+    const touched = new Set(messages.map((message) => this.addOne(message)));
+    for (const item of touched) item?.settle(item);
+    while (this.items.size > MOST_ITEMS) {
+      const [key, item] = this.items.entries().next().value;
+      item.element.remove();
+      this.items.delete(key);
+      this.dropped += 1;
+    }
+    this.left.hidden = !this.dropped;
+    say(this.left, `${count(this.dropped)} earlier messages are left out here; all of them are among the chunks.`);
+    if (this.isFollowed) this.element.scrollTop = this.element.scrollHeight;
+  }
+
+  addOne(message) {
+    const type = message?.message_type;
+    if (type === "ping") return null;
+    const kind = (typeof type === "string" && Object.hasOwn(KINDS, type) && KINDS[type]) || OTHER;
+    try {
+      return this.addAs(kind, message);
+    } catch {
+      return this.addAs(OTHER, message); // Nobody sees to it that what an agent calls a message is one.
+    }
+  }
+
+  addAs(kind, message) {
+    const isJoined = typeof message?.id === "string" && kind !== OTHER;
+    this.number += 1;
+    const key = isJoined ? `${message.message_type} ${message.id} ${message.otid ?? ""}` : `alone ${this.number}`;
+    const before = this.items.get(key);
+    const item = before ?? { settle: kind.settle ?? settle, ...kind.make() };
+    kind.add(item, message);
+    if (before === undefined) {
+      this.items.set(key, item);
+      this.element.append(item.element);
+    }
+    return item;
+  }
+
+  end(text) {
+    if (this.ended) return;
+    this.ended = true;
+    this.element.append(h("p", { class: "ending", text }));
+    if (this.isFollowed) this.element.scrollTop = this.element.scrollHeight;
+  }
+}

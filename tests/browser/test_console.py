@@ -1,0 +1,551 @@
+"""The console as a person has it: in Chromium, over cuts and kills, with a keyboard, on a phone, in the dark."""
+
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from runstream.broker.agents.demo import demo
+from runstream.broker.bucket import Bucket, Put
+from runstream.broker.keys import run_key
+from runstream.gateway.console.pages import VERSION
+from runstream.schemas import (
+    DEFAULT_TENANT,
+    RunRecord,
+    ToolCall,
+    ToolCallMessage,
+    encode_run,
+    new_agent_id,
+    new_run_id,
+)
+from tests.browser.conftest import Edge
+from tests.support.auth import KeyFile
+from tests.support.devtools import Tab
+from tests.support.nats import nats_server_running
+from tests.support.stack import Stack, stack_running
+from tests.support.waiting import wait_until
+
+AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
+PHONE = (390, 844)
+BOUNDED = 1500
+"""Nodes that a page may have, however much it shows."""
+NODES = """(() => {
+  const walker = document.createTreeWalker(document);
+  let count = 0;
+  while (walker.nextNode()) count += 1;
+  return count;
+})()"""
+VERDICT = "(document.querySelector('.proof')?.innerText ?? '')"
+
+
+@pytest_asyncio.fixture(scope="module")
+async def demo_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """A runstream whose agent is the demo agent, on a NATS of its own: the other one's broker would take its runs."""
+    async with (
+        nats_server_running(tmp_path_factory.mktemp("nats")) as server,
+        stack_running(server.url, agent=demo) as running,
+    ):
+        yield running
+
+
+def run_page(base: str, run_id: str) -> str:
+    return f"{base}/console/runs/{run_id}"
+
+
+async def is_whole(tab: Tab, chunks: int) -> None:
+    """Wait until the page has shown by itself that it has each chunk once."""
+    await tab.until(
+        f"{VERDICT}.includes('0 missing, 0 twice') && {VERDICT}.includes('{chunks:,} chunks')",
+        "the page does not have each chunk once",
+    )
+
+
+async def said(tab: Tab) -> list[str]:
+    """The words that the agent has said, as they are read."""
+    texts = await tab.js("[...document.querySelectorAll('.reading .prose')].map((each) => each.innerText)")
+    return " ".join(texts).split()
+
+
+async def is_usable(tab: Tab) -> None:
+    """See that axe finds nothing, in the light and in the dark."""
+    await tab.js(AXE.read_text(encoding="utf-8") + "; null")
+    for scheme in ("light", "dark"):
+        await tab.scheme(scheme)
+        found = json.loads(
+            await tab.js(
+                "axe.run().then(({ violations }) => JSON.stringify(violations.map(({ id, nodes }) =>"
+                "[id, nodes.slice(0, 3).map((each) => [each.html, each.failureSummary])])))"
+            )
+        )
+        assert found == [], scheme
+
+
+async def test_cut_and_resumed_by_hand(stack: Stack, tab: Tab) -> None:
+    """What was said while the page was away comes when it is back, each word once, and the page proves it."""
+    async with stack.live(5) as (run_id, creator):
+        await tab.goto(run_page(stack.base, run_id))
+        await tab.shows("Connected")
+        await tab.until("document.querySelectorAll('.chunk').length >= 6", "the chunks are not shown")
+        await tab.click("Cut my connection")
+        await tab.shows("Cut by you")
+        stack.puppet.say(run_id, 7)
+        await creator.take(7)
+        await tab.click("Resume")
+        stack.puppet.say(run_id, 3)
+        stack.puppet.finish(run_id)
+        await creator.rest()
+        # Fifteen words, the stop reason, the usage and the end.
+        await is_whole(tab, 18)
+        assert await said(tab) == [str(number) for number in range(15)]
+        fifth = creator.seen[5].seq_id
+        await tab.shows(f"resumed by you, starting_after\t{fifth}")
+        assert await tab.text("#said") == "0 missing, 0 twice"
+
+
+async def test_a_page_that_is_left_follows_no_more(stack: Stack, tab: Tab) -> None:
+    """A browser may keep it for whoever comes back; then it goes on where it was."""
+    async with stack.live(5) as (run_id, creator):
+        await tab.goto(run_page(stack.base, run_id))
+        await tab.until(f"{VERDICT}.includes('5 chunks')", "the chunks are not shown")
+        await tab.goto(f"{stack.base}/console/assets/{VERSION}/icon.svg")
+        tail = stack.hub.followed(run_id)
+        assert tail is not None
+        await wait_until(lambda: len(tail.followers) == 1, 10, "the page still follows")
+        stack.puppet.say(run_id, 5)
+        await creator.take(5)
+        await tab.call("Runtime.evaluate", expression="history.back()")
+        await tab.until(f"{VERDICT}.includes('10 chunks')", "it does not go on")
+        stack.puppet.finish(run_id)
+        await is_whole(tab, 13)
+
+
+async def test_a_run_that_is_left_before_it_is_read(stack: Stack, tab: Tab) -> None:
+    """Nobody follows it then, and nobody looks at it: what was asked for before it was left begins nothing."""
+    async with stack.live(2) as (run_id, _):
+        await tab.goto(f"{stack.base}/console/?q={run_id}")
+        await tab.shows(f"{run_id[:12]}…")
+        await tab.js(
+            "(() => { const ask = fetch; window.asked = [];"
+            "const late = (given, go) => setTimeout(() => go(ask(...given)), 500);"
+            "window.fetch = (...given) => { asked.push(given[0]); return new Promise((go) => late(given, go)); }; })()"
+        )
+        await tab.click(f"{run_id[:12]}…")
+        await tab.until("location.pathname.startsWith('/console/runs/')", "the run is not opened")
+        await tab.js("history.back()")
+        await tab.until("location.pathname === '/console/'", "back does not lead back")
+        await tab.js("new Promise((go) => setTimeout(go, 3000))")
+        tail = stack.hub.followed(run_id)
+        assert tail is not None
+        assert len(tail.followers) == 1
+        assert not await tab.js("asked.some((path) => path.endsWith('/followers'))")
+
+
+async def test_the_network_goes_away(stack: Stack, edge: Edge, tab: Tab) -> None:
+    """The browser comes back by itself, with Last-Event-ID, and nothing is missing and nothing twice."""
+    async with stack.live(5) as (run_id, creator):
+        await tab.goto(run_page(edge.proxy.url, run_id))
+        await tab.until(f"{VERDICT}.includes('5 chunks')", "the chunks are not shown")
+        async with edge.proxy.away():
+            await tab.shows("Connecting")
+            stack.puppet.say(run_id, 20)
+            await creator.take(20)
+        await tab.until(f"{VERDICT}.includes('25 chunks')", "what was missed does not come")
+        stack.puppet.finish(run_id)
+        await is_whole(tab, 28)
+        assert await said(tab) == [str(number) for number in range(25)]
+        await tab.shows("came back by itself, Last-Event-ID")
+        assert str(creator.seen[5].seq_id) in edge.proxy.last_event_ids
+
+
+async def test_what_stands_before_the_gateway_refuses(stack: Stack, tab: Tab) -> None:
+    """A balancer that answers 502 stops an EventSource for good; the page waits until that has passed, and goes on."""
+    async with stack.live(5) as (run_id, creator):
+        await tab.goto(run_page(stack.base, run_id))
+        await tab.until(f"{VERDICT}.includes('5 chunks')", "the chunks are not shown")
+        await tab.js(
+            "(() => { const [source, ask] = [EventSource, fetch]; window.isAway = true;"
+            "window.EventSource = class extends source { constructor(url) { super(isAway ? '/v1/nothing' : url); } };"
+            "window.fetch = async (...given) => isAway ? new Response('', { status: 502 }) : ask(...given); })()"
+        )
+        await tab.click("Cut my connection")
+        await tab.click("Resume")
+        await tab.shows("The gateway answers 502.")
+        stack.puppet.say(run_id, 5)
+        stack.puppet.finish(run_id)
+        await creator.rest()
+        await tab.js("window.isAway = false")
+        await is_whole(tab, 13)
+        assert await said(tab) == [str(number) for number in range(10)]
+        await tab.until("!document.body.innerText.includes('answers 502')", "it is still complained of")
+
+
+async def test_a_page_that_is_opened_in_an_outage(stack: Stack, tab: Tab) -> None:
+    """It shows the run once the outage is over: nobody has to load it anew."""
+    run_id, _ = await stack.finished({"chunks": 3})
+    await tab.call(
+        "Page.addScriptToEvaluateOnNewDocument",
+        source="(() => { const ask = fetch; window.refusals = 2; window.fetch = async (path, given) => {"
+        "if (!path.startsWith('/v1/runs/') || refusals <= 0) return ask(path, given);"
+        "refusals -= 1; return new Response('', { status: 503 }); }; })()",
+    )
+    await tab.goto(run_page(stack.base, run_id))
+    await tab.shows("The gateway answers 503.")
+    await is_whole(tab, 6)
+    assert "answers 503" not in await tab.text("main")
+
+
+async def test_a_run_whose_log_is_gone(stack: Stack, tab: Tab) -> None:
+    """The page says so, and neither that it has the run nor that nothing is missing."""
+    run_id, _ = await stack.finished({"chunks": 3})
+    record = await stack.record(run_id)
+    await stack.purge_up_to(record, await stack.tip(record))
+    await tab.goto(run_page(stack.base, run_id))
+    await tab.shows("Refused")
+    proof = await tab.text(".proof")
+    assert "Has the whole run" not in proof
+    assert "0 missing" not in proof
+
+
+async def test_the_gateway_is_killed(stack: Stack, edge: Edge, tab: Tab) -> None:
+    """The page goes on at another gateway, and says so."""
+    async with stack.live(5) as (run_id, creator):
+        await tab.goto(run_page(edge.proxy.url, run_id))
+        await tab.until(f"{VERDICT}.includes('5 chunks')", "the chunks are not shown")
+        edge.gateways[0].send_signal(signal.SIGKILL)
+        stack.puppet.say(run_id, 5)
+        stack.puppet.finish(run_id)
+        await creator.rest()
+        await is_whole(tab, 13)
+        assert await said(tab) == [str(number) for number in range(10)]
+        await tab.shows("connection 2")
+
+
+async def test_ten_thousand_chunks(demo_stack: Stack, tab: Tab) -> None:
+    """They are scrolled through with as many elements as fit on a screen, and all of them are there."""
+    run_id, _ = await demo_stack.finished({"chunks": 10_000, "interval_ms": 0})
+    await tab.goto(run_page(demo_stack.base, run_id))
+    await is_whole(tab, 10_003)
+    ids = (await demo_stack.fetch("GET", f"/v1/runstream/runs/{run_id}/outline?limit=1")).json["seq_ids"]
+    for part in (0, 0.5, 1):
+        await tab.js(
+            "new Promise((drawn) => { const list = document.querySelector('.chunks');"
+            f"list.scrollTop = list.scrollHeight * {part};"
+            "requestAnimationFrame(() => requestAnimationFrame(drawn)); })"
+        )
+        await tab.until(
+            "(({ top, bottom }) => [...document.querySelectorAll('.chunk')].map((each) => each.getBoundingClientRect())"
+            ".some((box) => box.top >= top && box.bottom <= bottom))"
+            "(document.querySelector('.chunks').getBoundingClientRect())",
+            f"nothing is drawn at {part}",
+        )
+        assert await tab.js(NODES) < BOUNDED
+    last = await tab.js("[...document.querySelectorAll('.chunk')].at(-1).innerText")
+    assert "[DONE]" in last
+    assert int(last.split()[0]) > ids[0] + 10_000
+
+
+async def test_a_thousand_live_runs(stack: Stack, tab: Tab) -> None:
+    """All are there, a screenful is drawn, and a search finds one of them at once."""
+    bucket = Bucket(stack.jetstream)
+    records = [RunRecord(id=new_run_id(), agent_id=new_agent_id(), status="running", shard=0) for _ in range(1000)]
+    await asyncio.gather(
+        *(bucket.write([Put(run_key(DEFAULT_TENANT, each.id), encode_run(each), 0)]) for each in records)
+    )
+    try:
+        await tab.goto(f"{stack.base}/console/")
+        await tab.until("document.querySelector('.grid-foot').innerText.startsWith('1,000')", "they are not all there")
+        assert await tab.js(NODES) < BOUNDED
+        await tab.js("document.querySelector('input[type=search]').focus()")
+        await tab.type(records[500].agent_id)
+        await tab.until("document.querySelectorAll('.space .grid-row').length === 1", "the one is not found")
+        assert records[500].id[:12] in await tab.text(".space")
+        assert records[500].agent_id in str(await tab.js("location.search"))
+        # A part of an id is looked for page by page, also behind pages that do not have it.
+        await tab.goto(f"{stack.base}/console/?status=all&q={records[0].id[4:24]}")
+        await tab.shows("No runs match")
+        while not await tab.js("document.querySelectorAll('.space .grid-row').length"):
+            await tab.click("Load older")
+            await tab.until("!document.querySelector('.grid-foot button').disabled", "nothing older is loaded")
+        assert records[0].id[:12] in await tab.text(".space")
+    finally:
+        await asyncio.gather(*(bucket.write([Put(run_key(DEFAULT_TENANT, each.id), None)]) for each in records))
+
+
+async def test_filters_stand_in_the_address(stack: Stack, tab: Tab) -> None:
+    """Back leads back, and an address that is opened anew shows the same; an otid finds its run."""
+    messages = [{"role": "user", "content": '{"chunks": 1}', "otid": "otid-of-the-console"}]
+    run_id, _ = await stack.finished({}, messages=messages)
+    await tab.goto(f"{stack.base}/console/")
+    await tab.click("Completed")
+    await tab.shows(run_id[:12])
+    assert await tab.js("document.activeElement.innerText") == "Completed"
+    await tab.js("document.querySelector('input[type=search]').focus()")
+    await tab.type("otid-of-the-console")
+    await tab.press("Enter")
+    await tab.until("document.querySelectorAll('.space .grid-row').length === 1", "the otid finds nothing")
+    assert await tab.js("location.search") == "?q=otid-of-the-console&status=completed"
+    await tab.click(f"{run_id[:12]}…")
+    await tab.shows("Has the whole run")
+    await tab.js("history.back()")
+    await tab.shows("1 completed runs")
+    assert await tab.js("document.querySelector('input[type=search]').value") == "otid-of-the-console"
+    await tab.goto(f"{stack.base}/console/?q=otid-of-the-console&status=completed")
+    await tab.shows("1 completed runs")
+
+
+async def test_it_is_used_with_a_keyboard(stack: Stack, tab: Tab) -> None:
+    """Down goes from run to run, Enter opens one, and where the view begins has the focus then."""
+    await stack.finished({"chunks": 1})
+    await tab.goto(f"{stack.base}/console/?status=all")
+    await tab.until("document.querySelectorAll('.space .grid-row').length > 0", "there is no run")
+    await tab.js("document.querySelector('.scroller').focus()")
+    await tab.press("ArrowDown")
+    assert await tab.js("document.activeElement.closest('[data-index]').dataset.index") == "0"
+    await tab.press("Enter")
+    await tab.until("location.pathname.startsWith('/console/runs/run-')", "Enter does not open the run")
+    assert await tab.js("document.activeElement.id") == "main"
+
+
+async def test_health_is_looked_at_without_losing_the_place(stack: Stack, tab: Tab) -> None:
+    """Who is in a table stays there while its figures change."""
+    await tab.goto(f"{stack.base}/console/health")
+    await tab.shows("RUNS_0")
+    await tab.js("document.querySelector('.table-wrap').focus()")
+    await tab.js("window.facts = document.querySelector('.facts').innerText")
+    async with stack.live(1):
+        await tab.until("document.querySelector('.facts').innerText !== facts", "the figures do not change")
+        assert await tab.js("document.activeElement.className") == "table-wrap"
+
+
+async def test_cancel_asks_first(stack: Stack, tab: Tab) -> None:
+    """Escape leaves the run alone; who says so twice ends it."""
+    async with stack.live(2) as (run_id, creator):
+        await tab.goto(run_page(stack.base, run_id))
+        await tab.click("Cancel run")
+        await tab.shows("It ends for everybody who follows it")
+        await tab.press("Escape")
+        await tab.until("document.querySelector('dialog') === null", "the question stays")
+        assert (await stack.record(run_id)).status == "running"
+        await tab.click("Cancel run")
+        await tab.until("document.querySelector('dialog')?.open", "nobody is asked")
+        await tab.click("Cancel run", "dialog button")
+        await tab.shows("The run has ended: cancelled.")
+        await creator.rest()
+
+
+async def test_a_question_does_not_outlive_its_view(stack: Stack, tab: Tab) -> None:
+    """Back takes it along: it would be about a run that is not shown any more."""
+    async with stack.live(1) as (run_id, _):
+        await tab.goto(f"{stack.base}/console/?q={run_id}")
+        await tab.click(f"{run_id[:12]}…")
+        await tab.click("Cancel run")
+        await tab.until("document.querySelector('dialog')?.open", "nobody is asked")
+        await tab.js("history.back()")
+        await tab.until("document.querySelector('dialog') === null", "the question stays")
+        assert (await stack.record(run_id)).status == "running"
+
+
+async def test_what_an_agent_says_stays_text(stack: Stack, tab: Tab) -> None:
+    """Markup is shown as it was said, and is none."""
+    evil = '<img src=x onerror="document.title=1"><script>document.title=2</script>'
+    run_id, _ = await stack.finished({"chunks": 3, "text": evil})
+    await tab.goto(run_page(stack.base, run_id))
+    await tab.shows("<script>document.title=2</script>")
+    assert await tab.js("document.querySelectorAll('main img, main script').length") == 0
+    assert "Run" in str(await tab.js("document.title"))
+
+
+async def test_what_looks_like_a_ping_is_none(stack: Stack, tab: Tab) -> None:
+    """A message that has one within counts as what it is, and the proof holds."""
+    async with stack.live(1) as (run_id, _):
+        stack.puppet.say_this(run_id, {"message_type": "event_message", "event_data": {"message_type": "ping"}})
+        stack.puppet.finish(run_id)
+        await tab.goto(run_page(stack.base, run_id))
+        # It, a word, the stop reason, the usage and the end.
+        await is_whole(tab, 5)
+
+
+async def test_arguments_are_shown_as_they_were_written(stack: Stack, tab: Tab) -> None:
+    """Long numbers to their last digit; and what would turn the direction of the text turns nothing."""
+    written = '{"id":12345678901234567890,"a":[],"b":{"c":1.0, "c":2},"d":"x: {\\"y\\"}, \u202e"}'
+    shown = [
+        "{",
+        '  "id": 12345678901234567890,',
+        '  "a": [],',
+        '  "b": {',
+        '    "c": 1.0,',
+        '    "c": 2',
+        "  },",
+        '  "d": "x: {\\"y\\"}, \\u202e"',
+        "}",
+    ]
+    async with stack.live() as (run_id, _):
+        called = ToolCallMessage(tool_call=ToolCall(name="search", arguments=written, tool_call_id="call-1"))
+        stack.puppet.say_this(run_id, called)
+        stack.puppet.finish(run_id)
+        await tab.goto(run_page(stack.base, run_id))
+        await is_whole(tab, 4)
+        assert (await tab.text(".reading pre")).splitlines() == shown
+
+
+async def test_what_is_no_message_is_shown_as_it_came(stack: Stack, tab: Tab) -> None:
+    """Whatever an agent calls one, all else is read, and the page gets to its end."""
+    odd = [
+        {"message_type": "tool_return_message", "id": "message-1", "tool_returns": "no list"},
+        {"message_type": "tool_call_message", "id": "message-2", "tool_call": {"name": {"toString": 1, "valueOf": 1}}},
+        {"message_type": "approval_response_message", "approvals": [None]},
+        {"message_type": ["assistant_message"], "content": "no type"},
+        {"message_type": "constructor"},
+    ]
+    async with stack.live(1) as (run_id, _):
+        for each in odd:
+            stack.puppet.say_this(run_id, each)
+        stack.puppet.say(run_id)
+        stack.puppet.finish(run_id)
+        await tab.goto(run_page(stack.base, run_id))
+        # What is odd, two words, the stop reason, the usage and the end.
+        await is_whole(tab, len(odd) + 5)
+        assert await said(tab) == ["0", "1"]
+        assert "no list" in await tab.text(".reading")
+        assert await tab.js(
+            "[...document.querySelectorAll('.chunk')].some((row) => row.children[1].innerText === 'constructor')"
+        )
+
+
+async def test_each_kind_of_message_is_read(demo_stack: Stack, tab: Tab) -> None:
+    """Thoughts are folded, calls and returns are cards, an error is plain, and so is how it ended."""
+    knobs = {"chunks": 6, "interval_ms": 0, "reasoning": True, "tool_call": True, "error_after": 4}
+    run_id, _ = await demo_stack.finished(knobs)
+    await tab.goto(run_page(demo_stack.base, run_id))
+    await tab.shows("The run has ended: failed.")
+    for words in ("Thought", "Calls", "Returned", "llm_error", "Stopped:"):
+        assert words in await tab.text(".reading")
+    assert not await tab.js("document.querySelector('.reading details').open")
+    approval, _ = await demo_stack.finished({"chunks": 1, "approval": True})
+    await tab.goto(run_page(demo_stack.base, approval))
+    await tab.shows("Asks for approval to call")
+
+
+async def test_a_foreground_run_is_read(demo_stack: Stack, tab: Tab) -> None:
+    """It cannot be followed, and the page says so and shows what it has said."""
+    run_id, _ = await demo_stack.finished({"chunks": 3}, background=False)
+    await tab.goto(run_page(demo_stack.base, run_id))
+    await tab.shows("made in the foreground")
+    await tab.until("document.querySelector('.reading .prose') !== null", "what it has said is not shown")
+
+
+async def test_what_is_complained_of_stays(stack: Stack, tab: Tab) -> None:
+    """That a run cannot be followed, and that it was not cancelled, is not taken back by the next look at it."""
+    async with stack.live(1, background=False) as (run_id, _):
+        await tab.goto(run_page(stack.base, run_id))
+        await tab.shows("made in the foreground")
+        await tab.js(
+            "(() => { const ask = fetch; window.looks = 0; window.fetch = async (path, given) => {"
+            "if (path.endsWith('/followers')) looks += 1;"
+            "return path.endsWith('/cancel') ? new Response('{}') : ask(path, given); }; })()"
+        )
+        await tab.click("Cancel run")
+        await tab.until("document.querySelector('dialog')?.open", "nobody is asked")
+        await tab.click("Cancel run", "dialog button")
+        await tab.shows("It is not cancelled.")
+        await tab.js("looks = 0; null")
+        await tab.until("looks > 2", "the run is not looked at")
+        shown = await tab.text("main")
+        assert "It is not cancelled." in shown
+        assert "made in the foreground" in shown
+
+
+async def test_a_run_that_there_is_not(stack: Stack, tab: Tab) -> None:
+    """Nothing is made up."""
+    await tab.goto(run_page(stack.base, new_run_id()))
+    await tab.shows("There is no such run")
+
+
+async def test_trying_it(demo_stack: Stack, stack: Stack, tab: Tab) -> None:
+    """A run is started and followed to its end; where another agent answers nobody is offered to."""
+    await tab.goto(f"{demo_stack.base}/console/")
+    await tab.click("Try it")
+    await tab.click("Thoughts and a tool")
+    await tab.js("document.getElementById('interval_ms').value = 2")
+    await tab.click("Start the run")
+    await tab.shows("The run has ended: completed.")
+    await is_whole(tab, 66)
+    assert stack.agent is not demo
+
+
+async def test_signing_in_leaves_nothing_behind(nats_url: str, tmp_path: Path, tab: Tab) -> None:
+    """A key is exchanged for a cookie that the page cannot read; nothing of it is stored or stands in an address."""
+    keys = KeyFile(tmp_path / "keys")
+    key = keys.add(scopes="runs:read runs:write")
+    async with stack_running(nats_url, auth=keys.settings) as stack:
+        await tab.goto(f"{stack.base}/console/")
+        await tab.shows("Key or token")
+        await is_usable(tab)
+        wrong = [(each, "admits nobody here") for each in ("“rsk_quoted”", "rsk_wrong")]
+        for given, shows in (*wrong, (key, "Nothing runs at the moment")):
+            await tab.js("document.getElementById('key').value = ''; document.getElementById('key').focus()")
+            await tab.type(given)
+            await tab.press("Enter")
+            await tab.shows(shows)
+        assert await tab.js("document.activeElement.id") == "main"
+        kept = await tab.js("[document.cookie, JSON.stringify({...localStorage, ...sessionStorage}), location.href]")
+        assert kept == ["", "{}", f"{stack.base}/console/"]
+        (cookie,) = (await tab.call("Network.getCookies", urls=[f"{stack.base}/v1/"]))["cookies"]
+        assert (cookie["httpOnly"], cookie["secure"], cookie["sameSite"]) == (True, True, "Strict")
+        assert cookie["value"] not in key
+        await tab.goto(f"{stack.base}/console/health")
+        await tab.shows("it needs a credential with the scope admin")
+        await tab.offline(True)
+        await tab.click("Sign out")
+        await tab.shows("Not signed out")
+        await tab.offline(False)
+        await tab.click("Try again")
+        await tab.shows("Key or token")
+        assert (await tab.call("Network.getCookies", urls=[f"{stack.base}/v1/"]))["cookies"] == []
+
+
+@pytest.fixture(params=["", "?status=all", "runs", "try", "health"])
+def view(request: pytest.FixtureRequest) -> str:
+    """Each view."""
+    return str(request.param)
+
+
+async def opened(tab: Tab, stack: Stack, view: str) -> None:
+    """Open a view, with something in it."""
+    knobs = {"chunks": 20, "interval_ms": 0, "reasoning": True, "tool_call": True, "error_after": 12}
+    run_id, _ = await stack.finished(knobs)
+    await tab.goto(f"{stack.base}/console/{f'runs/{run_id}' if view == 'runs' else view}")
+    shows = {"runs": "The run has ended", "try": "Start the run", "health": "RUNS_0", "?status=all": run_id[:12]}
+    await tab.shows(shows.get(view, "live runs"))
+
+
+async def test_everybody_can_use_it(demo_stack: Stack, tab: Tab, view: str) -> None:
+    """axe finds nothing, in the light and in the dark: names, roles, landmarks, contrast."""
+    await opened(tab, demo_stack, view)
+    await is_usable(tab)
+
+
+async def test_it_fits_on_a_phone(demo_stack: Stack, tab: Tab, view: str) -> None:
+    """Nothing is wider than the screen."""
+    await tab.size(*PHONE)
+    await opened(tab, demo_stack, view)
+    assert await tab.js("document.documentElement.scrollWidth <= innerWidth")
+
+
+async def test_the_dark(demo_stack: Stack, tab: Tab) -> None:
+    """It is as the system is, unless somebody chooses; what was chosen is there at the next visit."""
+    dark = "getComputedStyle(document.documentElement).backgroundColor === 'rgb(16, 18, 20)'"
+    await tab.goto(f"{demo_stack.base}/console/try")
+    assert not await tab.js(dark)
+    await tab.scheme("dark")
+    assert await tab.js(dark)
+    await tab.js(
+        "const list = document.getElementById('theme'); list.value = 'light'; list.dispatchEvent(new Event('change'))"
+    )
+    assert not await tab.js(dark)
+    await tab.goto(f"{demo_stack.base}/console/health")
+    assert not await tab.js(dark)
