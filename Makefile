@@ -51,8 +51,8 @@ run: $(STAMP) ## everything in one command: nats-server, broker, gateway and a d
 	@exec $(BIN)/runstream up $(ARGS)
 
 # A module has its servers to itself. ARGS="-n 0" runs one test after the other.
-test: install ## all tests, on real nats-servers, two modules at a time (ARGS="tests/unit -x")
-	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+test: install ## all tests, on real nats-servers, three modules at a time (ARGS="tests/unit -x")
+	$(PY) -m pytest -n 3 --dist loadfile $(ARGS)
 
 test-browser: install $(BROWSER_STAMP) ## what a page sees, in Debian's chromium, which must be there (ARGS="-k readme")
 	$(PY) -m pytest tests/browser $(ARGS)

@@ -151,7 +151,7 @@ async def test_lines_of_the_readme(stack: Stack, edge: Edge, pages: Pages) -> No
     """README's lines, as they stand there, show the whole answer, each word once, over the death of a gateway."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (lines,) = re.findall(r"^### In a browser$.*?^```js\n(.*?)^```$", readme, flags=re.MULTILINE | re.DOTALL)
-    async with stack.create({"chunks": 100, "interval_ms": 20}) as creator:
+    async with stack.create({"chunks": 100, "interval_ms": 60}) as creator:
         (ping,) = await creator.take(1)
         names = f"const base = {json.dumps(edge.proxy.url)}, run = {json.dumps(ping.json['run_id'])};\n"
         async with pages.opened(names + lines + WATCH) as page:
