@@ -26,7 +26,8 @@ SECRET = "s3cret"
 @pytest_asyncio.fixture(scope="module")
 async def stack(nats_url: str) -> AsyncIterator[Stack]:
     """A runstream whose platform has a password in its address."""
-    async with stack_running(nats_url, gateway={"upstream": f"http://user:{SECRET}@platform.test"}) as running:
+    upstream = {"upstream": f"http://user:{SECRET}@platform.test"}
+    async with stack_running(nats_url, gateway=upstream, is_patient=False) as running:
         yield running
 
 

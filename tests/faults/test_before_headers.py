@@ -30,7 +30,7 @@ class Scene:
 
 @pytest_asyncio.fixture(scope="module")
 async def scene(nats_url: str) -> AsyncIterator[Scene]:
-    async with HalfOpen.before(nats_url) as proxy, stack_running(proxy.url) as running:
+    async with HalfOpen.before(nats_url) as proxy, stack_running(proxy.url, is_patient=False) as running:
         yield Scene(running, proxy)
 
 

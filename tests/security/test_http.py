@@ -213,7 +213,7 @@ def logged() -> Iterator[list[Any]]:
 
 async def test_what_a_request_logs_has_its_id(own_server: NatsServer) -> None:
     """Of a client that complains one finds what went wrong; and nobody else's lines have the id."""
-    async with stack_running(own_server.url) as stack, stopped(own_server):
+    async with stack_running(own_server.url, is_patient=False) as stack, stopped(own_server):
         with logged() as lines:
             path = f"/v1/runs/{new_run_id()}"
             refused = await stack.fetch("GET", path, headers={"X-Request-ID": "mine"})

@@ -42,8 +42,8 @@ from tests.support.waiting import wait_until
 PUPPET = "puppet"
 """What to say to an agent that then says what the test says."""
 
-LOOK_SECONDS = 10.0
-"""How long a test's own look may take: it is no part of what is tested, and a machine with one disk stalls at times."""
+STALL_SECONDS = 10.0
+"""How long a machine with one disk may stall, which is no part of what is tested."""
 
 
 class Puppet:
@@ -259,10 +259,15 @@ async def stack_running(
     upstream: Upstream | None = None,
     auth: AuthSettings | None = None,
     limits: Mapping[str, Any] | None = None,
+    is_patient: bool = True,
 ) -> AsyncIterator[Stack]:
-    """A broker and a gateway with the given settings, serving; nothing is left of them when the block ends."""
+    """A broker and a gateway with the given settings, serving; nothing is left of them when the block ends.
+
+    If they are patient, they wait for NATS as long as a machine stalls; if not, as long as the product does by itself.
+    """
     chosen = agent or Puppet()
-    settings = BrokerSettings(nats_url=nats_url, **(broker or {}))
+    patience = {"request_timeout_seconds": STALL_SECONDS} if is_patient else {}
+    settings = BrokerSettings(nats_url=nats_url, **{**patience, **(broker or {})})
     async with contextlib.AsyncExitStack() as stack:
         broker_socket = stack.enter_context(listener())
         gateway_socket = stack.enter_context(listener())
@@ -278,7 +283,7 @@ async def stack_running(
             )
         )
         edge = Gateway(
-            GatewaySettings(**(gateway or {})),
+            GatewaySettings(**{**({"open_seconds": STALL_SECONDS} if is_patient else {}), **(gateway or {})}),
             settings,
             listener=gateway_socket,
             upstream=upstream,
@@ -302,7 +307,7 @@ def stack_of(
     settings: BrokerSettings,
 ) -> Stack:
     """What serves at these sockets, looked at over a connection of the test's own; its `jetstream` is to be closed."""
-    jetstream = JetStream(connection, timeout_seconds=LOOK_SECONDS)
+    jetstream = JetStream(connection, timeout_seconds=STALL_SECONDS)
     return Stack(
         base=url_of(gateway_socket),
         broker_base=url_of(broker_socket),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from runstream.broker.jetstream import JetStream
     from runstream.broker.settings import BrokerSettings
 
-__all__ = ["Draining", "Readiness", "Ready", "StreamInfo"]
+__all__ = ["Draining", "Readiness", "Ready", "StreamInfo", "unusable"]
 
 log = get_logger(__name__)
 
@@ -66,9 +66,7 @@ class Readiness:
                 info = await self._jetstream.api(f"STREAM.INFO.{stream}", None)
             except BrokerError as error:
                 self.found = found
-                # What NATS said is for the log: whoever reaches the port reads this.
-                log.warning("not_ready", stream=stream, error=str(error))
-                return _unready_for(stream, error)
+                return unusable(stream, error)
             found[stream] = _read(info)
             cluster = info.get("cluster")
             if cluster is not None and not cluster.get("leader"):
@@ -78,7 +76,9 @@ class Readiness:
         return None
 
 
-def _unready_for(stream: str, error: BrokerError) -> str:
+def unusable(stream: str, error: BrokerError) -> str:
+    """Say in words why a stream cannot be used. What NATS said is for the log: whoever reaches the port reads this."""
+    log.warning("not_ready", stream=stream, error=str(error))
     match error:
         case Refused():
             return f"NATS refuses what this process has to ask of stream {stream}: its log says what (nats_refused)."

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from runstream.broker.errors import BrokerError, Unavailable
+from runstream.broker.readiness import unusable
 from runstream.broker.settings import without_password
 from runstream.broker.topology import streams_of
 from runstream.gateway.settings_shown import SettingFinding, shown
@@ -161,7 +162,7 @@ class Checkup:
         try:
             info = await self._jetstream.api(f"STREAM.INFO.{name}", None)
         except BrokerError as error:
-            return StreamFinding(name=name, problem=str(error))
+            return StreamFinding(name=name, problem=unusable(name, error))
         state, config = info["state"], info["config"]
         limit = config.get("max_bytes", -1)
         return StreamFinding(
