@@ -1,5 +1,6 @@
 """Changes of the index are tried again: long while others are faster, as long as was said while NATS is away."""
 
+import asyncio
 import time
 
 import pytest
@@ -22,6 +23,22 @@ async def test_who_is_overtaken_is_not_told_that_nats_is_away(overtaken: type[Ex
         return "through"
 
     assert await persist(attempt, PATIENCE_SECONDS) == "through"
+
+
+async def test_who_is_overtaken_once_looks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long that attempt took: who was faster is found by the next one."""
+    monkeypatch.setattr(bucket, "CONTEST_SECONDS", 0.1)
+    attempts = 0
+
+    async def attempt() -> str:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            await asyncio.sleep(0.2)  # how long a machine stalls, and not a wait
+            raise WrongLastSequence
+        return "found"
+
+    assert await persist(attempt, PATIENCE_SECONDS) == "found"
 
 
 async def test_an_outage_is_waited_for_from_when_it_begins() -> None:

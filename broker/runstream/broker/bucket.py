@@ -152,17 +152,20 @@ async def persist(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
 
     An attempt whose answer was lost is repeated too: it reads what it wrote. Raises `Unavailable` when NATS has been
     away for `seconds` before another attempt, or when the attempt was overtaken for as long, `CONTEST_SECONDS` at
-    least: who is overtaken is answered, and one of those who compete gets through each time.
+    least: who is overtaken is answered, and one of those who compete gets through each time. That is counted from when
+    it was overtaken first: one attempt may take as long where a machine stalls, and who has won is found by the next.
     """
-    began_at = answered_at = time.monotonic()
+    answered_at = time.monotonic()
+    contested_at: float | None = None
     delay = FIRST_DELAY_SECONDS
     while True:
         try:
             return await attempt()
         except (WrongLastSequence, Contended) as overtaken:
             answered_at = time.monotonic()
-            give_up_at = began_at + max(seconds, CONTEST_SECONDS)
-            failure: Unavailable = Unavailable(f"Overtaken for {answered_at - began_at:.1f} s: {overtaken}")
+            contested_at = contested_at or answered_at
+            give_up_at = contested_at + max(seconds, CONTEST_SECONDS)
+            failure: Unavailable = Unavailable(f"Overtaken for {answered_at - contested_at:.1f} s: {overtaken}")
             pause = spread(FIRST_DELAY_SECONDS)
         except Unavailable as unavailable:
             give_up_at = answered_at + seconds
