@@ -21,8 +21,8 @@ BROWSER_NPM := $(call npm,$(BROWSER),$(VENV))
 BENCH_NPM := $(call npm,tests/bench/peers/node,.bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run example-library example-capture example-browser test test-browser screenshots test-deploy test-deploy-quick format check audit bench \
-	bench-quick bench-lock chaos chaos-long load fuzz tenants lock clean
+.PHONY: help install run example-library example-capture example-browser test test-browser screenshots test-deploy \
+	test-deploy-quick format check audit bench bench-quick bench-lock chaos chaos-long load fuzz tenants lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
