@@ -71,7 +71,7 @@ class LimitSettings(BaseSettings):
     """Connections of one address, but for trusted proxies. None by default, for the same reason."""
 
     trusted_proxies: Networks = None
-    """Whose `X-Forwarded-For` is believed: addresses and networks, separated by commas. None: nobody's."""
+    """Whose `X-Forwarded-For` is believed: addresses and networks, separated by commas. Unset: nobody's."""
 
     max_connections: int = Field(default=20_000, ge=1)
     """Connections of one port: twice as many as a gateway has streams, each a file descriptor, and no more than the
