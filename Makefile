@@ -63,7 +63,7 @@ example-browser: $(STAMP) ## a page that follows a run, and what serves both
 test: install ## all tests, on real nats-servers, two modules at a time (ARGS="tests/unit -x")
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
-test-browser: install $(BROWSER_STAMP) ## what a page sees, in Debian's chromium, which must be there (ARGS="-k readme")
+test-browser: install $(BROWSER_STAMP) ## what a page sees, in Debian's chromium, which must be there (ARGS="-k guide")
 	$(PY) -m pytest tests/browser $(ARGS)
 
 screenshots: install ## the pictures of the console that README shows, to be looked at (ARGS=/tmp/others: all there are)

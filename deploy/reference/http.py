@@ -50,6 +50,22 @@ else is there, too: [it answers it](../guides/capture.md#a-letta-compatible-plat
 - [The broker's port](#the-brokers-port): what writers over HTTP use
 - [Shapes](#shapes): what bodies are made of
 """
+WHICH = (
+    (
+        "a page, or an app, that shows an answer as it comes, and must not lose it",
+        '`POST …/messages/stream` with `"background": true`; come back with `POST /v1/runs/{run_id}/stream`',
+    ),
+    ("a browser without a library", "the same `POST`, then `EventSource` on `GET /v1/runs/{run_id}/stream`"),
+    (
+        "a program that wants the answer, and has a minute",
+        "`POST /v1/agents/{agent_id}/messages`, with an `otid` in each message, so that it may be repeated",
+    ),
+    ("a dialogue", "`POST /v1/conversations/`, then its `…/messages`: one run at a time"),
+    ("a reader that may not be lost, but cannot be changed", "`--background always`"),
+    ("a platform that answers over HTTP", "[`--agent http://…`](../guides/capture.md); nothing changes there"),
+    ("a platform in Python, whose own process runs the agents", "[`Runs`](../guides/library.md)"),
+    ("a platform in any other language, the same", "[the ingest API](../guides/ingest.md)"),
+)
 OF_HEALTH = """\
 The broker's port answers `GET /livez`, `GET /readyz`, `GET /metrics` and `GET /openapi.json` as well.
 """
@@ -98,6 +114,8 @@ def page() -> str:
     return "\n".join(
         [
             HEAD,
+            "## Which one, and how\n",
+            table(("you have", "then"), WHICH),
             "## The gateway's port\n",
             _summary(of_gateway),
             *map(_section, of_gateway),
