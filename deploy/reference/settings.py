@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-__all__ = ["page"]
+__all__ = ["PARTS", "page"]
 
 HEAD = f"""\
 # Settings
