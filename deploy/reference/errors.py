@@ -15,7 +15,7 @@ from runstream.schemas import ERROR_TYPES, status_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["page"]
+__all__ = ["CUTS", "page"]
 
 HEAD = f"""\
 # Error types
@@ -33,6 +33,9 @@ HEAD = f"""\
 
 What a client does after each is in [one table](../guides/letta-client.md#what-a-client-meets-when-a-stream-ends).
 """
+CUTS = frozenset({"store_unavailable", "expired", "log_broken", "credential_expired"})
+"""What a response is cut with, and no run ends with."""
+OR_A_CUT = {"store_full": "; or the response alone"}
 OF_A_RUN = """\
 ## Of a run
 
@@ -60,16 +63,14 @@ Exit codes; each command's help says which are its own.
 
 def page() -> str:
     """Say all that is declared."""
-    runs = [
-        (f"`{name}`", f"`{of.stop_reason}`", status_of(of.stop_reason), of.message) for name, of in ERROR_TYPES.items()
-    ]
+    runs = [(f"`{name}`", *_ends(name, of.stop_reason), of.message) for name, of in ERROR_TYPES.items()]
     ingest = [(f"`{name}`", str(status.value)) for name, status in STATUSES.items()]
     codes = [(str(code.value), says) for code, says in MEANINGS.items()]
     return "\n".join(
         [
             HEAD,
             OF_A_RUN,
-            table(("`error_type`", "stop reason", "the run", "what clients are told"), runs),
+            table(("`error_type`", "stop reason", "what has ended", "what clients are told"), runs),
             OF_INGEST,
             table(("`error_type`", "status"), ingest),
             OF_THE_LIBRARY,
@@ -79,6 +80,13 @@ def page() -> str:
             table(("code", ""), codes),
         ]
     )
+
+
+def _ends(error_type: str, stop_reason: str) -> tuple[str, str]:
+    """Say what stop reason comes with an error, and what has ended with it."""
+    if error_type in CUTS:
+        return "none", "the response; not the run"
+    return f"`{stop_reason}`", f"the run, as `{status_of(stop_reason)}`{OR_A_CUT.get(error_type, '')}"
 
 
 def _drawing() -> str:

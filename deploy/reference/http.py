@@ -67,8 +67,17 @@ WHICH = (
     ("a platform in any other language, the same", "[the ingest API](../guides/ingest.md)"),
 )
 OF_HEALTH = """\
-The broker's port answers `GET /livez`, `GET /readyz`, `GET /metrics` and `GET /openapi.json` as well.
+This port answers `GET /livez`, `GET /readyz`, `GET /metrics` and `GET /openapi.json` as well. Beside what stands below
+it, an operation may be answered:
 """
+OF_MOST = """\
+Every operation takes a header `user_id`, `user-<uuid4>`, as the reference has it: malformed it is 400, else ignored.
+Beside what stands below it, an operation that is not open to everybody may be answered:
+"""
+MOST: Final = ("401", "403", "417", "429", "500")
+"""Statuses that nearly every operation has alike."""
+EVENTS: Final = "text/event-stream"
+USER_ID: Final = "user_id"
 REFERENCE: Final = "#/components/schemas/"
 OF_OPERATORS: Final = {"/livez", "/readyz", "/metrics", "/openapi.json"}
 TYPES: Final = {"integer": "whole number", "boolean": "true or false", "string": "text"}
@@ -116,16 +125,40 @@ def page() -> str:
             HEAD,
             "## Which one, and how\n",
             table(("you have", "then"), WHICH),
-            "## The gateway's port\n",
-            _summary(of_gateway),
-            *map(_section, of_gateway),
-            f"## The broker's port\n\n{OF_HEALTH}",
-            _summary(of_broker),
-            *map(_section, of_broker),
+            *_port("The gateway's port", OF_MOST, of_gateway),
+            *_port("The broker's port", OF_HEALTH, of_broker),
             "## Shapes\n",
+            "### Messages\n\nEach event of a stream has one of these in its `data`, until `[DONE]`.\n",
+            f"{_shape(_events(of_gateway))}\n",
             *(_shape_section(name, shapes[name]) for name in sorted(shapes)),
         ]
     )
+
+
+def _port(title: str, text: str, served: Sequence[Served]) -> Iterator[str]:
+    """Say what a port answers: all of it, what most operations have alike, and each."""
+    most = _most(served)
+    yield f"## {title}\n"
+    yield _summary(served)
+    yield text
+    yield _answers(most)
+    for each in served:
+        yield _section(each, most)
+
+
+def _most(served: Sequence[Served]) -> dict[str, Any]:
+    """Find what most operations answer with the statuses that nearly all of them have."""
+    found = {}
+    for status in MOST:
+        answers = [each.of["responses"][status] for each in served if status in each.of["responses"]]
+        found[status] = max(answers, key=answers.count)
+    return found
+
+
+def _events(served: Sequence[Served]) -> Mapping[str, Any]:
+    """Give the shape of what is streamed, which is the same wherever something is."""
+    answers = [answer for each in served for answer in each.of["responses"].values()]
+    return next(_content(answer["content"][EVENTS]) for answer in answers if EVENTS in answer.get("content", {}))
 
 
 def _served(document: Mapping[str, Any]) -> Iterator[Served]:
@@ -150,15 +183,15 @@ def _protocol_anchors() -> dict[str, str]:
     return {name: _anchor(heading) for heading in headings for name in re.findall(r"`([^`]+)`", heading)}
 
 
-def _section(served: Served) -> str:
+def _section(served: Served, most: Mapping[str, Any]) -> str:
     deprecated = " **Deprecated.**" if served.of.get("deprecated") else ""
     normative = f"[PROTOCOL.md](../../PROTOCOL.md#{_protocol_anchors()[served.name]})"
     parts = [
         f"### `{served.name}`\n",
         f"{served.of['description'].rstrip('.')}.{deprecated} {normative} · scope: {served.scope}\n",
-        _parameters(served.of["parameters"]),
+        _parameters([each for each in served.of["parameters"] if each["name"] != USER_ID]),
         _body(served.of.get("requestBody")),
-        _answers(served.of["responses"]),
+        _answers({status: of for status, of in served.of["responses"].items() if most.get(status) != of}),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -194,7 +227,10 @@ def _content(of: Mapping[str, Any]) -> Mapping[str, Any]:
 def _answers(answers: Mapping[str, Any]) -> str:
     rows = []
     for status, answer in answers.items():
-        bodies = [f"`{media}`: {_shape(_content(of))}" for media, of in answer.get("content", {}).items()]
+        bodies = [
+            f"`{media}`: {'[messages](#messages)' if media == EVENTS else _shape(_content(of))}"
+            for media, of in answer.get("content", {}).items()
+        ]
         headers = [f"`{name}`" for name in answer.get("headers", {})]
         rows.append((status, answer["description"], "; ".join(bodies), ", ".join(headers)))
     return table(("status", "when", "body", "headers"), rows)

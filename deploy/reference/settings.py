@@ -159,8 +159,8 @@ def _allowed(field: FieldInfo) -> str:
     bounds: dict[str, Any] = {}
     for found in field.metadata:
         bounds |= {name: getattr(found, name) for name in ("ge", "gt", "le") if getattr(found, name, None) is not None}
-    low = f"from {bounds['ge']:g}" if "ge" in bounds else f"above {bounds['gt']:g}" if "gt" in bounds else ""
-    high = f"to {bounds['le']:g}" if "le" in bounds else ""
+    low = f"from {bounds['ge']:.0f}" if "ge" in bounds else f"above {bounds['gt']:.0f}" if "gt" in bounds else ""
+    high = f"to {bounds['le']:.0f}" if "le" in bounds else ""
     return " ".join(part for part in (low, high) if part)
 
 

@@ -3,9 +3,10 @@
 import pytest
 
 from deploy.reference import PAGES, REFERENCE
+from deploy.reference.errors import CUTS
 from deploy.reference.http import documents
 from runstream.schemas import ERROR_TYPES
-from tests.unit.test_docs import code, table
+from tests.unit.test_docs import PROTOCOL, code, table
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -32,3 +33,9 @@ def test_every_operation_has_a_section() -> None:
 def test_every_error_type_of_a_run_is_there() -> None:
     """In the order of the catalogue."""
     assert [code(row[0])[0] for row in table(PAGES["errors.md"](), "Of a run")] == list(ERROR_TYPES)
+
+
+def test_what_ends_no_run_is_told_apart() -> None:
+    """Those that come with no stop reason in PROTOCOL.md end a response, and not its run."""
+    rows = table(PROTOCOL, "Error types")
+    assert {name for row in rows if row[1] == "none" for name in code(row[0])} == CUTS
