@@ -102,6 +102,8 @@ class RunningProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         await self._process.wait()
+        # The pipes end with the last of the family, a moment later: until then they are open, and the loop may close.
+        await asyncio.wait(self._readers, timeout=GRACE_SECONDS)
         for reader in self._readers:
             reader.cancel()
         await asyncio.gather(*self._readers, return_exceptions=True)
