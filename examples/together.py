@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Self
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from types import FrameType, TracebackType
 
 __all__ = ["LOOPBACK", "PORT", "Together"]
@@ -44,7 +45,7 @@ class Together:
 
     def runstream(self, *options: str, **settings: str) -> dict[str, str]:
         """Start `runstream up`; returns where its gateway, its broker and its nats-server are."""
-        program = self._start("-m", "runstream.gateway", "up", *options, stdout=subprocess.PIPE, **settings)
+        program = self._start(["-m", "runstream.gateway", "up", *options], settings, stdout=subprocess.PIPE)
         if program.stdout is None or not program.stdout.readline():
             raise SystemExit("runstream does not start: it has said why.")
         note = Path(os.environ.get("RUNSTREAM_DATA_DIR", ".runstream")) / "endpoints.json"
@@ -53,7 +54,7 @@ class Together:
 
     def server(self, *arguments: str, **environment: str) -> str:
         """Start a Python program that listens on `PORT`; returns its address, once it does."""
-        program = self._start(*arguments, **environment)
+        program = self._start(arguments, environment)
         deadline = time.monotonic() + PATIENCE_SECONDS
         while program.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, PORT), timeout=1):
@@ -67,7 +68,9 @@ class Together:
         while all(program.poll() is None for program in self._programs):
             time.sleep(0.2)
 
-    def _start(self, *arguments: str, stdout: int | None = None, **environment: str) -> subprocess.Popen[str]:
+    def _start(
+        self, arguments: Sequence[str], environment: Mapping[str, str], *, stdout: int | None = None
+    ) -> subprocess.Popen[str]:
         # In a group of its own: Ctrl-C would end all at once, and a platform's runs need runstream to the last.
         program = subprocess.Popen(
             [sys.executable, *arguments],
