@@ -15,6 +15,8 @@ from tests.support.waiting import wait_until
 LINE_LIMIT = 4 * 1024 * 1024
 # What a process gets to end by itself, once its test is over, before it is killed.
 GRACE_SECONDS = 5.0
+# What the pipes of a process get to end once it and its family are dead.
+EOF_SECONDS = 1.0
 
 
 NOTHING = Path(os.devnull)
@@ -103,7 +105,7 @@ class RunningProcess:
                 os.kill(pid, signal.SIGKILL)
         await self._process.wait()
         # The pipes end with the last of the family, a moment later: until then they are open, and the loop may close.
-        await asyncio.wait(self._readers, timeout=GRACE_SECONDS)
+        await asyncio.wait(self._readers, timeout=EOF_SECONDS)
         for reader in self._readers:
             reader.cancel()
         await asyncio.gather(*self._readers, return_exceptions=True)

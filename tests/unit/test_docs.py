@@ -29,12 +29,13 @@ from runstream.broker.jetstream import JetStream
 from runstream.broker.keys import REVOKED
 from runstream.broker.limits.limiter import TOLD
 from runstream.broker.limits.settings import LimitSettings
-from runstream.broker.metrics import BrokerMetrics
+from runstream.broker.metrics import BROKER_METRICS, BrokerMetrics
 from runstream.broker.operations import Operation
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.broker.topology import WORK_STREAM
 from runstream.gateway import cli
 from runstream.gateway.commands.settings import KEY
+from runstream.gateway.metrics import GATEWAY_METRICS
 from runstream.gateway.mounting import OPERATIONS, operations
 from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings, UpSettings
 from runstream.schemas import ERROR_TYPES, Kind
@@ -191,6 +192,16 @@ NAMED = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("PROTOCOL
 def test_settings_that_are_named_exist(name: str) -> None:
     """Nobody sets what nobody reads."""
     assert name in settings() or name in client_variables() or name in {WORK_STREAM, REVOKED}
+
+
+DECLARED = {name for metric in (*GATEWAY_METRICS, *BROKER_METRICS) for name in (metric.name, metric.shown_as)}
+COOKIES = {"runstream_token", "runstream_session"}
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"\brunstream_[a-z_]+[a-z]", NAMED)) - COOKIES))
+def test_metrics_that_are_named_exist(name: str) -> None:
+    """Nobody asks for a series that nobody has."""
+    assert re.sub(r"_(count|sum|bucket)$", "", name) in DECLARED
 
 
 def test_bounds_are_those_of_the_default_settings(monkeypatch: pytest.MonkeyPatch) -> None:
