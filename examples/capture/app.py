@@ -26,8 +26,8 @@ async def chat(question: Question) -> StreamingResponse:
 
 
 async def answer(question: str) -> AsyncIterator[str]:
-    """Stand for the model: say the question back, a word every tenth of a second."""
+    """Stand for the model: say the question back, a word every fifth of a second."""
     for word in ["You", "asked:", *question.split()]:
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.2)
         yield f"data: {json.dumps({'token': f'{word} '})}\n\n"
     yield "data: [DONE]\n\n"

@@ -89,9 +89,9 @@ async def answer(run: Run, question: str, opened: asyncio.Future[None]) -> None:
 
 
 async def model(question: str) -> AsyncIterator[str]:
-    """Stand for the model: say the question back, a word every tenth of a second."""
+    """Stand for the model: say the question back, a word every fifth of a second."""
     for word in ["You", "asked:", *question.split()]:
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.2)
         yield f"{word} "
 
 
