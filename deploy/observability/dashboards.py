@@ -7,6 +7,7 @@ from pathlib import Path
 from deploy.observability.panels import Dashboard, Panel, Query, latest, quantile, rate, ratio, spread
 from runstream.broker import common_metrics as common
 from runstream.broker import metrics as broker
+from runstream.broker import served_metrics as served
 from runstream.broker.meters import Metric
 from runstream.gateway import metrics as gateway
 
@@ -61,7 +62,7 @@ GLANCE = (
         width=4,
         height=4,
     ),
-    Panel("Draining", [latest(common.DRAINING)], "Processes that stop.", kind="stat", width=4, height=4),
+    Panel("Draining", [latest(served.DRAINING)], "Processes that stop.", kind="stat", width=4, height=4),
 )
 
 READERS = (
@@ -157,10 +158,10 @@ PROCESSES = (
     Panel(
         "How long it drains",
         [
-            latest(common.DRAINING_SECONDS, "instance"),
-            latest(common.DRAIN_LIMIT_SECONDS, legend="as long as it should"),
+            latest(served.DRAINING_SECONDS, "instance"),
+            latest(served.DRAIN_LIMIT_SECONDS, legend="as long as it should"),
         ],
-        common.DRAINING_SECONDS.says,
+        served.DRAINING_SECONDS.says,
         unit="s",
     ),
     Panel(
@@ -182,7 +183,7 @@ PROCESSES = (
         unit="s",
     ),
     Panel("Whole answers", [latest(gateway.ANSWERS_HELD_BYTES)], gateway.ANSWERS_HELD_BYTES.says, unit="bytes"),
-    rates("Credentials refused", common.CREDENTIALS_REFUSED, "cause", unit="reqps"),
+    rates("Credentials refused", served.CREDENTIALS_REFUSED, "cause", unit="reqps"),
     rates("Passed on to the platform", gateway.PASSED_ON, "outcome", unit="reqps"),
 )
 
@@ -256,8 +257,8 @@ TIMES = (
 LIMITS = (
     Panel(
         "Limits reached",
-        [rate(common.LIMITS_REACHED, "limit")],
-        common.LIMITS_REACHED.says,
+        [rate(served.LIMITS_REACHED, "limit")],
+        served.LIMITS_REACHED.says,
         unit="reqps",
         is_stacked=True,
     ),

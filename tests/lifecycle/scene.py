@@ -117,7 +117,11 @@ class Scene:
 async def scene_running(url: str, directory: Path, **settings: Any) -> AsyncIterator[Scene]:
     """A scene without actors; those that a test starts are gone when the block ends."""
     directory.mkdir(parents=True, exist_ok=True)
-    async with core_running(url, **settings) as core, contextlib.AsyncExitStack() as stack:
+    patient = {
+        "request_timeout_seconds": 10.0,
+        **settings,
+    }  # The core only looks on: no test is about its own patience.
+    async with core_running(url, **patient) as core, contextlib.AsyncExitStack() as stack:
         yield Scene(core, directory, stack)
 
 

@@ -19,12 +19,21 @@ from runstream.schemas import new_agent_id
 from tests.support.http import Connection, Reply, fetch
 from tests.support.ingest import content_of, writing
 from tests.support.nats import NatsServer
+from tests.support.processes import python, running, runstream
 from tests.support.stack import Stack, listener, stack_running, url_of
 from tests.support.waiting import wait_until
 
 HEAD_SECONDS, IDLE_SECONDS, BODY_SECONDS = 0.4, 0.8, 0.6
 SLACK_SECONDS = 4.0
 """The machine may have other things to do."""
+FEW = 100
+STARTED_WITH_FEW = f"""
+import os, resource, sys
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+assert most > 1000, "this machine allows no process more than a few descriptors"
+resource.setrlimit(resource.RLIMIT_NOFILE, ({FEW}, most))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 PORTS = pytest.mark.parametrize("port", ["gateway", "broker"])
 
 
@@ -253,6 +262,20 @@ async def test_a_full_port_closes_at_once(nats_url: str, port: str) -> None:
         metrics = (await there[1].reply()).body.decode()
         assert 'runstream_limits_reached_total{limit="connections"} 0.0' not in metrics
         assert (await stream.rest())[-1].is_done
+
+
+async def test_few_descriptors_at_first_are_no_limit(nats_url: str) -> None:
+    """A gateway that was started with 100 of them, and may have more, serves more connections than that."""
+    given = runstream("gateway", "--nats-url", nats_url, "--port", "0")
+    async with (
+        running(*python("-c", STARTED_WITH_FEW, *given)) as gateway,
+        contextlib.AsyncExitStack() as opened,
+    ):
+        base = (await gateway.wait_for_line("^ready ")).split()[1]
+        there = [await opened.enter_async_context(Connection.open(base)) for _ in range(FEW + 20)]
+        for connection in there:
+            await connection.send("GET", "/livez")
+        assert [(await connection.reply()).status for connection in there] == [200] * len(there)
 
 
 async def test_an_address_has_its_own_number_of_connections(nats_url: str) -> None:

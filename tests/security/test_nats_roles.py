@@ -26,9 +26,10 @@ from runstream.broker.jetstream import JetStream
 from runstream.broker.metrics import BrokerMetrics
 from runstream.broker.opening import begin, claim_to_write, record_to_write
 from runstream.broker.publisher import Publisher
+from runstream.broker.readiness import Readiness
 from runstream.broker.repair import Repair
 from runstream.broker.runs import Runs
-from runstream.broker.service import Broker, Readiness
+from runstream.broker.service import Broker
 from runstream.broker.sweep import sweep
 from runstream.broker.topology import LogAddress
 from runstream.gateway.app import Gateway

@@ -42,6 +42,9 @@ from tests.support.waiting import wait_until
 PUPPET = "puppet"
 """What to say to an agent that then says what the test says."""
 
+LOOK_SECONDS = 10.0
+"""How long a test's own look may take: it is no part of what is tested, and a machine with one disk stalls at times."""
+
 
 class Puppet:
     """An agent that says what the test makes it say, when it is addressed as PUPPET; else it is the demo agent."""
@@ -295,7 +298,7 @@ def stack_of(
     settings: BrokerSettings,
 ) -> Stack:
     """What serves at these sockets, looked at over a connection of the test's own; its `jetstream` is to be closed."""
-    jetstream = JetStream(connection, timeout_seconds=settings.request_timeout_seconds)
+    jetstream = JetStream(connection, timeout_seconds=LOOK_SECONDS)
     return Stack(
         base=url_of(gateway_socket),
         broker_base=url_of(broker_socket),

@@ -36,6 +36,7 @@ __all__ = [
     "LEASE_SECONDS",
     "LIVE_INDEX",
     "REVOKED",
+    "SWEPT_KINDS",
     "agent_key",
     "approval_key",
     "cancel_key",
@@ -58,6 +59,8 @@ BUCKET = "RUNSTREAM"
 REVOKED = "RUNSTREAM_REVOKED"
 KV_OPERATION = "KV-Operation"
 """The header of a key that is deleted."""
+SWEPT_KINDS = ("claim", "otid", "agent", "approval", "request", "lease", "cancel", "run", "ticket", "pulse")
+"""All that a key may be (its first token) but `conversation`, which is kept."""
 LEASE_SECONDS = "Rs-Lease"
 """The header of a lease that says how long its writer's lease is; 0: its writer has let it go."""
 LIVE_INDEX = "index"

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, get_args
 
-import msgspec
-
 from runstream.broker.common_metrics import (
     BROKEN,
-    CREDENTIALS_REFUSED,
-    DRAIN_LIMIT_SECONDS,
-    DRAINING,
-    DRAINING_SECONDS,
-    LIMITS_REACHED,
     NATS_CONNECTED,
     NATS_RECONNECTS,
     PUBLISH_SECONDS,
@@ -20,23 +13,34 @@ from runstream.broker.common_metrics import (
     RUNS_ENDED,
     RUNS_LIVE,
     STORE_FULL,
-    Draining,
     LibraryMetrics,
-    Ready,
 )
 from runstream.broker.ingest.errors import STATUSES
+from runstream.broker.keys import SWEPT_KINDS
 from runstream.broker.meters import Metric
-from runstream.broker.sweep import SWEPT_KINDS
+from runstream.broker.served_metrics import (
+    CREDENTIALS_REFUSED,
+    DRAIN_LIMIT_SECONDS,
+    DRAINING,
+    DRAINING_SECONDS,
+    LIMITS_REACHED,
+    ServedMetrics,
+)
 from runstream.schemas import FinalStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from runstream.broker.auth.causes import Cause
+    from runstream.broker.readiness import Draining, Ready, StreamInfo
 
-__all__ = ["BROKER_METRICS", "BrokerMetrics", "StreamInfo"]
+__all__ = ["BROKER_METRICS", "BrokerMetrics"]
 
 STREAMS = ("RUNS_<shard>", "KV_RUNSTREAM", "RUNSTREAM_WORK", "KV_RUNSTREAM_REVOKED")
+
+
+def _of_stream(name: str, says: str) -> Metric:
+    return Metric(f"runstream_stream_{name}", "gauge", says, labels={"stream": STREAMS}, over="max")
+
 
 RUNS_STARTED: Final = Metric("runstream_runs_started", "counter", "Runs handed to the agent.", by_tenant=True)
 RUNS_LOST: Final = Metric(
@@ -82,26 +86,13 @@ INGEST_REQUESTS: Final = Metric(
 )
 INGEST_CHUNKS: Final = Metric("runstream_ingest_chunks", "counter", "Chunks stored by the ingest API.")
 INGEST_UPLOADS: Final = Metric("runstream_ingest_uploads", "gauge", "Open uploads to the ingest API.")
-STREAM_BYTES: Final = Metric(
-    "runstream_stream_bytes",
-    "gauge",
-    "Bytes that a stream of JetStream holds, on each server that has it.",
-    labels={"stream": STREAMS},
-    over="max",
-)
-STREAM_LIMIT_BYTES: Final = Metric(
-    "runstream_stream_limit_bytes",
-    "gauge",
+STREAM_BYTES: Final = _of_stream("bytes", "Bytes that a stream of JetStream holds, on each server that has it.")
+STREAM_LIMIT_BYTES: Final = _of_stream(
+    "limit_bytes",
     "Bytes that a stream may hold before it refuses writes; not there for one without a limit of its own.",
-    labels={"stream": STREAMS},
-    over="max",
 )
-STREAM_MESSAGES: Final = Metric(
-    "runstream_stream_messages",
-    "gauge",
-    "Messages that a stream holds: of RUNSTREAM_WORK, runs that wait or are being executed.",
-    labels={"stream": STREAMS},
-    over="max",
+STREAM_MESSAGES: Final = _of_stream(
+    "messages", "Messages that a stream holds: of RUNSTREAM_WORK, runs that wait or are being executed."
 )
 BROKER_READY: Final = Metric("runstream_broker_ready", "gauge", "1 while this broker's /readyz says so, else 0.")
 
@@ -136,15 +127,7 @@ BROKER_METRICS: Final = (
 )
 
 
-class StreamInfo(msgspec.Struct, frozen=True):
-    """What a stream of JetStream holds."""
-
-    bytes: int
-    messages: int
-    limit_bytes: int | None
-
-
-class BrokerMetrics(LibraryMetrics):
+class BrokerMetrics(LibraryMetrics, ServedMetrics):
     """What a broker counts."""
 
     declared = BROKER_METRICS
@@ -159,8 +142,6 @@ class BrokerMetrics(LibraryMetrics):
         self._swept = self.meters.counter(INDEX_KEYS_SWEPT)
         self._ingest_requests = self.meters.counter(INGEST_REQUESTS)
         self._ingested = self.meters.counter(INGEST_CHUNKS)
-        self._refused = self.meters.counter(CREDENTIALS_REFUSED)
-        self._limits_reached = self.meters.counter(LIMITS_REACHED)
 
     def run_started(self, tenant: str) -> None:
         """A run was handed to the agent."""
@@ -190,17 +171,9 @@ class BrokerMetrics(LibraryMetrics):
         """A request to the ingest API was answered, or its writer has left."""
         self._ingest_requests.labels(operation, outcome).inc()
 
-    def credential_refused(self, cause: Cause) -> None:
-        """Whoever asked may not, or has not shown who they are."""
-        self._refused.labels(cause).inc()
-
     def chunk_ingested(self) -> None:
         """A chunk of a writer's at the ingest API was stored."""
         self._ingested.inc()
-
-    def limit_reached(self, limit: str) -> None:
-        """Something was refused because of a limit."""
-        self._limits_reached.labels(limit).inc()
 
     def watch_runs(self, *, live: Callable[[], float], limit: int) -> None:
         """Read how many runs are executed, of as many as may be, whenever the metrics are."""
@@ -210,7 +183,7 @@ class BrokerMetrics(LibraryMetrics):
     def watch_service(self, *, ready: Ready, draining: Draining) -> None:
         """Read whether it is ready, or drains, whenever the metrics are."""
         self.meters.watch(BROKER_READY, lambda: ready.is_ready)
-        draining.watched(self.meters)
+        self.watch_draining(draining)
 
     def watch_uploads(self, count: Callable[[], float]) -> None:
         """Read the number of open uploads whenever the metrics are."""

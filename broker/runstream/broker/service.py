@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from runstream.broker.agents.demo import demo
 from runstream.broker.auth.admissions import Admissions
-from runstream.broker.common_metrics import Draining, Ready
 from runstream.broker.connection import Connection, Subscription
-from runstream.broker.errors import BrokerError, NotStored, Refused, Unavailable
+from runstream.broker.errors import Refused, Unavailable
 from runstream.broker.findings import Findings
 from runstream.broker.http import description_operation, health_operations, metrics_operation, serving
 from runstream.broker.http_server import Doors
@@ -22,24 +20,25 @@ from runstream.broker.jetstream import JetStream
 from runstream.broker.limits.limiter import Limits
 from runstream.broker.limits.settings import LimitSettings
 from runstream.broker.logs import get_logger
-from runstream.broker.metrics import BrokerMetrics, StreamInfo
+from runstream.broker.metrics import BrokerMetrics
 from runstream.broker.presence import Presence, announce
 from runstream.broker.queue import WorkQueue
+from runstream.broker.readiness import Draining, Readiness, Ready
 from runstream.broker.sweep import Sweeper
-from runstream.broker.topology import check_server, provision, streams_of
+from runstream.broker.topology import check_server, provision
 from runstream.broker.tracing import Tracing, tracing_of
 from runstream.broker.watchdog import Watchdog
 from runstream.broker.worker import Worker
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable
 
     from runstream.broker.agents import Agent
     from runstream.broker.auth.authenticator import Authenticator
     from runstream.broker.settings import BrokerSettings
 
-__all__ = ["Broker", "Readiness"]
+__all__ = ["Broker"]
 
 T = TypeVar("T")
 
@@ -51,68 +50,6 @@ says what may be sent again, and how a run is kept alive.
 """
 RETRY_SECONDS = 1.0
 """How long a patient broker waits before it asks NATS again."""
-READINESS_SECONDS = 1.0
-"""How long an answer about the streams is good for: probes of many replicas must not become a load."""
-
-
-class Readiness:
-    """Whether NATS and every stream can be used, asked at most once a second."""
-
-    def __init__(self, jetstream: JetStream, settings: BrokerSettings) -> None:
-        self._jetstream = jetstream
-        self._streams = streams_of(settings)
-        self._asked_at = 0.0
-        self._reason: str | None = None
-        self.found: dict[str, StreamInfo] = {}
-        """What the streams held when they were asked last."""
-
-    async def unready(self) -> str | None:
-        """Say in words why not, None when ready."""
-        if not self._jetstream.connection.is_connected:
-            self.found, self._asked_at = {}, 0.0
-            return "NATS is not connected."
-        if self._jetstream.connection.is_deaf:
-            return "NATS refuses what this process has to hear: its log says which subjects (nats_refused)."
-        if time.monotonic() - self._asked_at > READINESS_SECONDS:
-            self._reason = await self._ask()
-            self._asked_at = time.monotonic()
-        return self._reason
-
-    async def _ask(self) -> str | None:
-        found: dict[str, StreamInfo] = {}
-        for stream in self._streams:
-            try:
-                info = await self._jetstream.api(f"STREAM.INFO.{stream}", None)
-            except BrokerError as error:
-                self.found = found
-                # What NATS said is for the log: whoever reaches the port reads this.
-                log.warning("not_ready", stream=stream, error=str(error))
-                return _unready_for(stream, error)
-            found[stream] = _read(info)
-            cluster = info.get("cluster")
-            if cluster is not None and not cluster.get("leader"):
-                self.found = found
-                return f"Stream {stream} has no leader."
-        self.found = found
-        return None
-
-
-def _unready_for(stream: str, error: BrokerError) -> str:
-    match error:
-        case Refused():
-            return f"NATS refuses what this process has to ask of stream {stream}: its log says what (nats_refused)."
-        case NotStored():
-            return f"Stream {stream} is not there: a broker, or `runstream provision`, makes it."
-        case Unavailable():
-            return f"Stream {stream} does not answer."
-        case _:
-            return f"Stream {stream} cannot be used: the log says why (not_ready)."
-
-
-def _read(info: Mapping[str, Any]) -> StreamInfo:
-    """Read what a stream holds from what JetStream answers."""
-    state, limit = info["state"], info["config"].get("max_bytes", -1)
-    return StreamInfo(bytes=state["bytes"], messages=state["messages"], limit_bytes=limit if limit > 0 else None)
 
 
 class Broker:

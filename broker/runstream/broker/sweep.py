@@ -22,7 +22,16 @@ import msgspec
 
 from runstream.broker.errors import BrokerError, NotStored, WrongLastSequence
 from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE
-from runstream.broker.keys import KV_OPERATION, is_token, key_of, lease_key, request_key, run_key, subject_of
+from runstream.broker.keys import (
+    KV_OPERATION,
+    SWEPT_KINDS,
+    is_token,
+    key_of,
+    lease_key,
+    request_key,
+    run_key,
+    subject_of,
+)
 from runstream.broker.logs import get_logger
 from runstream.broker.tasks import end_task, spread
 from runstream.broker.topology import INDEX_STREAM, LogAddress, log_streams
@@ -37,8 +46,6 @@ __all__ = ["Sweeper", "Swept", "oldest_kept", "sweep"]
 
 log = get_logger(__name__)
 
-SWEPT_KINDS = ("claim", "otid", "agent", "approval", "request", "lease", "cancel", "run", "ticket", "pulse")
-"""All that a key may be (its first token) but `conversation`, which is kept."""
 MARGIN = 1.05
 """How much longer than retention a key is kept: a run's record is written before the last message of its log, and the
 leaders of two streams may have different clocks."""

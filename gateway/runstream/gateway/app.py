@@ -13,7 +13,6 @@ from aiohttp import web
 from runstream.broker.auth.admissions import Admissions
 from runstream.broker.auth.sessions import Sessions
 from runstream.broker.auth.tickets import Tickets
-from runstream.broker.common_metrics import Ready
 from runstream.broker.connection import Connection
 from runstream.broker.findings import Findings
 from runstream.broker.http import (
@@ -32,10 +31,10 @@ from runstream.broker.limits.limiter import Limits
 from runstream.broker.limits.settings import LimitSettings
 from runstream.broker.queue import WorkQueue
 from runstream.broker.reader import LogReader
+from runstream.broker.readiness import Readiness, Ready
 from runstream.broker.removal import Remover
 from runstream.broker.repair import Repair
 from runstream.broker.rows import Bounds
-from runstream.broker.service import Readiness
 from runstream.broker.takeover import TakeOver
 from runstream.broker.topology import check_server
 from runstream.broker.tracing import Tracing, tracing_of
@@ -158,7 +157,7 @@ class Gateway:
             self.view = await stack.enter_async_context(self._view(catchup))
             self.metrics.watch_hub(self.hub)
             self.metrics.watch_view(self.view)
-            self.metrics.watch_nats([jetstream, catchup])
+            self.metrics.watch_nats(jetstream, catchup)
             if self._upstream is not None:
                 await stack.enter_async_context(self._upstream)
             services = self._services(

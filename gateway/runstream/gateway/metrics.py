@@ -13,29 +13,27 @@ from aiohttp.web import HTTPException
 
 from runstream.broker.common_metrics import (
     BROKEN,
+    NATS_CONNECTED,
+    NATS_RECONNECTS,
+    REPAIRS,
+    STORE_FULL,
+)
+from runstream.broker.errors import Broken, BrokerError
+from runstream.broker.meters import Metric
+from runstream.broker.served_metrics import (
     CREDENTIALS_REFUSED,
     DRAIN_LIMIT_SECONDS,
     DRAINING,
     DRAINING_SECONDS,
     LIMITS_REACHED,
-    NATS_CONNECTED,
-    NATS_RECONNECTS,
-    REPAIRS,
-    STORE_FULL,
-    watch_nats,
+    ServedMetrics,
 )
-from runstream.broker.errors import Broken, BrokerError
-from runstream.broker.meters import Meters, Metric
 from runstream.gateway.errors import ApiError, translated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection
 
-    from prometheus_client import CollectorRegistry
-
-    from runstream.broker.auth.causes import Cause
-    from runstream.broker.common_metrics import Ready
-    from runstream.broker.jetstream import JetStream
+    from runstream.broker.readiness import Ready
     from runstream.broker.view import View
     from runstream.gateway.fanout import Hub
 
@@ -197,11 +195,13 @@ NOT_SERVED: Final = {
 }
 
 
-class GatewayMetrics:
+class GatewayMetrics(ServedMetrics):
     """The gateway's counters."""
 
+    declared = GATEWAY_METRICS
+
     def __init__(self, tenants: Collection[str] | None = None) -> None:
-        self.meters = Meters(GATEWAY_METRICS, tenants)
+        super().__init__(tenants)
         self._delivered = self.meters.counter(CHUNKS_DELIVERED)
         self._caught_up = self.meters.counter(CATCHUP_CHUNKS)
         self._behind = self.meters.counter(SLOW_FOLLOWERS)
@@ -210,17 +210,8 @@ class GatewayMetrics:
         self._resumes = self.meters.counter(RESUMES)
         self._first_chunk = self.meters.histogram(FIRST_CHUNK_SECONDS)
         self._to_socket = self.meters.histogram(PUBLISH_TO_SOCKET_SECONDS)
-        self._repaired = self.meters.counter(REPAIRS)
-        self._broken = self.meters.counter(BROKEN)
         self._turned_away = self.meters.counter(EVENT_SOURCES_TURNED_AWAY)
         self._passed_on = self.meters.counter(PASSED_ON)
-        self._refused = self.meters.counter(CREDENTIALS_REFUSED)
-        self._limits_reached = self.meters.counter(LIMITS_REACHED)
-
-    @property
-    def registry(self) -> CollectorRegistry:
-        """What is shown of them."""
-        return self.meters.registry
 
     def delivered(self, chunks: int) -> None:
         """Chunks were written to followers."""
@@ -264,14 +255,6 @@ class GatewayMetrics:
         """A resume is not served, because of that."""
         self._resumes.labels(_not_served(error)).inc()
 
-    def repaired(self, kind: str) -> None:
-        """Something in the index did not agree with a log, and was mended."""
-        self._repaired.labels(kind).inc()
-
-    def broken(self, kind: str) -> None:
-        """Something was found stored that cannot be read: a kind of key, or a `message` of a log."""
-        self._broken.labels(kind).inc()
-
     def turned_away(self) -> None:
         """An EventSource was answered with nothing but when to come back."""
         self._turned_away.inc()
@@ -279,14 +262,6 @@ class GatewayMetrics:
     def passed_on(self, outcome: str) -> None:
         """A request went to the platform: `answered`, `failed`, `broken` or `left`."""
         self._passed_on.labels(outcome).inc()
-
-    def credential_refused(self, cause: Cause) -> None:
-        """Whoever asked may not, or has not shown who they are."""
-        self._refused.labels(cause).inc()
-
-    def limit_reached(self, limit: str) -> None:
-        """Something was refused because of a limit."""
-        self._limits_reached.labels(limit).inc()
 
     def watch_hub(self, hub: Hub) -> None:
         """Read what is followed whenever the metrics are."""
@@ -296,7 +271,7 @@ class GatewayMetrics:
         self.meters.watch(LIVE_TAILS, lambda: hub.live_tails)
         self.meters.watch(HOLES_REPAIRED, lambda: hub.counters.holes_repaired)
         self.meters.watch(TIP_CHECKS, lambda: hub.counters.tip_checks)
-        hub.seats.draining.watched(self.meters)
+        self.watch_draining(hub.seats.draining)
 
     def watch_view(self, view: View) -> None:
         """Read what is held for lists whenever the metrics are."""
@@ -310,10 +285,6 @@ class GatewayMetrics:
         """Read whether it is ready, and what it holds of whole answers, whenever the metrics are."""
         self.meters.watch(GATEWAY_READY, lambda: ready.is_ready)
         self.meters.watch(ANSWERS_HELD_BYTES, held_bytes)
-
-    def watch_nats(self, jetstreams: Sequence[JetStream]) -> None:
-        """Read how NATS is whenever the metrics are."""
-        watch_nats(self.meters, jetstreams)
 
 
 class _Resuming:

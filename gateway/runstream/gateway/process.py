@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from runstream.gateway.descriptors import allow_descriptors
 from runstream.gateway.memory import keep_memory_whole
 from runstream.gateway.settings_unknown import warn_of_unknown_settings
 
@@ -126,6 +127,7 @@ async def until_stopped(service: Coroutine[None, None, None], termination: Termi
     process at once. Raises what the service raises; one that returns ends this.
     """
     keep_memory_whole()
+    allow_descriptors()
     warn_of_unknown_settings()
     running = asyncio.create_task(service, name="service")
     stopped = asyncio.Event()

@@ -12,7 +12,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from runstream.broker.common_metrics import Draining
+from runstream.broker.readiness import Draining
 from runstream.gateway.errors import TryLater
 from runstream.gateway.sse import Style, retry_line
 from runstream.gateway.wheel import Wheel

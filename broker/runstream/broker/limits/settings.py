@@ -75,7 +75,7 @@ class LimitSettings(BaseSettings):
 
     max_connections: int = Field(default=20_000, ge=1)
     """Connections of one port: twice as many as a gateway has streams, each a file descriptor, and no more than the
-    process may have of those (`ulimit -n`), less 64. Beyond, they are closed at once, so that a balancer tries another
+    process may have of those (`ulimit -Hn`), less 64. Beyond, they are closed at once, so that a balancer tries another
     process."""
 
     head_seconds: Annotated[Duration, Field(gt=0)] = 10.0
