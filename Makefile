@@ -21,8 +21,8 @@ BROWSER_NPM := $(call npm,$(BROWSER),$(VENV))
 BENCH_NPM := $(call npm,tests/bench/peers/node,.bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-browser screenshots test-deploy test-deploy-quick format check audit bench \
-	bench-quick bench-lock chaos chaos-long load fuzz tenants lock clean
+.PHONY: help install run example-library example-capture example-browser test test-browser screenshots test-deploy \
+	test-deploy-quick format check audit bench bench-quick bench-lock chaos chaos-long load fuzz tenants lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,11 +50,20 @@ $(BROWSER_STAMP): $(STAMP) $(addprefix $(BROWSER)/,package.json package-lock.jso
 run: $(STAMP) ## everything in one command: nats-server, broker, gateway and a demo agent (ARGS="--port 8080")
 	@exec $(BIN)/runstream up $(ARGS)
 
+example-library: $(STAMP) ## a platform that writes its runs itself, and what serves them
+	@exec $(PY) -m examples.library
+
+example-capture: $(STAMP) ## a platform that knows nothing of runstream, and runstream in front of it
+	@exec $(PY) -m examples.capture
+
+example-browser: $(STAMP) ## a page that follows a run, and what serves both
+	@exec $(PY) -m examples.browser
+
 # A module has its servers to itself. ARGS="-n 0" runs one test after the other.
 test: install ## all tests, on real nats-servers, three modules at a time (ARGS="tests/unit -x")
 	$(PY) -m pytest -n 3 --dist loadfile $(ARGS)
 
-test-browser: install $(BROWSER_STAMP) ## what a page sees, in Debian's chromium, which must be there (ARGS="-k readme")
+test-browser: install $(BROWSER_STAMP) ## what a page sees, in Debian's chromium, which must be there (ARGS="-k guide")
 	$(PY) -m pytest tests/browser $(ARGS)
 
 screenshots: install ## the pictures of the console that README shows, to be looked at (ARGS=/tmp/others: all there are)
@@ -96,7 +105,7 @@ format: $(STAMP) ## put the source in its one format
 check: $(STAMP) ## format, lint and types; changes nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy $(foreach part,schemas broker gateway,-p runstream.$(part)) -p tests
+	$(BIN)/mypy $(foreach part,schemas broker gateway,-p runstream.$(part)) -p examples -p tests
 
 $(AUDIT)/.installed: deploy/audit/audit.lock
 	@test -x $(AUDIT)/bin/python || $(PYTHON) -m venv $(AUDIT)

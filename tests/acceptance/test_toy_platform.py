@@ -3,11 +3,12 @@
 import contextlib
 import os
 import re
-import shlex
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from runstream.schemas import new_agent_id
+from tests.support.documents import blocks_below, desk_in
 from tests.support.http import DONE, Event, events_of, fetch, open_stream
 from tests.support.nats import free_ports
 from tests.support.processes import python, running, runstream
@@ -59,35 +60,13 @@ async def test_a_platform_becomes_resumable_with_one_flag(tmp_path: Path) -> Non
         assert (await fetch(base, "GET", "/asked")).json == {"questions": 1}
 
 
-def as_the_readme_has_it() -> str:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = re.split(r"^## In front of your platform$", readme, flags=re.MULTILINE)[1]
-    shown = re.search(r"```sh\n(.*?)```", section, flags=re.DOTALL)
-    assert shown is not None
-    return shown[1]
-
-
-def somewhere_else(directory: Path, platform: str) -> dict[str, str]:
-    """An environment in which the README's fixed ports are free ones, and `runstream` is the source as it lies."""
-    port, broker_port = free_ports(2)
-    (directory / ".curlrc").write_text(f'connect-to = "localhost:8283:127.0.0.1:{port}"\n')
-    command = directory / "runstream"
-    start = shlex.join(runstream())
-    command.write_text(f'#!/bin/sh\nexec {start} $(echo "$@" | sed "s,http://localhost:8000,{platform},")\n')
-    command.chmod(0o700)
-    ports = {"RUNSTREAM_PORT": str(port), "RUNSTREAM_BROKER_PORT": str(broker_port)}
-    path = f"{directory}{os.pathsep}{os.environ['PATH']}"
-    return {**SOURCE, **ports, "CURL_HOME": str(directory), "PATH": path}
-
-
-async def test_the_readme_shows_it_in_five_lines(tmp_path: Path) -> None:
+async def test_the_guide_shows_it_in_five_lines(tmp_path: Path) -> None:
     """Five lines of shell, run as they stand: an answer is left in its middle, and is there from its beginning."""
-    block = as_the_readme_has_it()
+    (block,) = blocks_below("docs/guides/capture.md", "Five lines", "sh")
     assert len(block.splitlines()) <= 5
     async with toy_platform(seconds_per_token=1.0) as base:
-        env = somewhere_else(tmp_path, base)
-        # A shell that waits for what it has put into the background, as a terminal's does, so that it ends with it.
-        async with running("sh", "-c", f"{block}wait", env=env, cwd=tmp_path) as shell:
+        desk = desk_in(tmp_path, {"localhost:8000": urlsplit(base).netloc})
+        async with desk.typing(block) as shell:
             await shell.wait_for_line(r"^data: \[DONE\]", 40)
             said = re.findall(r'"token":"([^"]+)"', "\n".join(shell.lines))
         assert (await fetch(base, "GET", "/asked")).json == {"questions": 1}

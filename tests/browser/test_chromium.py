@@ -2,15 +2,15 @@
 
 import contextlib
 import json
-import re
 import signal
 from pathlib import Path
 
 import pytest
 
 from runstream.schemas import new_agent_id, new_run_id
-from tests.browser.conftest import RETRY_SECONDS, ROOT, Edge
+from tests.browser.conftest import RETRY_SECONDS, Edge
 from tests.support.chromium import Page, Pages, Seen
+from tests.support.documents import blocks_below
 from tests.support.eventsource import source_path, told_of
 from tests.support.http import Event
 from tests.support.nats import NatsServer
@@ -147,10 +147,9 @@ def latest(page: Page) -> str:
     return (page.seen or [Seen("text", "")])[-1].data or ""
 
 
-async def test_lines_of_the_readme(stack: Stack, edge: Edge, pages: Pages) -> None:
-    """README's lines, as they stand there, show the whole answer, each word once, over the death of a gateway."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (lines,) = re.findall(r"^### In a browser$.*?^```js\n(.*?)^```$", readme, flags=re.MULTILINE | re.DOTALL)
+async def test_lines_of_the_guide(stack: Stack, edge: Edge, pages: Pages) -> None:
+    """The guide's lines, as they stand there, show the whole answer, each word once, over the death of a gateway."""
+    (lines,) = blocks_below("docs/guides/browser.md", "Five lines", "js")
     async with stack.create({"chunks": 100, "interval_ms": 60}) as creator:
         (ping,) = await creator.take(1)
         names = f"const base = {json.dumps(edge.proxy.url)}, run = {json.dumps(ping.json['run_id'])};\n"

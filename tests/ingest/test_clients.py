@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,12 +12,11 @@ import httpx
 from letta_client import AsyncLetta
 
 from runstream.schemas import new_agent_id
+from tests.support.documents import blocks_below
 from tests.support.http import DONE
 from tests.support.ingest import NDJSON, lines, numbers_of, said, writer_of
 from tests.support.letta import Reader, as_json, chunks_of, types_of, whole
 from tests.support.stack import Stack
-
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
 async def test_letta_client_reads_a_run_while_it_is_written(stack: Stack, broker: str) -> None:
@@ -72,10 +70,9 @@ async def test_httpx_and_aiohttp_write_a_run(stack: Stack, broker: str) -> None:
     assert await numbers_of(stack, run.run_id) == [*range(22)]
 
 
-async def test_the_readmes_curl_lines_work_as_they_stand(stack: Stack, tmp_path: Path) -> None:
+async def test_the_guides_curl_lines_work_as_they_stand(stack: Stack, tmp_path: Path) -> None:
     """They open a run, append to it, end it and read it, at whatever ports there are."""
-    section = README.split("## From anything that speaks HTTP")[1].split("\n## ")[0]
-    script = "\n".join(re.findall(r"```sh\n(.*?)```", section, flags=re.DOTALL))
+    (script,) = blocks_below("docs/guides/ingest.md", "A whole run with curl", "sh")
     for port, base in (("8283", stack.base), ("8284", stack.broker_base)):
         script = script.replace(f"localhost:{port}", urlsplit(base).netloc)
     ran = await asyncio.to_thread(

@@ -1,12 +1,10 @@
 """Runs that are written by a process of the platform's, which is killed, paused and cancelled."""
 
 import contextlib
-import re
 import signal
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -14,6 +12,7 @@ import pytest_asyncio
 from runstream.broker.agents.demo import demo
 from runstream.schemas import DEFAULT_TENANT
 from tests.support.core import SETTINGS
+from tests.support.documents import blocks_below
 from tests.support.http import DONE, Event, EventStream
 from tests.support.nats import NatsServer
 from tests.support.outages import stopped
@@ -21,7 +20,6 @@ from tests.support.processes import RunningProcess, is_stopped, python, running
 from tests.support.stack import Stack, stack_running
 from tests.support.waiting import wait_until
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 LEASE_SECONDS = float(SETTINGS["lease_seconds"])
 START_SECONDS = 30.0
 """A process imports for half a second of its own, and a machine may have other things to do."""
@@ -179,12 +177,10 @@ async def test_an_outage_is_no_death(stack: Stack, nats_server: NatsServer) -> N
     assert ending(events) == ["cancelled"]
 
 
-async def test_the_readmes_program_does_what_it_says(stack: Stack) -> None:
+async def test_the_guides_program_does_what_it_says(stack: Stack) -> None:
     """It runs as it stands, in a process that has top-level packages of its own."""
-    section = README.split("## From your own Python process")[1]
-    shown = re.search(r"```python\n(.*?)```", section, flags=re.DOTALL)
-    assert shown is not None
-    program = shown[1].replace("nats://localhost:4222", stack.settings.nats_url)
+    (program,) = blocks_below("docs/guides/library.md", "The whole program", "python")
+    program = program.replace("nats://localhost:4222", stack.settings.nats_url)
     async with running(*python("-c", OWN_PACKAGES + program)) as process:
         run_id = (await process.wait_for_line("^run-", START_SECONDS)).strip()
         assert await process.wait() == 0, process.report()

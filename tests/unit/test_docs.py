@@ -12,6 +12,7 @@ import typer
 from prometheus_client import CollectorRegistry
 from pydantic_settings import BaseSettings
 
+from deploy.reference.settings import PARTS
 from runstream.broker.agents import demo
 from runstream.broker.agents.settings import UpstreamSettings
 from runstream.broker.auth.admissions import Admissions
@@ -28,21 +29,24 @@ from runstream.broker.jetstream import JetStream
 from runstream.broker.keys import REVOKED
 from runstream.broker.limits.limiter import TOLD
 from runstream.broker.limits.settings import LimitSettings
-from runstream.broker.metrics import BrokerMetrics
+from runstream.broker.metrics import BROKER_METRICS, BrokerMetrics
 from runstream.broker.operations import Operation
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.broker.topology import WORK_STREAM
 from runstream.gateway import cli
 from runstream.gateway.commands.settings import KEY
+from runstream.gateway.metrics import GATEWAY_METRICS
 from runstream.gateway.mounting import OPERATIONS, operations
 from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings, UpSettings
 from runstream.schemas import ERROR_TYPES, Kind
 from tests.load.bounds import follower_bytes, slow_follower_bytes, tail_bytes, upload_bytes
+from tests.support.documents import documents
 
 ROOT = Path(__file__).parents[2]
 GATEWAY = ROOT / "gateway" / "runstream" / "gateway"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROTOCOL = (ROOT / "PROTOCOL.md").read_text(encoding="utf-8")
+SETTINGS = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
+LETTA_CLIENT = (ROOT / "docs" / "guides" / "letta-client.md").read_text(encoding="utf-8")
 BOUNDS = (ROOT / "docs" / "bounds.md").read_text(encoding="utf-8")
 DEMO_AGENT = (ROOT / "docs" / "demo-agent.md").read_text(encoding="utf-8")
 DOCUMENTS = [
@@ -121,13 +125,6 @@ def test_protocol_has_every_status(operation: Operation) -> None:
     assert said - everywhere == described - everywhere
 
 
-def test_readme_lists_exactly_the_endpoints_of_the_gateway() -> None:
-    """Nothing is promised that is not there, and nothing that is there is kept secret."""
-    listed = [name for row in table(README, "Endpoints") for name in code(row[0])]
-    assert sorted(listed) == sorted(name for name in gateway_endpoints() if " /v1/" in name)
-    assert all(f"`{name}`" in README for name in health_endpoints())
-
-
 # -- settings ---------------------------------------------------------------------------------------------------------
 
 
@@ -188,10 +185,23 @@ def settings() -> dict[str, Setting]:
     }
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"RUNSTREAM_[A-Z_]+[A-Z]", README + PROTOCOL + BOUNDS))))
+NAMED = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("PROTOCOL.md", "SECURITY.md", *documents()))
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"RUNSTREAM_[A-Z_]+[A-Z]", NAMED))))
 def test_settings_that_are_named_exist(name: str) -> None:
     """Nobody sets what nobody reads."""
     assert name in settings() or name in client_variables() or name in {WORK_STREAM, REVOKED}
+
+
+DECLARED = {name for metric in (*GATEWAY_METRICS, *BROKER_METRICS) for name in (metric.name, metric.shown_as)}
+COOKIES = {"runstream_token", "runstream_session"}
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"\brunstream_[a-z_]+[a-z]", NAMED)) - COOKIES))
+def test_metrics_that_are_named_exist(name: str) -> None:
+    """Nobody asks for a series that nobody has."""
+    assert re.sub(r"_(count|sum|bucket)$", "", name) in DECLARED
 
 
 def test_bounds_are_those_of_the_default_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,27 +224,39 @@ def test_bounds_are_those_of_the_default_settings(monkeypatch: pytest.MonkeyPatc
     assert said == {what: f"{size / 2**20:g} MiB" for what, size in at_worst.items()}
 
 
-def test_readme_shows_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default in the table is what the source makes of it, in whatever unit it is written."""
-    known = settings()
-    for name in known:
+@pytest.mark.parametrize(
+    ("title", "kind"), [(title, kind) for title, _, kind in PARTS], ids=lambda part: str(part)[:24]
+)
+def test_the_page_of_settings_shows_the_defaults(
+    title: str, kind: type[BaseSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every setting is there; its default is what the source makes of it, in whatever unit it is written."""
+    for name in settings():
         monkeypatch.delenv(name, raising=False)
-    for _, variable, default, _ in table(README, "Settings"):
-        setting = known[code(variable)[0]]
+    rows = table(SETTINGS, title)
+    assert len(rows) == len(kind.model_fields)
+    for (name, field), (variable, _, default, *_) in zip(kind.model_fields.items(), rows, strict=True):
+        assert code(variable) == [f"{kind.model_config['env_prefix']}{name.upper()}"]
         shown = default if default == "unset" else code(default)[0]
-        assert setting.reads(shown) == setting.default, variable
+        assert Setting(name, field.default, kind).reads(shown) == field.default, variable
 
 
-def test_readme_has_every_flag_with_its_variable() -> None:
-    """All flags of all commands, and no other."""
-    listed = {flag: code(row[1])[0] for row in table(README, "Settings") for flag in code(row[0])}
+def test_the_page_of_settings_has_every_flag() -> None:
+    """All flags of all commands that serve, each beside its variable."""
+    listed = {
+        (flag, code(row[0])[0])
+        for title in [*(title for title, _, _ in PARTS), "Of commands"]
+        for row in table(SETTINGS, title)
+        for flag in code(row[1])
+        if flag.startswith("-")
+    }
     expected = {
-        flag: option.envvar or f"RUNSTREAM_{option.name.upper()}"
+        (flag, option.envvar or f"RUNSTREAM_{option.name.upper()}")
         for option in options()
         if option.name not in NO_SETTINGS
         for flag in [*option.opts, *option.secondary_opts]
     }
-    assert listed == expected
+    assert expected <= listed
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
@@ -332,11 +354,11 @@ def test_protocol_has_every_kind_and_error_type() -> None:
     assert sorted(types) == sorted(ERROR_TYPES)
 
 
-def test_readme_says_what_to_do_after_every_cut() -> None:
+def test_the_guide_says_what_to_do_after_every_cut() -> None:
     """Each word that a gateway says before it cuts a response has its line in the table of what a client meets."""
     said = {word for path in REFUSERS for word in re.findall(r'cut_error\([\w.]+, "(\w+)"\)', path.read_text())}
     assert "store_unavailable" in said
-    explained = {word for row in table(README, "With letta-client") for word in code(row[0])}
+    explained = {word for row in table(LETTA_CLIENT, "What a client meets when a stream ends") for word in code(row[0])}
     assert said <= explained, said - explained
 
 

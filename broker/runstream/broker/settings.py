@@ -117,13 +117,16 @@ class BrokerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="RUNSTREAM_", frozen=True, extra="ignore", env_ignore_empty=True)
 
     nats_url: Annotated[str, AfterValidator(_nats_urls)] = Field(default="nats://127.0.0.1:4222", repr=False)
-    """Where NATS is; several servers of one cluster are separated by commas. It may have a password in it."""
+    """Where NATS is; several servers of one cluster are separated by commas. It may have a password in it,
+    `nats://user:password@host`, or a token, `nats://token@host`, without a comma and without one of `/?#`. No log
+    shows it."""
 
     nats_credentials: Annotated[Path, _looked_at(read_credentials)] | None = None
     """A `.creds` file, as `nsc` writes it: a user's JWT and the seed of its nkey."""
 
     nats_nkey: Annotated[Path, _looked_at(read_key)] | None = None
-    """A file with the seed of a user's nkey. The server knows its public key, and what it may do."""
+    """A file with the seed of a user's nkey. The server knows its public key, and what it may do. One of this,
+    `nats_credentials`, and a password in `nats_url`."""
 
     nats_ca: Annotated[Path, _looked_at(read_authorities)] | None = None
     """A file with the certificates, in PEM, of those who may sign that of NATS; unset: those that the system trusts.
@@ -143,7 +146,8 @@ class BrokerSettings(BaseSettings):
     `provision`, so that NATS can keep each from reading the others' answers."""
 
     shards: int = Field(default=1, ge=1, le=8)
-    """Streams the runs are spread over. One is enough for a laptop; a run keeps the shard it started in."""
+    """Streams the runs are spread over. One is enough for a laptop. There may be more later: a run keeps the shard it
+    started in."""
 
     replicas: int = Field(default=1, ge=1, le=5)
     """Copies JetStream keeps of every stream: 1 on a single server, 3 on a cluster."""
@@ -197,7 +201,7 @@ class BrokerSettings(BaseSettings):
 
     metrics_tenants: Annotated[frozenset[str] | None, NoDecode, BeforeValidator(_tenants)] = None
     """Tenants whose runs and streams are counted apart, in a label `tenant`, with commas between them; all others are
-    counted as `other`. Named one by one, as each is a series more. None: there is no such label."""
+    counted as `other`. Named one by one, at most 50, as each is a series more. Unset: there is no such label."""
 
     tracing: bool = False
     """Record what becomes of runs as OpenTelemetry's spans, and send them where its own variables (`OTEL_…`) say. It

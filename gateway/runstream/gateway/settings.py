@@ -46,7 +46,8 @@ class GatewaySettings(BaseSettings):
     """Seconds of silence after which a reader gets a ping; a third of the 60 s after which letta-client gives up."""
 
     max_followers: int = Field(default=10_000, ge=1)
-    """Open streams of one gateway, each a socket and a few kilobytes; beyond, readers are told to try another."""
+    """Open streams of one gateway, each a few kilobytes and one of `max_connections`; beyond, readers are told to try
+    another."""
 
     tail_chunks: int = Field(default=2048, ge=1)
     """Chunks of a live run kept in memory for readers that come back: half a minute of a fast agent."""
@@ -82,7 +83,7 @@ class GatewaySettings(BaseSettings):
 
     max_stream_seconds: Annotated[Duration, Field(gt=0)] = 3600.0
     """Seconds after which a stream is cut, up to a quarter less: readers come back to whichever gateway there is, so
-    that one that was added takes a part of those that were there."""
+    that one that was added takes a part of those that were there. Streams of foreground runs have no such age."""
 
     body_seconds: Annotated[Duration, Field(gt=0)] = 30.0
     """Seconds a request's body may take to arrive: a megabyte over a slow line. Half a request is none."""
@@ -93,7 +94,7 @@ class GatewaySettings(BaseSettings):
     with more readers than that, longer."""
 
     cors_origins: CorsOrigins = None
-    """Origins whose pages may read what is answered, separated by commas; `*`: of any. None: no page of another."""
+    """Origins whose pages may read what is answered, separated by commas; `*`: of any. Unset: no page of another."""
 
     console: bool = True
     """Whether `/console` is served, and a page may be known by a session's cookie."""
@@ -109,7 +110,8 @@ class GatewaySettings(BaseSettings):
     """Which runs can be resumed: those that were asked for in the background, or all of them."""
 
     upstream: str | None = Field(default=None, repr=False)
-    """The Letta platform that answers what runstream does not, by its root; `none`: nobody."""
+    """The Letta platform that answers what runstream does not, by its root; `none`: nobody. Unset, of `runstream up`:
+    the agent, if it is such a platform."""
 
     max_passed_on: int = Field(default=1000, ge=1)
     """Requests that are with the platform at one time, each two sockets and some hundred kilobytes that are on their
@@ -152,7 +154,8 @@ class _SeparateSettings(_ListenSettings):
     """What both separate services need."""
 
     metrics_port: Port | None = None
-    """A port for `/metrics`, which is then not on the other one; 0 takes a free one."""
+    """A port for `/metrics`, which is then not on the other one, and for probes, which are on both; 0 takes a free
+    one."""
 
 
 class GatewayServiceSettings(_SeparateSettings):
@@ -166,10 +169,11 @@ class BrokerServiceSettings(_SeparateSettings):
     """What `runstream broker` needs beside the settings of its parts."""
 
     broker_port: Port = 8284
-    """The broker's port; 0 takes a free one. Not `port`: a gateway and a broker may share an environment."""
+    """The broker's port, for ingest, health and metrics; 0 takes a free one. Not `port`: a gateway and a broker may
+    share an environment."""
 
     agent: str | None = None
-    """What answers messages: `demo`, `module:callable` or a URL. None: this broker executes nothing."""
+    """What answers messages: `demo`, `module:callable` or a URL. Unset: this broker executes nothing."""
 
 
 class UpSettings(_ListenSettings):
@@ -179,16 +183,16 @@ class UpSettings(_ListenSettings):
     """The gateway's port, Letta's own; 0 takes a free one."""
 
     broker_port: Port = 8284
-    """The broker's port; 0 takes a free one."""
+    """The broker's port, for ingest, health and metrics; 0 takes a free one."""
 
     nats_port: Port = 0
     """The embedded nats-server's port, on loopback; 0 takes a free one."""
 
     nats_url: str | None = Field(default=None, repr=False)
-    """A NATS that is there already; none is then embedded."""
+    """A NATS that is there already, several servers with commas. Unset: one is embedded."""
 
     data_dir: Path = Path(".runstream")
-    """Where the embedded nats-server keeps its streams, so that runs survive a restart."""
+    """Where the embedded nats-server keeps its streams, so that runs survive a restart; of one runstream at a time."""
 
     agent: str = "demo"
     """What answers messages: `demo`, `module:callable` or a URL."""

@@ -67,11 +67,11 @@ class UpstreamSettings(BaseSettings):
 
     event_bytes: int = Field(default=8 * 2**20, ge=2**16)
     """Bytes of an event that is not complete yet, held in memory: the most that NATS can be configured to take well.
-    Looked at after each read, of 64 KiB at most."""
+    Looked at after each read, of 64 KiB at most. NATS's `max_payload` may allow less."""
 
     headers: Annotated[dict[str, str], AfterValidator(_headers)] = Field(default={}, repr=False)
     """Sent with every request; a JSON object in the environment. For what a platform wants to see of its callers."""
 
     auth: str | None = Field(default=None, repr=False)
     """What the platform is told of who asks: `forward`, the client's own credential, or the path of a file with a
-    bearer token. None: nothing."""
+    bearer token. Unset: nothing."""

@@ -39,10 +39,11 @@ class AuthSettings(BaseSettings):
     its tokens itself."""
 
     auth_jwks: str | None = None
-    """Of `jwt`: the public keys of RS256, ES256 and EdDSA tokens, a JSON Web Key Set: its URL, or a file."""
+    """Of `jwt`: the public keys of RS256, ES256 and EdDSA tokens, a JSON Web Key Set: its URL (`https`), or a file."""
 
     auth_jwks_seconds: Annotated[Duration, Field(gt=0)] = 300.0
-    """Seconds after which the keys at a URL are fetched again: so long a key that was withdrawn may still be taken."""
+    """Seconds after which the keys at a URL are fetched again, beside whenever a token names one that is not known: so
+    long a key that was withdrawn may still be taken."""
 
     auth_leeway_seconds: Annotated[Duration, Field(ge=0, le=300)] = 10.0
     """Seconds by which the clocks of issuer and gateway may differ: a token stands for so much longer."""

@@ -71,11 +71,11 @@ class LimitSettings(BaseSettings):
     """Connections of one address, but for trusted proxies. None by default, for the same reason."""
 
     trusted_proxies: Networks = None
-    """Whose `X-Forwarded-For` is believed: addresses and networks, separated by commas. None: nobody's."""
+    """Whose `X-Forwarded-For` is believed: addresses and networks, separated by commas. Unset: nobody's."""
 
     max_connections: int = Field(default=20_000, ge=1)
     """Connections of one port: twice as many as a gateway has streams, each a file descriptor, and no more than the
-    process may have of those (`ulimit -n`), less 64. Beyond, they are closed at once, so that a balancer tries another
+    process may have of those (`ulimit -Hn`), less 64. Beyond, they are closed at once, so that a balancer tries another
     process."""
 
     head_seconds: Annotated[Duration, Field(gt=0)] = 10.0

@@ -1,0 +1,1 @@
+"""A platform that knows nothing of runstream, behind it."""

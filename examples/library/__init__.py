@@ -1,0 +1,1 @@
+"""A platform that writes its runs itself."""
