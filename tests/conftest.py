@@ -5,8 +5,13 @@ from collections.abc import AsyncIterator, Generator
 
 import pytest
 import pytest_asyncio
+from hypothesis import HealthCheck, settings
 
 from tests.support.nats import NatsCluster, NatsServer, nats_cluster_running, nats_server_running
+
+# By itself it takes an example that needs 200 ms for a failure: a machine that stalls says nothing of the product.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def pytest_configure() -> None:

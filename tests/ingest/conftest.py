@@ -16,7 +16,8 @@ from tests.support.stack import Stack, listener, stack_running, url_of
 async def stack(nats_server: NatsServer) -> AsyncIterator[Stack]:
     """A broker and a gateway, with a short lease."""
     await nats_server.wait_ready()
-    async with stack_running(nats_server.url, agent=demo, broker={**SETTINGS, "max_run_messages": 600}) as serving:
+    broker = {**SETTINGS, "max_run_messages": 600}
+    async with stack_running(nats_server.url, agent=demo, broker=broker, is_patient=False) as serving:
         yield serving
 
 
