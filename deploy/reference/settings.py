@@ -21,7 +21,7 @@ from runstream.gateway import cli
 from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings, UpSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from pydantic.fields import FieldInfo
 
@@ -64,7 +64,11 @@ OF_COMMANDS = """\
 What is logged, of the commands that serve or work on NATS; and what commands of clients read. Those have their key from
 `RUNSTREAM_KEY`, for which there is no flag ([docs/cli.md](../cli.md)).
 """
-SERVING = {"up": UpSettings, "gateway": GatewayServiceSettings, "broker": BrokerServiceSettings}
+SERVING: Mapping[str, type[BaseSettings]] = {
+    "up": UpSettings,
+    "gateway": GatewayServiceSettings,
+    "broker": BrokerServiceSettings,
+}
 COMMANDS = (*SERVING, "provision", "doctor")
 UNITS = ((3600, "h"), (60, "m"), (1, "s"))
 KIBIBYTE, MEBIBYTE = 2**10, 2**20
