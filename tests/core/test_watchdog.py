@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -123,12 +125,15 @@ async def test_ends_that_cannot_be_stored_are_not_tried_all_the_time(core: Core)
         await core.jetstream.api("STREAM.UPDATE.RUNS_0", full)
         try:
             with capture_logs() as logs:
+                began_at = time.monotonic()
                 async with watchdog(core):
                     await asyncio.sleep(3.5 * core.settings.lease_seconds)  # two looks at each run
+                leases = (time.monotonic() - began_at) / core.settings.lease_seconds
         finally:
             await core.jetstream.api("STREAM.UPDATE.RUNS_0", info["config"])
         failed = [line for line in logs if line["event"] == "run_not_looked_after"]
-        assert len(runs) <= len(failed) <= 3 * len(runs)
+        # After one lease, two, four: a machine that stalls gives time for one more, and never for one each lease.
+        assert len(runs) <= len(failed) <= (2 + int(math.log2(leases))) * len(runs)
         async with watchdog(core):
             records = [await over(core, run) for run in runs]
     assert {(record.error or {})["error_type"] for record in records} == {"run_lost"}
