@@ -76,6 +76,16 @@ from runstream.schemas.ids import (
 )
 from runstream.schemas.ingest import EndRunRequest, FailRunRequest, OpenRunRequest, ReportedUsage
 from runstream.schemas.merging import Merged, Merging
+from runstream.schemas.queries import (
+    FiguresRequest,
+    FindRunRequest,
+    ListActiveRunsRequest,
+    ListConversationsRequest,
+    ListRunMessagesRequest,
+    ListRunsRequest,
+    OfAgent,
+    OutlineRequest,
+)
 from runstream.schemas.requests import (
     DEFAULT_BATCH_SIZE,
     MAX_OTID_CHARACTERS,
@@ -83,7 +93,6 @@ from runstream.schemas.requests import (
     MAX_SEQ_ID,
     AgentMessagesRequest,
     AgentStreamRequest,
-    Approval,
     ApprovalCreate,
     ApprovalDecision,
     CancelRequest,
@@ -93,24 +102,13 @@ from runstream.schemas.requests import (
     ConversationMessagesRequest,
     CreateConversationRequest,
     CreateMessagesRequest,
-    FiguresRequest,
-    FindRunRequest,
     FollowRequest,
-    ListActiveRunsRequest,
-    ListConversationsRequest,
-    ListRunMessagesRequest,
-    ListRunsRequest,
     MessageCreate,
-    OfAgent,
-    OutlineRequest,
     RetrieveStreamRequest,
     ToolResult,
     ToolReturnCreate,
     UpdateConversationRequest,
-    approvals_in,
-    carries_approval,
     check_otids,
-    last_user_text,
 )
 from runstream.schemas.runs import (
     ACTIVE_STATUSES,
@@ -133,6 +131,7 @@ from runstream.schemas.runs import (
     timestamp,
     unreadable,
 )
+from runstream.schemas.sent import Approval, approvals_in, carries_approval, last_user_text
 from runstream.schemas.trace import TRACEPARENT, TRACESTATE, Trace, trace_of
 
 __all__ = [

@@ -1,19 +1,17 @@
-"""Request bodies and queries: what clients may ask for, and how they are told what is wrong.
+"""Request bodies: what clients may ask for, and how they are told what is wrong.
 
 The models validate as the reference's do, so that a body refused there is refused here, in the same words:
 call `Model.model_validate(parsed_json)` and put `("body",)` before each `loc` of `errors(include_url=False)`.
 Unknown fields are ignored. A message's body goes to the agent as it was sent, not as it was validated: what a
 model does not look into, such as the parts of a message other than text, is the agent's to judge.
-
-The functions at the end read bodies as they were sent, and take nothing for granted.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -29,8 +27,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
-from runstream.schemas.chunks import STOP_REASONS, MessageType, StopReasonType
-from runstream.schemas.runs import ACTIVE_STATUSES, RequestConfig
+from runstream.schemas.chunks import MessageType
+from runstream.schemas.runs import RequestConfig
+from runstream.schemas.sent import answer_type, message_type
 
 __all__ = [
     "DEFAULT_BATCH_SIZE",
@@ -39,7 +38,6 @@ __all__ = [
     "MAX_SEQ_ID",
     "AgentMessagesRequest",
     "AgentStreamRequest",
-    "Approval",
     "ApprovalCreate",
     "ApprovalDecision",
     "CancelRequest",
@@ -49,24 +47,13 @@ __all__ = [
     "ConversationMessagesRequest",
     "CreateConversationRequest",
     "CreateMessagesRequest",
-    "FiguresRequest",
-    "FindRunRequest",
     "FollowRequest",
-    "ListActiveRunsRequest",
-    "ListConversationsRequest",
-    "ListRunMessagesRequest",
-    "ListRunsRequest",
     "MessageCreate",
-    "OfAgent",
-    "OutlineRequest",
     "RetrieveStreamRequest",
     "ToolResult",
     "ToolReturnCreate",
     "UpdateConversationRequest",
-    "approvals_in",
-    "carries_approval",
     "check_otids",
-    "last_user_text",
 ]
 
 MAX_SEQ_ID: Final = 2**53 - 1
@@ -102,17 +89,6 @@ MAX_LINES: Final = 10_000
 MAX_TYPES: Final = 100
 """Names of message types: there are less than twenty."""
 
-MAX_PAGE: Final = 1000
-"""Entries on one page of a list: the reference's bound for runs."""
-DEFAULT_PAGE_OF_RUNS: Final = 100
-DEFAULT_PAGE_OF_CONVERSATIONS: Final = 50
-
-MAX_FIGURES: Final = 100
-"""Runs whose figures one request may ask for, each a look at its log: more than a screen shows."""
-
-MAX_OUTLINE: Final = 2000
-"""Messages of a log that one request may have listed: eight reads of small ones, as bodies are read with them."""
-
 MAX_CANCELLED: Final = 100
 """Runs in one request to cancel: the reference's bound, where it cancels all that it finds."""
 
@@ -140,14 +116,6 @@ def _absent_if_empty(value: str | None) -> str | None:
 
 def _off_if_null(value: object) -> object:
     return False if value is None else value
-
-
-def _known_stop_reason(value: str) -> str:
-    """Refuse what is no stop reason in the words for an enumeration; those for a `Literal` have another type."""
-    if value not in STOP_REASONS:
-        *others, last = (f"'{name}'" for name in STOP_REASONS)
-        raise PydanticKnownError("enum", {"expected": f"{', '.join(others)} or {last}"})
-    return value
 
 
 def _default_batch_if_null(value: object) -> object:
@@ -231,32 +199,10 @@ class ToolResult(_Body):
     stderr: Annotated[list[str], Field(max_length=MAX_LINES)] | None = None
 
 
-def _get(value: object, name: str) -> object:
-    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
-
-
-def _answer_type(value: object) -> str:
-    declared = _get(value, "type")
-    if isinstance(declared, str):
-        return declared
-    return "tool" if _get(value, "tool_return") is not None else "approval"
-
-
-def _message_type(value: object) -> str:
-    """What a message is: what its `type` says; without one, what its fields say, as older clients send it."""
-    declared = _get(value, "type")
-    if isinstance(declared, str):
-        return declared
-    if _get(value, "tool_returns") is not None:
-        return "tool_return"
-    approves = any(_get(value, name) is not None for name in ("approvals", "approve", "approval_request_id"))
-    return "approval" if approves else "message"
-
-
 _Answer = Annotated[
     Annotated[ApprovalDecision, Tag("approval")] | Annotated[ToolResult, Tag("tool")],
     Discriminator(
-        _answer_type,
+        answer_type,
         custom_error_type="unknown_type",
         custom_error_message="Input should have type 'approval' or 'tool'",
     ),
@@ -292,7 +238,7 @@ _Message = Annotated[
     | Annotated[ApprovalCreate, Tag("approval")]
     | Annotated[ToolReturnCreate, Tag("tool_return")],
     Discriminator(
-        _message_type,
+        message_type,
         custom_error_type="unknown_type",
         custom_error_message="Input should have type 'message', 'approval' or 'tool_return'",
     ),
@@ -427,36 +373,6 @@ class CancelRequest(_Body):
     run_ids: Annotated[list[str] | None, Field(max_length=MAX_CANCELLED)] = None
 
 
-class _Query(BaseModel):
-    """Parameters in a query. What is empty there is absent before it comes here, see the gateway's `query_of`."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-_DEPRECATED: Final[dict[str, Any]] = {"deprecated": True}
-
-
-class OfAgent(_Query):
-    """In a query: which agent is meant."""
-
-    agent_id: str | None = None
-    """Whose conversation it is: of `default`, or of one that is made and whose body does not say."""
-
-
-class ListRunMessagesRequest(_Query):
-    """Of `runs/{run_id}/messages`: which of a run's messages. The cursors are messages' ids."""
-
-    after: str | None = None
-    """A message's id: what comes after it in this order."""
-    before: str | None = None
-    """A message's id: what comes before it in this order."""
-    limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 100
-    """Ids; messages that share one are not parted."""
-    order: Literal["asc", "desc"] = "asc"
-    """`asc`: in the order in which they began."""
-    order_by: Literal["created_at"] = "created_at"
-
-
 def _in_utc(value: datetime | None) -> datetime | None:
     """Refuse a time that has no year of four digits where records have it, in UTC."""
     try:
@@ -494,171 +410,3 @@ class UpdateConversationRequest(_ConversationBody):
 
     archived: bool | None = None
     last_message_at: Annotated[datetime | None, AfterValidator(_in_utc)] = None
-
-
-class ListActiveRunsRequest(_Query):
-    """The query of `runs/active`: which of the runs that go on."""
-
-    agent_id: str | None = None
-    """Whose runs; everybody's if it is absent."""
-    agent_ids: Annotated[list[str], Field(json_schema_extra=_DEPRECATED)] = []
-    """The older form of `agent_id`, which wins."""
-    background: bool | None = None
-    """Those that can be resumed, or those that cannot; both if it is absent."""
-
-    @property
-    def agents(self) -> list[str]:
-        """Whose runs are wanted; everybody's if it is empty."""
-        return self.agent_ids if self.agent_id is None else [self.agent_id]
-
-
-class ListRunsRequest(ListActiveRunsRequest):
-    """The query of `runs/`: which runs, and which part of their list."""
-
-    conversation_id: str | None = None
-    """Those of one conversation."""
-    statuses: list[str] = []
-    """Those with one of these statuses; one that is none is 400."""
-    active: bool = False
-    """Those that go on; nothing if there are `statuses`."""
-    stop_reason: Annotated[StopReasonType | None, BeforeValidator(_known_stop_reason)] = None
-    before: str | None = None
-    """A run's id: the page directly before it in this order."""
-    after: str | None = None
-    """A run's id: what follows it in this order."""
-    limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE_OF_RUNS
-    order: Literal["asc", "desc"] = "desc"
-    """By the time they were made; `desc`: the newest first."""
-    ascending: Annotated[bool, Field(json_schema_extra=_DEPRECATED)] = False
-    """The older form of `order`, which it wins over."""
-    order_by: Literal["created_at"] = "created_at"
-
-    @property
-    def wanted_statuses(self) -> frozenset[str]:
-        """The statuses that are wanted; all if it is empty."""
-        return frozenset(self.statuses) or (ACTIVE_STATUSES if self.active else frozenset())
-
-    @property
-    def is_descending(self) -> bool:
-        """Whether the newest come first."""
-        return self.order == "desc" and not self.ascending
-
-
-class FiguresRequest(_Query):
-    """The query of `runstream/figures`: of which runs."""
-
-    run_ids: Annotated[list[str], Field(max_length=MAX_FIGURES)] = []
-    """Runs; those that there are not are passed over."""
-
-
-class FindRunRequest(_Query):
-    """The query of `runstream/run`: which run is looked for."""
-
-    otid: str
-    """An otid of the messages that it answers; of several runs the newest is meant."""
-
-
-class OutlineRequest(_Query):
-    """The query of `runstream/runs/{run_id}/outline`: which part of its log."""
-
-    starting_after: Annotated[int, Field(ge=0, le=MAX_SEQ_ID)] = 0
-    """A sequence: what follows it; 0: from the beginning."""
-    limit: Annotated[int, Field(ge=1, le=MAX_OUTLINE)] = MAX_OUTLINE
-    """Messages at most; there may be fewer, of large ones, and more to come."""
-
-
-class ListConversationsRequest(_Query):
-    """The query of `conversations/`: which conversations, and which part of their list."""
-
-    agent_id: str | None = None
-    """Whose conversations; everybody's if it is absent."""
-    limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE_OF_CONVERSATIONS
-    after: str | None = None
-    """A conversation's id: what follows it in this order."""
-    summary_search: str | None = None
-    """Text in the summary, as it is written there."""
-    order: Literal["asc", "desc"] = "desc"
-    """`desc`: the newest first."""
-    order_by: Literal["created_at", "last_run_completion", "last_message_at"] = "created_at"
-    """By which of their times; those without one come last."""
-    archive_status: Literal["unarchived", "archived", "all"] = "unarchived"
-
-    @property
-    def archived(self) -> bool | None:
-        """Whether archived ones are wanted, or others; None: both."""
-        return None if self.archive_status == "all" else self.archive_status == "archived"
-
-
-class Approval(NamedTuple):
-    """One answer to a tool call that waited for approval, whichever of the three forms it came in."""
-
-    tool_call_id: str
-    approved: bool
-    reason: str | None = None
-    tool_return: str | None = None
-    """What the tool returned, if the client executed it: then it is approved if it succeeded."""
-
-
-def last_user_text(body: Mapping[str, object]) -> str | None:
-    """What the user said last: the text of `input`, or of the last user message, or its first text part.
-
-    None if that has no text, or if there is none.
-    """
-    if body.get("input") is not None:
-        return _text_of(body["input"])
-    for message in reversed(_messages(body)):
-        if _message_type(message) == "message" and message.get("role") == "user":
-            return _text_of(message.get("content"))
-    return None
-
-
-def carries_approval(body: Mapping[str, object]) -> bool:
-    """Whether the request answers a tool call instead of, or besides, saying something."""
-    return any(_message_type(message) in {"approval", "tool_return"} for message in _messages(body))
-
-
-def approvals_in(body: Mapping[str, object]) -> list[Approval]:
-    """The answers to tool calls that the request carries, in order."""
-    return [
-        approval
-        for message in _messages(body)
-        if _message_type(message) in {"approval", "tool_return"}
-        for approval in _answers(message)
-    ]
-
-
-def _answers(message: Mapping[str, object]) -> list[Approval]:
-    name = "tool_returns" if _message_type(message) == "tool_return" else "approvals"
-    answers = [_answer(answer) for answer in _objects(message.get(name))]
-    if answers or not isinstance(message.get("approve"), bool):
-        return answers
-    return [_answer({**message, "type": "approval", "tool_call_id": message.get("approval_request_id")})]
-
-
-def _answer(answer: Mapping[str, object]) -> Approval:
-    reason = answer.get("reason")
-    executed = _answer_type(answer) == "tool"
-    return Approval(
-        tool_call_id=str(answer.get("tool_call_id") or ""),
-        approved=answer.get("status") == "success" if executed else answer.get("approve") is True,
-        reason=reason if isinstance(reason, str) else None,
-        tool_return=_text_of(answer.get("tool_return")),
-    )
-
-
-def _messages(body: Mapping[str, object]) -> list[Mapping[str, object]]:
-    return _objects(body.get("messages"))
-
-
-def _objects(value: object) -> list[Mapping[str, object]]:
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
-
-
-def _text_of(content: object) -> str | None:
-    if isinstance(content, str):
-        return content
-    for part in _objects(content):
-        text = part.get("text")
-        if part.get("type", "text") == "text" and isinstance(text, str):
-            return text
-    return None
