@@ -12,7 +12,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from runstream.broker.http import serving
-from runstream.broker.http_server import MOST_HEAD_BYTES, Doors
+from runstream.broker.http_server import MOST_HEAD_BYTES, MOST_HEADS_AHEAD, Doors
 from runstream.broker.limits.settings import LimitSettings
 from runstream.broker.operations import Operation
 from runstream.schemas import new_agent_id
@@ -207,6 +207,85 @@ async def test_a_stream_that_is_silent_is_no_idle_connection(stack: Stack) -> No
         await stream.take(1)
         stack.puppet.finish(run_id)
         assert (await stream.rest())[-1].is_done
+
+
+# -- what comes while something is answered ---------------------------------------------------------------------------
+
+
+class Slow:
+    """A server whose answers wait until they are `let_go`, and one connection to it."""
+
+    def __init__(self, connection: Connection, refused: list[str]) -> None:
+        self.connection = connection
+        self.refused = refused
+        self.is_asked = asyncio.Event()
+        self.let_go = asyncio.Event()
+        self.ahead: list[int] = []
+        """How many requests were read ahead of each answer."""
+
+    async def answer(self, request: web.Request) -> web.Response:
+        """Take the body, and wait."""
+        self.is_asked.set()
+        size = len(await request.read())
+        await self.let_go.wait()
+        self.ahead.append(len(request.protocol._messages))
+        return web.json_response(size)
+
+
+@contextlib.asynccontextmanager
+async def slow_server() -> AsyncIterator[Slow]:
+    refused: list[str] = []
+    doors = Doors(LimitSettings(), refused.append)
+    with contextlib.closing(listener()) as bound:
+        async with Connection.open(url_of(bound)) as connection:
+            slow = Slow(connection, refused)
+            operations = [
+                Operation(method=method, path="/slow", handler=slow.answer, answers={}, scope="open")
+                for method in ("GET", "POST")
+            ]
+            async with serving(operations, bound, doors):
+                yield slow
+
+
+async def test_a_head_without_end_behind_a_request() -> None:
+    """It is no more than any other head: what was asked for is answered, and the connection ends."""
+    async with slow_server() as slow:
+        await slow.connection.send("GET", "/slow")
+        await slow.is_asked.wait()
+        await slow.connection.send_raw(FLOODS["no end"])
+        await wait_until(lambda: bool(slow.refused))
+        await slow.connection.send_raw(FLOODS["no end"])
+        slow.let_go.set()
+        reply = await slow.connection.reply()
+        assert (reply.status, reply.json) == (200, 0)
+        assert await slow.connection.ends()
+    assert slow.refused == ["head_bytes"]
+
+
+async def test_a_body_is_no_head() -> None:
+    """It may be longer, also behind another request, and more than is read at once."""
+    size = 14 * MOST_HEAD_BYTES
+    head = f"POST /slow HTTP/1.1\r\nHost: test\r\nContent-Length: {size}\r\n\r\n".encode()
+    async with slow_server() as slow:
+        slow.let_go.set()
+        for _ in range(2):
+            await slow.connection.send_raw(head + b"x" * size)
+        assert [(await slow.connection.reply()).json for _ in range(2)] == [size, size]
+    assert not slow.refused
+
+
+async def test_few_requests_are_read_ahead() -> None:
+    """As many as are sent at once are answered, in order; those that wait for it are not in memory."""
+    many = 40
+    head = b"GET /slow HTTP/1.1\r\nHost: test\r\n" + (b"A: " + b"x" * 4000 + b"\r\n") * 8 + b"\r\n"
+    async with slow_server() as slow:
+        sending = asyncio.create_task(slow.connection.send_raw(head * many))
+        slow.let_go.set()
+        replies = [(await slow.connection.reply()).status for _ in range(many)]
+        await sending
+    assert replies == [200] * many
+    assert max(slow.ahead) == MOST_HEADS_AHEAD
+    assert not slow.refused
 
 
 # -- answers that nobody reads ----------------------------------------------------------------------------------------

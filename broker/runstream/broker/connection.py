@@ -157,7 +157,9 @@ class _Client(ListeningClient):
     def _abort(self) -> None:
         writer = getattr(self._transport, "_io_writer", None)
         if writer is not None:
-            writer.transport.abort()
+            # In Python 3.11.2, Debian's, a TLS transport that was closed twice has nothing left that it could abort.
+            with contextlib.suppress(AttributeError):
+                writer.transport.abort()
 
 
 class Message(Protocol):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from runstream.broker.http_server import Doors
 
 __all__ = [
+    "ASKING_SECONDS",
     "description_operation",
     "health_operations",
     "meet_expectation",
@@ -78,18 +79,21 @@ def health_operations(unready: Callable[[], Awaitable[str | None]]) -> list[Oper
 
 
 def metrics_operation(
-    registry: CollectorRegistry, *, before: Callable[[], Awaitable[object]] | None = None
+    registry: CollectorRegistry,
+    *,
+    before: Callable[[], Awaitable[object]] | None = None,
+    seconds: float = ASKING_SECONDS,
 ) -> Operation:
     """Make `/metrics`: what `registry` counts, in Prometheus's text, once `before` has looked at what must be asked.
 
-    That may take `ASKING_SECONDS`: then they are shown without it.
+    That may take so many seconds: then they are shown without it.
     """
 
     async def metrics(_: web.Request) -> web.Response:
         """`GET /metrics`: what is counted here, in Prometheus's text."""
         if before is not None:
             with suppress(TimeoutError):
-                async with asyncio.timeout(ASKING_SECONDS):
+                async with asyncio.timeout(seconds):
                     await before()
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 

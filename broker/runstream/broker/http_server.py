@@ -10,21 +10,23 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import socket
 import uuid
 from collections import Counter
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-from aiohttp import hdrs, web
+from aiohttp import EMPTY_PAYLOAD, hdrs, web, web_protocol
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
 from runstream.broker.http_guard import sign
 from runstream.broker.limits.addresses import is_among, source_of
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import AsyncIterator, Callable
+
+    from aiohttp import StreamReader
 
     from runstream.broker.limits.settings import LimitSettings
 
@@ -35,6 +37,10 @@ SHUTDOWN_SECONDS: Final = 1.0
 
 MOST_HEAD_BYTES: Final = 64 * 2**10
 """Of a head that is not complete: eight of the longest lines. aiohttp would take 128 of them, a megabyte."""
+MOST_HEADS_AHEAD: Final = 2
+"""Of requests behind one that is being answered, before nothing more is read: aiohttp would take 32 of them."""
+web_protocol.MAX_MSG_QUEUE_SIZE = MOST_HEADS_AHEAD
+
 MOST_LINE_BYTES: Final = 8190
 MOST_HEADERS: Final = 128
 
@@ -117,7 +123,7 @@ async def listening(
     manager = runner.server
     assert manager is not None  # noqa: S101  # it was just set up
     try:
-        server = await loop.create_server(lambda: _Connection(manager, doors, loop), sock=listener, backlog=backlog)
+        server = await _server(lambda: _Connection(manager, doors, loop), listener, backlog)
         try:
             yield
         finally:
@@ -126,10 +132,17 @@ async def listening(
         await runner.cleanup()
 
 
+async def _server(made: Callable[[], _Connection], listener: socket.socket, backlog: int) -> asyncio.Server:
+    loop = asyncio.get_running_loop()
+    if listener.family == socket.AF_UNIX:
+        return await loop.create_unix_server(made, sock=listener, backlog=backlog)
+    return await loop.create_server(made, sock=listener, backlog=backlog)
+
+
 class _Connection(web.RequestHandler):
     """One connection. It waits for a head, and not for longer than it may; all else is aiohttp's."""
 
-    __slots__ = ("_doors", "_end_timer", "_head_bytes", "_head_timer", "_is_in", "_peer")
+    __slots__ = ("_doors", "_end_timer", "_head_bytes", "_head_timer", "_is_in", "_newest_body", "_peer")
 
     def __init__(self, manager: web.Server, doors: Doors, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -146,6 +159,8 @@ class _Connection(web.RequestHandler):
         self._doors = doors
         self._peer: str | None = None
         self._is_in = False
+        self._newest_body: StreamReader = EMPTY_PAYLOAD
+        """Of the last request whose head has come: what comes once that is complete is a head's."""
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._end_timer: asyncio.TimerHandle | None = None
@@ -181,19 +196,19 @@ class _Connection(web.RequestHandler):
                 self._end_timer = self._loop.call_later(self._doors.settings.answer_seconds, transport.abort)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came. What completes no head while one is waited for is a part of one."""
-        if not self._is_in:
+        """Take what came. What is of no body, and completes no head, is a part of one, whatever is being answered."""
+        if not self._is_in or self._close or self._force_close:
             return
-        known = self._request_count
+        known, is_of_a_head = self._request_count, self._newest_body.is_eof()
         super().data_received(data)
         if self._request_count != known:
+            self._newest_body = self._messages[-1][1]
             self._head_has_come()
-        elif data and self._waits:
+        elif data and is_of_a_head:
             self._head_bytes += len(data)
             if self._head_bytes > MOST_HEAD_BYTES:
-                self._doors.refused("head_bytes")
-                self._give_up(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, LONG_HEAD)
-            elif self._head_timer is None:
+                self._head_is_long()
+            elif self._waits and self._head_timer is None:
                 self._wait_for_head()
 
     def handle_error(
@@ -249,6 +264,13 @@ class _Connection(web.RequestHandler):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _head_is_long(self) -> None:
+        self._doors.refused("head_bytes")
+        if self._waits:
+            self._give_up(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, LONG_HEAD)
+        else:
+            self.close()  # Once what was asked for before it is answered: a stream goes on to its end.
 
     def _head_is_late(self) -> None:
         self._head_timer = None
