@@ -299,6 +299,9 @@ async def test_a_server_that_is_killed(core: Core, nats_server: NatsServer) -> N
             writing.cancel()
             await asyncio.wait([writing])
             await wait_until(lambda: core.connection.is_connected, 20)
+            await put(
+                core, "run.default.last"
+            )  # Behind a write that nobody waits for any more, and that is on its way.
             assert await mirror.caught_up() == await stored(core)
         assert mirror.feed.resets == 1
 

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import random
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
+from runstream.broker.connection import Message
 from runstream.broker.errors import (
     BrokerError,
     ChunkTooLarge,
@@ -17,7 +19,10 @@ from runstream.broker.errors import (
     RunTooLong,
     StoreFull,
     StoreUnavailable,
+    Unavailable,
+    WrongLastSequence,
 )
+from runstream.broker.jetstream import BATCHES_AT_A_TIME, BatchWrite, JetStream, StoredMessage
 from runstream.broker.log import ENDING, WRITER, entry_of
 from runstream.broker.publisher import ENDING_ROOM_MESSAGES, Publisher, Write, chunk_limit
 from runstream.broker.topology import LogAddress, provision
@@ -192,6 +197,30 @@ async def test_the_writer_that_was_taken_over_is_fenced(core: Core) -> None:
             with pytest.raises(Fenced):
                 await late
     assert await core.bodies(address) == chunks(4)
+
+
+async def test_a_leader_that_lags_fences_nobody(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new leader may refuse a chunk, and show less than its writer was told is stored: that is asked again."""
+    address = core.address()
+    async with core.publisher(address) as publisher:
+        await publish_all(publisher, 1)
+        old = await core.jetstream.last_message(address.stream, address.subject)
+        await publish_all(publisher, 1)
+        publish, last_message = core.jetstream.publish, core.jetstream.last_message
+        refusals, answers = iter([1, 2]), iter([old, old])
+
+        async def refusing(*message: Any) -> int:
+            if next(refusals, None):
+                raise WrongLastSequence("by a leader that lags", code=10071)
+            return await publish(*message)
+
+        async def lagging(*asked: Any) -> StoredMessage | None:
+            return next(answers, None) or await last_message(*asked)
+
+        monkeypatch.setattr(core.jetstream, "publish", refusing)
+        monkeypatch.setattr(core.jetstream, "last_message", lagging)
+        await publish_all(publisher, 1)
+    assert await core.bodies(address) == [chunk(0)] * 3
 
 
 async def test_of_two_heirs_one_wins(core: Core) -> None:
@@ -447,3 +476,45 @@ async def test_writers_do_not_wait_for_each_other(core: Core) -> None:
     await asyncio.gather(*(write(address) for address in addresses))
     logs = await asyncio.gather(*(core.bodies(address) for address in addresses))
     assert logs == list(itertools.repeat(chunks(20), 50))
+
+
+async def test_endings_take_turns(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few of many are on their way at a time: a busy server would get none of them done in a request's time."""
+    request = core.connection.request
+    on_their_way, most = 0, 0
+
+    async def counting(subject: str, body: bytes, **options: Any) -> Message:
+        nonlocal on_their_way, most
+        on_their_way += 1
+        most = max(most, on_their_way)
+        try:
+            return await request(subject, body, **options)
+        finally:
+            on_their_way -= 1
+
+    monkeypatch.setattr(core.connection, "request", counting)
+    logs = [core.address() for _ in range(5 * BATCHES_AT_A_TIME)]
+
+    async def tell(address: LogAddress) -> None:
+        async with core.publisher(address) as publisher:
+            await publisher.publish_together(TELLING, stop_reason="end_turn")
+
+    await asyncio.gather(*(tell(address) for address in logs))
+    assert most == BATCHES_AT_A_TIME
+    assert [await core.bodies(address) for address in logs] == [[write.body for write in TELLING]] * len(logs)
+
+
+async def test_who_waits_for_a_turn_waits_no_longer_than_for_an_answer(core: Core, nats_server: NatsServer) -> None:
+    """While NATS is silent every ending hears so in the time of a request, however many there are."""
+    seconds = 0.4
+    jetstream = JetStream(core.connection, timeout_seconds=seconds)
+    writes = [BatchWrite(core.address().subject, b"", {}) for _ in range(2)]
+    async with paused(nats_server):
+        began = time.monotonic()
+        told = await asyncio.gather(
+            *(jetstream.publish_batch(writes, f"batch-{n}") for n in range(5 * BATCHES_AT_A_TIME)),
+            return_exceptions=True,
+        )
+        took = time.monotonic() - began
+    assert {type(error) for error in told} == {Unavailable}
+    assert took < 2 * seconds

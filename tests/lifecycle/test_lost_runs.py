@@ -2,11 +2,16 @@
 
 import asyncio
 import contextlib
+import re
 import time
+from datetime import UTC, datetime
 
+from runstream.broker.log import kind_of, last_of
+from runstream.broker.survey import stored_at
 from runstream.broker.takeover import MOST_ATTEMPTS
-from runstream.schemas import RunRecord
-from tests.lifecycle.processes import Asked
+from runstream.broker.topology import LogAddress
+from runstream.schemas import Kind, RunRecord
+from tests.lifecycle.processes import Asked, Peer
 from tests.lifecycle.scene import (
     LEASE_SECONDS,
     LOOK_SECONDS,
@@ -21,6 +26,7 @@ from tests.lifecycle.scene import (
     run_of,
     said_by,
 )
+from tests.support.cores import waited_for_cores
 from tests.support.http import Event, EventStream, open_stream
 from tests.support.nats import NatsServer
 from tests.support.outages import stopped
@@ -29,6 +35,8 @@ from tests.support.waiting import wait_until
 
 FOLLOWERS = 30
 LIVE = 200
+MANY_LEASE_SECONDS = 3.0
+"""With so many to renew a busy machine takes a shorter one for lapsed."""
 
 
 async def end_seen(stream: EventStream, since: float) -> float:
@@ -76,22 +84,31 @@ async def test_a_foreground_run_is_lost_alike(scene: Scene) -> None:
     await check_repeated(gateway, say, stream.seen)
 
 
-async def test_many_runs_at_once(scene: Scene) -> None:
-    """Two watchdogs share the 200 runs of a broker that was killed: each run is ended once, all of them in time."""
-    writer = await scene.broker()
+async def test_many_runs_at_once(scene: Scene, nats_server: NatsServer) -> None:
+    """Two watchdogs share the 200 runs of a broker that was killed: each run is ended once, all of them in time.
+
+    That is a lease and 2 s, and as long as the machine lets those wait for a core, or be blind, who have work with it.
+    """
+    lease = {"lease_seconds": MANY_LEASE_SECONDS}
+    writer = await scene.broker(**lease)
     text = '{"chunks":1,"waits":true}'
     runs = await asyncio.gather(*(submit(scene.core, said=text) for _ in range(LIVE)))
     await wait_until(lambda: len(scene.journal("begun")) == LIVE, 30)
     for run in runs:
         await spoken(scene, run)
-    watchdogs = [await scene.broker() for _ in range(2)]
-    killed_at = await writer.kill()
-    records = [
-        await over(scene.core, run, 30) for run in runs
-    ]  # All of them asking at once would slow what they wait for.
-    took = time.monotonic() - killed_at
-    print(f"{LIVE} runs: the last was over {took:.2f} s after the kill")
-    assert took < LEASE_SECONDS + 10
+    watchdogs = [await scene.broker(**lease) for _ in range(2)]
+    at_work = [nats_server.pid, *(watchdog.pid for watchdog in watchdogs)]
+    waited = waited_for_cores(*at_work)
+    killed_at = datetime.now(UTC)
+    await writer.kill()
+    # One after the other: all of them asking at once would slow what they wait for.
+    records = [await over(scene.core, run, 60) for run in runs]
+    ends = [await ended_at(scene, run) for run in runs]
+    took = (max(ends) - killed_at).total_seconds()
+    waited = waited_for_cores(*at_work) - waited
+    blind = max(blind_seconds(watchdog) for watchdog in watchdogs)
+    print(f"{LIVE} runs: the last was over after {took:.2f} s; waited for cores {waited:.2f} s, blind {blind:.2f} s")
+    assert took < MANY_LEASE_SECONDS + LOOK_SECONDS + waited + blind
     await queue_empty(scene.core)
     assert {(record.status, (record.error or {})["error_type"]) for record in records} == {("failed", "run_lost")}
     await scene.counted(watchdogs, 'runstream_runs_ended_total{status="failed"}', LIVE)
@@ -99,6 +116,20 @@ async def test_many_runs_at_once(scene: Scene) -> None:
     assert len(scene.journal("begun")) == LIVE
     for run in runs[::10]:
         assert len(await scene.texts(run)) == 1
+
+
+async def ended_at(scene: Scene, run: RunRecord) -> datetime:
+    """When the end of a run was stored."""
+    last = await last_of(scene.core.jetstream, LogAddress(run.id, run.shard))
+    assert last is not None
+    assert kind_of(last) is Kind.END
+    return stored_at(last)
+
+
+def blind_seconds(watchdog: Peer) -> float:
+    """How much later a watchdog judges, as it was blind for a time: it counts anew once it sees again."""
+    spans = [re.search(r"watchdog_sees_again after_seconds=([\d.]+)", line) for line in watchdog.lines()]
+    return sum(float(span[1]) + MANY_LEASE_SECONDS for span in spans if span)
 
 
 async def spoken(scene: Scene, run: RunRecord) -> None:

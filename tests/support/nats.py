@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import math
 import os
 import random
 import signal
@@ -36,6 +37,8 @@ class NatsServer(Protocol):
 
     url: str
 
+    @property
+    def pid(self) -> int: ...
     async def kill(self) -> None: ...
     async def stop(self, how: signal.Signals = signal.SIGTERM) -> None: ...
     async def start(self) -> None: ...
@@ -52,7 +55,7 @@ class LocalServer:
         self.url = server.url
 
     async def kill(self) -> None:
-        pid = self._pid()
+        pid = self.pid
         os.kill(pid, signal.SIGKILL)
         await wait_until(lambda: self.embedded.pid != pid, READY_SECONDS, "the killed server still runs")
 
@@ -63,18 +66,20 @@ class LocalServer:
         await self.embedded.start()
 
     async def pause(self) -> None:
-        pid = self._pid()
+        pid = self.pid
         os.kill(pid, signal.SIGSTOP)
         # The signal has been sent, and its threads stop one after the other: until then they answer.
         await wait_until(lambda: is_stopped(pid), message="the server does not stop")
 
     async def resume(self) -> None:
-        os.kill(self._pid(), signal.SIGCONT)
+        os.kill(self.pid, signal.SIGCONT)
 
     async def wait_ready(self, timeout: float = READY_SECONDS) -> None:
         await wait_until(lambda: answers(self.url), timeout, f"no JetStream at {self.url}")
 
-    def _pid(self) -> int:
+    @property
+    def pid(self) -> int:
+        """Its process."""
         assert self.embedded.pid is not None, "the server does not run"
         return self.embedded.pid
 
@@ -85,6 +90,13 @@ class ContainerServer:
     def __init__(self, container: DockerContainer, url: str) -> None:
         self._container = container
         self.url = url
+
+    @property
+    def pid(self) -> int:
+        """Its process, as the host sees it."""
+        wrapped: Any = self._container.get_wrapped_container()
+        wrapped.reload()
+        return int(wrapped.attrs["State"]["Pid"])
 
     async def kill(self) -> None:
         await self._docker("kill")
@@ -260,14 +272,20 @@ async def jetstream_answers(url: str) -> bool:
     return await ask(url, "$JS.API.INFO") is not None
 
 
-async def streams_lead(url: str, *, all_current: bool) -> bool:
-    """Whether every stream has a leader, and, if asked for, no replica that lags behind or is away."""
+async def streams_lead(url: str, *, all_current: bool, heard_seconds: float = math.inf) -> bool:
+    """Whether every stream has a leader, and, if asked for, no replica that lags behind or is away.
+
+    `heard_seconds` is how long a leader may not have heard of a replica: that one is away it says only 10 s later.
+    """
     listed = await ask(url, "$JS.API.STREAM.LIST")
     if listed is None or listed.get("missing"):
         return False
     clusters = [stream.get("cluster", {}) for stream in listed["streams"] or []]
     replicas = [replica for cluster in clusters for replica in cluster.get("replicas") or []]
-    whole = all(replica["current"] and not replica.get("offline") for replica in replicas)
+    whole = all(
+        replica["current"] and not replica.get("offline") and replica["active"] < heard_seconds * 1e9
+        for replica in replicas
+    )
     return all("leader" in cluster for cluster in clusters) and (whole or not all_current)
 
 

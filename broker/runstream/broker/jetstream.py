@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import time
 from base64 import b64decode
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -55,6 +56,11 @@ STORED_AT = "Nats-Time-Stamp"
 DIRECT_GET_BATCH = 256
 DIRECT_GET_BYTES = 256 * 1024
 """The server holds a lock of the stream during a batch: larger ones make writers wait tens of milliseconds."""
+
+BATCHES_AT_A_TIME = 8
+"""Atomic batches of one process that are on their way. A server stages each in files of its own, one after the other,
+in 2 to 3.5 ms, or in thirty when it wants for a core. Of more than it gets done in the time of a request all are asked
+for again, and none comes through ever again."""
 
 LONG_REPLY_TOKENS = 11
 CONSUMER_IDLE_SECONDS = 10.0
@@ -153,6 +159,7 @@ class JetStream:
         """Where whoever reads tells of what is not as runstream writes it."""
         self._seconds = timeout_seconds
         self._inbox = _Inbox(connection)
+        self._batch_turns = asyncio.Semaphore(BATCHES_AT_A_TIME)
         self.times_full = 0
         """Writes that were refused because a limit was reached."""
 
@@ -169,19 +176,35 @@ class JetStream:
     async def publish_batch(self, writes: Sequence[BatchWrite], batch_id: str) -> int:
         """Store all of `writes` or none, in order, next to each other; returns the last one's sequence.
 
-        All but the last go out unacknowledged: whether they arrived is what the commit's answer says.
+        All but the last go out unacknowledged: whether they arrived is what the commit's answer says. Raises as
+        `publish`, and `Unavailable` as well when too many others are on their way: then nothing was sent.
         """
-        last = len(writes)
-        for number, write in enumerate(writes, start=1):
-            headers = {**write.headers, "Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
-            if number < last:
-                await self.connection.publish(write.subject, write.body, headers=headers)
-                continue
-            headers["Nats-Batch-Commit"] = "1"
-            answer = await self.connection.request(write.subject, write.body, headers=headers, seconds=self._seconds)
-            return self._acknowledged(answer.data)
-        message = "a batch needs at least one message"
-        raise ValueError(message)
+        headers = [
+            {**write.headers, "Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
+            for number, write in enumerate(writes, start=1)
+        ]
+        headers[-1]["Nats-Batch-Commit"] = "1"
+        until = time.monotonic() + self._seconds
+        async with self._batch_turn():
+            for write, marked in zip(writes[:-1], headers, strict=False):
+                await self.connection.publish(write.subject, write.body, headers=marked)
+            commit, left = writes[-1], until - time.monotonic()
+            answer = await self.connection.request(commit.subject, commit.body, headers=headers[-1], seconds=left)
+        return self._acknowledged(answer.data)
+
+    @contextlib.asynccontextmanager
+    async def _batch_turn(self) -> AsyncIterator[None]:
+        """Wait for a turn, and no longer than leaves the batch half the time of a request to be answered in."""
+        try:
+            async with asyncio.timeout(self._seconds / 2):
+                await self._batch_turns.acquire()
+        except TimeoutError as error:
+            message = "Too many writes of several messages are on their way."
+            raise Unavailable(message) from error
+        try:
+            yield
+        finally:
+            self._batch_turns.release()
 
     def _acknowledged(self, data: bytes) -> int:
         try:

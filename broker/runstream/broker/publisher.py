@@ -362,8 +362,8 @@ class Publisher:
             # it refused.
             self._passed_over = newest.seq if newest is not None and is_stranger(newest) else 0
             return None
-        if last is not newest and last is not None and last.seq < self.last_seq:
-            return None  # A replica that lags behind was asked for what is before a stranger's message.
+        if last is not None and last.seq < self.last_seq:
+            return None  # What was acknowledged stays: who does not have it is a new leader, or a replica, that lags.
         if last is None:
             raise Fenced("Its log is gone.", run_id=self.address.run_id) from refused
         found = last.headers.get(WRITER, "?")

@@ -254,6 +254,8 @@ class Watchdog:
                 if self._seen_at - previous > patience + interval:
                     for lease in self._leases.values():
                         lease.start_anew(self._seen_at)
+                if is_blind:
+                    log.warning("watchdog_sees_again", after_seconds=round(self._seen_at - previous, 3))
                 is_blind = False
                 self._judge(self._seen_at)
             await asyncio.sleep(interval)
