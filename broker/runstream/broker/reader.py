@@ -14,12 +14,14 @@ import asyncio
 import time
 from contextlib import aclosing
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from runstream.broker.errors import BrokenLog, CursorExpired, Unavailable
 from runstream.broker.jetstream import DIRECT_GET_BATCH, STORED_AT
+from runstream.broker.leaders import Leaders
 from runstream.broker.log import Entry, entry_of, first_of, is_stranger, last_of, place_of, whole
 from runstream.schemas import Kind
 
@@ -55,6 +57,8 @@ class LogReader:
 
     def __init__(self, jetstream: JetStream, settings: BrokerSettings) -> None:
         self._jetstream = jetstream
+        self.leaders = Leaders(jetstream, settings)
+        """Of the streams, as its connection has them."""
         self._settings = settings
         self._consumers = asyncio.Semaphore(settings.concurrent_catchups)
 
@@ -109,6 +113,9 @@ class LogReader:
         Asked from the leader, in a few requests however long the log is: a run's sequences are spread over its
         stream's, mostly evenly. Raises `CursorExpired` when retention has removed the entry.
         """
+        return await self.leaders.sure(partial(self._cursor_at, address, index, tip), CursorExpired)
+
+    async def _cursor_at(self, address: LogAddress, index: int, tip: Entry) -> int:
         oldest = await self.first(address)
         if oldest is None or oldest.index > index:
             raise CursorExpired(index=index)
@@ -157,7 +164,7 @@ class LogReader:
                             yield entries
                         if position.broken is not None:
                             raise position.broken
-                if position.seq == before and await self._is_empty_after(address, before):
+                if position.seq == before and await self._is_gone_after(address, before):
                     raise CursorExpired(seq=before)
             except Unavailable:
                 if time.monotonic() > deadline:
@@ -203,8 +210,14 @@ class LogReader:
             if not position.advance(found) and position.broken is not None:
                 raise position.broken
 
-    async def _is_empty_after(self, address: LogAddress, seq: int) -> bool:
+    async def _is_gone_after(self, address: LogAddress, seq: int) -> bool:
         """Tell whether the leader, too, has nothing of the run after `seq`: a replica that has nothing may only lag."""
+        if not await self._is_empty_after(address, seq):
+            return False
+        await self.leaders.confirm()
+        return await self._is_empty_after(address, seq)
+
+    async def _is_empty_after(self, address: LogAddress, seq: int) -> bool:
         return await self._jetstream.first_message(address.stream, address.subject, seq=seq + 1) is None
 
     async def _stretch(self, address: LogAddress, after: int) -> AsyncGenerator[list[StoredMessage]]:

@@ -7,16 +7,17 @@ what is passed on nor by a run (docs/adr/0015-what-admits-goes-no-further.md).
 from __future__ import annotations
 
 import time
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
 from runstream.broker.auth.principal import ANYBODY
-from runstream.broker.errors import Unauthenticated
+from runstream.broker.errors import BrokerError, Unauthenticated
 from runstream.broker.http_auth import PRINCIPAL, admit, trying
 from runstream.broker.operations import OPEN
+from runstream.gateway.errors import ApiError, Busy, Gone, NoActiveRun, NotFound, translated
 from runstream.gateway.services import SERVICES
 
 if TYPE_CHECKING:
@@ -55,18 +56,36 @@ def guarded(operation: Operation) -> Handler:
 
     @wraps(operation.handler)
     async def handler(request: web.Request) -> web.StreamResponse:
-        session = session_in(request)
-        if session is not None:
-            request[SHOWN] = True
-            await _session_admitted(request, session, scope)
-        elif operation.is_for_browsers and hdrs.AUTHORIZATION not in request.headers:
-            await _browser_admitted(request, scope)
-        else:
-            await admitted(request, scope)
-        answer: web.StreamResponse = await operation.handler(request)
+        try:
+            await _let_in(request, operation, scope)
+            answer: web.StreamResponse = await operation.handler(request)
+        except (ApiError, BrokerError) as error:
+            if _is_for_good(error):
+                await request.app[SERVICES].leaders.confirm()
+            raise
         return answer
 
     return handler
+
+
+async def _let_in(request: web.Request, operation: Operation, scope: Scope) -> None:
+    """Find out who asks for an operation. Raises as `admitted`."""
+    session = session_in(request)
+    if session is not None:
+        request[SHOWN] = True
+        await _session_admitted(request, session, scope)
+    elif operation.is_for_browsers and hdrs.AUTHORIZATION not in request.headers:
+        await _browser_admitted(request, scope)
+    else:
+        await admitted(request, scope)
+
+
+def _is_for_good(error: ApiError | BrokerError) -> bool:
+    """Tell whether a client that is told this gives up what it asked for, because of what is not stored."""
+    if isinstance(error, Unauthenticated):
+        return error.cause in {"ticket", "session"}
+    refusal = translated(error) if isinstance(error, BrokerError) else error
+    return isinstance(refusal, NotFound | NoActiveRun | Gone | Busy)
 
 
 def session_in(request: web.Request) -> str | None:
@@ -95,7 +114,7 @@ async def _session_admitted(request: web.Request, session: str, scope: Scope) ->
     """Find out whose session it is. Raises as `admitted`."""
     services = request.app[SERVICES]
     with trying(request, services.limits):
-        who = await services.sessions.principal(session)
+        who = await services.leaders.sure(partial(services.sessions.principal, session), Unauthenticated)
         await services.admissions.check(who)
     who.check(scope)
     request[PRINCIPAL] = who
@@ -122,7 +141,8 @@ async def _browser_admitted(request: web.Request, scope: Scope) -> None:
 async def _admitted_by(ticket: str, request: web.Request, scope: Scope) -> Principal:
     """Spend a ticket, if it can be used now: a browser that is told to come back has to be able to."""
     services = request.app[SERVICES]
-    found = await services.tickets.find(ticket, request.match_info["run_id"])
+    finding = partial(services.tickets.find, ticket, request.match_info["run_id"])
+    found = await services.leaders.sure(finding, Unauthenticated)
     await services.admissions.check(found.principal)
     found.principal.check(scope)
     # Its seat is held meanwhile, and taken anew before anything else is waited for: nobody can have it in between.

@@ -6,7 +6,8 @@ ApiError
 ├── Invalid             422, the body or the path, in the reference's form
 ├── EmptyMessages       422, in the reference's other form
 ├── BadRequest          400
-│   └── Misframed       its body is not framed as its headers say; the connection is closed
+│   ├── Misframed       its body is not framed as its headers say; the connection is closed
+│   └── NoActiveRun     nothing goes on that could be followed
 ├── Unreadable          400, the body, in the reference's words
 ├── BadStatus           400, of a list of runs, in the reference's words
 ├── Unauthorized        401
@@ -76,6 +77,7 @@ __all__ = [
     "Invalid",
     "Loop",
     "Misframed",
+    "NoActiveRun",
     "NotAllowed",
     "NotFound",
     "NotPassedOn",
@@ -221,6 +223,13 @@ class Misframed(BadRequest):
 
     def __init__(self) -> None:
         super().__init__("The request body is not framed as its headers say.")
+
+
+class NoActiveRun(BadRequest):
+    """Nothing goes on in the conversation that could be followed."""
+
+    def __init__(self) -> None:
+        super().__init__("No active runs found for this conversation.")
 
 
 class EmptyMessages(ApiError):

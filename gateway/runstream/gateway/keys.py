@@ -18,11 +18,12 @@ from runstream.broker.errors import BrokerError, InvalidSettings, Unavailable
 from runstream.broker.jetstream import JetStream
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.gateway.commands.exits import Exit, epilog
+from runstream.gateway.commands.options import PLAIN
 from runstream.schemas import DEFAULT_TENANT, is_agent_id, is_conversation_id, is_run_id
 
 __all__ = ["Revoked", "keys", "revoked_by"]
 
-keys = typer.Typer(name="keys", no_args_is_help=True, rich_markup_mode=None)
+keys = typer.Typer(name="keys", no_args_is_help=True, **PLAIN)
 
 Tenant = Annotated[str, typer.Option(help="Whose it is.")]
 Scope = Annotated[str, typer.Option(help=f"What it may: any of {' '.join(SCOPES)}, with spaces between them.")]
@@ -51,7 +52,7 @@ def _keys() -> None:
     """Make and revoke keys (--auth static) and tokens (--auth jwt)."""
 
 
-@keys.command("new", epilog=EPILOG)
+@keys.command("new", epilog=EPILOG, short_help="Make a key.")
 def new_command(
     tenant: Tenant = DEFAULT_TENANT,
     scope: Scope = "runs:read",
@@ -69,7 +70,7 @@ def new_command(
     typer.echo(line.decode())
 
 
-@keys.command("token", epilog=EPILOG)
+@keys.command("token", epilog=EPILOG, short_help="Sign a token.")
 def token_command(  # noqa: PLR0917  # typer reads options off the parameters
     tenant: Tenant = DEFAULT_TENANT,
     scope: Scope = "runs:read",
@@ -113,7 +114,7 @@ def revoked_by(said: str) -> Revoked:
     return Revoked("token", token_id)
 
 
-@keys.command("revoke", epilog=EPILOG)
+@keys.command("revoke", epilog=EPILOG, short_help="Revoke a key or a token for good.")
 def revoke_command(
     key_id: Annotated[
         str, typer.Argument(help="A key, or its id, the 12 digits after rsk_; a token, or its jti.", show_default=False)

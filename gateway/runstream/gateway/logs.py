@@ -6,13 +6,16 @@ import contextlib
 import io
 import logging
 import sys
-from typing import TextIO, cast
+from typing import TYPE_CHECKING, TextIO, cast
 
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web import RequestPayloadError
 
 from runstream.broker.errors import InvalidSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["configure_logs"]
 
@@ -34,8 +37,8 @@ class _Lossy(io.TextIOBase):
             sys.stderr.flush()
 
 
-def configure_logs(*, level: str, as_json: bool | None) -> None:
-    """Send logs to stderr; `as_json` None: for a person if stderr is a terminal, else JSON.
+def configure_logs(*, level: str, as_json: bool | None, always: Mapping[str, object] | None = None) -> None:
+    """Send logs to stderr; `as_json` None: for a person if stderr is a terminal, else JSON. All say the facts `always`.
 
     Raises `InvalidSettings` for a level there is not.
     """
@@ -44,7 +47,9 @@ def configure_logs(*, level: str, as_json: bool | None) -> None:
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
         raise InvalidSettings(f"log_level: choose one of {', '.join(LEVELS)}, not {level!r}")
+    facts = always or {}
     shared: list[structlog.typing.Processor] = [
+        lambda _, __, event: {**facts, **event},
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -59,7 +64,8 @@ def configure_logs(*, level: str, as_json: bool | None) -> None:
     structlog.configure(
         processors=[*shared, *render],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Lossy())),
+        # A line in one piece: several workers write to one stderr.
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Lossy())),
         cache_logger_on_first_use=True,
     )
     _configure_libraries(max(number, logging.WARNING), shared, render)

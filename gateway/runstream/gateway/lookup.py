@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 from runstream.broker.topology import shard_of_cursor
-from runstream.gateway.errors import BadRequest, NotFound
+from runstream.gateway.errors import BadRequest, NoActiveRun, NotFound
 from runstream.gateway.validation import check_conversation_id, check_run_id
 from runstream.schemas import ACTIVE_STATUSES, DEFAULT_CONVERSATION, is_agent_id, is_run_id
 
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
     from runstream.broker.auth.principal import Principal
     from runstream.broker.bucket import Stored
     from runstream.broker.index import Index
+    from runstream.broker.leaders import Leaders
     from runstream.broker.view import View
     from runstream.schemas import ConversationRecord, RetrieveStreamRequest, RunRecord
 
 __all__ = ["Lookup"]
 
-NO_ACTIVE_RUN = "No active runs found for this conversation."
 ENDED_MEANWHILE = 10
 """Runs of an agent's that may end between the list of those that go on and a look at them, before there is none."""
 NOT_BACKGROUND = "Run was not created in background mode, so it cannot be retrieved."
@@ -30,22 +31,29 @@ NOT_BACKGROUND = "Run was not created in background mode, so it cannot be retrie
 class Lookup:
     """Finds the runs and conversations that `who` may reach. Every call raises `Unavailable`."""
 
-    def __init__(self, index: Index, view: View, who: Principal) -> None:
+    def __init__(self, index: Index, view: View, leaders: Leaders, who: Principal) -> None:
         self._index = index
         self._view = view
+        self._leaders = leaders
         self._who = who
         self._tenant = who.tenant
 
     async def by_id(self, run_id: str) -> RunRecord:
         """Return a run. Raises `BadRequest` for a malformed id, `NotFound`."""
-        run = self._reached(await self._index.run(self._tenant, check_run_id(run_id)))
+        return await self._leaders.sure(partial(self._by_id, check_run_id(run_id)), NotFound)
+
+    async def _by_id(self, run_id: str) -> RunRecord:
+        run = self._reached(await self._index.run(self._tenant, run_id))
         if run is None:
             raise NotFound.run(run_id)
         return run
 
     async def conversation(self, conversation_id: str) -> ConversationRecord:
         """Return a conversation, also one that was deleted. Raises `BadRequest` for a malformed id, `NotFound`."""
-        stored = await self._index.conversation(self._tenant, check_conversation_id(conversation_id))
+        return await self._leaders.sure(partial(self._conversation, check_conversation_id(conversation_id)), NotFound)
+
+    async def _conversation(self, conversation_id: str) -> ConversationRecord:
+        stored = await self._index.conversation(self._tenant, conversation_id)
         if stored is None or not self._who.reaches_conversation(stored.value):
             raise NotFound.conversation(conversation_id)
         return stored.value
@@ -57,6 +65,9 @@ class Lookup:
 
     async def with_otid(self, otid: str) -> RunRecord:
         """Return the newest run that was asked for with an otid. Raises `NotFound`."""
+        return await self._leaders.sure(partial(self._with_otid, otid), NotFound)
+
+    async def _with_otid(self, otid: str) -> RunRecord:
         found = self._reached(await self._index.run_with_otid(self._tenant, otid))
         if found is None:
             raise NotFound(f"No run found for otid={otid}. The run may have expired or never existed.")
@@ -72,10 +83,13 @@ class Lookup:
             return await self.to_resume(wanted.run_id)
         if wanted.otid:
             return _resumable(await self.with_otid(wanted.otid))
+        return _resumable(await self._leaders.sure(partial(self._to_follow, conversation_id, wanted), NoActiveRun))
+
+    async def _to_follow(self, conversation_id: str, wanted: RetrieveStreamRequest) -> RunRecord:
         latest = await self._latest(conversation_id, wanted.agent_id)
         if latest is None or not (_is_followed(latest, wanted.cursor) or not latest.is_terminal):
-            raise BadRequest(NO_ACTIVE_RUN)
-        return _resumable(latest)
+            raise NoActiveRun
+        return latest
 
     async def latest_of_agent(self, agent_id: str) -> RunRecord | None:
         """Return the run that was started last for an agent, in whichever conversation."""

@@ -12,6 +12,7 @@ from runstream.broker.auth.authenticator import authenticating
 from runstream.broker.service import Broker
 from runstream.broker.settings import without_password
 from runstream.gateway.app import Gateway
+from runstream.gateway.place import taken
 from runstream.gateway.process import Termination, bind, check_exposure, url_of
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from runstream.broker.auth.settings import AuthSettings
     from runstream.broker.limits.settings import LimitSettings
     from runstream.broker.settings import BrokerSettings
+    from runstream.gateway.place import Place
     from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings
     from runstream.gateway.upstream import Upstream
 
@@ -40,16 +42,20 @@ async def serve_gateway(
     termination: Termination,
     ready: Callable[[str], None],
     upstream: Upstream | None = None,
+    place: Place | None = None,
 ) -> None:
     """Serve a gateway until cancelled, or told to terminate, and drained; without NATS it goes on trying.
 
-    `ready` is called once NATS was reached.
+    `ready` is called once NATS was reached. One with a `place` is a worker: its parent has taken the ports.
 
     Raises `CannotStart`, `InvalidSettings`, `ServerTooOld`.
     """
     async with AsyncExitStack() as stack:
-        listener, metrics_listener = _ports(stack, service, service.port)
-        check_exposure(listener, auth)
+        if place is None:
+            listener, metrics_listener = _ports(stack, service, service.port)
+            check_exposure(listener, auth)
+        else:
+            listener, metrics_listener = stack.enter_context(taken(place, termination))
         authenticator = await stack.enter_async_context(authenticating(auth))
         gateway = Gateway(
             settings,
@@ -60,6 +66,7 @@ async def serve_gateway(
             upstream=upstream,
             authenticator=authenticator,
             limits=limits,
+            configuration=(service, auth),
         )
         await stack.enter_async_context(gateway)
         _announce("listening", listener, metrics_listener, broker_settings)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import structlog
 from aiohttp import ClientConnectionResetError, web
 
-from runstream.broker.errors import Broken, BrokerError, CursorExpired, RunStuck
+from runstream.broker.errors import Broken, BrokerError, CursorExpired, CursorUnknown, RunStuck
 from runstream.gateway.errors import RETRY_SECONDS
 from runstream.gateway.expiring import while_admitted
 from runstream.gateway.follower import Follower
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from runstream.broker.tracing import Span
-    from runstream.gateway.fanout import Hub, Source
+    from runstream.gateway.fanout import Hub, RunTail, Source
     from runstream.gateway.metrics import GatewayMetrics
     from runstream.schemas import RunRecord, Trace
 
@@ -51,7 +52,7 @@ async def stream_run(
     style = style or (Style.BACKGROUND if record.background else Style.FOREGROUND)
     with await stream_span(request, hub, record, kind=kind, created=created) as span:
         async with hub.tail(record) as tail:
-            cursor = await hub.position(tail, starting_after)
+            cursor = await _position(hub, tail, starting_after)
             if style is Style.EVENT_SOURCE:
                 if tail.is_over_at(cursor):
                     hub.metrics.resumed("over")
@@ -90,6 +91,12 @@ async def stream_run(
             finally:
                 span.note(seq_id=follower.cursor, is_done=follower.is_done)
             return response.prepared
+
+
+async def _position(hub: Hub, tail: RunTail, starting_after: int) -> int:
+    """Turn a cursor into where a response begins. Raises as `Hub.position`."""
+    position = partial(hub.position, tail, starting_after)
+    return await hub.reader.leaders.sure(position, CursorExpired, CursorUnknown)
 
 
 def _timing(metrics: GatewayMetrics, kind: str, source: Source, asked_at: float) -> Callable[[], None] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,6 +20,7 @@ from runstream.broker.fullness import announce_stuck
 from runstream.broker.index import Index
 from runstream.broker.ingest.errors import IngestError, translated
 from runstream.broker.jetstream import StoredMessage
+from runstream.broker.leaders import Leaders
 from runstream.broker.log import ENDING, kind_of, place_of
 from runstream.broker.logs import get_logger
 from runstream.broker.opening import begin, claim_to_write, record_to_write
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from runstream.broker.auth.principal import Principal
+    from runstream.broker.bucket import Stored
     from runstream.broker.jetstream import JetStream
     from runstream.broker.metrics import BrokerMetrics
     from runstream.broker.settings import BrokerSettings
@@ -98,6 +101,7 @@ class IngestedRuns:
 
     def __init__(self, jetstream: JetStream, settings: BrokerSettings, metrics: BrokerMetrics) -> None:
         self.index = Index(jetstream)
+        self._leaders = Leaders(jetstream, settings)
         self._jetstream = jetstream
         self._settings = settings
         self._metrics = metrics
@@ -153,6 +157,7 @@ class IngestedRuns:
             self.forget(run_id)
             return await self.standing(who, run_id)
         if last is None and record.first_seq is not None:
+            await self.check_last(record, last)
             raise IngestError("expired", "This run's log was removed by retention: open another run.", run_id=run_id)
         if last is None or record.first_seq is None:
             return await self._begun(record, last)
@@ -162,9 +167,7 @@ class IngestedRuns:
 
     async def record(self, who: Principal, run_id: str) -> RunRecord:
         """Read a run's record. Raises `IngestError` if it is not one of this API's, or not there for `who`."""
-        stored = await self.index.run(who.tenant, run_id)
-        if stored is None or not who.reaches_run(stored.value):
-            raise IngestError("run_not_found", f"There is no run {run_id}: open one.", run_id=run_id)
+        stored = await self._leaders.sure(partial(self._stored, who, run_id), IngestError)
         if stored.value.run_type != RUN_TYPE:
             raise IngestError(
                 "not_ingested",
@@ -173,6 +176,19 @@ class IngestedRuns:
                 run_type=stored.value.run_type,
             )
         return stored.value
+
+    async def _stored(self, who: Principal, run_id: str) -> Stored[RunRecord]:
+        stored = await self.index.run(who.tenant, run_id)
+        if stored is None or not who.reaches_run(stored.value):
+            raise IngestError("run_not_found", f"There is no run {run_id}: open one.", run_id=run_id)
+        return stored
+
+    async def check_last(self, record: RunRecord, last: StoredMessage | None) -> None:
+        """Raise `Unavailable` unless `last` is the log's last message for certain: by it a writer is refused."""
+        await self._leaders.confirm()
+        found = await self._take_over.last_of(record)
+        if (found and found.seq) != (last and last.seq):
+            raise Unavailable("Its log was read where it was not whole.", run_id=record.id)
 
     async def _begun(self, record: RunRecord, last: StoredMessage | None, trace: Trace | None = None) -> Standing:
         address = LogAddress(record.id, record.shard)
@@ -263,6 +279,7 @@ class IngestedRuns:
             if is_wished:
                 raise await self.cancelled(record, last)
             if last is not None and expected_index is not None and (index := place_of(last)) != expected_index:
+                await self.check_last(record, last)
                 raise IngestError(
                     "wrong_index",
                     f"{expected_index} chunks are expected to be stored, and {index} are: the run was not ended.",

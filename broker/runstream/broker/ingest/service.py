@@ -250,7 +250,11 @@ class Ingest:
         )
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(publisher)
-            appending = Appending(self._jetstream, self._reader, publisher, standing, expected_index)
+            try:
+                appending = Appending(self._jetstream, self._reader, publisher, standing, expected_index)
+            except IngestError:
+                await self.runs.check_last(standing.record, standing.last)
+                raise
             stack.push_async_callback(appending.close)
             try:
                 if is_long:
