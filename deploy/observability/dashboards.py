@@ -10,6 +10,7 @@ from runstream.broker import metrics as broker
 from runstream.broker import served_metrics as served
 from runstream.broker.meters import Metric
 from runstream.gateway import metrics as gateway
+from runstream.gateway import workers_metrics as workers
 
 __all__ = ["DASHBOARDS", "FOLDER", "threshold"]
 
@@ -185,6 +186,16 @@ PROCESSES = (
     Panel("Whole answers", [latest(gateway.ANSWERS_HELD_BYTES)], gateway.ANSWERS_HELD_BYTES.says, unit="bytes"),
     rates("Credentials refused", served.CREDENTIALS_REFUSED, "cause", unit="reqps"),
     rates("Passed on to the platform", gateway.PASSED_ON, "outcome", unit="reqps"),
+    Panel(
+        "Workers of gateways",
+        [
+            latest(workers.WORKERS, legend="wanted"),
+            latest(workers.WORKERS_ALIVE, legend="alive"),
+            latest(workers.WORKERS_SHOWN, legend="shown"),
+            rate(workers.WORKER_RESTARTS, legend="restarts, a second"),
+        ],
+        "Of gateways that are several processes on one port.",
+    ),
 )
 
 ABOUT_RUNS = """\

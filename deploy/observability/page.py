@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from runstream.broker.common_metrics import LIBRARY_METRICS
 from runstream.broker.metrics import BROKER_METRICS
 from runstream.gateway.metrics import GATEWAY_METRICS
+from runstream.gateway.workers_metrics import WORKERS_METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,34 +24,41 @@ HEAD = """\
 
 <!-- Written by `python -m deploy.observability.page` from the declarations in the source: change those. -->
 
-`GET /metrics` of a gateway and of a broker, in Prometheus's text: on the service's port, or with `--metrics-port` on
-one of its own. What `runstream up` runs in one process is still two ports. A counter, and each value of a label, is
-there from the start, at 0: Prometheus does not see the first event of one that begins with it.
+Gateways and brokers have `GET /metrics`, in Prometheus's text: on the service's port, or with `--metrics-port` on one
+of its own. `runstream up` is one process, and still has two of them, one for each port. A counter, and each value of a
+label, is there from the start, at 0: Prometheus does not see the first event of one that begins with it.
 `runstream_ingest_requests` is the exception, as most of its combinations never come.
 
 **No label names a run, a conversation, an agent or a tenant**: each would be a series for every one of them. What
-became of one run is in the logs, by `run_id`. Tenants may be counted apart that are named, one by one, in
-`RUNSTREAM_METRICS_TENANTS` (`acme,globex`): what says so below then has the label `tenant`, one of these names,
-or `other` for all that are not named. Without that setting there is no such label.
+became of one run is in the logs, by `run_id`. Only the tenants that `RUNSTREAM_METRICS_TENANTS` names (`acme,globex`)
+are counted apart: a metric that says so below then has the label `tenant`, which is one of these names, or `other` for
+all the rest. Without that setting there is no such label.
 
-**Several processes** are added up by Prometheus, never by themselves
+**Several processes** are added up by Prometheus, and never add themselves up
 ([ADR 0016](adr/0016-metrics-are-added-up-by-prometheus.md)); the last column says how. Counters and histograms are
-summed, after `rate`.
+summed, after `rate`. The metrics port of a gateway with `--workers` shows those of all workers, each series with one
+more label, `worker`: `0`, `1` and so on.
 
-What a scrape costs: the process asks NATS for the state of each stream, at most once a second. It does not wait for it
-longer than three seconds.
+For a scrape a process asks NATS for the state of each stream, at most once a second, and waits for the answer for three
+seconds at most.
 
-[Rules and alerts](../deploy/helm/runstream/files/rules.yaml) ask for them, and every alert has a
+[Rules and alerts](../deploy/helm/runstream/files/rules.yaml) are made of these metrics, and every alert has a
 [runbook](runbooks/README.md).
 """
 
+WORKERS = """\
+Their parent shows these beside what they show themselves. A worker keeps its number when its process is replaced: then
+its counters begin at 0 again.
+
+"""
 LIBRARY = """\
-With `Runs` they are in `runs.registry`, which is shown with the process's own:
-`prometheus_client.REGISTRY.register(runs.registry)`. The names are a broker's: they add up.
+`Runs` has them in `runs.registry`, and `prometheus_client.REGISTRY.register(runs.registry)` shows them with the
+process's own. They have a broker's names, so they add up with a broker's.
 
 """
 PARTS = (
     ("Of a gateway", "", GATEWAY_METRICS),
+    ("Of a gateway's workers", WORKERS, WORKERS_METRICS),
     ("Of a broker", "", BROKER_METRICS),
     (
         "Of a process that writes runs itself",

@@ -196,6 +196,12 @@ async def test_health_and_metrics(tmp_path: Path) -> None:
             assert metrics.status == 200
             assert metrics.headers["content-type"].startswith("text/plain")
             assert re.search(rf"^{counted}", metrics.body.decode(), re.MULTILINE)
+        found = (await health(served.endpoints["gateway"], "/v1/runstream/health")).json["settings"]
+        # Of the command, of who is let in, of limits, of the gateway and of what is stored.
+        of_each = {"HOST": "127.0.0.1", "AUTH": "none", "MAX_CONNECTIONS": 20_000, "CONSOLE": True, "REPLICAS": 1}
+        shown = {each["name"]: each["value"] for each in found}
+        assert shown.items() >= {f"RUNSTREAM_{name}": value for name, value in of_each.items()}.items()
+        assert len(shown) == len(found), "a setting is there twice"
 
 
 async def test_unready_while_nats_hangs(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from runstream.gateway.app import Gateway
 from runstream.gateway.metrics import GATEWAY_METRICS
 from runstream.gateway.settings import GatewaySettings
 from runstream.gateway.upstream import Upstream
+from runstream.gateway.workers_metrics import WORKERS_METRICS
 from runstream.schemas import AssistantMessage, Kind, new_agent_id, new_run_id
 from tests.support.auth import AUDIENCE, ISSUER, SECRET, Client, Issuer
 from tests.support.http import Cut, fetch
@@ -40,7 +41,12 @@ from tests.support.outages import stopped
 from tests.support.stack import Puppet, Stack, listener, message, stack_running, url_of
 from tests.support.waiting import wait_until
 
-DECLARED = {"gateway": GATEWAY_METRICS, "broker": BROKER_METRICS, "library": LIBRARY_METRICS}
+DECLARED = {
+    "gateway": GATEWAY_METRICS,
+    "workers": WORKERS_METRICS,
+    "broker": BROKER_METRICS,
+    "library": LIBRARY_METRICS,
+}
 TAIL_CHUNKS = 64
 STORE = {"max_log_bytes": 100_000_000}
 """For all of them: whichever comes first makes the streams."""

@@ -12,6 +12,7 @@ import pytest
 from deploy.observability.dashboards import DASHBOARDS, FOLDER
 from runstream.broker.metrics import BROKER_METRICS
 from runstream.gateway.metrics import GATEWAY_METRICS
+from runstream.gateway.workers_metrics import WORKERS_METRICS
 from tests.deploy.prometheus import promtool
 from tests.deploy.test_rules import RECORDINGS, THRESHOLDS, named, shown
 
@@ -97,5 +98,5 @@ def test_prometheus_parses_every_query(path: Path, tmp_path: Path) -> None:
 def test_every_metric_is_on_a_dashboard() -> None:
     """What is worth counting is worth looking at."""
     seen = {name for path in FILES for query in queries(path) for name in named(query)}
-    for metric in (*GATEWAY_METRICS, *BROKER_METRICS):
+    for metric in (*GATEWAY_METRICS, *WORKERS_METRICS, *BROKER_METRICS):
         assert any(re.fullmatch(rf"{metric.name}(_total|_bucket|_count)?", name) for name in seen), metric.name

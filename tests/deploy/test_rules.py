@@ -9,6 +9,7 @@ import pytest
 
 from runstream.broker.metrics import BROKER_METRICS
 from runstream.gateway.metrics import GATEWAY_METRICS
+from runstream.gateway.workers_metrics import WORKERS_METRICS
 from tests.deploy.prometheus import RULES, groups, promtool
 from tests.deploy.tools import ROOT
 
@@ -20,7 +21,7 @@ SECTIONS = ["What it means", "What users see", "How to look", "What to do"]
 
 def shown() -> set[str]:
     """Every name of a series that a gateway or a broker shows."""
-    metrics = (*GATEWAY_METRICS, *BROKER_METRICS)
+    metrics = (*GATEWAY_METRICS, *WORKERS_METRICS, *BROKER_METRICS)
     plain = {metric.shown_as for metric in metrics if metric.kind != "histogram"}
     parts = {f"{each.name}_{part}" for each in metrics if each.buckets for part in ("bucket", "sum", "count")}
     return plain | parts

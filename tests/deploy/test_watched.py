@@ -14,7 +14,8 @@ from tests.deploy.prometheus import Prometheus, prometheus_running
 from tests.deploy.test_dashboards import FILES, queries
 from tests.deploy.test_rules import ALERTS, RECORDINGS
 from tests.support.ingest import writer_of
-from tests.support.nats import nats_server_running
+from tests.support.nats import free_ports, nats_server_running
+from tests.support.processes import running, runstream
 from tests.support.stack import Stack, stack_running
 from tests.support.waiting import wait_until
 
@@ -37,9 +38,19 @@ async def work(stack: Stack) -> None:
         await asyncio.sleep(PAUSE_SECONDS)  # Time for others: nothing is waited for.
 
 
+@contextlib.asynccontextmanager
+async def gateway_of_workers(nats_url: str) -> AsyncIterator[str]:
+    """A gateway of two workers, which nobody uses: what it shows of them is where this says."""
+    port, metrics_port = free_ports(2)
+    ports = ["--port", str(port), "--metrics-port", str(metrics_port)]
+    async with running(*runstream("gateway", "--nats-url", nats_url, "--workers", "2", *ports)) as gateway:
+        await gateway.wait_for_line("^ready ", 60)
+        yield f"127.0.0.1:{metrics_port}"
+
+
 @pytest_asyncio.fixture(scope="module")
 async def watched(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Prometheus]:
-    """A runstream under load, watched."""
+    """A runstream under load, and a gateway of workers, watched."""
     settings = {"tail_chunks": TAIL_CHUNKS, "tail_fill_chunks": TAIL_CHUNKS // 2}
     async with contextlib.AsyncExitStack() as entered:
         server = await entered.enter_async_context(nats_server_running(tmp_path_factory.mktemp("nats")))
@@ -49,6 +60,7 @@ async def watched(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pro
         working = asyncio.create_task(work(stack), name="work")
         entered.push_async_callback(end_task, working)
         targets = [base.removeprefix("http://") for base in (stack.base, stack.broker_base)]
+        targets.append(await entered.enter_async_context(gateway_of_workers(server.url)))
         directory = tmp_path_factory.mktemp("prometheus")
         yield await entered.enter_async_context(prometheus_running(directory, targets))
 

@@ -27,6 +27,7 @@ from runstream.broker.http_guard import guard
 from runstream.broker.http_server import Doors, listening
 from runstream.broker.index import Index
 from runstream.broker.jetstream import JetStream
+from runstream.broker.leaders import Leaders
 from runstream.broker.limits.limiter import Limits
 from runstream.broker.limits.settings import LimitSettings
 from runstream.broker.queue import WorkQueue
@@ -64,10 +65,12 @@ from runstream.gateway.transcripts import Transcripts
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Sequence
 
     from runstream.broker.auth.authenticator import Authenticator
     from runstream.broker.settings import BrokerSettings
     from runstream.gateway.settings import GatewaySettings
+    from runstream.gateway.settings_shown import AnySettings
     from runstream.gateway.upstream import Upstream
 
 __all__ = ["Gateway"]
@@ -110,7 +113,8 @@ class Gateway:
     `listener` is its socket, already bound; with `metrics_listener` its metrics are there, and not on its own port. A
     broker makes what is needed in NATS; until it has, requests are answered 503. What `upstream` is given to answer is
     passed on to it. `authenticator` says who asks, and is entered and left by whoever gave it; None: anybody may do
-    everything. `limits` None: those that the environment sets.
+    everything. `limits` None: those that the environment sets. `configuration` is shown to operators beside what is
+    used here.
 
     Raises `Unavailable`, `ServerTooOld`, `InvalidSettings` on entry. One that is `patient` serves at once, 503 to
     whoever needs NATS, and goes on trying; `reached` waits until it got there.
@@ -127,6 +131,7 @@ class Gateway:
         upstream: Upstream | None = None,
         authenticator: Authenticator | None = None,
         limits: LimitSettings | None = None,
+        configuration: Sequence[AnySettings] = (),
     ) -> None:
         self.metrics = GatewayMetrics(broker_settings.metrics_tenants)
         self._settings = settings
@@ -137,6 +142,7 @@ class Gateway:
         self._upstream = upstream
         self._authenticator = authenticator
         self._limits = limits or LimitSettings()
+        self._also = [*configuration, self._limits]
         self._doors = Doors(self._limits, self.metrics.limit_reached)
         self._passthrough: PassThrough | None = None
         self._tracing = Tracing()
@@ -223,7 +229,9 @@ class Gateway:
         limits = Limits(self._limits, self.metrics.limit_reached)
         # The last attempt begins by then, and has `open_seconds` itself: so all of it takes less than two.
         index = Index(jetstream, patience_seconds=self._settings.open_seconds / 4)
-        lookup, conversations = partial(Lookup, index, self.view), partial(Conversations, index, self._upstream)
+        leaders = Leaders(jetstream, self._broker_settings)
+        lookup = partial(Lookup, index, self.view, leaders)
+        conversations = partial(Conversations, index, self._upstream)
         if self._upstream is not None:
             self._passthrough = PassThrough(
                 self._upstream,
@@ -252,7 +260,7 @@ class Gateway:
             sessions=Sessions(jetstream),
             has_console=self._settings.console,
             figures=Figures(jetstream, self.hub),
-            checkup=Checkup(jetstream, self.hub, self.view, presence, self._settings, unready=unready),
+            checkup=Checkup(jetstream, self.hub, self.view, presence, self._settings, also=self._also, unready=unready),
             starter=Starter(
                 jetstream,
                 self._broker_settings,
@@ -273,6 +281,7 @@ class Gateway:
             body_limit=lambda: jetstream.connection.max_payload - BODY_RESERVE_BYTES,
             body_seconds=self._settings.body_seconds,
             unready=unready,
+            leaders=leaders,
         )
 
     async def _unready(self, readiness: Readiness) -> str | None:

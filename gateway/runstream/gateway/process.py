@@ -18,14 +18,22 @@ import structlog
 
 from runstream.gateway.descriptors import allow_descriptors
 from runstream.gateway.memory import keep_memory_whole
-from runstream.gateway.settings_unknown import warn_of_unknown_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from runstream.broker.auth.settings import AuthSettings
 
-__all__ = ["CannotStart", "Termination", "bind", "check_elsewhere", "check_exposure", "until_stopped", "url_of"]
+__all__ = [
+    "CannotStart",
+    "Termination",
+    "bind",
+    "check_elsewhere",
+    "check_exposure",
+    "end_at_once",
+    "until_stopped",
+    "url_of",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -34,16 +42,23 @@ class CannotStart(Exception):
     """runstream cannot start as it was asked to."""
 
 
-def bind(host: str, port: int, what: str) -> socket.socket:
-    """Take a port for `what`. Raises `CannotStart` when it is taken, or the address is not this machine's."""
+def bind(host: str, port: int, what: str, *, is_shared: bool = False, listens: bool = True) -> socket.socket:
+    """Take a port for `what`. Raises `CannotStart` when it is taken, or the address is not this machine's.
+
+    One that `is_shared` may be taken again in the same way, and among the sockets that listen there the kernel divides
+    who connects; one that does not listen yet has none of them.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         with ExitStack() as undo:
             listener = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if is_shared:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.bind((host, port))
             # Listening is what makes a second process fail at once instead of sharing the port unheard.
-            listener.listen()
+            if listens:
+                listener.listen()
             undo.pop_all()
     except (socket.gaierror, UnicodeError) as error:
         reason = error.strerror if isinstance(error, socket.gaierror) else "it is no name of a host"
@@ -101,6 +116,8 @@ def _is_here(family: int, host: str) -> bool:
 
 def url_of(listener: socket.socket) -> str:
     """Return where a socket listens."""
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -109,6 +126,8 @@ class Termination:
     """SIGTERM, as a service waits for it. To one that does not it is as SIGINT."""
 
     def __init__(self) -> None:
+        self.again: Callable[[signal.Signals], None] = end_at_once
+        """What a second signal does, whichever both are."""
         self._came: asyncio.Future[None] | None = None
 
     async def comes(self) -> None:
@@ -124,24 +143,31 @@ class Termination:
         return True
 
 
+def end_at_once(number: signal.Signals) -> None:
+    """End the process, with nothing given back."""
+    os._exit(128 + number)
+
+
 async def until_stopped(service: Coroutine[None, None, None], termination: Termination | None = None) -> None:
     """Run `service` until SIGINT or SIGTERM, then cancel it and wait until it has given everything back.
 
     One that waits for its `termination` is not cancelled by SIGTERM: it ends by itself. A second signal ends the
-    process at once. Raises what the service raises; one that returns ends this.
+    process at once, unless `termination` has it do something else. Raises what the service raises; one that returns
+    ends this.
     """
     keep_memory_whole()
     allow_descriptors()
-    warn_of_unknown_settings()
+    waiting = termination or Termination()
     running = asyncio.create_task(service, name="service")
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def stop(number: signal.Signals) -> None:
         if stopped.is_set():
-            os._exit(128 + number)
+            waiting.again(number)
+            return
         stopped.set()
-        if number != signal.SIGTERM or termination is None or not termination.tell():
+        if number != signal.SIGTERM or not waiting.tell():
             running.cancel()
         log.info("stopping", signal=number.name)
 

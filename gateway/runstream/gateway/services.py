@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from runstream.broker.auth.sessions import Sessions
     from runstream.broker.auth.tickets import Tickets
     from runstream.broker.index import Index
+    from runstream.broker.leaders import Leaders
     from runstream.broker.limits.limiter import Limits
     from runstream.broker.removal import Remover
     from runstream.broker.repair import Repair
@@ -64,6 +65,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes a request body may have: what fits into one message of the index, as NATS says."""
     body_seconds: float
     unready: Callable[[], Awaitable[str | None]]
+    leaders: Leaders
 
     @contextmanager
     def seat(self, who: Principal) -> Iterator[None]:

@@ -164,6 +164,10 @@ class GatewayServiceSettings(_SeparateSettings):
     port: Port = 8283
     """The gateway's port, Letta's own; 0 takes a free one."""
 
+    workers: int = Field(default=1, ge=1, le=256)
+    """Processes that serve the port, on one machine: as many as it has cores to spare, since each uses one. What is set
+    of a gateway, limits and bounds of memory included, each of them has for itself."""
+
 
 class BrokerServiceSettings(_SeparateSettings):
     """What `runstream broker` needs beside the settings of its parts."""

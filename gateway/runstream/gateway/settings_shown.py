@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
     from pydantic_settings import BaseSettings
 
-__all__ = ["SettingFinding", "shown"]
+    AnySettings: TypeAlias = BaseSettings
+
+__all__ = ["AnySettings", "SettingFinding", "shown"]
 
 Shown: TypeAlias = bool | int | float | str | list[str] | None
 
@@ -30,7 +32,7 @@ class SettingFinding(msgspec.Struct, kw_only=True):
     is_default: bool
 
 
-def shown(settings: BaseSettings) -> Iterator[SettingFinding]:
+def shown(settings: AnySettings) -> Iterator[SettingFinding]:
     """Give every setting by the name of its variable, in the order in which they are declared."""
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
@@ -45,10 +47,10 @@ def _value(name: str, field: FieldInfo, value: object) -> Shown:
             return without_password(value)
         case None | bool() | int() | float():
             return value
-        case Path():
+        case _ if isinstance(value, Path) or not field.repr:
             return NOT_SHOWN
-        case _ if not field.repr:
-            return NOT_SHOWN
+        case str() if "://" in value:
+            return without_password(value)
         case frozenset():
             return sorted(map(str, value))
         case _:

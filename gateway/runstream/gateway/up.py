@@ -94,6 +94,7 @@ async def up(
                 upstream=upstream,
                 authenticator=authenticator,
                 limits=limits,
+                configuration=(settings, auth),
             )
         )
         endpoints = {

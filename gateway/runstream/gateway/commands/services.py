@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 import uvloop
@@ -19,12 +19,18 @@ from runstream.broker.settings import BrokerSettings, resolved
 from runstream.gateway.commands.exits import Exit, epilog
 from runstream.gateway.commands.options import PLAIN, LogJson, LogLevel, NatsUrl
 from runstream.gateway.commands.telling import told
+from runstream.gateway.place import Place, place_said
 from runstream.gateway.process import Termination, until_stopped
 from runstream.gateway.serving import serve_broker, serve_gateway
 from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings, UpSettings
+from runstream.gateway.settings_unknown import warn_of_unknown_settings
 from runstream.gateway.up import up as serve_all
 from runstream.gateway.upstream import Upstream, platform_at
 from runstream.gateway.welcome import welcome
+from runstream.gateway.workers import serve_workers
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
 
 __all__ = ["broker", "gateway", "up"]
 
@@ -46,6 +52,9 @@ Auth = Annotated[
 Insecure = Annotated[
     bool, typer.Option("--insecure", help="Without authentication, listen on any address all the same.")
 ]
+
+WORKER: Final = (sys.executable, "-P", "-m", "runstream.gateway")
+"""What starts a worker, before what this command was given. Not from where it was started: `-P`, as of a script."""
 
 EPILOG: Final = epilog([Exit.FINE, Exit.FAILED, Exit.USAGE])
 
@@ -97,7 +106,7 @@ def up_command(  # noqa: PLR0917  # typer reads options off the parameters
             ready=lambda url: _welcome(url, welcome(url, source, access, is_demo=is_demo, data_dir=kept_in)),
             upstream=_upstream(platform_at(edge.upstream, default=source.letta)),
         )
-        uvloop.run(until_stopped(service))
+        _run(service)
 
 
 @gateway.command(epilog=EPILOG)
@@ -105,6 +114,13 @@ def gateway_command(  # noqa: PLR0917  # typer reads options off the parameters
     host: Host = None,
     port: Annotated[int | None, typer.Option(help="The port; 0: a free one. [8283]")] = None,
     metrics_port: MetricsPort = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that serve the port, each with limits of its own; several need --metrics-port. [1]"
+        ),
+    ] = None,
+    worker: Annotated[Place | None, typer.Option(hidden=True, parser=place_said)] = None,
     nats_url: NatsUrl = None,
     upstream: Annotated[str | None, typer.Option(help=UPSTREAM_HELP)] = None,
     background: Background = None,
@@ -115,21 +131,38 @@ def gateway_command(  # noqa: PLR0917  # typer reads options off the parameters
     log_json: LogJson = None,
 ) -> None:
     """Run a gateway: HTTP in, streams out. Any number of them serve the same runs."""
-    given = {"host": host, "port": port, "metrics_port": metrics_port}
-    with told(log_level, log_json):
-        settings = resolved(GatewaySettings, {"upstream": upstream, "background": background})
+    given = {"host": host, "port": port, "metrics_port": metrics_port, "workers": workers}
+    with told(log_level, log_json, worker):
+        settings = resolved(GatewayServiceSettings, given)
+        edge = resolved(GatewaySettings, {"upstream": upstream, "background": background})
+        connected = resolved(BrokerSettings, {"nats_url": nats_url, "drain_seconds": drain_seconds})
+        access, limits = _auth(auth, insecure=insecure), resolved(LimitSettings)
+        platform = _upstream(platform_at(edge.upstream))
         termination = Termination()
-        service = serve_gateway(
-            resolved(GatewayServiceSettings, given),
-            settings,
-            resolved(BrokerSettings, {"nats_url": nats_url, "drain_seconds": drain_seconds}),
-            _auth(auth, insecure=insecure),
-            resolved(LimitSettings),
-            termination=termination,
-            ready=_ready,
-            upstream=_upstream(platform_at(settings.upstream)),
-        )
-        uvloop.run(until_stopped(service, termination))
+        if settings.workers > 1 and worker is None:
+            # What they are given was read above all the same: what is wrong with it is told before any is started.
+            service = serve_workers(
+                settings,
+                access,
+                limits,
+                command=[*WORKER, *sys.argv[1:]],
+                drain_seconds=connected.drain_seconds,
+                termination=termination,
+                ready=_ready,
+            )
+        else:
+            service = serve_gateway(
+                settings,
+                edge,
+                connected,
+                access,
+                limits,
+                termination=termination,
+                ready=_ready,
+                upstream=platform,
+                place=worker,
+            )
+        _run(service, termination, is_alone=worker is None)
 
 
 @broker.command(epilog=EPILOG)
@@ -159,7 +192,15 @@ def broker_command(  # noqa: PLR0917  # typer reads options off the parameters
             termination=termination,
             ready=_ready,
         )
-        uvloop.run(until_stopped(service, termination))
+        _run(service, termination)
+
+
+def _run(
+    service: Coroutine[None, None, None], termination: Termination | None = None, *, is_alone: bool = True
+) -> None:
+    if is_alone:  # A worker's environment is its parent's, which has warned.
+        warn_of_unknown_settings()
+    uvloop.run(until_stopped(service, termination))
 
 
 def _auth(auth: str | None, *, insecure: bool) -> AuthSettings:
