@@ -3,7 +3,7 @@
     python -m tests.chaos.checker DIRECTORY
 
 It believes the writers what they said and what they were told, and the readers what they were shown; what the services
-say of themselves it never asks. What has to hold is in `Rule`.
+say of themselves it never asks. What has to hold is in `Rule`, and what excuses what is in `excuses.py`.
 """
 
 import sys
@@ -16,18 +16,33 @@ from typing import NamedTuple
 import msgspec
 
 from tests.chaos.calm import RECOVERY_SECONDS, Faults
+from tests.chaos.excuses import (
+    CUT,
+    ENDING,
+    NOTHING,
+    NOTICES,
+    OUTLASTS,
+    REFUSALS,
+    RESPONSES,
+    RUNS,
+    TELLING,
+    Concerned,
+    Reasons,
+    kind_of,
+)
 from tests.chaos.history import (
+    OUT_OF_PATIENCE,
     Cancelling,
     Connected,
     Disconnected,
     Ended,
     Ending,
     Fault,
-    FaultKind,
     GaveUp,
     Got,
     Joined,
     Left,
+    Mode,
     Opened,
     Opening,
     Record,
@@ -35,6 +50,7 @@ from tests.chaos.history import (
     Said,
     Stalled,
     Stored,
+    process_of,
     records_of,
 )
 
@@ -64,7 +80,7 @@ class Rule(StrEnum):
     AFTER_END = "after_end"
     """Something was shown, or stored, after the run's end had been told."""
     NO_END = "no_end"
-    """A reader who stayed was never told the end."""
+    """A reader who stayed was never told the end, or was out of patience before, though it had been due for long."""
     LATE_END = "late_end"
     """A reader was told the end too late; or a run that nobody wrote ended too late."""
     BAD_END = "bad_end"
@@ -72,7 +88,8 @@ class Rule(StrEnum):
     DISAGREE = "disagree"
     """Two were told different things of one run: two readers, or a reader and the writer."""
     UNEXPLAINED = "unexplained"
-    """An error that neither a fault nor what the writer did explains."""
+    """An error that neither what the writer did explains, nor a fault that has such errors and was done to what it came
+    by."""
 
 
 class Violation(NamedTuple):
@@ -87,7 +104,8 @@ class Violation(NamedTuple):
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """How long what may take, in seconds in which no fault was on, nor one within the last `recovery`."""
+    """How long what may take, in seconds in which no fault was on that can make it late, nor one within the last
+    `recovery`."""
 
     end_told: float = 10.0
     """From the end of a run, as soon as anybody knew of it, until each of its readers is told."""
@@ -140,7 +158,8 @@ class _Reader(msgspec.Struct):
     after: int
     joined: float
     is_source: bool
-    gateway: str = ""
+    visits: list[tuple[float, str]] = msgspec.field(default_factory=list)
+    """From when on it has asked which gateway."""
     connections: int = 0
     index: int = 0
     """Which chunk comes next; -1 where it depends on the cursor that was joined with."""
@@ -154,6 +173,17 @@ class _Reader(msgspec.Struct):
     stalls: list[tuple[float, float]] = msgspec.field(default_factory=list)
     connected: float = 0.0
     left: str | None = None
+    left_at: float = 0.0
+
+    def visit(self, gateway: str, at: float) -> None:
+        """Note which gateway it asks."""
+        if not self.visits or self.visits[-1][1] != gateway:
+            self.visits.append((at, gateway))
+
+    def visited(self, since: float, until: float) -> set[str]:
+        """Which gateways it asked in between, and the one that it was at."""
+        before = [gateway for at, gateway in self.visits if at <= since][-1:]
+        return {*before, *(gateway for at, gateway in self.visits if since < at <= until)}
 
 
 class _Run(msgspec.Struct):
@@ -161,7 +191,7 @@ class _Run(msgspec.Struct):
 
     token: str
     opening: float
-    mode: str
+    mode: Mode
     background: bool
     run_id: str = ""
     said: "array[float]" = msgspec.field(default_factory=lambda: array("d"))
@@ -189,6 +219,12 @@ class _Run(msgspec.Struct):
     @property
     def name(self) -> str:
         return self.run_id or self.token
+
+    @property
+    def ending_known(self) -> float | None:
+        """When anybody knew first that it has ended."""
+        acknowledged = None if self.ended is None else self.ended.at
+        return min((at for at in (self.done_at, acknowledged) if at is not None), default=None)
 
 
 class Checker:
@@ -290,7 +326,8 @@ class Checker:
         elif isinstance(record, Stalled):
             self._readers[record.reader].stalls.append((record.since, record.at))
         elif isinstance(record, Left):
-            self._readers[record.reader].left = record.why
+            reader = self._readers[record.reader]
+            reader.left, reader.left_at = record.why, record.at
         else:
             raise TypeError(f"no record of a reader's: {record}")
 
@@ -305,7 +342,8 @@ class Checker:
         run.readers.append(reader)
 
     def _connect(self, reader: _Reader, connected: Connected) -> None:
-        reader.gateway, reader.response_seq = connected.gateway, None
+        reader.visit(connected.gateway, connected.at)
+        reader.response_seq = None
         reader.connections += 1
         reader.connected = connected.at
         if connected.after != reader.seq and reader.run.background:
@@ -420,6 +458,7 @@ class Checker:
         reader.seq = reader.response_seq = got.seq
 
     def _disconnect(self, reader: _Reader, ended: Disconnected) -> None:
+        reader.visit(ended.gateway, ended.since or ended.at)
         told = bool(reader.ending) and reader.ending[-1].kind == "done"
         if ended.how == "no_content":
             # An EventSource that has seen the end by its cursor is told that there is nothing more.
@@ -439,9 +478,6 @@ class Checker:
     def judge(self) -> Verdict:
         """Say what is wrong with the whole."""
         self._faults = Faults(self._injected, recovery_seconds=self._bounds.recovery)
-        self._faults.gateways = {reader.gateway for reader in self._readers.values()} | {
-            error.gateway for _, error, _ in self._errors
-        }
         self._gone = {fault.gone for fault in self._injected if fault.effective}
         for run in self._runs.values():
             self._judge_run(run)
@@ -469,7 +505,9 @@ class Checker:
         if reader.first > 0 or reader.index < 0:
             self._judge_start(reader)
         if reader.done_at is None:
-            if reader.left is None and reader.name.partition("-")[0] not in self._gone:
+            if reader.left == OUT_OF_PATIENCE:
+                self._judge_patience(reader)
+            elif reader.left is None and reader.name.partition("-")[0] not in self._gone:
                 self._accuse(Rule.NO_END, run, f"{reader.name} stayed, and was never told the end")
             return
         total = max(len(run.seqs), run.acknowledged)
@@ -507,13 +545,32 @@ class Checker:
                 f"{reader.name} was told the end as {_words(reader.ending)}, {run.told_to} as {_words(run.told)}",
             )
 
+    def _judge_patience(self, reader: _Reader) -> None:
+        """Who has left because it was to finish was owed an end that was due; of a run that goes on there is none."""
+        run = reader.run
+        if (known := run.ending_known) is None:
+            wait, bound = self._silence(run, reader.left_at), self._bounds.lost
+        else:
+            wait, bound = self._waited(reader, known, reader.left_at), self._bounds.end_told
+        if wait > bound:
+            text = (
+                f"{reader.name} was out of patience {wait:.1f} s after {'its end' if known else 'the last sign of it'}"
+            )
+            self._accuse(Rule.NO_END, run, f"{text}, faults left out")
+
+    def _waited(self, reader: _Reader, known: float, until: float) -> float:
+        """How long a reader waited for an end that was there, but for what keeps it from being told."""
+        since = max(known, reader.joined, *(stalled for _, stalled in reader.stalls if stalled < until), 0.0)
+        if until - since <= min(self._bounds.end_told, self.figures.slowest_end):
+            return 0.0
+        concerned = Concerned(reader.visited(since, until), processes=(process_of(reader.name),))
+        return self._faults.calm_between(since, until, TELLING, concerned)
+
     def _judge_delay(self, reader: _Reader) -> None:
         run = reader.run
         assert reader.done_at is not None
-        assert run.done_at is not None
-        known = run.done_at if run.ended is None else min(run.ended.at, run.done_at)
-        since = max(known, reader.joined, *(until for _, until in reader.stalls if until < reader.done_at), 0.0)
-        delay = self._faults.calm_between(since, reader.done_at)
+        assert run.ending_known is not None
+        delay = self._waited(reader, run.ending_known, reader.done_at)
         self.figures.slowest_end = max(self.figures.slowest_end, delay)
         if delay > self._bounds.end_told:
             self._accuse(
@@ -522,11 +579,8 @@ class Checker:
 
     def _judge_end(self, run: _Run) -> None:
         """Hold the end that was told against what the writer did."""
-        known = [at for at in (run.done_at, run.ended.at if run.ended else None) if at is not None]
-        if (
-            known
-            and (silence := self._faults.calm_between(max(run.sign, run.newest_shown), min(known))) > self._bounds.lost
-        ):
+        known = run.ending_known
+        if known is not None and (silence := self._silence(run, known)) > self._bounds.lost:
             self._accuse(Rule.LATE_END, run, f"it ended {silence:.1f} s after the last sign of it, faults left out")
         if run.told is None:
             return
@@ -548,43 +602,57 @@ class Checker:
         else:
             self._judge_failure(run, stop)
 
+    def _silence(self, run: _Run, ended: float) -> float:
+        """How long there was no sign of a run that had not ended, but for what keeps it from being ended or told."""
+        since = max(run.sign, run.newest_shown)
+        if ended - since <= self._bounds.lost:
+            return 0.0
+        concerned = Concerned(gateways=None, brokers=None, processes=(process_of(run.token),))
+        return self._faults.calm_between(since, ended, ENDING[run.mode], concerned)
+
     def _judge_failure(self, run: _Run, stop: str) -> None:
         assert run.told is not None
         assert run.done_at is not None
         error = next((got.text for got in run.told if got.kind == "error"), stop)
-        kinds = _EXPLAINS_ERROR.get(error, ())
-        if not self._faults.explain(run.opening, run.done_at, kinds):
-            self._accuse(Rule.UNEXPLAINED, run, f"it has failed with {error}, and there was no {_or(kinds)}")
+        if run.gave_up is not None and run.gave_up.why == OUT_OF_PATIENCE and error in _ABANDONED:
+            return
+        reasons = RUNS[run.mode].get(error, NOTHING)
+        concerned = Concerned(brokers=None, processes=(process_of(run.token),))
+        if not self._faults.explain(run.opening, run.done_at, reasons, concerned):
+            self._accuse(Rule.UNEXPLAINED, run, f"it has failed with {error}, and there was no {reasons}")
 
     def _judge_writer(self, run: _Run) -> None:
         """Each refusal, and a writer's giving up, has its reason."""
         for refused in (*run.refusals, *([run.gave_up] if run.gave_up else ())):
             self.figures.errors += 1
-            if refused.why in _CANCELLED and run.cancelling is not None and run.cancelling <= refused.at:
+            is_own = run.cancelling is not None and run.cancelling <= refused.at and refused.why in _CANCELLED
+            if is_own or refused.why == OUT_OF_PATIENCE:
                 continue
-            kinds = _EXPLAINS_REFUSAL.get(refused.why, ())
-            since = run.opening if refused.why in _OUTLASTS else refused.since or refused.at
-            if not self._faults.explain(since, refused.at, kinds, place=refused.place):
+            reasons = REFUSALS.get(refused.why, NOTHING)
+            outlasts = refused.why in OUTLASTS
+            since = run.opening if outlasts else refused.since or refused.at
+            brokers = None if outlasts or kind_of(refused.place) != "broker" else (refused.place,)
+            concerned = Concerned(brokers=brokers, processes=(process_of(run.token),))
+            if not self._faults.explain(since, refused.at, reasons, concerned, opened=run.opening):
                 self._accuse(
-                    Rule.UNEXPLAINED, run, f"its writer was told {refused.why} by {refused.place}; no {_or(kinds)}"
+                    Rule.UNEXPLAINED, run, f"its writer was told {refused.why} by {refused.place}; no {reasons}"
                 )
 
     def _judge_error(self, reader: _Reader, error: Disconnected, cursor: int) -> None:
         self.figures.errors += 1
         what = f"{error.how} {error.detail}".strip()
-        kinds = _explains_response(error)
+        reasons = _reasons_of(error, reader.run)
         # Who takes nothing is cut, and told nothing. Anything else it meets as everybody does.
-        stalls = reader.stalls if error.how == "cut" and kinds is _DISTURBED else []
+        stalls = reader.stalls if reasons is CUT else []
         if any(since <= error.at <= until + self._bounds.recovery for since, until in stalls):
             return
-        # What retention has removed stays away: who comes late is told so long after.
-        since = reader.run.opening if kinds == ("retention",) else error.since or error.at
-        if not self._faults.explain(since, error.at, kinds, place=error.gateway, cursor=cursor):
+        since, concerned = error.since or error.at, Concerned((error.gateway,), processes=(process_of(reader.name),))
+        if not self._faults.explain(since, error.at, reasons, concerned, opened=reader.run.opening, cursor=cursor):
             rule = Rule.BAD_END if error.how == "clean" else Rule.UNEXPLAINED
             self._accuse(
                 rule,
                 reader.run,
-                f"{reader.name}'s response by {error.gateway} was {what}; there was no {_or(kinds)}",
+                f"{reader.name}'s response by {error.gateway} was {what}; there was no {reasons}",
             )
 
     def _count_up(self) -> None:
@@ -608,63 +676,23 @@ class Checker:
             self._violations.append(Violation(rule, run.name, text))
 
 
-_DISTURBED: tuple[FaultKind, ...] = ("outage", "drain")
-_EXPLAINS_ERROR: dict[str, tuple[FaultKind, ...]] = {
-    "run_lost": ("outage",),
-    "stream_task_cancelled": ("drain",),
-    "store_full": ("full",),
-    "store_unavailable": ("outage",),
-}
-"""What a run fails with, and what may be the reason. A run that fails with anything else has met a defect."""
-_EXPLAINS_REFUSAL: dict[str, tuple[FaultKind, ...]] = {
-    "unreachable": _DISTURBED,
-    "cut": _DISTURBED,
-    "timeout": ("outage",),
-    "503": (*_DISTURBED, "full"),
-    "Unavailable": ("outage",),
-    "NoResponders": ("outage",),
-    "Unsettled": ("outage",),
-    "StoreUnavailable": ("outage",),
-    "Fenced": _DISTURBED,
-    "fenced": _DISTURBED,
-    "run_ended": _DISTURBED,
-    "too_slow": ("outage",),
-    "store_unavailable": _DISTURBED,
-    "unsettled": ("outage",),
-    "broker_stopping": ("drain",),
-    "Draining": ("drain",),
-    "StoreFull": ("full",),
-    "StoreRefused": ("full",),
-    "store_full": ("full",),
-    "507": ("full",),
-    "expired": ("retention",),
-}
-_OUTLASTS = frozenset({"Fenced", "fenced", "run_ended", "expired", "StoreUnavailable"})
-"""What may be heard of long after its reason is over, by a writer that had nothing to say meanwhile."""
-_CANCELLED = frozenset({"run_cancelled", "RunCancelled"})
+_CANCELLED = frozenset({"run_cancelled", "RunCancelled", "fenced", "Fenced"})
+"""What a writer is told of whose run is cancelled: by itself, or by a broker that was faster."""
+_ABANDONED = frozenset({"run_lost", "stream_task_cancelled"})
+"""What becomes of a run that its writer leaves."""
 
 
-_EXPLAINS_NOTICE: dict[str, tuple[FaultKind, ...]] = {
-    "expired": ("retention",),
-    "store_full": ("full",),
-    "store_unavailable": ("outage",),
-}
-"""What a gateway says before it cuts a response. Nothing that is done to the services explains anything else."""
-
-
-def _explains_response(error: Disconnected) -> tuple[FaultKind, ...]:
+def _reasons_of(error: Disconnected, run: _Run) -> Reasons:
     """What may be the reason that a response ended so."""
+    how, detail = RESPONSES.get(error.how, NOTHING), error.detail
     if error.how == "refused":
-        gone: tuple[FaultKind, ...] = ("retention",)
-        full: tuple[FaultKind, ...] = ("full",)
-        return {"503": _DISTURBED + full, "507": full, "410": gone, "404": gone}.get(error.detail, ())
-    if error.how == "clean":
-        return ()
-    if error.how == "announced":
-        return (*_DISTURBED, "full")  # A browser is told when to come back, and not why.
-    if not error.detail or error.detail[0].isupper():
-        return _DISTURBED  # It was told nothing: this is what its library calls that, if anything.
-    return _EXPLAINS_NOTICE.get(error.detail, ())
+        return RESPONSES.get(detail, NOTHING)
+    # An exception's name is what its library calls it that it was told nothing.
+    if error.how not in {"cut", "unreachable"} or not detail or detail[0].isupper():
+        return how
+    # What it was told in the foreground may be the run's own: then the end that belongs to it was on its way.
+    is_own = not run.background and detail not in NOTICES and detail in RUNS[run.mode]
+    return how if is_own else NOTICES.get(detail, NOTHING)
 
 
 def _agree(one: list[Got], other: list[Got]) -> bool:
@@ -677,10 +705,6 @@ def _agree(one: list[Got], other: list[Got]) -> bool:
 
 def _words(ending: list[Got]) -> str:
     return ", ".join(f"{got.kind} {got.text}".strip() for got in ending) or "nothing"
-
-
-def _or(kinds: tuple[FaultKind, ...]) -> str:
-    return " or ".join(kinds) or "reason that would do"
 
 
 def _how(run: _Run) -> str:

@@ -5,8 +5,9 @@
     ├── Rolled           all of a kind, one after the other
     ├── Paused           a process stands still, and goes on
     ├── Toppled          one of three nats-servers ends, or stands still, until another leads
-    ├── Weathered        a link is slow, dead or torn for a while
-    ├── Severed          the connections of a link end
+    ├── Isolated         one of three nats-servers and the others do not hear of each other, until another leads
+    ├── Weathered        a line is slow, dead or torn for a while
+    ├── Severed          the connections of a line end
     ├── LogFull          the log has reached its limit
     ├── DiskFull         nats-server's file system has no byte left
     └── Expired          retention passes a reader's cursor
@@ -25,15 +26,16 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Literal, TypeAlias
 
-from tests.chaos.proxy import BOTH, FAIR, Counts, Link, Way, Weather
-from tests.chaos.services import Victim, paused, ready
-from tests.chaos.world import LOG, SILENCE, World
+from tests.chaos.proxy import BOTH, FAIR, Counts, Line, Way, Weather
+from tests.chaos.services import Node, Victim, paused, ready
+from tests.chaos.world import HEARD_SECONDS, LOG, ROUTES, SILENCE, World
 from tests.support.processes import alive
 from tests.support.waiting import wait_until
 
 Chance: TypeAlias = random.Random
 Kind: TypeAlias = Literal["outage", "drain", "full", "retention"]
 Role: TypeAlias = Literal["gateway", "broker", "writer", "nats"]
+Which: TypeAlias = Literal["leader", "follower"]
 
 REPLACED: Sequence[Kind] = ("drain", "outage")
 """Who is told to end gives its work away; who begins listens before it has reached NATS."""
@@ -42,9 +44,11 @@ FULL = "10077"
 SEEN_SECONDS = 5.0
 """How long a fault may take to be seen: a link without traffic shows nothing of its weather."""
 USED_SECONDS = 10.0
-"""How long it may take until somebody uses a link: whoever was just started again imports for seconds."""
+"""How long it may take until somebody uses a line: whoever was just started again imports for seconds."""
 ELECTION_SECONDS = 60.0
 """An election takes 4 to 9 s on a machine that has nothing else to do."""
+UNHEARD_SECONDS = 3 * HEARD_SECONDS
+"""How long it may take until a leader is seen to miss one that it does not hear of any more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,14 +204,12 @@ async def standing_still(victim: Victim) -> AsyncIterator[int]:
 class Toppled(Fault):
     """One of three nats-servers ends by a signal, or is paused; if it led the log, until another does."""
 
-    def __init__(self, name: str, which: Literal["leader", "follower"], how: signal.Signals) -> None:
+    def __init__(self, name: str, which: Which, how: signal.Signals) -> None:
         super().__init__(name, "nats")
         self._which, self._how = which, how
 
     async def done_to(self, world: World, chance: Chance) -> Seen:
-        leader = await wait_until(world.leader, ELECTION_SECONDS, f"nobody leads {LOG}")
-        led = self._which == "leader"
-        victim = chance.choice([node for node in world.nodes if (node.name == leader) == led])
+        victim, leader = await one_of_three(world, self._which, chance)
         before, since = victim.pid, time.monotonic()
         assert before is not None, f"{victim.name} does not run"
         async with contextlib.AsyncExitStack() as stack:
@@ -217,8 +219,8 @@ class Toppled(Fault):
                 await victim.stop(self._how)
                 stack.push_async_callback(victim.start)
             gone = f"{before} {'stood still' if self._how is signal.SIGSTOP else f'is dead by {self._how.name}'}"
-            if led:
-                other = await self._another_leads(world, victim.name)
+            if self._which == "leader":
+                other = await another_leads(world, leader)
                 evidence = f"{gone}, {other} led {LOG} in the place of {leader} after {time.monotonic() - since:.1f} s"
             else:
                 await world.linger(chance.uniform(0.5, 5))
@@ -227,59 +229,124 @@ class Toppled(Fault):
         is_another = victim.pid not in {None, before}
         return Seen(victim.name, is_another or self._how is signal.SIGSTOP, evidence)
 
-    async def _another_leads(self, world: World, than: str) -> str:
-        async def led() -> str:
-            name = await world.leader()
-            return name if name != than else ""
 
-        return await wait_until(led, ELECTION_SECONDS, f"nobody but {than} leads {LOG}")
+async def one_of_three(world: World, which: Which, chance: Chance) -> tuple[Node, str]:
+    """The node that leads the log, or one of those that do not; and the name of the one that does."""
+    leader = await wait_until(world.leader, ELECTION_SECONDS, f"nobody leads {LOG}")
+    return chance.choice([node for node in world.nodes if (node.name == leader) == (which == "leader")]), leader
 
 
-# -- links --------------------------------------------------------------------------------------------------------
+async def another_leads(world: World, than: str) -> str:
+    """Wait until another node leads the log; which."""
+
+    async def led() -> str:
+        name = await world.leader()
+        return name if name != than else ""
+
+    return await wait_until(led, ELECTION_SECONDS, f"nobody but {than} leads {LOG}")
+
+
+class Isolated(Fault):
+    """Between one of three nats-servers and both others nothing passes; if it led the log, until another does.
+
+    Whoever connected: routes are made by either side. Its clients are not kept from it, and whoever comes to it finds a
+    server that accepts everything, stores nothing and tells of nothing new. It was effective if bytes were on their way
+    that did not arrive, and if the others were seen to miss it: another leads, or the leader has not heard of its copy
+    for longer than it takes to hold an election.
+    """
+
+    def __init__(self, which: Which) -> None:
+        super().__init__(f"isolate {which}", "nats")
+        self._which: Which = which
+
+    async def done_to(self, world: World, chance: Chance) -> Seen:
+        node, leader = await one_of_three(world, self._which, chance)
+        weather, since = chance.choice([dead, half_open])(chance), time.monotonic()
+        with world.isolated(node, weather) as lines:
+            before = sum(map(stopped, lines))
+            if self._which == "leader":
+                missed = f"{await another_leads(world, leader)} led {LOG} in the place of {leader}"
+            else:
+                missed = await self._missed(world, node)
+            took = time.monotonic() - since
+            await world.linger(chance.uniform(0.5, 3))
+            connections, count = sum(len(line.passages) for line in lines), sum(map(stopped, lines)) - before
+        evidence = f"{count} bytes of {connections} connections in {told(weather)}; "
+        evidence += f"{missed} after {took:.1f} s" if missed else f"nobody missed it in {took:.1f} s"
+        return Seen(node.name, count > 0 and bool(missed), evidence)
+
+    async def _missed(self, world: World, node: Node) -> str:
+        async def unheard() -> str:
+            seconds = await world.unheard_seconds(node.name)
+            return f"{LOG}'s leader had not heard of it for {seconds:.1f} s" if seconds > HEARD_SECONDS else ""
+
+        with contextlib.suppress(AssertionError):
+            return await wait_until(unheard, UNHEARD_SECONDS)
+        return ""
+
+
+def stopped(line: Line) -> int:
+    """How many bytes have not arrived, or late."""
+    return line.counts.held_bytes + line.counts.swallowed_bytes
+
+
+# -- lines --------------------------------------------------------------------------------------------------------
 
 Reckoning: TypeAlias = Callable[[Counts], int]
 
 
-async def link_of(world: World, place: str, chance: Chance) -> Link:
-    """One of the links between two kinds that somebody uses; any of them if nobody comes to use one."""
+async def line_of(world: World, place: str, chance: Chance) -> Line:
+    """One of the lines between two kinds that somebody uses; any of them if nobody comes to use one."""
 
-    def used() -> list[Link]:
-        return [link for link in world.links[place] if link.passages]
+    def used() -> list[Line]:
+        return [line for line in world.lines(place) if line.passages]
 
     with contextlib.suppress(AssertionError):
         return chance.choice(await wait_until(used, USED_SECONDS))
-    return chance.choice(world.links[place])
+    return chance.choice(world.lines(place))
 
 
-class Weathered(Fault):
-    """A link has bad weather, for as long as it takes to be seen and a while longer."""
+class OnLine(Fault):
+    """What is done to one of the lines between two kinds.
+
+    Between two nats-servers it is done to all connections that the two have, whoever made them, and leaves each of them
+    the third: with that one, either is a majority. So it is not at one time with what takes a node away.
+    """
+
+    def __init__(self, name: str, between: str) -> None:
+        super().__init__(f"{name} {between}", "nats" if between == ROUTES else between)
+        self.between = between
+
+
+class Weathered(OnLine):
+    """A line has bad weather, for as long as it takes to be seen and a while longer."""
 
     def __init__(
         self,
         name: str,
-        place: str,
+        between: str,
         made: Callable[[Chance], Weather],
         counted: Reckoning,
         *,
         seconds: tuple[float, float] = (0.5, 4.0),
     ) -> None:
-        super().__init__(f"{name} {place}", place)
+        super().__init__(name, between)
         self._made, self._counted, self._seconds = made, counted, seconds
 
     async def done_to(self, world: World, chance: Chance) -> Seen:
-        link, weather = await link_of(world, self.place, chance), self._made(chance)
-        before, resets, since = self._counted(link.counts), link.counts.reset, time.monotonic()
-        link.weather = weather
+        line, weather = await line_of(world, self.between, chance), self._made(chance)
+        before, resets, since = self._counted(line.counts), line.counts.reset, time.monotonic()
+        line.weather = weather
         try:
             with contextlib.suppress(AssertionError):
-                await wait_until(lambda: self._counted(link.counts) > before, SEEN_SECONDS)
+                await wait_until(lambda: self._counted(line.counts) > before, SEEN_SECONDS)
             await world.linger(chance.uniform(*self._seconds))
-            connections = len(link.passages)
+            connections = len(line.passages)
         finally:
-            link.weather = FAIR
-        seen, lost = self._counted(link.counts) - before, link.counts.reset - resets
+            line.weather = FAIR
+        seen, lost = self._counted(line.counts) - before, line.counts.reset - resets
         evidence = f"{seen} bytes of {connections} connections in {time.monotonic() - since:.1f} s of {told(weather)}"
-        return Seen(link.name, seen > 0, f"{evidence}, {lost} reset after it" if lost else evidence)
+        return Seen(line.name, seen > 0, f"{evidence}, {lost} reset after it" if lost else evidence)
 
 
 def told(weather: Weather) -> str:
@@ -291,17 +358,17 @@ def told(weather: Weather) -> str:
     return ", ".join(f"{name}={value}" for name, value in ways.items() if value)
 
 
-class Severed(Fault):
-    """All connections of a link end at once: cut in good order, or reset."""
+class Severed(OnLine):
+    """All connections of a line end at once: cut in good order, or reset."""
 
-    def __init__(self, name: str, place: str, severed: Callable[[Link], int]) -> None:
-        super().__init__(f"{name} {place}", place)
+    def __init__(self, name: str, between: str, severed: Callable[[Line], int]) -> None:
+        super().__init__(name, between)
         self._severed = severed
 
     async def done_to(self, world: World, chance: Chance) -> Seen:
-        link = await link_of(world, self.place, chance)
-        count = self._severed(link)
-        return Seen(link.name, count > 0, f"{count} connections ended")
+        line = await line_of(world, self.between, chance)
+        count = self._severed(line)
+        return Seen(line.name, count > 0, f"{count} connections ended")
 
 
 def delayed(chance: Chance) -> Weather:
@@ -313,8 +380,13 @@ def throttled(chance: Chance) -> Weather:
 
 
 def split(chance: Chance) -> Weather:
-    # Smaller, what comes meanwhile would be as many writes as it has bytes, and all other links would wait for them.
+    # Smaller, what comes meanwhile would be as many writes as it has bytes, and all other lines would wait for them.
     return Weather(segment_bytes=chance.choice([7, 30, 100]))
+
+
+def split_coarsely(chance: Chance) -> Weather:
+    # For the same reason: between two nats-servers goes all that is stored, and what says that it was.
+    return Weather(segment_bytes=chance.choice([100, 400]))
 
 
 def dead(_: Chance) -> Weather:
@@ -333,23 +405,20 @@ def half_open(_: Chance) -> Weather:
     return Weather(swallowed=BOTH)
 
 
-def link_faults(place: str) -> list[Fault]:
-    """Everything that can be done to the links between two kinds."""
+def line_faults(between: str) -> list[Fault]:
+    """Everything that can be done to the lines between two kinds."""
+    splitting = split_coarsely if between == ROUTES else split
+    # A reader that follows a run says nothing that could be held up.
+    half_dead = dead_downwards if between == "reader-gateway" else dead_one_way
     return [
-        Weathered("delay", place, delayed, lambda counts: counts.hampered_bytes),
-        Weathered("throttle", place, throttled, lambda counts: counts.hampered_bytes),
-        Weathered("split", place, split, lambda counts: counts.hampered_bytes),
-        Weathered("dead", place, dead, lambda counts: counts.held_bytes),
-        # A reader that follows a run says nothing that could be held up.
-        Weathered(
-            "dead one way",
-            place,
-            dead_downwards if place == "reader-gateway" else dead_one_way,
-            lambda counts: counts.held_bytes,
-        ),
-        Weathered("half-open", place, half_open, lambda counts: counts.swallowed_bytes, seconds=(0.5, 12.0)),
-        Severed("cut", place, Link.cut),
-        Severed("reset", place, Link.reset),
+        Weathered("delay", between, delayed, lambda counts: counts.hampered_bytes),
+        Weathered("throttle", between, throttled, lambda counts: counts.hampered_bytes),
+        Weathered("split", between, splitting, lambda counts: counts.hampered_bytes),
+        Weathered("dead", between, dead, lambda counts: counts.held_bytes),
+        Weathered("dead one way", between, half_dead, lambda counts: counts.held_bytes),
+        Weathered("half-open", between, half_open, lambda counts: counts.swallowed_bytes, seconds=(0.5, 12.0)),
+        Severed("cut", between, Line.cut),
+        Severed("reset", between, Line.reset),
     ]
 
 
@@ -420,15 +489,20 @@ class Expired(Fault):
         super().__init__("retention", "store")
 
     async def done_to(self, world: World, chance: Chance) -> Seen:
-        cursors = sorted(world.cursors())
+        began_at = await self._first(world)
+        # Who stands before that was passed long ago, or is gone with its process.
+        cursors = sorted(cursor for cursor in world.cursors() if cursor >= began_at)
         if not cursors:
-            return Seen(LOG, False, "no reader stood anywhere")
+            return Seen(LOG, False, f"no reader stood where the log begins, at {began_at}, or after that")
         cursor = chance.choice(cursors[: len(cursors) // 4 + 1])
         # As retention does: everything up to there, whoever's it is.
         await world.api(f"STREAM.PURGE.{LOG}", {"seq": cursor + 1})
-        first = int((await world.state())["state"]["first_seq"])
-        evidence = f"a reader stands at {cursor}, and the log begins at {first}"
+        first = await self._first(world)
+        evidence = f"a reader stands at {cursor}, and the log begins at {first}, no longer at {began_at}"
         return Seen(LOG, first > cursor, evidence, first_seq=first)
+
+    async def _first(self, world: World) -> int:
+        return int((await world.state())["state"]["first_seq"])
 
 
 ROLES: tuple[Role, ...] = ("gateway", "broker", "writer", "nats")
@@ -446,17 +520,18 @@ def catalogue(world: World) -> list[Fault]:
                 Paused(f"pause {role}", role),
             ]
     if is_cluster:
-        faults += node_faults("leader") + node_faults("follower")
+        faults += node_faults("leader") + node_faults("follower") + line_faults(ROUTES)
     if world.disk is not None:
         faults.append(DiskFull())
     faults += [Rolled("roll gateways", "gateway"), Rolled("roll brokers", "broker"), LogFull(), Expired()]
-    return faults + [fault for place in world.links for fault in link_faults(place)]
+    return faults + [fault for place in world.links for fault in line_faults(place)]
 
 
-def node_faults(which: Literal["leader", "follower"]) -> list[Fault]:
+def node_faults(which: Which) -> list[Fault]:
     """Everything that can be done to one of three nats-servers."""
     return [
         Toppled(f"kill {which}", which, signal.SIGKILL),
         Toppled(f"restart {which}", which, signal.SIGTERM),
         Toppled(f"pause {which}", which, signal.SIGSTOP),
+        Isolated(which),
     ]

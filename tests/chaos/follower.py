@@ -14,6 +14,7 @@ import msgspec
 
 from tests.chaos.content import digest_of, read
 from tests.chaos.history import (
+    OUT_OF_PATIENCE,
     Connected,
     Disconnected,
     EventKind,
@@ -136,6 +137,10 @@ class Follower:
         except _Over as over:
             if not self.is_done:
                 self._write(Left(at=now(), reader=self.name, why=str(over)))
+        except asyncio.CancelledError:
+            if not self.is_done:
+                self._write(Left(at=now(), reader=self.name, why=OUT_OF_PATIENCE))
+            raise
 
     async def _read_once(self, gateway: Gateway) -> None:
         """Make one request, and read its answer for as long as it lasts."""

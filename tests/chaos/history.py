@@ -25,7 +25,11 @@ EventKind: TypeAlias = Literal["chunk", "ping", "stop", "usage", "error", "done"
 How: TypeAlias = Literal["done", "no_content", "clean", "cut", "refused", "unreachable", "announced"]
 FaultKind: TypeAlias = Literal["outage", "drain", "full", "retention"]
 
+OUT_OF_PATIENCE = "out of patience"
+"""Why a process of the load has left what it was at: it was told to finish, and could not in time."""
+
 now = time.monotonic
+_OWN = re.compile(r"p[0-9]+(n[0-9]+)?$")
 
 
 class _Record(
@@ -185,11 +189,11 @@ class Left(_Record):
 class Fault(_Record):
     """What was done to the services, from `at` until they were well again, and whether it was seen to take effect.
 
-    `target` is what it was done to: the name of a service, or of several, with `->` or commas between them. If any of
-    them is a gateway, as readers name it, the fault is only theirs who were served by it. A process of the load that
-    was killed is `gone`, by the name of its files, and its readers with it. `recovery` is how many seconds what it did
-    may still be felt once it has ended, if that is longer than for others. `first_seq` is where the log begins since
-    retention has passed, if that is known: no cursor from there on has expired.
+    `target` is what it was done to, by the names that readers and writers have for it: a service, the way between two
+    (`near->far`), or several with commas between them; what such a fault explains is in `excuses.py`. A process of the
+    load that was killed is `gone`, by the name of its files, and its readers with it. `recovery` is how many seconds
+    what it did may still be felt once it has ended, if that is longer than for others. `first_seq` is where the log
+    begins since retention has passed, if that is known: no cursor from there on has expired.
     """
 
     name: str
@@ -224,6 +228,15 @@ Record: TypeAlias = (
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Record).decode
+
+
+def process_of(name: str) -> str:
+    """Which process of the load a run's token or a reader's name is of, as faults call it, whichever one it was.
+
+    Both begin with the name of its files, which ends in `p` and a number that is another when it is started again; a
+    token goes on with `n` and a count.
+    """
+    return _OWN.sub("", name.partition("-")[0])
 
 
 class Recorder:

@@ -10,7 +10,7 @@ from letta_client import APIConnectionError, APIStatusError, AsyncLetta
 
 from tests.chaos.content import read
 from tests.chaos.follower import FIRST_PAUSE_SECONDS, KINDS, LAST_PAUSE_SECONDS, Gateway
-from tests.chaos.history import Connected, Disconnected, Got, How, Joined, Left, Recorder, now
+from tests.chaos.history import OUT_OF_PATIENCE, Connected, Disconnected, Got, How, Joined, Left, Recorder, now
 from tests.support.letta import as_json
 
 
@@ -52,6 +52,14 @@ class LettaFollower:
 
     async def follow(self) -> None:
         """Read on to the end, or until there is a reason to leave."""
+        try:
+            await self._keep_reading()
+        except asyncio.CancelledError:
+            if not self.is_done:
+                self._recorder.write(Left(at=now(), reader=self.name, why=OUT_OF_PATIENCE))
+            raise
+
+    async def _keep_reading(self) -> None:
         pause = FIRST_PAUSE_SECONDS
         while not self.is_done:
             gateway, client = self._clients.choose(self._chance)

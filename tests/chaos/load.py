@@ -24,7 +24,8 @@ AGENT = "tests.chaos.agent:speak"
 FLOW_SECONDS = 60.0
 """How long it may take until readers are shown something."""
 FINISH_SECONDS = 120.0
-"""How long writers may take to end their runs, and readers to read to the end of them."""
+"""How long writers may take to end their runs, and readers to read to the end of them: longer than they have patience,
+so that they say themselves what they have not done."""
 RECENT_BYTES = 64 * 2**10
 
 _got = msgspec.json.Decoder(Got).decode
@@ -38,7 +39,7 @@ class Load:
         gateways = named("gateway", world.gateways, world.gateway_urls)
         brokers = named("broker", world.brokers, world.broker_urls)
         self.writers = [
-            self._process("writer", "library", "--modes=library", f"--nats-url={world.library_nats_url}"),
+            self._process("writer", "library", "--modes=library", f"--nats-url={world.library_nats_url}", *gateways),
             self._process("writer", "clients", "--modes=ingest,capture", "--runs=10", *brokers, *gateways),
         ]
         self.readers = [self._process("reader", f"readers{number}", *gateways) for number in range(2)]

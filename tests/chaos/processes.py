@@ -12,6 +12,7 @@ from typing import Any
 import uvloop
 
 from tests.chaos.follower import Gateway
+from tests.chaos.history import OUT_OF_PATIENCE
 
 Main = Callable[[argparse.Namespace, asyncio.Event], Coroutine[Any, Any, None]]
 
@@ -24,7 +25,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--seed", default="0")
     parser.add_argument("--gateway", type=gateway, action="append", default=[], help="name=http://host:port, each")
     parser.add_argument("--silence", type=float, default=45.0, help="seconds after which a silent response is given up")
-    parser.add_argument("--patience", type=float, default=60.0, help="seconds to finish in after SIGTERM")
+    parser.add_argument("--patience", type=float, default=100.0, help="seconds to finish in after SIGTERM")
     return parser
 
 
@@ -69,7 +70,10 @@ class Tasks:
 
     @contextlib.asynccontextmanager
     async def finished(self, patience: float, stopping: asyncio.Event) -> AsyncIterator[None]:
-        """Leave the block when all is done, or so many seconds after `stopping`: the rest is cancelled."""
+        """Leave the block when all is done, or so many seconds after `stopping`: the rest is cancelled.
+
+        Raises `SystemExit` then: what was not read or written to its end proves nothing, and the driver is to know.
+        """
         async with self._group:
             yield
             await stopping.wait()
@@ -77,5 +81,8 @@ class Tasks:
                 async with asyncio.timeout(patience):
                     while self._tasks:
                         await asyncio.wait(self._tasks)
+            left = [task.get_name() for task in self._tasks]
             for task in self._tasks:
                 task.cancel()
+        if left:
+            raise SystemExit(f"{OUT_OF_PATIENCE}: {len(left)} had not finished after {patience:.0f} s: {left}")

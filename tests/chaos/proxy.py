@@ -1,7 +1,9 @@
 """A TCP proxy between two that talk, whose weather changes while connections are open.
 
-A `Link` listens on a port of its own and takes each connection to one target. What it was told of an end, a close or
-a reset is passed on in its turn, behind the bytes that came before: who is held up hears nothing at all.
+A `Line` is all that passes between two. Most are a `Link`, which listens on a port of its own and takes each connection
+to one target; where either of the two may connect, and others come to the same port, a `Junction` listens, and gives
+each connection to the line of those two. What a line was told of an end, a close or a reset is passed on in its turn,
+behind the bytes that came before: who is held up hears nothing at all.
 """
 
 import asyncio
@@ -10,7 +12,7 @@ import dataclasses
 import socket
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from enum import Enum
 from typing import TypeAlias, cast
 
@@ -18,13 +20,21 @@ QUEUE_BYTES = 256 * 2**10
 """What one direction of a connection takes while nothing moves: then its sender's socket fills, as on a real way."""
 RESET = struct.pack("ii", 1, 0)
 """SO_LINGER, on, for no time: closing sends a reset."""
+HOST = "127.0.0.1"
+BACKLOG = 1024
+"""Of connections that nobody has taken yet. When a gateway ends, all its readers come at once to the next; who finds no
+place tries again a second later, and that would be the proxy's doing."""
 
 
 class Way(Enum):
-    """A direction, as seen from whoever connected."""
+    """A direction, as seen from whom a line names first: from who connects, where only one of the two does."""
 
     UP = "up"
     DOWN = "down"
+
+    @property
+    def opposite(self) -> "Way":
+        return Way.DOWN if self is Way.UP else Way.UP
 
 
 BOTH = frozenset(Way)
@@ -32,7 +42,7 @@ BOTH = frozenset(Way)
 
 @dataclasses.dataclass(frozen=True)
 class Weather:
-    """What a link does to what passes it; fair unless told otherwise."""
+    """What a line does to what passes it; fair unless told otherwise."""
 
     delay_seconds: float = 0.0
     bytes_per_second: float = 0.0
@@ -51,7 +61,7 @@ FAIR = Weather()
 
 @dataclasses.dataclass
 class Counts:
-    """What a link has seen so far."""
+    """What a line has seen so far."""
 
     accepted: int = 0
     refused: int = 0
@@ -84,7 +94,7 @@ class Pipe:
         self.source: asyncio.Transport | None = None
         self.sink: asyncio.Transport | None = None
         self._passage = passage
-        self._link = passage.link
+        self._line = passage.line
         self._pieces: deque[Piece] = deque()
         self._waiting_bytes = 0
         self._sink_is_full = False
@@ -93,17 +103,17 @@ class Pipe:
 
     def feed(self, data: bytes | Word) -> None:
         """Take what the source has sent."""
-        weather = self._link.weather
+        weather = self._line.weather
         if weather is FAIR and not self._pieces and self.sink is not None and isinstance(data, bytes):
-            self._link.counts.passed_bytes += len(data)
-            self.sink.write(data)
+            self._line.counts.passed_bytes += len(data)
+            self._write(data)
             return
         if isinstance(data, bytes):
             if self.way in weather.swallowed:
-                self._link.counts.swallowed_bytes += len(data)
+                self._line.counts.swallowed_bytes += len(data)
                 self._passage.has_lost = True
                 return
-            self._link.counts.held_bytes += len(data) * (self.way in weather.held)
+            self._line.counts.held_bytes += len(data) * (self.way in weather.held)
             self._waiting_bytes += len(data)
         self._pieces.append((asyncio.get_running_loop().time() + weather.delay_seconds, data))
         self._choke()
@@ -116,7 +126,7 @@ class Pipe:
             self._timer = None
         now = asyncio.get_running_loop().time()
         while self._pieces and self.sink is not None:
-            weather = self._link.weather
+            weather = self._line.weather
             due, piece = self._pieces[0]
             due = max(due if weather.delay_seconds else now, self._free_at)
             if self.way in weather.held or self.way in weather.swallowed or self._sink_is_full:
@@ -133,7 +143,6 @@ class Pipe:
 
     def _send(self, piece: bytes, weather: Weather, now: float) -> None:
         """Write the first piece, or what of it is one segment."""
-        assert self.sink is not None
         # A rate without segments would be one long silence, and then all of it.
         most = weather.segment_bytes or (max(1, int(weather.bytes_per_second / 20)) if weather.bytes_per_second else 0)
         head, rest = (piece[:most], piece[most:]) if most else (piece, b"")
@@ -142,11 +151,16 @@ class Pipe:
         else:
             self._pieces.popleft()
         self._waiting_bytes -= len(head)
-        self._link.counts.passed_bytes += len(head)
-        self._link.counts.hampered_bytes += len(head) * (weather is not FAIR)
+        self._line.counts.passed_bytes += len(head)
+        self._line.counts.hampered_bytes += len(head) * (weather is not FAIR)
         if weather.bytes_per_second:
             self._free_at = now + len(head) / weather.bytes_per_second
-        self.sink.write(head)
+        self._write(head)
+
+    def _write(self, data: bytes) -> None:
+        # An end that is gone, and of which the other has not been told yet: what comes behind that word may be held up.
+        if self.sink is not None and not self.sink.is_closing():
+            self.sink.write(data)
 
     def sink_is_full(self, is_full: bool) -> None:
         """Heed what the sink's transport says of itself."""
@@ -208,36 +222,37 @@ class End(asyncio.Protocol):
 
 
 class Passage:
-    """One connection, from whoever came to the target."""
+    """One connection, from whoever came to `target`; what he says goes in the line's direction `way`."""
 
-    def __init__(self, link: "Link") -> None:
-        self.link = link
+    def __init__(self, line: "Line", target: tuple[str, int], way: Way = Way.UP) -> None:
+        self.line = line
         self.is_closed = False
         self.has_lost = False
         """Whether bytes were swallowed."""
-        self.up, self.down = Pipe(self, Way.UP), Pipe(self, Way.DOWN)
+        self.there, self.back = Pipe(self, way), Pipe(self, way.opposite)
+        self._target = target
         self._ended: set[Way] = set()
         self._connecting: asyncio.Task[None] | None = None
 
     def near(self) -> End:
-        """The protocol of the end that has come to the link."""
-        return End(self, outgoing=self.up, incoming=self.down)
+        """The protocol of the end that has come."""
+        return End(self, outgoing=self.there, incoming=self.back)
 
     def made(self, outgoing: Pipe) -> None:
         """Go on when an end is there: to the target, or with what has been said meanwhile."""
-        if outgoing is self.up:
-            self.link.passages.add(self)
-            self.link.counts.accepted += 1
-            self._connecting = asyncio.create_task(self._connect(), name=f"{self.link.name} connects")
+        if outgoing is self.there:
+            self.line.passages.add(self)
+            self.line.counts.accepted += 1
+            self._connecting = asyncio.create_task(self._connect(), name=f"{self.line.name} connects")
         else:
-            self.up.pump()
+            self.there.pump()
 
     async def _connect(self) -> None:
-        far = End(self, outgoing=self.down, incoming=self.up)
+        far = End(self, outgoing=self.back, incoming=self.there)
         try:
-            await asyncio.get_running_loop().create_connection(lambda: far, *self.link.target)
+            await asyncio.get_running_loop().create_connection(lambda: far, *self._target)
         except OSError:
-            self.link.counts.refused += 1
+            self.line.counts.refused += 1
             self.reset()
 
     def told(self, pipe: Pipe, word: Word) -> None:
@@ -248,7 +263,7 @@ class Passage:
         self._ended.add(pipe.way)
         if self._ended == BOTH:
             self._close()
-            for transport in (self.up.sink, self.down.sink):
+            for transport in (self.there.sink, self.back.sink):
                 if transport is not None:
                     transport.close()
         elif pipe.sink is not None and not pipe.sink.is_closing():
@@ -257,48 +272,34 @@ class Passage:
     def cut(self) -> None:
         """End both sides in good order, whatever has not passed yet."""
         self._close()
-        for transport in (self.up.sink, self.down.sink):
+        for transport in (self.there.sink, self.back.sink):
             if transport is not None:
                 transport.close()
 
     def reset(self) -> None:
         """End both sides by a reset."""
         self._close()
-        for transport in (self.up.sink, self.down.sink):
+        for transport in (self.there.sink, self.back.sink):
             if transport is not None:
                 reset(transport)
 
     def _close(self) -> None:
         self.is_closed = True
-        self.link.passages.discard(self)
-        self.up.close()
-        self.down.close()
+        self.line.passages.discard(self)
+        self.there.close()
+        self.back.close()
         if self._connecting is not None and self._connecting is not asyncio.current_task():
             self._connecting.cancel()
 
 
-class Link:
-    """Listens at `port`, and takes each connection to `target`, through the `weather`."""
+class Line:
+    """What passes between two, whoever of them connected, through one `weather`."""
 
-    def __init__(self, name: str, port: int, target: tuple[str, int]) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        self.port = port
-        self.target = target
         self.counts = Counts()
         self.passages: set[Passage] = set()
         self._weather = FAIR
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator["Link"]:
-        """Pass connections on for as long as the block lasts; what is open then is reset."""
-        loop = asyncio.get_running_loop()
-        listening = await loop.create_server(lambda: Passage(self).near(), "127.0.0.1", self.port)
-        try:
-            yield self
-        finally:
-            listening.close()
-            self.reset()
-            await listening.wait_closed()
 
     @property
     def weather(self) -> Weather:
@@ -313,8 +314,8 @@ class Link:
                 self.counts.reset += 1
                 passage.reset()
         for passage in list(self.passages):
-            passage.up.pump()
-            passage.down.pump()
+            passage.there.pump()
+            passage.back.pump()
 
     @contextlib.contextmanager
     def in_weather(self, **weather: object) -> Iterator[None]:
@@ -339,6 +340,82 @@ class Link:
             how(passage)
         setattr(self.counts, counted, getattr(self.counts, counted) + len(ended))
         return len(ended)
+
+
+class Link(Line):
+    """A line on which one of the two connects: it listens at `port`, and takes each connection to `target`."""
+
+    def __init__(self, name: str, port: int, target: tuple[str, int]) -> None:
+        super().__init__(name)
+        self.port = port
+        self.target = target
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["Link"]:
+        """Pass connections on for as long as the block lasts; what is open then is reset."""
+        loop = asyncio.get_running_loop()
+        listening = await loop.create_server(
+            lambda: Passage(self, self.target).near(), HOST, self.port, backlog=BACKLOG
+        )
+        try:
+            yield self
+        finally:
+            listening.close()
+            self.reset()
+            await listening.wait_closed()
+
+
+class Junction:
+    """Listens at `port` for several who come to one `target`, each by a line of its own.
+
+    `lines` has them by the names of who may come, with the direction in which goes what they say; `who` tells a name
+    by the port that a connection comes from. One that is nobody's is reset.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        target: tuple[str, int],
+        lines: Mapping[str, tuple[Line, Way]],
+        who: Callable[[int], str | None],
+    ) -> None:
+        self.port = port
+        self._target, self._lines, self._who = target, lines, who
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["Junction"]:
+        """Pass connections on for as long as the block lasts; what is open on any of the lines then is reset."""
+        loop = asyncio.get_running_loop()
+        listening = await loop.create_server(lambda: Arrival(self), HOST, self.port, backlog=BACKLOG)
+        try:
+            yield self
+        finally:
+            listening.close()
+            for line, _ in self._lines.values():
+                line.reset()
+            await listening.wait_closed()
+
+    def end_for(self, port: int) -> End | None:
+        """The protocol for a connection that comes from that port; None if it is nobody's."""
+        found = self._lines.get(self._who(port) or "")
+        return None if found is None else Passage(found[0], self._target, found[1]).near()
+
+
+class Arrival(asyncio.Protocol):
+    """A connection that is on no line yet."""
+
+    def __init__(self, junction: Junction) -> None:
+        self._junction = junction
+
+    def connection_made(self, made: asyncio.BaseTransport) -> None:
+        transport = cast("asyncio.Transport", made)
+        peer = transport.get_extra_info("peername")
+        end = self._junction.end_for(peer[1]) if peer else None
+        if end is None:
+            reset(transport)
+            return
+        transport.set_protocol(end)
+        end.connection_made(transport)
 
 
 def reset(transport: asyncio.Transport) -> None:

@@ -3,18 +3,21 @@
 A run is a row of acts, each a fresh world under a mixed load: now one nats-server on a small disk, now a cluster of
 three. Faults come one after the other, some two at once, at random and seeded. At the end of an act everything heals,
 the load finishes, and the checker says what the history of it proves; of an act in which all was well nothing is kept,
-as a run of hours has gigabytes of it. The exit code is 1 after any violation, anything that did not heal, when nobody
-has read a run to its end, or when fewer than `EFFECTIVE` of the faults were seen to take effect.
+nor of more than a few others, as a run of hours has gigabytes of it. An act that breaks off is not well, and the next
+one begins. The exit code is 1 after any violation, anything that did not heal, when nobody has read a run to its end,
+or when fewer than `EFFECTIVE` of the faults were seen to take effect.
 """
 
 import argparse
 import asyncio
 import logging
 import random
+import resource
 import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,10 +29,12 @@ from runstream.broker.errors import BrokerError
 from tests.chaos.calm import RECOVERY_SECONDS
 from tests.chaos.checker import Bounds, Checker, Figures
 from tests.chaos.disk import NoSmallDisk
+from tests.chaos.excuses import MACHINE
 from tests.chaos.faults import Fault, Injected, catalogue
 from tests.chaos.history import Fault as FaultRecord
 from tests.chaos.history import Recorder
 from tests.chaos.load import AGENT, Load
+from tests.chaos.starving import waits_noted
 from tests.chaos.world import Plan, World, world_running
 
 EFFECTIVE = 0.9
@@ -47,6 +52,11 @@ REST_SECONDS = RECOVERY_SECONDS + Bounds().end_told + 2.0
 nobody is held to a bound."""
 KILLS = 10
 """So many times is each kill among the faults for once each other one: half of all that is done are kills."""
+KEPT = 3
+"""Of so many acts in which something was wrong histories and logs are kept: what goes wrong in each of a hundred would
+fill up the disk, and shows in the first."""
+MOST_FILES = 65_536
+"""Every connection is two here, and hundreds come at once."""
 
 
 class Options(argparse.Namespace):
@@ -70,6 +80,9 @@ class Score(msgspec.Struct):
     kills: int = 0
     figures: Counter[str] = msgspec.field(default_factory=Counter)
     violations: int = 0
+    faulty_acts: int = 0
+    waits: Counter[str] = msgspec.field(default_factory=Counter)
+    """How often the machine let somebody wait: of a run in which it did so all the time little can be said."""
     complaints: list[str] = msgspec.field(default_factory=list)
     """What did not heal, ended by itself, or did not finish."""
 
@@ -85,22 +98,44 @@ class Act:
     def __init__(self, plan: Plan, options: Options, seconds: float, seed: int, score: Score) -> None:
         self._plan, self._options, self._seconds, self._seed, self._score = plan, options, seconds, seed, score
         self._history = plan.directory / "history"
-        self._began = time.monotonic()
+        self._began = self._latest = time.monotonic()
+        """`_latest` is when the last thing was done to the world, or to the load."""
 
     async def play(self) -> None:
         """Do it all; what goes wrong is in the score."""
         self._score.acts += 1
         faulty_before = self._score.violations + len(self._score.complaints)
         try:
-            async with world_running(self._plan) as world, Load(world, self._history, self._seed).running() as load:
-                with Recorder(self._history, "driver", "faults") as recorder:
-                    await self._disturb(world, load, recorder)
-                await load.finish()
+            await self._live()
+        except NoSmallDisk:
+            raise
         except (AssertionError, BrokerError) as complaint:
             self._complain(str(complaint))
-        self._judge()
-        if self._score.violations + len(self._score.complaints) == faulty_before and not self._options.keep:
-            shutil.rmtree(self._plan.directory)
+        except Exception as defect:  # noqa: BLE001  # the chaos's own: hours of other acts are not to be lost by it
+            self._complain_of(defect)
+        try:
+            self._judge()
+        except Exception as defect:  # noqa: BLE001  # the same; what was broken off may not be whole
+            self._complain_of(defect)
+        self._tidy(is_well=self._score.violations + len(self._score.complaints) == faulty_before)
+
+    async def _live(self) -> None:
+        """Have a world, a load, and faults, and let the load finish."""
+        async with world_running(self._plan) as world, Load(world, self._history, self._seed).running() as load:
+            with Recorder(self._history, "driver", "faults") as recorder:
+                async with waits_noted(lambda: running(world, load), lambda fault: self._note_wait(fault, recorder)):
+                    try:
+                        await self._disturb(world, load, recorder)
+                        await load.finish()
+                    except Exception:
+                        self._break_off(load, recorder)
+                        raise
+
+    def _tidy(self, *, is_well: bool) -> None:
+        """Remove what nobody needs any more."""
+        self._score.faulty_acts += not is_well
+        if not self._options.keep and (is_well or self._score.faulty_acts > KEPT):
+            shutil.rmtree(self._plan.directory, ignore_errors=True)
 
     async def _disturb(self, world: World, load: Load, recorder: Recorder) -> None:
         """Inject faults until the time is over, and let each heal."""
@@ -111,6 +146,10 @@ class Act:
         await world.healed()
         deadline, times = time.monotonic() + self._seconds, 0
         while time.monotonic() < deadline:
+            self._latest = time.monotonic()
+            if not world.has_room:
+                print("           ended early: what is stored has filled the small disk")
+                break
             done = await injected_at_once(world, together(bag, chance), chance)
             await world.healed()
             for injected in done:
@@ -118,6 +157,7 @@ class Act:
             assert not load.dead(), "; ".join(load.dead())
             times += 1
             await asyncio.sleep(pause_after(times, chance))
+        self._latest = time.monotonic()
 
     def _note(self, injected: Injected, recorder: Recorder) -> None:
         """Record a fault, and say so in a line."""
@@ -142,6 +182,17 @@ class Act:
         print(f"{at:7.1f} s  {word}  {injected.name:28} {injected.target:24} {lasted:5.1f} s  {injected.evidence}")
         sys.stdout.flush()
 
+    def _break_off(self, load: Load, recorder: Recorder) -> None:
+        """Record that from now on nothing is known: what was just done to the services, and how the load will end."""
+        for process in (*load.writers, *load.readers):
+            gone = f"{process.name}p{process.pid}"
+            recorder.write(FaultRecord(at=self._latest, name="break off", target=MACHINE, gone=gone))
+
+    def _note_wait(self, fault: FaultRecord, recorder: Recorder) -> None:
+        """Record what the machine has done by itself."""
+        recorder.write(fault)
+        self._score.waits[fault.name] += 1
+
     def _judge(self) -> None:
         """Check the history of the act."""
         since = time.monotonic()
@@ -155,6 +206,16 @@ class Act:
     def _complain(self, complaint: str) -> None:
         print(f"NOT WELL   {complaint}")
         self._score.complaints.append(complaint)
+
+    def _complain_of(self, defect: Exception) -> None:
+        traceback.print_exception(defect, file=sys.stdout)
+        self._complain(f"{type(defect).__name__}: {defect}")
+
+
+def running(world: World, load: Load) -> dict[str, int | None]:
+    """Every process, by the name that faults have for it."""
+    nodes = {node.name: node.pid for node in world.nodes}
+    return nodes | {service.name: service.pid for service in (*world.services, *load.readers)}
 
 
 async def injected_at_once(world: World, faults: Sequence[Fault], chance: random.Random) -> list[Injected]:
@@ -195,9 +256,8 @@ def counted(figures: Figures) -> dict[str, int]:
     return {name: value for name, value in msgspec.structs.asdict(figures).items() if isinstance(value, int)}
 
 
-async def play(options: Options, directory: Path) -> Score:
+async def play(options: Options, directory: Path, score: Score) -> None:
     """Play act after act, until the time is over."""
-    score = Score()
     total = options.hours * 3600 or options.seconds
     count = max(len(options.nodes), round(total / ACT_SECONDS))
     for number in range(count):
@@ -211,7 +271,6 @@ async def play(options: Options, directory: Path) -> Score:
         plan.directory.mkdir(parents=True)
         print(f"-- act {number + 1} of {count}: {nodes} nats-server{'s' * (nodes > 1)}, {total / count:.0f} s")
         await Act(plan, options, total / count, options.seed + number, score).play()
-    return score
 
 
 def tell(score: Score, seed: int) -> None:
@@ -220,9 +279,12 @@ def tell(score: Score, seed: int) -> None:
     share = score.effective / score.injected if score.injected else 0
     print(f"-- seed {seed}, {score.acts} acts")
     print(f"faults       {score.injected}, {share:.0%} of them effective, {score.kills} kills survived")
-    print(f"checked      {figures['runs']} runs, {figures['acknowledged']} chunks, {figures['deliveries']} deliveries")
+    print(f"checked      {figures['runs']} runs, {figures['chunks']} chunks, {figures['deliveries']} deliveries")
+    print(f"             {figures['acknowledged']} chunks were acknowledged to their writers")
     print(f"readers      {figures['readers']}, which came back {figures['reconnects']} times")
     print(f"violations   {score.violations}")
+    stood_still, starved = score.waits["stand still"], score.waits["starve"]
+    print(f"machine      stood still {stood_still} times, and let one of the processes wait {starved} times")
     for complaint in score.complaints:
         print(f"not well     {complaint}")
 
@@ -251,15 +313,25 @@ def main() -> int:
     directory.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(filename=directory / "driver.log", level=logging.INFO)
     print(f"-- seed {options.seed}, histories and logs in {directory}")
+    allow_files(MOST_FILES)
+    score, is_broken_off = Score(), False
     try:
-        score = uvloop.run(play(options, directory))
+        uvloop.run(play(options, directory, score))
     except NoSmallDisk as missing:
         print(missing, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
+        is_broken_off = True
     tell(score, options.seed)
-    return 0 if score.is_good else 1
+    return 130 if is_broken_off else 0 if score.is_good else 1
+
+
+def allow_files(most: int) -> None:
+    """Let this process, and all that it starts, have as many files open as it may, up to so many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 if __name__ == "__main__":

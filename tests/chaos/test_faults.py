@@ -12,9 +12,9 @@ import pytest
 import pytest_asyncio
 
 from runstream.schemas import new_agent_id
-from tests.chaos.faults import ROLES, Fault, Injected, catalogue, link_faults
+from tests.chaos.faults import ROLES, Fault, Injected, catalogue, line_faults
 from tests.chaos.services import Service
-from tests.chaos.world import KINDS, Plan, World, world_running
+from tests.chaos.world import KINDS, ROUTES, Plan, World, world_running
 from tests.support.http import Cut, Event, fetch, open_stream
 from tests.support.ingest import said
 from tests.support.processes import python
@@ -25,10 +25,11 @@ MEBIBYTE = 2**20
 AWAY = (OSError, Cut, AssertionError, TimeoutError)
 """What whoever talks to something that is being broken may meet."""
 
-ON_LINKS = [fault.name for place in KINDS for fault in link_faults(place)]
+ON_LINKS = [fault.name for place in KINDS for fault in line_faults(place)]
+ON_ROUTES = [fault.name for fault in line_faults(ROUTES)]
 ON_PROCESSES = [f"{what} {role}" for role in ROLES for what in ("kill", "restart", "pause")]
 ON_STORES = ["log full", "retention"]
-ON_NODES = [f"{what} {which}" for which in ("leader", "follower") for what in ("kill", "restart", "pause")]
+ON_NODES = [f"{what} {which}" for which in ("leader", "follower") for what in ("kill", "restart", "pause", "isolate")]
 
 
 # A writer that was away for a lease is fenced, and begins another run.
@@ -181,6 +182,28 @@ async def test_one_of_three_is_gone_and_comes_back(cluster: World, name: str) ->
     await survived(cluster, fault_named(cluster, name))
 
 
+@pytest.mark.parametrize("name", ON_ROUTES)
+async def test_what_is_between_two_nats_servers_is_broken_and_mended(cluster: World, name: str) -> None:
+    """Whoever of the two connected, and however it knew of the other: there is no way round the line."""
+    injected = await survived(cluster, fault_named(cluster, name))
+    assert injected.target in {line.name for line in cluster.routes}
+
+
+async def test_nats_servers_come_back_on_their_lines(cluster: World) -> None:
+    """When all that they have is reset, and when one is started again: each pair has all its connections on its own."""
+    await cluster.healed()
+    assert [line.name for line in cluster.routes] == ["nats-0->nats-1", "nats-0->nats-2", "nats-1->nats-2"]
+    assert all(line.reset() for line in cluster.routes)
+    await cluster.healed()
+    assert all(line.passages for line in cluster.routes)
+    accepted = [line.counts.accepted for line in cluster.routes]
+    injected = await survived(cluster, fault_named(cluster, "restart follower"))
+    own = [injected.target in line.name.split("->") for line in cluster.routes]
+    grown = [line.counts.accepted > before for line, before in zip(cluster.routes, accepted, strict=True)]
+    assert sum(own) == 2
+    assert all(is_grown for is_grown, is_own in zip(grown, own, strict=True) if is_own)
+
+
 async def test_a_full_disk(tmp_path: Path) -> None:
     """No byte is free, a write is not answered, and after a restart all is as it was."""
     plan = Plan(tmp_path, brokers=1, gateways=1, disk_bytes=64 * MEBIBYTE, pace=BRIEF)
@@ -201,4 +224,4 @@ def test_every_fault_has_a_test() -> None:
     Everything.nodes = (None, None, None)  # type: ignore[assignment]
     both = single | {fault.name for fault in catalogue(Everything())}  # type: ignore[arg-type]
     rolled = {"roll gateways", "roll brokers", "disk full"}
-    assert both == {*ON_LINKS, *ON_PROCESSES, *ON_STORES, *ON_NODES, *rolled}
+    assert both == {*ON_LINKS, *ON_ROUTES, *ON_PROCESSES, *ON_STORES, *ON_NODES, *rolled}

@@ -1,19 +1,23 @@
-"""What a run of the chaos comes to: which faults a seed gives, and when it has failed."""
+"""What a run of the chaos comes to: which faults a seed gives, what is kept of it, and when it has failed."""
 
+import asyncio
 import random
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
+from tests.chaos import run
 from tests.chaos.calm import Faults
 from tests.chaos.checker import Bounds
-from tests.chaos.faults import link_faults
+from tests.chaos.faults import line_faults, node_faults
 from tests.chaos.history import Fault
-from tests.chaos.run import REST_EVERY, Score, drawn, parsed, pause_after, together
-from tests.chaos.world import KINDS
+from tests.chaos.processes import Tasks
+from tests.chaos.run import KEPT, REST_EVERY, Act, Score, drawn, parsed, pause_after, together
+from tests.chaos.world import KINDS, ROUTES
 
-FAULTS = [fault for place in KINDS for fault in link_faults(place)]
+FAULTS = [fault for place in (*KINDS, ROUTES) for fault in line_faults(place)]
 READ = Counter(readers_to_the_end=1)
 
 
@@ -56,6 +60,38 @@ def test_two_at_once_are_at_two_places() -> None:
     assert all(one.place != other.place for one, other in pairs)
 
 
+def test_no_node_is_away_while_two_others_are_kept_apart() -> None:
+    """Nobody would be a majority, and neither of the two could be seen to take effect."""
+    places = {fault.place for fault in [*line_faults(ROUTES), *node_faults("leader"), *node_faults("follower")]}
+    assert places == {"nats"}
+
+
+async def test_an_act_that_breaks_off_is_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hours of others are not lost by it; of the first few it is kept what happened."""
+
+    async def break_off(_: Act) -> None:
+        raise OSError("no more files")
+
+    monkeypatch.setattr(Act, "_live", break_off)
+    score = Score()
+    await run.play(parsed(["--seconds", f"{2 * KEPT * run.ACT_SECONDS}"]), tmp_path, score)
+    assert score.acts == len(score.complaints) == 2 * KEPT
+    assert score.complaints[0] == "OSError: no more files"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"act-{number}" for number in range(KEPT)]
+
+
+async def test_of_an_act_in_which_all_was_well_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of hours has gigabytes of it."""
+
+    async def go_well(_: Act) -> None:
+        return
+
+    monkeypatch.setattr(Act, "_live", go_well)
+    score = Score()
+    await run.play(parsed(["--seconds", "1"]), tmp_path, score)
+    assert (score.acts, score.complaints, list(tmp_path.iterdir())) == (2, [], [])
+
+
 @pytest.mark.parametrize(
     ("score", "is_good"),
     [
@@ -77,3 +113,15 @@ def test_the_command_line() -> None:
     options = parsed(["--seed", "3", "--hours", "2"])
     assert (options.seed, options.hours, options.nodes, options.only) == (3, 2, [1, 3], [""])
     assert parsed(["--nodes", "3", "--only", "kill", "log full"]).only == ["kill", "log full"]
+
+
+async def test_a_process_that_has_not_finished_says_so() -> None:
+    """Else what it has not read would pass for read, or be held against the services."""
+    tasks, stopping = Tasks(), asyncio.Event()
+    stopping.set()
+    with pytest.raises(SystemExit, match=r"^out of patience: 1 had not finished after 0 s: \['reading'\]$"):
+        async with tasks.finished(0.01, stopping):
+            tasks.start(asyncio.sleep(60), "reading")
+    tasks = Tasks()
+    async with tasks.finished(60, stopping):
+        tasks.start(asyncio.sleep(0), "reading")

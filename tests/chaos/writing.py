@@ -18,6 +18,7 @@ from tests.chaos.agent import Asked
 from tests.chaos.content import digest_of
 from tests.chaos.follower import Follower, Gateway, Response
 from tests.chaos.history import (
+    OUT_OF_PATIENCE,
     Cancelling,
     Ended,
     Ending,
@@ -62,13 +63,17 @@ class Writing:
     async def write(self, plan: Plan) -> None:
         """Write a run as it is planned, or as far as it goes."""
         self.recorder.write(Opening(at=now(), token=plan.token, mode=plan.mode, background=plan.background))
-        if plan.mode == "library":
-            assert self.runs is not None
-            await LibraryWriter(self, plan, self.runs).write()
-        elif plan.mode == "ingest":
-            await IngestWriter(self, plan).write()
-        else:
-            await CaptureWriter(self, plan).write()
+        try:
+            if plan.mode == "library":
+                assert self.runs is not None
+                await LibraryWriter(self, plan, self.runs).write()
+            elif plan.mode == "ingest":
+                await IngestWriter(self, plan).write()
+            else:
+                await CaptureWriter(self, plan).write()
+        except asyncio.CancelledError:
+            self.recorder.write(GaveUp(at=now(), token=plan.token, why=OUT_OF_PATIENCE, place=self.name))
+            raise
 
     def cancel_soon(self, plan: Plan, agent_id: str, run_id: str) -> None:
         """Have somebody cancel the run, by any gateway."""
