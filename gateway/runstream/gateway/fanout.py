@@ -132,6 +132,7 @@ class RunTail:
                 await asyncio.wait([self._opening])
         finally:
             await self._tail.close()
+            self.window.clear()  # The tail and what feeds it refer to each other: they wait for the collector.
 
     async def first_seq(self) -> int:
         """Return the sequence of the run's first message. Raises `CursorExpired` when there is none."""
@@ -322,6 +323,8 @@ class Hub:
         if tip is None:
             if record.status == "created":
                 return 0  # Claimed a moment ago; its first message is on its way.
+            if await self.reader.last(tail.address) is not None:
+                raise Unavailable("Its log was not there, and is.", run_id=record.id)
             raise CursorExpired(run_id=record.id)
         if starting_after <= 0 or shard_of_cursor(starting_after) != record.shard:
             starting_after = 0

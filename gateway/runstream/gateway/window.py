@@ -75,6 +75,12 @@ class Window:
         self.base = self._seqs[surplus - 1] if surplus else self.base
         del self._frames[:surplus], self._seqs[:surplus]
 
+    def clear(self) -> None:
+        """Let go of all frames."""
+        if self._seqs:
+            self.base = self._seqs[-1]
+        self._frames, self._seqs, self._bytes = [], [], 0
+
     def reaches(self, cursor: int) -> bool:
         """Tell whether what follows `cursor` is here for certain: nothing that retention removed can be missing."""
         if not self._frames:
