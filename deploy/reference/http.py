@@ -53,7 +53,7 @@ else is there, too: [it answers it](../guides/capture.md#a-letta-compatible-plat
 WHICH = (
     (
         "a page, or an app, that shows an answer as it comes, and must not lose it",
-        '`POST …/messages/stream` with `"background": true`; come back with `POST /v1/runs/{run_id}/stream`',
+        "`POST …/messages` with `streaming` and `background` true; come back with `POST /v1/runs/{run_id}/stream`",
     ),
     ("a browser without a library", "the same `POST`, then `EventSource` on `GET /v1/runs/{run_id}/stream`"),
     (

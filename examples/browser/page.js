@@ -15,10 +15,10 @@ const tell = (text) => {
 
 // Start a run. Its first event names it; the rest is for the EventSource, which comes back by itself.
 const ask = async (input) => {
-  const response = await fetch(`${base}/v1/agents/${agent}/messages/stream`, {
+  const response = await fetch(`${base}/v1/agents/${agent}/messages`, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ background: true, input }),
+    body: JSON.stringify({ streaming: true, background: true, input }),
   });
   if (!response.ok) throw new Error((await response.json()).detail);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

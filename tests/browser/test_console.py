@@ -248,6 +248,28 @@ async def test_ten_thousand_chunks(demo_stack: Stack, tab: Tab) -> None:
     assert int(last.split()[0]) > ids[0] + 10_000
 
 
+async def test_what_has_the_focus_keeps_it(demo_stack: Stack, tab: Tab) -> None:
+    """However its list is scrolled, while it is drawn; when it is not any more, the list has the focus, and no keys are
+    lost."""
+    run_id, _ = await demo_stack.finished({"chunks": 300, "interval_ms": 0})
+    await tab.goto(run_page(demo_stack.base, run_id))
+    await is_whole(tab, 303)
+
+    async def scrolled(to: int) -> None:
+        """Scroll to a row, and wait until those are drawn that are then: eight more on either side."""
+        await tab.js(f"document.querySelector('.chunks').scrollTop = {24 * to}; null")
+        drawn = "[...document.querySelectorAll('.chunk')].map((each) => Number(each.dataset.index))"
+        await tab.until(f"Math.min(...{drawn}) === {max(0, to - 8)}", "the list is not drawn anew")
+
+    await scrolled(100)
+    await tab.js("document.querySelector('.chunk[data-index=\"105\"]').focus()")
+    for row in (103, 98):
+        await scrolled(row)
+        assert await tab.js("document.activeElement.dataset.index") == "105"
+    await scrolled(0)
+    assert await tab.js("document.activeElement.classList.contains('chunks')") is True
+
+
 async def test_a_thousand_live_runs(stack: Stack, tab: Tab) -> None:
     """All are there, a screenful is drawn, and a search finds one of them at once."""
     bucket = Bucket(stack.jetstream)
@@ -291,10 +313,10 @@ async def test_filters_stand_in_the_address(stack: Stack, tab: Tab) -> None:
     await tab.click(f"{run_id[:12]}…")
     await tab.shows("Has the whole run")
     await tab.js("history.back()")
-    await tab.shows("1 completed runs")
+    await tab.shows("1 completed run")
     assert await tab.js("document.querySelector('input[type=search]').value") == "otid-of-the-console"
     await tab.goto(f"{stack.base}/console/?q=otid-of-the-console&status=completed")
-    await tab.shows("1 completed runs")
+    await tab.shows("1 completed run")
 
 
 async def test_it_is_used_with_a_keyboard(stack: Stack, tab: Tab) -> None:
@@ -308,6 +330,18 @@ async def test_it_is_used_with_a_keyboard(stack: Stack, tab: Tab) -> None:
     await tab.press("Enter")
     await tab.until("location.pathname.startsWith('/console/runs/run-')", "Enter does not open the run")
     assert await tab.js("document.activeElement.id") == "main"
+
+
+async def test_who_skips_to_the_content_keeps_it(stack: Stack, tab: Tab) -> None:
+    """The page's first link leads to what is shown, and does not begin it anew: its address names no other place."""
+    async with stack.live(5) as (run_id, _):
+        await tab.goto(run_page(stack.base, run_id))
+        await tab.until(f"{VERDICT}.includes('5 chunks')", "the chunks are not shown")
+        await tab.js("document.querySelector('.run').dataset.kept = 'yes'")
+        skip = "document.querySelector('.skip').click()"
+        await tab.js(f"new Promise((done) => {{ addEventListener('hashchange', () => done()); {skip}; }})")
+        assert await tab.js("location.hash") == "#main"
+        assert await tab.js("document.querySelector('.run').dataset.kept") == "yes"
 
 
 async def test_health_is_looked_at_without_losing_the_place(stack: Stack, tab: Tab) -> None:
@@ -520,7 +554,7 @@ async def opened(tab: Tab, stack: Stack, view: str) -> None:
     run_id, _ = await stack.finished(knobs)
     await tab.goto(f"{stack.base}/console/{f'runs/{run_id}' if view == 'runs' else view}")
     shows = {"runs": "The run has ended", "try": "Start the run", "health": "RUNS_0", "?status=all": run_id[:12]}
-    await tab.shows(shows.get(view, "live runs"))
+    await tab.shows(shows.get(view, "live run"))
 
 
 async def test_everybody_can_use_it(demo_stack: Stack, tab: Tab, view: str) -> None:

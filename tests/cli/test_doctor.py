@@ -237,6 +237,6 @@ async def test_replicas_that_are_behind_and_accounts_that_fill_are_found() -> No
     """Each replica by its name."""
     behind = {"replicas": [{"name": "nats-2", "current": False}, {"name": "nats-3", "current": True}]}
     found = await storage_of(Server(cluster=behind))
-    assert [each.check for each in found] == ["replicas"] * 3 + ["storage"]
+    assert [each.check for each in found] == ["replicas"] * 4 + ["storage"]
     assert found[0].says == "RUNS_0 is behind on nats-2."
     assert found[-1].says == "The account holds 90 of the 100 bytes it may."

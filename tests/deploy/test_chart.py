@@ -206,6 +206,18 @@ def test_every_variable_is_a_setting(form: str) -> None:
     assert checked >= COMMANDS.keys()
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_no_service_takes_a_port_away(form: str) -> None:
+    """Kubernetes tells pods of a Service `runstream-broker` in a variable that is a setting's: what a container says of
+    it itself wins, in whoever's pod."""
+    ports = {"gateway": ("RUNSTREAM_PORT", "8283"), "broker": ("RUNSTREAM_BROKER_PORT", "8284")}
+    for _, pod in pods(rendered(form)):
+        for command, container in services(pod).items():
+            name, port = ports[command]
+            assert variables(container)[name] == port
+            assert port in {str(each["containerPort"]) for each in container["ports"]}
+
+
 def test_what_the_chart_keeps_to_itself_are_settings() -> None:
     """Each of the names that `config` may not have is one that some command reads."""
     text = (CHART / "templates" / "_environment.tpl").read_text(encoding="utf-8")
@@ -397,6 +409,19 @@ def test_alerts_fire_from_the_values_that_were_given() -> None:
             assert page.startswith("https://example.com/docs/runbooks/")
             alert["annotations"]["runbook_url"] = page.removeprefix("https://example.com/")
         assert made == shipped
+
+
+def test_labels_that_are_given_are_labels() -> None:
+    """Operators and Grafana's sidecar find what is for them by its labels, whatever annotations stand beside them."""
+    objects = rendered("everything")
+    for each in [*of_kind(objects, "ServiceMonitor").values(), *of_kind(objects, "PrometheusRule").values()]:
+        assert labels_of(each)["release"] == "prometheus"
+        assert each["metadata"]["annotations"] == {"contact": f"{RELEASE}@example.com"}
+    boards = [each for name, each in of_kind(objects, "ConfigMap").items() if "-dashboard-" in name]
+    assert len(boards) == 2
+    for each in boards:
+        assert labels_of(each)["grafana_dashboard"] == "1"
+        assert each["metadata"]["annotations"] == {"contact": f"{RELEASE}@example.com", "folder": "Agents"}
 
 
 # -- how many ---------------------------------------------------------------------------------------------------------

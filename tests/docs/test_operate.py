@@ -8,7 +8,7 @@ from pathlib import Path
 from runstream.schemas import new_agent_id
 from tests.docs.test_guides import START_SECONDS, answer, is_ready
 from tests.support.documents import Desk, blocks_below, desk_in
-from tests.support.http import events_of, open_stream
+from tests.support.http import events_of, fetch, open_stream
 from tests.support.nats import NatsCluster
 from tests.support.stack import message
 
@@ -27,6 +27,16 @@ async def test_separate_services(nats_cluster: NatsCluster, tmp_path: Path) -> N
         await asyncio.gather(is_ready(desk), is_ready(desk, 8284))
         path = f"/v1/agents/{new_agent_id()}/messages/stream"
         assert answer(await events_of(desk.base(), path, {"input": "from elsewhere"})) == "from elsewhere "
+
+
+async def test_several_processes_on_one_port(desk: Desk) -> None:
+    """Its workers serve the port together, and their parent says at the port of metrics that they do."""
+    (command,) = blocks_below("docs/operate/size.md", "Several processes on one port", "sh")
+    async with desk.typing(command, {"RUNSTREAM_PORT": str(desk.port(8300))}) as gateway:
+        await gateway.wait_for_line("^ready ", START_SECONDS)
+        await is_ready(desk, 8300)
+        shown = (await fetch(desk.base(9283), "GET", "/metrics")).body.decode()
+    assert "runstream_workers_alive 4.0" in shown
 
 
 async def test_keys_for_the_users_of_nats(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 import ast
 from pathlib import Path
 
-from tests.examples.test_library import QUESTION, START_SECONDS
-from tests.support.documents import ROOT, blocks_below, desk_in, making
+from tests.examples.test_library import QUESTION, typed
+from tests.support.documents import ROOT, blocks_below, desk_in
 from tests.support.http import Event
 
 
@@ -25,13 +25,7 @@ def test_the_platform_knows_nothing_of_runstream() -> None:
 
 async def test_it_does_what_its_page_says(tmp_path: Path) -> None:
     """One command starts both; an answer is left, and the rest of it is there: each word once."""
-    start, ask, resume = blocks_below("examples/capture/README.md", "Capture mode", "sh")
-    desk = desk_in(tmp_path)
-    async with making(start, desk) as example:
-        await example.wait_for_line("^Ctrl-C", START_SECONDS)
-        async with desk.typing(f"{ask}{resume}") as shell:
-            assert await shell.wait(30) == 0, shell.report()
+    lines = await typed(desk_in(tmp_path), *blocks_below("examples/capture/README.md", "Capture mode", "sh"))
     whole = f"You asked: {QUESTION} "
-    assert tokens(shell.lines) == whole
+    assert tokens(lines) == whole
     assert 0 < len(tokens((tmp_path / "first").read_text(encoding="utf-8").splitlines())) < len(whole)
-    assert shell.lines.count("data: [DONE]") == 1

@@ -17,6 +17,16 @@ def said_in(text: str) -> str:
     return "".join(re.findall(r'"content":"([^"]*)"', text))
 
 
+async def typed(desk: Desk, start: str, ask: str, resume: str) -> list[str]:
+    """Start an example, ask it, leave and resume, as its page says; returns what the shell has shown."""
+    async with making(start, desk) as example:
+        await example.wait_for_line("^Ctrl-C", START_SECONDS)
+        async with desk.typing(f"{ask}{resume}") as shell:
+            assert await shell.wait(30) == 0, shell.report()
+    assert shell.lines.count("data: [DONE]") == 1
+    return shell.lines
+
+
 async def asked(desk: Desk, text: str, **more: str) -> dict[str, str]:
     """What the platform answers a question with."""
     reply = await fetch(desk.base(8000), "POST", "/chat", json={"text": text, **more})
@@ -27,15 +37,9 @@ async def asked(desk: Desk, text: str, **more: str) -> dict[str, str]:
 
 async def test_it_does_what_its_page_says(tmp_path: Path) -> None:
     """One command starts it; an answer is left, and the rest of it is there: each word once."""
-    start, ask, resume = blocks_below("examples/library/README.md", "Library mode", "sh")
-    desk = desk_in(tmp_path)
-    async with making(start, desk) as example:
-        await example.wait_for_line("^Ctrl-C", START_SECONDS)
-        async with desk.typing(f"{ask}{resume}") as shell:
-            assert await shell.wait(30) == 0, shell.report()
-        assert said_in("\n".join(shell.lines)) == f"You asked: {QUESTION} "
-        assert len(said_in((tmp_path / "first").read_text(encoding="utf-8"))) < len(f"You asked: {QUESTION} ")
-        assert shell.lines.count("data: [DONE]") == 1
+    lines = await typed(desk_in(tmp_path), *blocks_below("examples/library/README.md", "Library mode", "sh"))
+    assert said_in("\n".join(lines)) == f"You asked: {QUESTION} "
+    assert len(said_in((tmp_path / "first").read_text(encoding="utf-8"))) < len(f"You asked: {QUESTION} ")
 
 
 async def test_a_question_that_is_sent_again(tmp_path: Path) -> None:

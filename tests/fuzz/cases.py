@@ -25,7 +25,6 @@ def fuzzed(share: float) -> settings:
         max_examples=max(1, round(CASES * share)),
         derandomize=ASKED_FOR is None,
         database=None,
-        deadline=None,
         print_blob=True,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
     )

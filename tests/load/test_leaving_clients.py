@@ -96,11 +96,12 @@ async def test_nothing_is_left_of_clients_that_leave(scene: Scene) -> None:
         await wait_until(is_quiet, 60, "clients that have left still follow")
         before = await counted_in(scene)
         rates = [await leaving.come(warm_up, FORM.clients_per_minute)]
+        await wait_until(is_quiet, 60, "clients that have left still follow")
         warm = [memory_bytes(service.process.pid) for service in (gateway, broker)]
         rates.append(await leaving.come(FORM.clients - warm_up, FORM.clients_per_minute))
-        hot = [memory_bytes(service.process.pid) for service in (gateway, broker)]
-
         await wait_until(is_quiet, 60, "clients that have left still follow")
+        # Both times when nobody is there: a busy machine has more of them at once, and more so in the end.
+        hot = [memory_bytes(service.process.pid) for service in (gateway, broker)]
         await is_as_before(scene, before)
         assert leaving.statuses == {200}
         counted = await keys(nats_url)

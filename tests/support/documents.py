@@ -17,7 +17,7 @@ from tests.support.processes import RunningProcess, running
 ROOT = Path(__file__).parents[2]
 SOURCE = os.pathsep.join(str(ROOT / part) for part in (".", "schemas", "broker", "gateway"))
 """The source as it lies, for processes that are started elsewhere."""
-PORTS = (8283, 8284, 4222, 8000, 8080, 8300)
+PORTS = (8283, 8284, 9283, 4222, 8000, 8080, 8300)
 """Those that documents name, on localhost: each stands for one that is free here."""
 # What a reader's own make is told of the make that these tests may be run by.
 NO_MAKE = {"MAKEFLAGS": "", "MAKELEVEL": "", "ARGS": ""}

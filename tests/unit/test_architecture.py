@@ -28,6 +28,7 @@ OWNERS = {
     "pydantic": [
         "*/settings*.py",
         "schemas/requests.py",
+        "schemas/queries.py",
         "schemas/ingest.py",
         "broker/ingest/routes.py",
         "broker/openapi.py",

@@ -62,7 +62,8 @@ def test_the_page_has_every_command_and_no_other() -> None:
 @pytest.mark.parametrize("name", PARSERS)
 def test_the_page_has_every_option_of_a_command(name: str) -> None:
     """With its names, its variable, its default and what it is for, as its help says it."""
-    expected = [option_row(option) for option in PARSERS[name].params if option.name != "help"]
+    told = [option for option in PARSERS[name].params if option.name != "help" and not option.hidden]
+    expected = [option_row(option) for option in told]
     found = [line for line in section(name).splitlines() if line.startswith(("| `", "| -"))]
     assert found == expected
 
@@ -90,6 +91,18 @@ def test_the_list_says_what_a_command_says_of_itself(name: str) -> None:
     says = " ".join(group.get_command(None, name).help.split())
     listed = cli.COMMANDS[name].says
     assert says.startswith(listed)
+
+
+def test_a_command_with_commands_lists_each_in_one_line() -> None:
+    """Nothing of it is cut off, and it has no options of its own: completion is the whole command line's."""
+    group: Any = typer.main.get_command(cli.app)
+    keys = group.get_command(None, "keys")
+    context = keys.make_context("keys", [], resilient_parsing=True)
+    assert [option.name for option in keys.get_params(context)] == ["help"]
+    for command in keys.commands.values():
+        listed = command.get_short_help_str(limit=60)
+        assert listed.endswith(".")
+        assert not listed.endswith("...")
 
 
 def imported(*args: str) -> set[str]:

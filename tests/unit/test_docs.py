@@ -38,6 +38,7 @@ from runstream.gateway.commands.settings import KEY
 from runstream.gateway.metrics import GATEWAY_METRICS
 from runstream.gateway.mounting import OPERATIONS, operations
 from runstream.gateway.settings import BrokerServiceSettings, GatewayServiceSettings, GatewaySettings, UpSettings
+from runstream.gateway.workers_metrics import WORKERS_METRICS
 from runstream.schemas import ERROR_TYPES, Kind
 from tests.load.bounds import follower_bytes, slow_follower_bytes, tail_bytes, upload_bytes
 from tests.support.documents import documents
@@ -151,9 +152,9 @@ NO_SETTINGS = {"help", "plan", "apply", "as_json", "rebuild_index"}
 
 
 def options() -> list[Any]:
-    """The options of all commands, as their parsers have them."""
+    """The options of all commands, as their parsers have them, but for what no person says."""
     group: Any = typer.main.get_command(cli.app)
-    return [option for name in COMMANDS for option in group.get_command(None, name).params]
+    return [option for name in COMMANDS for option in group.get_command(None, name).params if not option.hidden]
 
 
 def client_variables() -> set[str]:
@@ -194,7 +195,9 @@ def test_settings_that_are_named_exist(name: str) -> None:
     assert name in settings() or name in client_variables() or name in {WORK_STREAM, REVOKED}
 
 
-DECLARED = {name for metric in (*GATEWAY_METRICS, *BROKER_METRICS) for name in (metric.name, metric.shown_as)}
+DECLARED = {
+    name for metric in (*GATEWAY_METRICS, *WORKERS_METRICS, *BROKER_METRICS) for name in (metric.name, metric.shown_as)
+}
 COOKIES = {"runstream_token", "runstream_session"}
 
 

@@ -101,7 +101,7 @@ def wanted_of(records: Sequence[RunRecord], wanted: RunFilter, span: Span) -> li
     return [record.id for record in page]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(history=histories(), wanted=filters, span=spans)
 def test_a_page_of_runs(history: list[RunRecord | str], wanted: RunFilter, span: Span) -> None:
     """Whatever was written before, and in whatever order, a page is what a search through all of it finds."""
@@ -237,7 +237,7 @@ def in_order(record: ConversationRecord, order_by: ConversationOrder, *, descend
     return ((value is not None) == descending, value or "", record.id)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     history=conversation_histories(),
     wanted=conversation_filters,

@@ -5,16 +5,13 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from runstream.broker.log import Entry
 from runstream.gateway.sse import Style, chunked, cut_error, event_of, periodic_ping, retry_line
 from runstream.schemas import Kind, encode_chunk
 from tests.support.eventsource import SourceParser
-
-# A machine that stalls for a moment is no failure.
-unhurried = settings(deadline=None)
 
 SEQS = st.integers(min_value=1, max_value=2**53 - 1)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -67,7 +64,6 @@ def unchunked(wire: bytes) -> list[bytes]:
     return chunks
 
 
-@unhurried
 @given(body=OBJECTS, seq=SEQS, style=LETTA)
 @example(body={"message_type": "x", "content": LINE_BREAKS}, seq=1, style=Style.BACKGROUND)
 @example(body={"message_type": "x", "": '"}],"seq_id":5'}, seq=2, style=Style.FOREGROUND)
@@ -82,7 +78,6 @@ def test_any_chunk_comes_out_as_it_went_in(body: dict[str, Any], seq: int, style
     assert parsed == {**body, "run_id": "run-1"}
 
 
-@unhurried
 @given(body=OBJECTS, seq=SEQS)
 def test_kinds_and_their_events(body: dict[str, Any], seq: int) -> None:
     """An error is named as one, what is plain has no cursor, the end is `[DONE]`, and an attempt is nothing."""
@@ -99,7 +94,6 @@ def test_kinds_and_their_events(body: dict[str, Any], seq: int) -> None:
     assert events(Kind.ATTEMPT) == []
 
 
-@unhurried
 @given(st.lists(st.tuples(OBJECTS, SEQS, st.sampled_from(Kind)), max_size=8), st.sampled_from(Style))
 def test_chunks_hold_whole_events(entries: list[tuple[dict[str, Any], int, Kind]], style: Style) -> None:
     """Each event is one HTTP chunk, and an entry without an event is none: an empty chunk would be the last."""
@@ -108,7 +102,6 @@ def test_chunks_hold_whole_events(entries: list[tuple[dict[str, Any], int, Kind]
     assert unchunked(b"0\r\n\r\n") == [b""]
 
 
-@unhurried
 @given(SEQS | st.none())
 def test_pings_repeat_the_cursor(seq: int | None) -> None:
     """A keep-alive is a ping of the run with the cursor that its reader has."""
@@ -134,7 +127,6 @@ def test_end(style: Style) -> None:
     assert event_of(Entry(7, Kind.END, b"", 1), style) == b"data: [DONE]\n\n"
 
 
-@unhurried
 @given(body=OBJECTS, seq=SEQS, kind=st.sampled_from(Kind))
 @example(body={"message_type": "x", "content": LINE_BREAKS}, seq=1, kind=Kind.DATA)
 def test_events_for_an_event_source(body: dict[str, Any], seq: int, kind: Kind) -> None:

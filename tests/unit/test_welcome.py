@@ -20,7 +20,8 @@ def told(agent: str = "demo", data_dir: Path | None = Path("data"), **auth: Any)
 
 def test_the_demo_is_shown_what_it_can_do() -> None:
     """With its knobs, and without a credential, as none is asked for."""
-    assert '{"background": true, "input": "{\\"chunks\\": 50, \\"interval_ms\\": 200}"}' in told()
+    asked = '{"streaming": true, "background": true, "input": "{\\"chunks\\": 50, \\"interval_ms\\": 200}"}'
+    assert asked in told()
     assert "Bearer" not in told()
     assert f"curl -N {URL}/v1/agents/agent-" in told()
     assert "kept in data and survive" in told()

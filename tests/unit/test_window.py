@@ -80,7 +80,7 @@ class WindowAgainstModel(RuleBasedStateMachine):
 
 
 TestWindow = WindowAgainstModel.TestCase
-TestWindow.settings = settings(max_examples=60, stateful_step_count=12, deadline=None)
+TestWindow.settings = settings(max_examples=60, stateful_step_count=12)
 
 
 def test_frames_are_made_once() -> None:

@@ -21,13 +21,14 @@ from runstream.broker.topology import streams_of
 from runstream.gateway.settings_shown import SettingFinding, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from runstream.broker.jetstream import JetStream
     from runstream.broker.view import View
     from runstream.gateway.fanout import Hub
     from runstream.gateway.presence import AgentPresence
     from runstream.gateway.settings import GatewaySettings
+    from runstream.gateway.settings_shown import AnySettings
 
 __all__ = ["Checkup", "Findings"]
 
@@ -104,7 +105,10 @@ class Findings(msgspec.Struct, kw_only=True):
 
 
 class Checkup:
-    """Looks at everything there is to be looked at, and answers also while NATS is away."""
+    """Looks at everything there is to be looked at, and answers also while NATS is away.
+
+    `also` are settings that are shown beside the gateway's own and those of what is stored.
+    """
 
     def __init__(
         self,
@@ -114,6 +118,7 @@ class Checkup:
         presence: AgentPresence,
         settings: GatewaySettings,
         *,
+        also: Sequence[AnySettings],
         unready: Callable[[], Awaitable[str | None]],
     ) -> None:
         self._jetstream = jetstream
@@ -121,6 +126,7 @@ class Checkup:
         self._view = view
         self._presence = presence
         self._settings = settings
+        self._also = also
         self._unready = unready
         self._began_at = time.monotonic()
 
@@ -145,8 +151,16 @@ class Checkup:
             lease_seconds=self._hub.broker_settings.lease_seconds,
             agent=await self.agent(),
             gateway=self._gateway(),
-            settings=[*shown(self._settings), *shown(self._hub.broker_settings)],
+            settings=self._configuration(),
         )
+
+    def _configuration(self) -> list[SettingFinding]:
+        """Give each setting once, as the first of those says that have it."""
+        found: dict[str, SettingFinding] = {}
+        for settings in (*self._also, self._settings, self._hub.broker_settings):
+            for setting in shown(settings):
+                found.setdefault(setting.name, setting)
+        return list(found.values())
 
     async def agent(self) -> AgentFinding | None:
         """Ask what agent there is; None if nobody answers."""

@@ -29,7 +29,7 @@ from runstream.broker.index import Index
 from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, JetStream
 from runstream.broker.keys import pulse_key, subject_of
 from runstream.broker.settings import without_password
-from runstream.broker.topology import INDEX_STREAM, WORK_STREAM, check_server, plan_streams, plan_workers
+from runstream.broker.topology import INDEX_STREAM, check_server, plan_streams, plan_workers, streams_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -219,8 +219,7 @@ def _clock(info: dict[str, Any], before: float, after: float) -> Finding:
 
 async def _storage(jetstream: JetStream, settings: BrokerSettings) -> list[Finding]:
     found: list[Finding] = []
-    names = [f"RUNS_{shard}" for shard in range(settings.shards)]
-    for name in (*names, INDEX_STREAM, WORK_STREAM):
+    for name in streams_of(settings):
         try:
             info = await jetstream.api(f"STREAM.INFO.{name}", None)
         except NotStored:

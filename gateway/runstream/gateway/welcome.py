@@ -16,7 +16,7 @@ WELCOME: Final = """
 runstream is up. What to try next, in another terminal:
 {credential}
   # {start}
-  curl -N {url}/v1/agents/{agent_id}/messages/stream{authorization} \\
+  curl -N {url}/v1/agents/{agent_id}/messages{authorization} \\
     -H 'Content-Type: application/json' \\
     -d '{body}'
 
@@ -38,10 +38,10 @@ def welcome(url: str, agent: AgentSource, auth: AuthSettings, *, is_demo: bool, 
     """Say what to try at `url`. `data_dir` None: the runs are in a NATS that was there."""
     if is_demo:
         start = "A run of 50 chunks, one every 200 ms; break it off with Ctrl-C whenever you like."
-        body = r'{"background": true, "input": "{\"chunks\": 50, \"interval_ms\": 200}"}'
+        body = r'{"streaming": true, "background": true, "input": "{\"chunks\": 50, \"interval_ms\": 200}"}'
     else:
         start = "A run that can be resumed; break it off with Ctrl-C whenever you like."
-        body = '{"background": true, "input": "What is a stream?"}'
+        body = '{"streaming": true, "background": true, "input": "What is a stream?"}'
         if agent.letta is not None:
             start += " AGENT_ID is one of your platform's."
     return WELCOME.format(

@@ -120,6 +120,10 @@ RUNSTREAM_LOG_LEVEL: say logLevel
 {{- $role := index $.Values $name }}
 - name: RUNSTREAM_HOST
   value: {{ $.Values.listenAddress | quote }}
+{{- /* The default, and said: a pod with service links, as a sidecar's may be, hears of a Service runstream-broker in
+       RUNSTREAM_BROKER_PORT, as tcp://… */}}
+- name: {{ ternary "RUNSTREAM_PORT" "RUNSTREAM_BROKER_PORT" (eq $name "gateway") }}
+  value: {{ include "runstream.port" $name | quote }}
 - name: RUNSTREAM_METRICS_PORT
   value: {{ include "runstream.metricsPort" $name | quote }}
 - name: RUNSTREAM_DRAIN_SECONDS

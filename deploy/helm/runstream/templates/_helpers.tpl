@@ -34,7 +34,7 @@ helm.sh/chart: {{ printf "%s-%s" $.Chart.Name $.Chart.Version | replace "+" "_" 
 {{- end }}
 {{- end -}}
 
-{{/* The metadata of an object: (list $ "gateway" "runstream-gateway" $annotations). */}}
+{{/* The metadata of an object: (list $ "gateway" "runstream-gateway" $annotations), and $labels if it has any of its own. */}}
 {{- define "runstream.metadata" -}}
 {{- $ := index . 0 -}}
 {{- $annotations := merge (dict) (default dict (index . 3)) $.Values.commonAnnotations -}}
@@ -42,6 +42,11 @@ name: {{ index . 2 }}
 namespace: {{ $.Release.Namespace }}
 labels:
   {{- include "runstream.labels" (list $ (index . 1)) | nindent 2 }}
+  {{- if gt (len .) 4 }}
+  {{- with index . 4 }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+  {{- end }}
 {{- with $annotations }}
 annotations:
   {{- tpl (toYaml .) $ | nindent 2 }}

@@ -27,7 +27,7 @@ def cancel(
     url: Url = GATEWAY_URL,
     key_file: Key = None,
 ) -> None:
-    """Cancel a run. It is 0 when the run has ended as cancelled; one that had ended otherwise stays as it is: 1."""
+    """Cancel a run. Exit code 0 once it has ended as cancelled, and 1 if it had ended before, and stays as it is."""
     run(_cancel(Client(url, key_file), target, as_json=as_json))
 
 

@@ -34,7 +34,7 @@ def doctor(
     nats_url: NatsUrl = None,
     as_json: AsJson = False,  # noqa: FBT002  # typer's way
 ) -> None:
-    """Look for what is wrong with NATS, and say what to do about it. It is 1 if there is a problem."""
+    """Look for what is wrong with NATS, and say what to do about it. Exit code 1 if there is a problem."""
     # What is wrong is in the findings; the logs would say it a second time.
     configure_logs(level="critical", as_json=None)
     raise SystemExit(run(_doctor(role, nats_url, as_json=as_json)))

@@ -101,9 +101,9 @@ OF_CLIENTS: Final = epilog([*Exit])
 """Below the help of a command that asks a server for something: it may end with any of them."""
 
 
-def tell(message: str) -> None:
+def tell(message: str, *, err: bool = True) -> None:
     """Tell people something that is no output, in one line of stderr, whatever a server has put into it."""
-    typer.echo(f"runstream: {in_one_line(message)}", err=True)
+    typer.echo(f"runstream: {in_one_line(message)}", err=err)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -32,7 +32,7 @@ UNITS: Final = (("h", 3600), ("m", 60), ("s", 1))
 def provision(  # noqa: PLR0917  # typer reads options off the parameters
     nats_url: NatsUrl = None,
     plan: Annotated[  # noqa: FBT002  # typer's way
-        bool, typer.Option("--plan", help="Change nothing: show what is absent and what differs; if anything, it is 1.")
+        bool, typer.Option("--plan", help="Change nothing: show what is absent and what differs. Exit code 1 if any.")
     ] = False,
     apply: Annotated[  # noqa: FBT002  # typer's way
         bool, typer.Option("--apply", help="Also change what differs. A shorter retention removes what is older.")

@@ -19,7 +19,7 @@ from runstream.gateway.commands.output import Output
 from runstream.gateway.commands.settings import GATEWAY_URL
 from runstream.gateway.commands.terminal import harmless
 
-__all__ = ["command"]
+__all__ = ["command", "table_of"]
 
 command = typer.Typer(**PLAIN)
 
@@ -27,6 +27,9 @@ PAGE: Final = 1000
 RUN_ID: Final = 40
 UNBOUNDED: Final = 200
 """Columns that all ids fit into."""
+HEADINGS: Final = ("run", "status", "stop reason", "made", "took", "agent", "conversation")
+FIRST_CUT: Final = frozenset({"stop reason", "agent", "conversation"})
+"""What a window that is too narrow shows less of, before anything else."""
 STYLES: Final = {"running": "cyan", "created": "cyan", "completed": "green", "failed": "red", "cancelled": "yellow"}
 
 
@@ -83,22 +86,34 @@ def _show(found: list[dict[str, Any]]) -> None:
     if not found:
         typer.echo("No runs.", err=True)
         return
+    # A file, or a program, has no window that it would have to fit into.
+    Output(width=None if sys.stdout.isatty() else UNBOUNDED).print(table_of(found))
+
+
+def table_of(found: list[dict[str, Any]]) -> Table:
+    """Make the table that people are shown, a line for each run."""
     table = Table(box=None, pad_edge=False)
-    for heading in ("run", "status", "stop reason", "made", "took", "agent", "conversation"):
-        # An id that is cut off can be given to no other command.
-        table.add_column(heading, no_wrap=True, min_width=RUN_ID if heading == "run" else None)
+    for heading in HEADINGS:
+        # A run's id that is cut off can be given to no other command. What may wrap gives way first, and is cut off.
+        least = RUN_ID if heading == "run" else None
+        may_wrap = heading in FIRST_CUT
+        table.add_column(Text(heading, no_wrap=True), no_wrap=not may_wrap, min_width=least, overflow="ellipsis")
     for each in found:
         status = str(each["status"])
         cells = (each["stop_reason"], _age(each["created_at"]), _took(each), each["agent_id"], each["conversation_id"])
         table.add_row(
-            harmless(each["id"]), Text(status, STYLES.get(status, "")), *(harmless(str(cell or "")) for cell in cells)
+            Text(harmless(each["id"])),
+            Text(status, STYLES.get(status, "")),
+            # As text: what an agent gives for a stop reason may look like rich's markup.
+            *(Text(harmless(str(cell or "")), no_wrap=True) for cell in cells),
         )
-    # A file, or a program, has no window that it would have to fit into.
-    Output(width=None if sys.stdout.isatty() else UNBOUNDED).print(table)
+    return table
 
 
 def _age(made: str) -> str:
-    seconds = (datetime.now(UTC) - datetime.fromisoformat(made)).total_seconds()
+    at = datetime.fromisoformat(made)
+    # The reference's times name no zone where they mean UTC.
+    seconds = (datetime.now(UTC) - (at if at.tzinfo else at.replace(tzinfo=UTC))).total_seconds()
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f}{unit} ago"

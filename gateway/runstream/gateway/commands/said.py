@@ -31,8 +31,10 @@ class Transcript:
         self._message: object = None
         """The message whose text is being shown."""
         self._in_line = False
-        self._call: dict[str, str] | None = None
-        """The tool call that is being put together."""
+        self._caller: object = None
+        """The message whose tool calls are being put together."""
+        self._calls: dict[str, dict[str, str]] = {}
+        """Those of its calls that have begun, by their ids."""
 
     def show(self, chunk: Mapping[str, Any]) -> None:
         """Show one chunk, or keep it until its message is complete."""
@@ -42,11 +44,14 @@ class Transcript:
             return
         if kind == "ping":
             return
-        self.finish_call()
+        self.finish_calls()
         if kind in STYLES:
             self._say(chunk, kind)
         elif kind == "tool_return_message":
-            self._panel(f"{chunk.get('name') or 'tool'} returned", _text(chunk.get("tool_return")), chunk.get("status"))
+            name = chunk.get("name")
+            for each in _all_of(chunk.get("tool_returns")) or _all_of(chunk):
+                self._panel(f"{name or 'tool'} returned", _text(each.get("tool_return")), each.get("status"))
+                name = None  # It is the first one's.
         elif kind == "error_message":
             self.fail(chunk)
         elif kind not in QUIET:
@@ -59,13 +64,13 @@ class Transcript:
 
     def close(self, said: str, style: str = "dim") -> None:
         """End the text that was begun, and say one thing more."""
-        self.finish_call()
+        self.finish_calls()
         self._line(said, style)
 
-    def finish_call(self) -> None:
-        """Show the tool call that is complete, if there is one."""
-        call, self._call = self._call, None
-        if call is not None:
+    def finish_calls(self) -> None:
+        """Show the tool calls that are complete, if there are any."""
+        calls, self._calls, self._caller = self._calls, {}, None
+        for call in calls.values():
             self._panel(f"{call['verb']} {call['name']}", call["arguments"], None)
 
     def end_line(self) -> None:
@@ -84,16 +89,18 @@ class Transcript:
         self._in_line = self._in_line or bool(text)
 
     def _gather(self, kind: str, chunk: Mapping[str, Any]) -> None:
-        call = chunk.get("tool_call") or {}
-        if not isinstance(call, dict):
-            call = {}
-        name, call_id = str(call.get("name") or ""), str(call.get("tool_call_id") or chunk.get("id"))
-        if self._call is not None and self._call["id"] != call_id:
-            self.finish_call()
-        if self._call is None:
-            self._call = {"id": call_id, "verb": CALLS[kind], "name": "", "arguments": ""}
-        self._call["name"] = name if name == self._call["name"] else self._call["name"] + name
-        self._call["arguments"] += _text(call.get("arguments"))
+        caller = kind, chunk.get("id")
+        if caller != self._caller:
+            self.finish_calls()
+        self._caller = caller
+        # `tool_call` is the older form of the first of `tool_calls`.
+        for call in _all_of(chunk.get("tool_calls")) or _all_of(chunk.get("tool_call")) or [{}]:
+            # Of a piece that does not say, the call is the one before.
+            call_id = str(call.get("tool_call_id") or next(reversed(self._calls), ""))
+            found = self._calls.setdefault(call_id, {"verb": CALLS[kind], "name": "", "arguments": ""})
+            name = str(call.get("name") or "")
+            found["name"] = name if name == found["name"] else found["name"] + name
+            found["arguments"] += _text(call.get("arguments"))
 
     def _panel(self, title: str, text: str, status: object) -> None:
         self.end_line()
@@ -105,6 +112,11 @@ class Transcript:
     def _line(self, text: str, style: str) -> None:
         self.end_line()
         self._console.print(Text(harmless(text), style=style), soft_wrap=True)
+
+
+def _all_of(found: object) -> list[dict[str, Any]]:
+    """Give what there is one of, or a list of, as a list; nothing of what is neither."""
+    return [each for each in (found if isinstance(found, list) else [found]) if isinstance(each, dict)]
 
 
 def _text(content: object) -> str:

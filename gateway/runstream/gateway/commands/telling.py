@@ -13,15 +13,25 @@ from runstream.gateway.process import CannotStart
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from runstream.gateway.place import Place
+
 __all__ = ["told"]
 
 
 @contextmanager
-def told(log_level: str, log_json: bool | None) -> Iterator[None]:  # noqa: FBT001  # as typer read it
-    """Configure logs; what keeps a service from starting is told in one line, with exit code 1."""
+def told(  # as typer read them
+    log_level: str,
+    log_json: bool | None,  # noqa: FBT001
+    place: Place | None = None,
+) -> Iterator[None]:
+    """Configure logs; what keeps a service from starting is told in one line, with exit code 1.
+
+    A worker, which has a place, tells its parent, on stdout: what keeps one of them from it keeps all, and people are
+    told once.
+    """
     try:
-        configure_logs(level=log_level, as_json=log_json)
+        configure_logs(level=log_level, as_json=log_json, always={} if place is None else {"worker": place.number})
         yield
     except (CannotStart, BrokerError) as error:
-        tell(str(error))
+        tell(str(error), err=place is None)
         raise SystemExit(Exit.FAILED) from None

@@ -76,8 +76,10 @@ export const paths = {
   followers: (id) => `/v1/runstream/runs/${encodeURIComponent(id)}/followers`,
   outline: (id, after) => `/v1/runstream/runs/${encodeURIComponent(id)}/outline?starting_after=${after}`,
   cancel: (agent) => `/v1/agents/${encodeURIComponent(agent)}/messages/cancel`,
-  say: (agent) => `/v1/agents/${encodeURIComponent(agent)}/messages/stream`,
+  say: (agent) => `/v1/agents/${encodeURIComponent(agent)}/messages`,
 };
+
+export const isLive = (run) => run?.status === "created" || run?.status === "running";
 
 // Does something again and again, not while it is still being done, and not while nobody looks.
 export const every = (milliseconds, work) => {

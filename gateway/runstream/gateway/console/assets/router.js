@@ -22,13 +22,23 @@ export const runsAddress = (query) => {
 
 export const runAddress = (id) => `/console/runs/${encodeURIComponent(id)}`;
 
-export const go = (address, { replace = false } = {}) => {
-  history[replace ? "replaceState" : "pushState"](null, "", address);
+// What stands behind a `#` is no other place: who skips to the content stays where they are.
+const address = () => location.pathname + location.search;
+let shown;
+
+const moved = () => {
+  shown = address();
   dispatchEvent(new Event("runstream:place"));
 };
 
+export const go = (to, { replace = false } = {}) => {
+  history[replace ? "replaceState" : "pushState"](null, "", to);
+  moved();
+};
+
 export const listen = () => {
-  addEventListener("popstate", () => dispatchEvent(new Event("runstream:place")));
+  shown = address();
+  addEventListener("popstate", () => address() !== shown && moved());
   document.addEventListener("click", (event) => {
     const link = event.target.closest("a[href^='/console']");
     if (!link || event.button || event.ctrlKey || event.metaKey || event.shiftKey || link.target) return;

@@ -1,7 +1,7 @@
 // One run: what it says, chunk by chunk and as a whole, when it said it, who follows it, and this page's own connection,
 // which can be cut and taken up again to see that nothing is lost.
 
-import { ask, every, paths, willPass } from "./api.js";
+import { ask, every, isLive, paths, willPass } from "./api.js";
 import { Chunks } from "./chunks.js";
 import { announce, h, mark, say } from "./dom.js";
 import { Following } from "./follow.js";
@@ -15,7 +15,6 @@ const STATES = {
   cut: ["warn", "Cut by you"], over: ["good", "Has the whole run"], refused: ["bad", "Refused"],
 };
 const FRAMINGS = { event_source: "EventSource", letta: "Letta, in the background", letta_foreground: "Letta, in the foreground" };
-const isLive = (run) => run?.status === "created" || run?.status === "running";
 
 const table = (caption, heads) => {
   const body = h("tbody");
@@ -161,7 +160,9 @@ export const runView = ({ id, session }) => {
 
   const check = async () => {
     try {
-      proof.judge(await following.check());
+      const found = await following.check();
+      if (following.isLeft) return; // Another view is shown: nothing is said there of this one.
+      proof.judge(found);
       announce(proof.verdict.textContent);
       timeline.show(following.outline, isLive(run));
     } catch (error) {

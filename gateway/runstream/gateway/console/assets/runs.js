@@ -1,6 +1,6 @@
 // The list of runs: those that go on, or those that were. What is looked for stands in the address.
 
-import { ask, every, paths } from "./api.js";
+import { ask, every, isLive, paths } from "./api.js";
 import { announce, h, mark, say } from "./dom.js";
 import { age, count, moment, short } from "./format.js";
 import { go, runAddress, runsAddress } from "./router.js";
@@ -96,7 +96,7 @@ export const runsView = ({ query }) => {
   const mend = (row, run, index) => {
     const [status, id, agent, conversation, since, messages, rate, followers, lag] = row.children;
     const found = figures.get(run.id);
-    const isLive = run.status === "created" || run.status === "running";
+    const goesOn = isLive(run);
     mark(row, "data-index", index);
     mark(row, "aria-rowindex", index + 2);
     mark(status.firstChild, "data-state", run.status);
@@ -107,9 +107,9 @@ export const runsView = ({ query }) => {
     say(since, age(Date.now() - moment(run.created_at)));
     mark(since, "title", `made ${run.created_at}`);
     say(messages, count(found?.messages));
-    say(rate, isLive && found?.rate !== undefined ? `${found.rate.toFixed(found.rate < 10 ? 1 : 0)}/s` : "–");
-    say(followers, isLive ? count(found?.here.followers) : "–");
-    say(lag, isLive && found ? count(found.here.lag_messages) : "–");
+    say(rate, goesOn && found?.rate !== undefined ? `${found.rate.toFixed(found.rate < 10 ? 1 : 0)}/s` : "–");
+    say(followers, goesOn ? count(found?.here.followers) : "–");
+    say(lag, goesOn && found ? count(found.here.lag_messages) : "–");
     mark(lag, "class", found?.here.lag_messages > 0 ? "num late" : "num");
   };
 
@@ -145,7 +145,7 @@ export const runsView = ({ query }) => {
     for (const id of figures.keys()) if (!ids.has(id)) figures.delete(id);
     mark(grid, "aria-rowcount", runs.length + 1);
     const what = wanted.status ? (wanted.status === "all" ? "runs" : `${wanted.status} runs`) : "live runs";
-    say(total, `${count(runs.length)}${isWhole ? "" : " newest"} ${what}`);
+    say(total, `${count(runs.length)}${isWhole ? "" : " newest"} ${runs.length === 1 ? what.replace(/s$/, "") : what}`);
     more.hidden = isWhole || !wanted.status;
     empty.hidden = runs.length > 0;
     say(empty, wanted.q
@@ -187,7 +187,7 @@ export const runsView = ({ query }) => {
       isPaged = true;
       ({ isWhole, last } = found);
       draw();
-      announce(`${found.runs.length} older runs`);
+      announce(`${count(found.runs.length)} older ${found.runs.length === 1 ? "run" : "runs"}`);
     } catch (error) {
       if (mine !== turn) return;
       say(alert, error.message);
@@ -198,15 +198,18 @@ export const runsView = ({ query }) => {
   };
 
   const measure = async () => {
-    const ids = visible.map((run) => run.id).slice(0, MOST_FIGURES);
-    if (!ids.length) return;
+    // Each costs NATS three reads: one that has ended is looked at once more, and then left alone.
+    const open = visible.filter((run) => !figures.get(run.id)?.isLast).slice(0, MOST_FIGURES);
+    if (!open.length) return;
+    const ids = open.map((run) => run.id);
+    const ended = new Set(open.filter((run) => !isLive(run)).map((run) => run.id));
     try {
       const now = performance.now();
       for (const found of await ask(paths.figures(ids))) {
         const before = figures.get(found.run_id);
         const seconds = before ? (now - before.at) / 1000 : 0;
         const rate = before ? (found.messages - before.messages) / seconds : undefined;
-        figures.set(found.run_id, { ...found, rate, at: now });
+        figures.set(found.run_id, { ...found, rate, at: now, isLast: ended.has(found.run_id) });
       }
       list.plan();
     } catch {
@@ -216,7 +219,7 @@ export const runsView = ({ query }) => {
 
   const stops = [
     every(() => (newest.length > 200 ? 5000 : 2000), () => look()),
-    every(1000, measure),
+    every(2000, measure),
     every(1000, () => list.plan()),
   ];
   choose();
@@ -234,6 +237,7 @@ export const runsView = ({ query }) => {
       older = [];
       newest = [];
       isPaged = false;
+      more.hidden = true; // Where it would go on is known of what was looked for before.
       if (box.value.trim() !== wanted.q) box.value = wanted.q;
       choose();
       scroller.scrollTop = 0;

@@ -36,7 +36,7 @@ export const tryView = ({ session }) => {
     press.disabled = true;
     alert.hidden = true;
     try {
-      go(runAddress(await begin(paths.say(AGENT), { background: true, input: JSON.stringify(knobs) })));
+      go(runAddress(await begin(paths.say(AGENT), { streaming: true, background: true, input: JSON.stringify(knobs) })));
     } catch (error) {
       say(alert, `No run was started. ${error.message}`);
       alert.hidden = false;

@@ -1,5 +1,5 @@
 // A list of any length with as many elements as fit on the screen. Rows are of one height, and are made and mended by
-// the caller; an element stays with its key, so that what has the focus keeps it.
+// the caller; an element stays with its key, so that what has the focus keeps it. Once that is gone, the list has it.
 
 const BEYOND = 8;
 
@@ -51,12 +51,18 @@ export class VirtualList {
     const first = Math.max(0, Math.floor(scrollTop / this.height) - BEYOND);
     const last = Math.min(this.items.length, Math.ceil((scrollTop + clientHeight) / this.height) + BEYOND);
     this.space.style.height = `${this.items.length * this.height}px`;
-    const wanted = new Set();
+    const wanted = new Map();
+    for (let index = first; index < last; index += 1) wanted.set(this.key(this.items[index], index), index);
+    // Those that go go first. What stays is then in its place: an element that was moved would lose the focus.
+    for (const [key, row] of this.rows) {
+      if (wanted.has(key)) continue;
+      if (row.contains(document.activeElement)) this.scroller.focus({ preventScroll: true });
+      row.remove();
+      this.rows.delete(key);
+    }
     let before = null;
-    for (let index = first; index < last; index += 1) {
+    for (const [key, index] of wanted) {
       const item = this.items[index];
-      const key = this.key(item, index);
-      wanted.add(key);
       let row = this.rows.get(key);
       if (row === undefined) {
         row = this.make(item, index);
@@ -69,12 +75,6 @@ export class VirtualList {
       const next = before === null ? this.space.firstChild : before.nextSibling;
       if (next !== row) this.space.insertBefore(row, next);
       before = row;
-    }
-    for (const [key, row] of this.rows) {
-      if (!wanted.has(key)) {
-        row.remove();
-        this.rows.delete(key);
-      }
     }
     this.onwindow?.(this.items.slice(first, last));
   }
