@@ -9,8 +9,8 @@ import pytest
 import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
-from runstream.broker.jetstream import StoredMessage
 from runstream.broker.log import Entry
+from runstream.broker.messages import StoredMessage
 from runstream.gateway.follower import Follower
 from runstream.gateway.window import Frame, Window
 from runstream.schemas import CreateMessagesRequest, RetrieveStreamRequest

@@ -8,8 +8,8 @@ import pytest
 import pytest_asyncio
 
 from runstream.broker.errors import Unavailable
-from runstream.broker.jetstream import StoredMessage
 from runstream.broker.keys import LEASE_SECONDS
+from runstream.broker.messages import StoredMessage
 from runstream.broker.reader import OUTLINE_BYTES
 from runstream.broker.topology import LogAddress, streams_of
 from runstream.gateway.figures import Figures

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from runstream.broker.jetstream import StoredMessage
+from runstream.broker.messages import StoredMessage
 from runstream.broker.reader import LogReader
 from runstream.broker.topology import LogAddress
 from runstream.schemas import Chunk, RunRecord, RunRequest, StopReason, new_agent_id, new_otid, new_run_id

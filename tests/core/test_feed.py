@@ -183,7 +183,7 @@ async def test_a_lost_last_message_is_noticed(core: Core) -> None:
 
 async def test_a_consumer_that_says_nothing_is_taken_for_gone(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither messages nor heartbeats come any more: another one is made."""
-    monkeypatch.setattr("runstream.broker.jetstream.HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr("runstream.broker.consumer.HEARTBEAT_SECONDS", 0.2)
     jetstream = Lossy(core)
     async with mirror_running(jetstream) as mirror:
         await mirror.caught_up()
@@ -205,9 +205,9 @@ async def test_a_consumer_that_somebody_deletes(core: Core) -> None:
 
 async def test_pulls_that_run_out(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pull that ends by its time, by its bytes or by its count is followed by another, and nothing is lost."""
-    monkeypatch.setattr("runstream.broker.jetstream.FOLLOW_SECONDS", 0.5)
-    monkeypatch.setattr("runstream.broker.jetstream.HEARTBEAT_SECONDS", 0.2)
-    monkeypatch.setattr("runstream.broker.jetstream.FOLLOWED_MESSAGES", 7)
+    monkeypatch.setattr("runstream.broker.consumer.FOLLOW_SECONDS", 0.5)
+    monkeypatch.setattr("runstream.broker.consumer.HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr("runstream.broker.consumer.FOLLOWED_MESSAGES", 7)
     large = b"x" * (core.connection.max_payload - 1024)
     async with mirror_running(core.jetstream) as mirror:
         for number in range(8):

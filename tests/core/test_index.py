@@ -26,8 +26,9 @@ from runstream.broker.errors import (
     WrongLastSequence,
 )
 from runstream.broker.index import CONVERSATION_SHARE, Claimed, Index
-from runstream.broker.jetstream import BatchWrite, JetStream, StoredMessage
+from runstream.broker.jetstream import BatchWrite, JetStream
 from runstream.broker.keys import run_key, subject_of
+from runstream.broker.messages import StoredMessage
 from runstream.broker.topology import INDEX_STREAM, LogAddress
 from runstream.schemas import (
     ConversationRecord,

@@ -8,8 +8,9 @@ import pytest
 
 from runstream.broker.errors import Fenced
 from runstream.broker.index import Index
-from runstream.broker.jetstream import JetStream, StoredMessage
+from runstream.broker.jetstream import JetStream
 from runstream.broker.lease import Lease
+from runstream.broker.messages import StoredMessage
 from runstream.schemas import DEFAULT_TENANT
 from tests.support.core import Core, chunk
 from tests.support.waiting import wait_until

@@ -22,8 +22,9 @@ from runstream.broker.errors import (
     Unavailable,
     WrongLastSequence,
 )
-from runstream.broker.jetstream import BATCHES_AT_A_TIME, BatchWrite, JetStream, StoredMessage
+from runstream.broker.jetstream import BATCHES_AT_A_TIME, BatchWrite, JetStream
 from runstream.broker.log import ENDING, WRITER, entry_of
+from runstream.broker.messages import StoredMessage
 from runstream.broker.publisher import ENDING_ROOM_MESSAGES, Publisher, Write, chunk_limit
 from runstream.broker.topology import LogAddress, provision
 from runstream.schemas import Kind, new_run_id

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from runstream.broker.errors import CursorExpired, Unavailable
-from runstream.broker.jetstream import DIRECT_GET_BATCH, StoredMessage
+from runstream.broker.jetstream import DIRECT_GET_BATCH
 from runstream.broker.log import Entry
+from runstream.broker.messages import StoredMessage
 from runstream.broker.publisher import chunk_limit
 from runstream.broker.reader import LogReader
 from runstream.broker.topology import LogAddress

@@ -13,8 +13,9 @@ from runstream.broker.bucket import Stored
 from runstream.broker.ending import Ending, Outcome, end_run, failed, first_message
 from runstream.broker.errors import Conflict
 from runstream.broker.index import Index
-from runstream.broker.jetstream import JetStream, StoredMessage
+from runstream.broker.jetstream import JetStream
 from runstream.broker.keys import conversation_key, run_key, subject_of
+from runstream.broker.messages import StoredMessage
 from runstream.broker.publisher import Publisher, Write
 from runstream.broker.rebuild import Rebuilt, rebuild
 from runstream.broker.service import Broker

@@ -11,8 +11,8 @@ import pytest
 
 from runstream.broker.connection import Message
 from runstream.broker.errors import BrokerError, CursorExpired, NoResponders, Unavailable
-from runstream.broker.jetstream import StoredMessage
 from runstream.broker.log import Entry, entry_of
+from runstream.broker.messages import StoredMessage
 from runstream.broker.publisher import Publisher
 from runstream.broker.reader import LogReader
 from runstream.broker.tail import LiveTail, TailCounters

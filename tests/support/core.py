@@ -10,9 +10,10 @@ import msgspec
 from runstream.broker.connection import Connection
 from runstream.broker.errors import BrokerError, Unavailable
 from runstream.broker.index import Index
-from runstream.broker.jetstream import JetStream, StoredMessage
+from runstream.broker.jetstream import JetStream
 from runstream.broker.keys import subject_of
 from runstream.broker.log import KIND, WRITER, Entry, entry_of, writer_header
+from runstream.broker.messages import StoredMessage
 from runstream.broker.publisher import Publisher, Write
 from runstream.broker.reader import LogReader
 from runstream.broker.settings import BrokerSettings

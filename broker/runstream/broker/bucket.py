@@ -22,7 +22,8 @@ from runstream.schemas import NewerRecord
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from runstream.broker.jetstream import JetStream, StoredMessage
+    from runstream.broker.jetstream import JetStream
+    from runstream.broker.messages import StoredMessage
 
 __all__ = ["Bucket", "Put", "Stored", "persist"]
 

@@ -41,7 +41,7 @@ from runstream.schemas import (
 if TYPE_CHECKING:
     from runstream.broker.fullness import Room
     from runstream.broker.index import Index
-    from runstream.broker.jetstream import StoredMessage
+    from runstream.broker.messages import StoredMessage
     from runstream.broker.publisher import Publisher
     from runstream.schemas import (
         RunRecord,

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
+from runstream.broker.consumer import Heartbeat
 from runstream.broker.errors import BrokerError, Unavailable
-from runstream.broker.jetstream import Heartbeat
 from runstream.broker.keys import BUCKET, KV_OPERATION, key_of, subject_of
 from runstream.broker.logs import get_logger
 from runstream.broker.tasks import end_task
@@ -29,7 +29,8 @@ from runstream.broker.tasks import end_task
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from runstream.broker.jetstream import JetStream, StoredMessage
+    from runstream.broker.jetstream import JetStream
+    from runstream.broker.messages import StoredMessage
 
 __all__ = ["Feed", "KeyWrite"]
 

@@ -70,7 +70,8 @@ from runstream.schemas import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from runstream.broker.jetstream import JetStream, StoredMessage
+    from runstream.broker.jetstream import JetStream
+    from runstream.broker.messages import StoredMessage
 
 __all__ = ["Claimed", "Index"]
 

@@ -13,10 +13,12 @@ import secrets
 import time
 from base64 import b64decode
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from runstream.broker.answers import Inbox, answered, into
+from runstream.broker.consumer import Consumer
 from runstream.broker.errors import (
     Contended,
     NotStored,
@@ -27,31 +29,22 @@ from runstream.broker.errors import (
     WrongLastSequence,
 )
 from runstream.broker.findings import Findings
+from runstream.broker.messages import StoredMessage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
+    from runstream.broker.answers import Answers
     from runstream.broker.connection import Connection, Message
-
-    _Answers: TypeAlias = asyncio.Queue[Message | None]
-    """None: what comes may not be all any more."""
 
 __all__ = [
     "EXPECTED_LAST_SEQUENCE",
-    "STORED_AT",
     "BatchWrite",
-    "Consumer",
     "JetStream",
-    "StoredMessage",
-    "deliveries",
-    "stream_sequence",
 ]
 
 EXPECTED_LAST_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 """Compare-and-set: the write is refused unless the subject's last message has this sequence (0: none)."""
-
-STORED_AT = "Nats-Time-Stamp"
-"""The header of a message given out of a stream: when it was stored, by the clock of the server that stored it."""
 
 DIRECT_GET_BATCH = 256
 DIRECT_GET_BYTES = 256 * 1024
@@ -62,20 +55,8 @@ BATCHES_AT_A_TIME = 8
 in 2 to 3.5 ms, or in thirty when it wants for a core. Of more than it gets done in the time of a request all are asked
 for again, and none comes through ever again."""
 
-LONG_REPLY_TOKENS = 11
 CONSUMER_IDLE_SECONDS = 10.0
 """A consumer whose deletion was lost is removed by the server after this long without a pull."""
-
-FOLLOWED_MESSAGES = 100
-"""Messages that are asked for at a time by who follows a consumer for ever: handled in a millisecond or two, and before
-the next ones come others have their turn in the event loop."""
-FOLLOW_SECONDS = 30.0
-HEARTBEAT_SECONDS = 1.0
-HEARTBEATS_MISSED = 3
-"""After so many a consumer that says nothing is taken for gone."""
-
-PULL_COMPLETED = "Batch Completed"
-"""What follows the last message of a pull that has a limit in bytes."""
 
 LAST_MESSAGES_PAGE = 1000
 """Headers that wait in memory for their reader, a few hundred bytes each."""
@@ -120,25 +101,6 @@ class _GotAnswer(msgspec.Struct):
     error: _Error | None = None
 
 
-class StoredMessage(msgspec.Struct, frozen=True):
-    """One message of a stream as the server keeps it."""
-
-    subject: str
-    seq: int
-    body: bytes
-    headers: dict[str, str]
-    pending: int = 0
-    """Messages of the same filter that follow it, where the answer says so."""
-    stored_at_ns: int = 0
-    """When the server stored it, in nanoseconds since 1970 on its clock, where the answer says so."""
-
-
-class Heartbeat(msgspec.Struct, frozen=True):
-    """A sign of life of a consumer that has nothing to deliver, up to this sequence of its stream."""
-
-    seq: int
-
-
 class BatchWrite(msgspec.Struct, frozen=True):
     """One message of an atomic batch."""
 
@@ -158,7 +120,7 @@ class JetStream:
         self.findings = findings or Findings()
         """Where whoever reads tells of what is not as runstream writes it."""
         self._seconds = timeout_seconds
-        self._inbox = _Inbox(connection)
+        self._inbox = Inbox(connection)
         self._batch_turns = asyncio.Semaphore(BATCHES_AT_A_TIME)
         self.times_full = 0
         """Writes that were refused because a limit was reached."""
@@ -276,7 +238,7 @@ class JetStream:
             await self.connection.publish(request, msgspec.json.encode(query), reply=reply)
             return await self._collect_direct(request, queue)
 
-    async def _collect_direct(self, request: str, queue: _Answers) -> list[StoredMessage]:
+    async def _collect_direct(self, request: str, queue: Answers) -> list[StoredMessage]:
         found: list[StoredMessage] = []
         previous = 0
         while True:
@@ -299,15 +261,15 @@ class JetStream:
             pending = int(headers.get("Nats-Num-Pending", 0))
             found.append(StoredMessage(headers["Nats-Subject"], previous, message.data, headers, pending))
 
-    async def next_answer(self, queue: _Answers, what: str, *, seconds: float | None = None) -> Message:
+    async def next_answer(self, queue: Answers, what: str, *, seconds: float | None = None) -> Message:
         """Take the next of several answers to one request; `what` names the request in the error."""
         if not queue.empty():
             # Most of a batch is there at once; waiting for what is costs as much as it.
-            return _answered(queue.get_nowait(), what)
+            return answered(queue.get_nowait(), what)
         try:
             # Not `wait_for`: in Python 3.11 it forgets a cancellation that comes together with what it waits for.
             async with asyncio.timeout(seconds or self._seconds):
-                return _answered(await queue.get(), what)
+                return answered(await queue.get(), what)
         except TimeoutError as error:
             if self.connection.refuses(what):
                 raise Refused(f"{what}.") from error
@@ -359,8 +321,8 @@ class JetStream:
         }
         # A pulled message keeps its own subject, so a shared wildcard inbox could not tell whose it is.
         inbox = self.connection.new_inbox()
-        queue: _Answers = asyncio.Queue()
-        subscription = await self.connection.listen(inbox, _into(queue))
+        queue: Answers = asyncio.Queue()
+        subscription = await self.connection.listen(inbox, into(queue))
         try:
             create = f"CONSUMER.CREATE.{stream}.{name}" + (f".{subjects[0]}" if one else "")
             created = await self.api(create, {"stream_name": stream, "config": config})
@@ -400,150 +362,6 @@ class JetStream:
         await self._inbox.close()
 
 
-class Consumer:
-    """An ephemeral consumer on the server, pulled page by page; none of its messages may be missing."""
-
-    def __init__(self, jetstream: JetStream, request: str, inbox: str, queue: _Answers, pending: int) -> None:
-        self.pending = pending
-        """Messages that were there when it was made, and have not been delivered."""
-        self._jetstream = jetstream
-        self._request = request
-        self._inbox = inbox
-        self._queue = queue
-        self._pulled = 0
-
-    async def pull(self, limit: int, *, max_bytes: int | None = None) -> list[StoredMessage]:
-        """Return the next messages of those that were there when the consumer was made; none when it had all."""
-        expected = min(limit, self.pending)
-        if expected:
-            await self._ask({"batch": expected, "no_wait": True}, max_bytes)
-        found: list[StoredMessage] = []
-        while len(found) < expected:
-            message = await self._jetstream.next_answer(self._queue, self._request)
-            headers = message.headers or {}
-            status = headers.get("Status")
-            if status == "404":  # Nothing more: some of them have been removed.
-                self.pending = len(found)
-                break
-            if status == "409" and max_bytes is not None:  # As many bytes as were asked for.
-                break
-            if status is not None:
-                raise self._odd(headers)
-            found.append(self._delivered(message))
-        self.pending -= len(found)
-        return found
-
-    async def follow(self) -> AsyncGenerator[StoredMessage | Heartbeat]:
-        """Yield what is there and what will be, with a heartbeat in each second of silence. Close it (`aclosing`).
-
-        Raises `Unavailable` when a message may have been lost, or the consumer is gone. Who knows before calls `lose`.
-        """
-        seconds = HEARTBEAT_SECONDS * HEARTBEATS_MISSED
-        while True:
-            left = FOLLOWED_MESSAGES
-            query = {
-                "batch": left,
-                "expires": int(FOLLOW_SECONDS * 1e9),
-                "idle_heartbeat": int(HEARTBEAT_SECONDS * 1e9),
-            }
-            # One message must fit: a pull that it does not fit into ends with nothing.
-            await self._ask(query, 2 * self._jetstream.connection.max_payload)
-            while left:
-                message = await self._jetstream.next_answer(self._queue, self._request, seconds=seconds)
-                headers = message.headers or {}
-                if "Status" not in headers:
-                    left -= 1
-                    yield self._delivered(message)
-                elif headers["Status"] == "100" and int(headers.get("Nats-Last-Consumer", -1)) == self._pulled:
-                    yield Heartbeat(int(headers["Nats-Last-Stream"]))
-                elif headers.get("Description") == PULL_COMPLETED:
-                    pass  # The one before, all of which has come.
-                elif int(headers.get("Nats-Pending-Messages", -1)) == left:
-                    break  # The pull is over, by its time or its bytes, and says how many of its messages were to come.
-                else:
-                    raise self._odd(headers)
-
-    def lose(self) -> None:
-        """Have whoever follows fail, as messages may have been lost."""
-        self._queue.put_nowait(None)
-
-    async def _ask(self, query: Mapping[str, object], max_bytes: int | None) -> None:
-        body = {**query} if max_bytes is None else {**query, "max_bytes": max_bytes}
-        await self._jetstream.connection.publish(self._request, msgspec.json.encode(body), reply=self._inbox)
-
-    def _delivered(self, message: Message) -> StoredMessage:
-        delivery = _delivery(message.reply)
-        self._pulled += 1
-        if delivery.consumer_seq != self._pulled:
-            raise Unavailable(f"{self._request}: a message was lost on the way")
-        return StoredMessage(
-            message.subject,
-            delivery.stream_seq,
-            message.data,
-            message.headers or {},
-            delivery.pending,
-            delivery.stored_at_ns,
-        )
-
-    def _odd(self, headers: Mapping[str, str]) -> Unavailable:
-        return Unavailable(f"{self._request}: status {headers.get('Status')} {headers.get('Description', '')}")
-
-
-class _Inbox:
-    """Replies of many messages each, told apart by the last token of one wildcard subscription."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._prefix = ""
-        self._opening = asyncio.Lock()
-        self._close: Callable[[], Awaitable[None]] | None = None
-        self._queues: dict[str, _Answers] = {}
-        self._count = 0
-
-    @contextlib.asynccontextmanager
-    async def answers(self) -> AsyncIterator[tuple[str, _Answers]]:
-        """Give a reply subject and the queue its messages arrive in; a late answer is dropped."""
-        async with self._opening:
-            if self._close is None:
-                self._prefix = self._connection.new_inbox()
-                subscription = await self._connection.listen(f"{self._prefix}.*", self._on_messages)
-                self._close = subscription.close
-        self._count += 1
-        token = str(self._count)
-        # Unbounded, but never longer than the batch that its owner asked for.
-        queue: _Answers = asyncio.Queue()
-        self._queues[token] = queue
-        try:
-            yield f"{self._prefix}.{token}", queue
-        finally:
-            del self._queues[token]
-
-    def _on_messages(self, messages: Sequence[Message]) -> None:
-        for message in messages:
-            queue = self._queues.get(message.subject.rpartition(".")[2])
-            if queue is not None:
-                queue.put_nowait(message)
-
-    async def close(self) -> None:
-        if self._close is not None:
-            await self._close()
-            self._close = None
-
-
-def _answered(message: Message | None, what: str) -> Message:
-    if message is None:
-        raise Unavailable(f"{what}: messages may have been lost")
-    return message
-
-
-def _into(queue: _Answers) -> Callable[[Sequence[Message]], None]:
-    def put(messages: Sequence[Message]) -> None:
-        for message in messages:
-            queue.put_nowait(message)
-
-    return put
-
-
 def _acknowledged(data: bytes) -> int:
     ack = msgspec.json.decode(data, type=_Ack)
     if ack.error is not None:
@@ -569,37 +387,3 @@ def _translated(error: _Error, **facts: object) -> Exception:
 def _parse_headers(raw: bytes) -> dict[str, str]:
     lines = raw.decode(errors="replace").split("\r\n")[1:]
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines) if name}
-
-
-def deliveries(reply: str) -> int:
-    """Read from a delivery's reply subject how often its message has been delivered."""
-    tokens = reply.split(".")
-    return int(tokens[_metadata_at(tokens)])
-
-
-def stream_sequence(reply: str) -> int:
-    """Read from a delivery's reply subject which of the stream's messages it is."""
-    return _delivery(reply).stream_seq
-
-
-class _Delivery(msgspec.Struct, frozen=True):
-    stream_seq: int
-    consumer_seq: int
-    stored_at_ns: int
-    pending: int
-
-
-def _delivery(reply: str) -> _Delivery:
-    """Read what a delivery's reply subject says of its message."""
-    tokens = reply.split(".")
-    at = _metadata_at(tokens)
-    return _Delivery(*map(int, tokens[at + 1 : at + 5]))
-
-
-def _metadata_at(tokens: list[str]) -> int:
-    """Find the delivery count in a reply subject.
-
-    `$JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>`; the long form has a
-    domain and an account hash after `$JS.ACK`, and a random token at the end.
-    """
-    return 4 if len(tokens) < LONG_REPLY_TOKENS else 6

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from runstream.broker.connection import Message
-    from runstream.broker.jetstream import JetStream, StoredMessage
+    from runstream.broker.jetstream import JetStream
+    from runstream.broker.messages import StoredMessage
     from runstream.broker.topology import LogAddress
     from runstream.schemas import Trace
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from runstream.broker.errors import Unavailable, WrongLastSequence
-from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, deliveries, stream_sequence
+from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE
 from runstream.broker.keys import is_token
 from runstream.broker.log import traced
 from runstream.broker.logs import get_logger
+from runstream.broker.messages import deliveries, stream_sequence
 from runstream.broker.topology import WORK_STREAM, WORKERS
 from runstream.schemas import is_run_id
 

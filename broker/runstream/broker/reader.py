@@ -20,16 +20,18 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from runstream.broker.errors import BrokenLog, CursorExpired, Unavailable
-from runstream.broker.jetstream import DIRECT_GET_BATCH, STORED_AT
+from runstream.broker.jetstream import DIRECT_GET_BATCH
 from runstream.broker.leaders import Leaders
 from runstream.broker.log import Entry, entry_of, first_of, is_stranger, last_of, place_of, whole
+from runstream.broker.messages import STORED_AT
 from runstream.schemas import Kind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from runstream.broker.findings import Findings
-    from runstream.broker.jetstream import JetStream, StoredMessage
+    from runstream.broker.jetstream import JetStream
+    from runstream.broker.messages import StoredMessage
     from runstream.broker.settings import BrokerSettings
     from runstream.broker.topology import LogAddress
 

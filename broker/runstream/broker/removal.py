@@ -21,7 +21,8 @@ from runstream.schemas import Kind
 
 if TYPE_CHECKING:
     from runstream.broker.index import Index
-    from runstream.broker.jetstream import JetStream, StoredMessage
+    from runstream.broker.jetstream import JetStream
+    from runstream.broker.messages import StoredMessage
     from runstream.broker.takeover import TakeOver
     from runstream.schemas import RunRecord
 

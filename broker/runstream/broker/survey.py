@@ -24,7 +24,8 @@ from runstream.schemas import REQUIRES_APPROVAL, Kind, RunRecord, status_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from runstream.broker.jetstream import JetStream, StoredMessage
+    from runstream.broker.jetstream import JetStream
+    from runstream.broker.messages import StoredMessage
 
 __all__ = ["LoggedRun", "Survey", "each", "is_sealed", "logged_run", "outcome_of", "survey"]
 

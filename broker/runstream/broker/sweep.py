@@ -39,7 +39,8 @@ from runstream.broker.topology import INDEX_STREAM, LogAddress, log_streams
 from runstream.schemas import InvalidRecord, decode_run
 
 if TYPE_CHECKING:
-    from runstream.broker.jetstream import JetStream, StoredMessage
+    from runstream.broker.jetstream import JetStream
+    from runstream.broker.messages import StoredMessage
     from runstream.broker.metrics import BrokerMetrics
     from runstream.broker.settings import BrokerSettings
 

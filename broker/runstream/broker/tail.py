@@ -18,9 +18,9 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from runstream.broker.errors import BrokenLog, BrokerError, CursorExpired, Unavailable
-from runstream.broker.jetstream import STORED_AT
 from runstream.broker.log import Entry, entry_of, is_stranger, last_of, live_entry
 from runstream.broker.logs import get_logger
+from runstream.broker.messages import STORED_AT
 from runstream.schemas import Kind
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from runstream.broker.ending import Outcome
     from runstream.broker.index import Index
-    from runstream.broker.jetstream import JetStream, StoredMessage
+    from runstream.broker.jetstream import JetStream
+    from runstream.broker.messages import StoredMessage
     from runstream.broker.settings import BrokerSettings
     from runstream.schemas import RunRecord
 

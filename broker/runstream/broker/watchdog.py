@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
     from runstream.broker.connection import Message
     from runstream.broker.index import Index
-    from runstream.broker.jetstream import JetStream, StoredMessage
+    from runstream.broker.jetstream import JetStream
+    from runstream.broker.messages import StoredMessage
     from runstream.broker.metrics import BrokerMetrics
     from runstream.broker.queue import WorkQueue
     from runstream.broker.settings import BrokerSettings

@@ -17,7 +17,7 @@ from runstream.schemas import Kind, Merging
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
 
-    from runstream.broker.jetstream import StoredMessage
+    from runstream.broker.messages import StoredMessage
     from runstream.broker.reader import LogReader
     from runstream.broker.settings import BrokerSettings
     from runstream.gateway.settings import GatewaySettings

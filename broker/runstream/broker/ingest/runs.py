@@ -19,10 +19,10 @@ from runstream.broker.errors import BrokerError, Fenced, StoreFull, Unavailable,
 from runstream.broker.fullness import announce_stuck
 from runstream.broker.index import Index
 from runstream.broker.ingest.errors import IngestError, translated
-from runstream.broker.jetstream import StoredMessage
 from runstream.broker.leaders import Leaders
 from runstream.broker.log import ENDING, kind_of, place_of
 from runstream.broker.logs import get_logger
+from runstream.broker.messages import StoredMessage
 from runstream.broker.opening import begin, claim_to_write, record_to_write
 from runstream.broker.publisher import Publisher
 from runstream.broker.repair import Repair, watch_over
