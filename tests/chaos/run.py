@@ -1,7 +1,7 @@
 """The fault driver: `python -m tests.chaos.run --seconds 120 --seed 7`.
 
 A run is a row of acts, each a fresh world under a mixed load: now one nats-server on a small disk, now a cluster of
-three. Faults come one after the other, some two at once, at random and seeded. At the end of an act everything heals,
+three. Faults come one after the other, some at one time, at random and seeded. At the end of an act everything heals,
 the load finishes, and the checker says what the history of it proves; of an act in which all was well nothing is kept,
 nor of more than a few others, as a run of hours has gigabytes of it. An act that breaks off is not well, and the next
 one begins. The exit code is 1 after any violation, anything that did not heal, when nobody has read a run to its end,
@@ -42,8 +42,8 @@ ACT_SECONDS = 600.0
 """Long enough for leases and elections, and short enough for what is stored to have room on the small disk."""
 DISK_BYTES = 512 * 2**20
 """Takes what an act stores; filling it up takes a part of a second."""
-PAIRED = 0.25
-"""How often two faults come at once."""
+TOGETHER = 0.25
+"""How often one more fault comes at the same time, and one more with that."""
 BREATH_SECONDS = (0.2, 3.0)
 """Between faults: what is only ever seen to recover would never be seen to work."""
 REST_EVERY = 20
@@ -51,7 +51,7 @@ REST_SECONDS = RECOVERY_SECONDS + Bounds().end_told + 2.0
 """Once in so many times, longer than a fault explains anything, which no breath is: in a second that one may explain
 nobody is held to a bound."""
 KILLS = 10
-"""So many times is each kill among the faults for once each other one: half of all that is done are kills."""
+"""So many times is each kill among the faults for once each other one: of ten, half of all are kills."""
 KEPT = 3
 """Of so many acts in which something was wrong histories and logs are kept: what goes wrong in each of a hundred would
 fill up the disk, and shows in the first."""
@@ -68,6 +68,8 @@ class Options(argparse.Namespace):
     directory: Path | None
     nodes: list[int]
     only: list[str]
+    kills: int
+    together: float
     keep: bool
 
 
@@ -142,7 +144,7 @@ class Act:
         chance = random.Random(self._seed)
         faults = [fault for fault in catalogue(world) if fault.name.startswith(tuple(self._options.only))]
         assert faults, f"this world has no fault whose name begins with any of {self._options.only}"
-        bag = drawn(faults, chance)
+        bag = drawn(faults, chance, self._options.kills)
         await world.healed()
         deadline, times = time.monotonic() + self._seconds, 0
         while time.monotonic() < deadline:
@@ -150,7 +152,7 @@ class Act:
             if not world.has_room:
                 print("           ended early: what is stored has filled the small disk")
                 break
-            done = await injected_at_once(world, together(bag, chance), chance)
+            done = await injected_at_once(world, together(bag, chance, self._options.together), chance)
             await world.healed()
             for injected in done:
                 self._note(injected, recorder)
@@ -229,12 +231,12 @@ async def injected_at_once(world: World, faults: Sequence[Fault], chance: random
     return [outcome for outcome in done if isinstance(outcome, Injected)]
 
 
-def together(bag: Iterator[Fault], chance: random.Random) -> list[Fault]:
-    """Draw what comes next: one fault, or two that are at different places."""
+def together(bag: Iterator[Fault], chance: random.Random, share: float = TOGETHER) -> list[Fault]:
+    """Draw what comes next: one fault, or several that are at different places."""
     faults = [next(bag)]
-    if chance.random() < PAIRED:
-        second = next(bag)
-        faults += [second] * (second.place != faults[0].place)
+    while chance.random() < share:
+        another = next(bag)
+        faults += [another] * all(another.place != fault.place for fault in faults)
     return faults
 
 
@@ -243,10 +245,10 @@ def pause_after(times: int, chance: random.Random) -> float:
     return chance.uniform(*BREATH_SECONDS) + (REST_SECONDS if times % REST_EVERY == 0 else 0)
 
 
-def drawn(faults: Sequence[Fault], chance: random.Random) -> Iterator[Fault]:
+def drawn(faults: Sequence[Fault], chance: random.Random, kills: int = KILLS) -> Iterator[Fault]:
     """Give faults for ever: all of them in some order, then all of them in another."""
     while True:
-        bag = [fault for fault in faults for _ in range(KILLS if fault.name.startswith("kill ") else 1)]
+        bag = [fault for fault in faults for _ in range(kills if fault.name.startswith("kill ") else 1)]
         chance.shuffle(bag)
         yield from bag
 
@@ -289,6 +291,14 @@ def tell(score: Score, seed: int) -> None:
         print(f"not well     {complaint}")
 
 
+def share(text: str) -> float:
+    """Read how often something is to be; never always, as that would never end. Raises `ValueError`."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise ValueError(text)
+    return value
+
+
 def parsed(argv: Sequence[str] | None = None) -> Options:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.run", description=(__doc__ or "").partition("\n")[0])
@@ -301,6 +311,12 @@ def parsed(argv: Sequence[str] | None = None) -> Options:
     )
     parser.add_argument(
         "--only", nargs="+", default=[""], metavar="NAME", help="faults whose names begin so [all there are]"
+    )
+    parser.add_argument(
+        "--kills", type=int, default=KILLS, help=f"how often each kill comes for once each other fault [{KILLS}]"
+    )
+    parser.add_argument(
+        "--together", type=share, default=TOGETHER, help=f"how often one more comes at the same time [{TOGETHER}]"
     )
     parser.add_argument("--keep", action="store_true", help="keep histories and logs also where all was well")
     return parser.parse_args(argv, namespace=Options())

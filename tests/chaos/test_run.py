@@ -51,13 +51,22 @@ def test_everybody_is_held_to_their_bounds_now_and_then() -> None:
     assert calm.calm_between(0, at) > 2 * Bounds().end_told
 
 
-def test_two_at_once_are_at_two_places() -> None:
+@pytest.mark.parametrize("share", [0.25, 0.75])
+def test_what_is_done_at_once_is_done_at_different_places(share: float) -> None:
     """What is done to one place twice at a time could not be told apart."""
     chance = random.Random(7)
     bag = drawn(FAULTS, chance)
-    pairs = [drawn_now for _ in range(500) if len(drawn_now := together(bag, chance)) == 2]
-    assert pairs
-    assert all(one.place != other.place for one, other in pairs)
+    places = [[fault.place for fault in together(bag, chance, share)] for _ in range(500)]
+    assert max(map(len, places)) > 2
+    assert all(len(set(drawn_now)) == len(drawn_now) for drawn_now in places)
+
+
+def test_kills_are_as_many_as_told() -> None:
+    """For once each other fault."""
+    faults = [*line_faults(ROUTES), *node_faults("leader")]
+    counts = Counter(fault.name for fault in islice(drawn(faults, random.Random(7), 30), len(faults) + 29))
+    assert counts.pop("kill leader") == 30
+    assert set(counts.values()) == {1}
 
 
 def test_no_node_is_away_while_two_others_are_kept_apart() -> None:
@@ -113,6 +122,8 @@ def test_the_command_line() -> None:
     options = parsed(["--seed", "3", "--hours", "2"])
     assert (options.seed, options.hours, options.nodes, options.only) == (3, 2, [1, 3], [""])
     assert parsed(["--nodes", "3", "--only", "kill", "log full"]).only == ["kill", "log full"]
+    with pytest.raises(SystemExit):
+        parsed(["--together", "1"])
 
 
 async def test_a_process_that_has_not_finished_says_so() -> None:
