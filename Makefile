@@ -22,7 +22,7 @@ BENCH_NPM := $(call npm,tests/bench/peers/node,.bench)
 
 .DEFAULT_GOAL := help
 .PHONY: help install run example-library example-capture example-browser test test-browser screenshots test-deploy \
-	test-deploy-quick format check audit bench bench-quick bench-lock chaos chaos-long load fuzz tenants lock clean
+	test-deploy-quick format check audit bench bench-quick bench-lock chaos chaos-long load fuzz tenants again lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -117,6 +117,9 @@ audit: $(AUDIT)/.installed ## known vulnerabilities of what the lock names (ARGS
 
 load: $(STAMP) ## what is held, and what is left, under load: the long form of tests/load, half an hour (ARGS="-k clients")
 	RUNSTREAM_TEST_LOAD=long $(PY) -m pytest tests/load -s $(ARGS)
+
+again: install ## what tests the life of a run, so many times in a row (ARGS="--times 50 tests/lifecycle")
+	@exec $(PY) -m tests.again $(ARGS)
 
 bench: $(STAMP) ## measure everything beside its peers, an hour (ARGS="--only fanout --runs 1")
 	$(PY) -m tests.bench.run $(ARGS)
