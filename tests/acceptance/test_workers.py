@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 
 from runstream.gateway import worker
 from runstream.gateway.metrics import GATEWAY_METRICS
-from runstream.gateway.process import bind
+from runstream.gateway.process import CannotStart, bind
 from runstream.gateway.worker import Worker
 from runstream.gateway.workers_metrics import WORKERS_METRICS
 from runstream.schemas import new_agent_id
@@ -307,6 +307,41 @@ async def test_a_worker_that_does_not_end_is_killed(tmp_path: Path, monkeypatch:
             assert living.done()
             assert not one.is_alive
     assert [line["event"] for line in logs if line["event"].startswith("worker_")] == ["worker_killed"]
+
+
+async def test_ctrl_c_ends_one_that_drains(runs: Stack, nats_url: str) -> None:
+    """An operator had a fresh one made in its place, and now wants none of them any more."""
+    async with workers_running(nats_url, env={"RUNSTREAM_DRAIN_SECONDS": "600"}) as workers:
+        await workers.is_ready()
+        async with streaming(runs, workers):
+            for pid in workers.pids().values():
+                os.kill(pid, signal.SIGTERM)
+            await wait_until(lambda: len([line for line in workers.logged("draining") if "worker" in line]) == 2)
+            workers.process.interrupt_group()
+            assert await workers.process.wait(8) == 0, workers.process.report()
+        assert workers.gone()
+        assert workers.logged("worker_killed") == []
+        assert "Traceback" not in "\n".join(workers.process.errors)
+
+
+async def test_a_socket_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    """With what decides where it is; and nothing is left of it."""
+    directory = tmp_path / ("x" * 100)
+    directory.mkdir()
+    with bind("127.0.0.1", 0, "port", is_shared=True) as listener:
+        one = Worker(0, ["false"], listener, directory, drain_seconds=0.1)
+        with pytest.raises(CannotStart, match=f"{directory}/0, below TMPDIR"):
+            await one.live()
+    assert list(directory.iterdir()) == []
+
+
+async def test_of_a_process_that_cannot_be_started_no_socket_is_left(tmp_path: Path) -> None:
+    """Else one more would be there each time that it is tried."""
+    with bind("127.0.0.1", 0, "port", is_shared=True) as listener:
+        one = Worker(0, [str(tmp_path / "not there")], listener, tmp_path, drain_seconds=0.1)
+        with pytest.raises(CannotStart):
+            await one.live()
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- operators --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from runstream.broker import bucket
-from runstream.broker.bucket import BATCHES_IN_FLIGHT, Bucket, Put, Stored
+from runstream.broker.bucket import Bucket, Put, Stored
 from runstream.broker.connection import Connection
 from runstream.broker.ending import ENDING_BYTES
 from runstream.broker.errors import (
@@ -19,6 +19,7 @@ from runstream.broker.errors import (
     ConversationDeleted,
     ConversationTooLarge,
     Fenced,
+    NotSent,
     RecordTooLarge,
     StoreRefused,
     Unavailable,
@@ -319,30 +320,17 @@ async def test_hundreds_of_claims_at_once(core: Core) -> None:
     assert all(found.is_new for found in outcomes)
 
 
-async def test_few_batches_are_in_flight(core: Core) -> None:
-    """However many claims there are, one process has a third of the batches in flight that the server takes."""
-    counting = _CountingJetStream(core.connection)
-    index = Index(counting)
-    records = [record_of(conversation_id=new_conversation_id()) for _ in range(100)]
-    await asyncio.gather(*(index.claim(record, request_of(record)) for record in records))
-    assert counting.most == BATCHES_IN_FLIGHT <= 50 // 3
+async def test_a_claim_that_was_not_sent_is_surely_not_stored(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too much was on its way: whoever claims is told to come back, and not that there may be a run."""
 
+    async def no_turn(*_: object) -> int:
+        raise NotSent
 
-class _CountingJetStream(JetStream):
-    """Counts how many batches are in flight at one time, at most."""
-
-    def __init__(self, connection: Connection) -> None:
-        super().__init__(connection, timeout_seconds=2)
-        self.most = 0
-        self._now = 0
-
-    async def publish_batch(self, writes: Sequence[BatchWrite], batch_id: str) -> int:
-        self._now += 1
-        self.most = max(self.most, self._now)
-        try:
-            return await super().publish_batch(writes, batch_id)
-        finally:
-            self._now -= 1
+    monkeypatch.setattr(core.jetstream, "publish_batch", no_turn)
+    record = record_of(conversation_id=new_conversation_id())
+    with pytest.raises(Unavailable) as refused:
+        await Index(core.jetstream, patience_seconds=0).claim(record, request_of(record))
+    assert not isinstance(refused.value, Unsettled)
 
 
 async def test_hundreds_of_claims_from_several_processes(gateways: list[Core]) -> None:

@@ -55,6 +55,25 @@ async def test_the_lease_of_a_run_that_is_anothers_is_not_entered(core: Core) ->
                 pass
 
 
+async def test_a_leader_that_has_nothing_of_a_log_takes_nobodys_lease(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have lost the others, or be new: it is asked again once it was confirmed."""
+    ask, times = core.jetstream.last_message, 0
+    async with core.publisher(core.address()) as publisher:
+        await publisher.publish(chunk(0))
+
+        async def answered_by_another(*where: str) -> StoredMessage | None:
+            nonlocal times
+            times += where[1] == publisher.address.subject
+            return None if times == 1 else await ask(*where)
+
+        monkeypatch.setattr(core.jetstream, "last_message", answered_by_another)
+        async with Lease(core.jetstream, core.index, publisher, tenant=DEFAULT_TENANT, seconds=60) as lease:
+            assert times > 1
+            assert not lease.over.done()
+
+
 class SlowJetStream(JetStream):
     """JetStream whose writes and reads each take their time."""
 

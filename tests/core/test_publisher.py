@@ -16,6 +16,7 @@ from runstream.broker.errors import (
     BrokerError,
     ChunkTooLarge,
     Fenced,
+    NotSent,
     RunTooLong,
     StoreFull,
     StoreUnavailable,
@@ -200,12 +201,15 @@ async def test_the_writer_that_was_taken_over_is_fenced(core: Core) -> None:
     assert await core.bodies(address) == chunks(4)
 
 
-async def test_a_leader_that_lags_fences_nobody(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new leader may refuse a chunk, and show less than its writer was told is stored: that is asked again."""
+@pytest.mark.parametrize("has_some", [True, False])
+async def test_a_leader_that_lags_fences_nobody(
+    core: Core, monkeypatch: pytest.MonkeyPatch, has_some: bool
+) -> None:  # a parameter of the test
+    """A new leader may refuse a chunk, and show less than was acknowledged, or nothing: it is asked again."""
     address = core.address()
     async with core.publisher(address) as publisher:
         await publish_all(publisher, 1)
-        old = await core.jetstream.last_message(address.stream, address.subject)
+        old = await core.jetstream.last_message(address.stream, address.subject) if has_some else None
         await publish_all(publisher, 1)
         publish, last_message = core.jetstream.publish, core.jetstream.last_message
         refusals, answers = iter([1, 2]), iter([old, old])
@@ -216,12 +220,25 @@ async def test_a_leader_that_lags_fences_nobody(core: Core, monkeypatch: pytest.
             return await publish(*message)
 
         async def lagging(*asked: Any) -> StoredMessage | None:
-            return next(answers, None) or await last_message(*asked)
+            try:
+                return next(answers)
+            except StopIteration:
+                return await last_message(*asked)
 
         monkeypatch.setattr(core.jetstream, "publish", refusing)
         monkeypatch.setattr(core.jetstream, "last_message", lagging)
         await publish_all(publisher, 1)
     assert await core.bodies(address) == [chunk(0)] * 3
+
+
+async def test_whose_log_was_removed_is_fenced(core: Core) -> None:
+    """Nobody has anything of it any more."""
+    address = core.address()
+    async with core.publisher(address) as publisher:
+        await publish_all(publisher, 2)
+        await core.jetstream.purge(address.stream, address.subject, through=publisher.last_seq)
+        with pytest.raises(Fenced, match="gone"):
+            await publisher.publish(chunk(2))
 
 
 async def test_of_two_heirs_one_wins(core: Core) -> None:
@@ -517,5 +534,5 @@ async def test_who_waits_for_a_turn_waits_no_longer_than_for_an_answer(core: Cor
             return_exceptions=True,
         )
         took = time.monotonic() - began
-    assert {type(error) for error in told} == {Unavailable}
+    assert {type(error) for error in told} == {Unavailable, NotSent}
     assert took < 2 * seconds

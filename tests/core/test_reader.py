@@ -5,12 +5,12 @@ import itertools
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from runstream.broker.errors import CursorExpired, Unavailable
-from runstream.broker.jetstream import DIRECT_GET_BATCH
+from runstream.broker.jetstream import DIRECT_GET_BATCH, JetStream
 from runstream.broker.log import Entry
 from runstream.broker.messages import StoredMessage
 from runstream.broker.publisher import chunk_limit
@@ -443,3 +443,40 @@ async def test_a_cursor_at_an_entry_that_is_gone(core: Core) -> None:
     assert await core.reader.cursor_at(address, 5, log[-1]) == log[5].seq - 1
     with pytest.raises(CursorExpired):
         await core.reader.cursor_at(address, 4, log[-1])
+
+
+@pytest.mark.parametrize("said", ["Server Shutdown", "Leadership Change", "Consumer Deleted"])
+async def test_a_page_that_a_server_breaks_off_is_not_taken_for_whole(core: Core, said: str) -> None:
+    """It has the same status as a page that is full: what it did not bring is there all the same."""
+    jetstream = Breaking(core, said)
+    address = core.address()
+    await core.fill([address] * 20)
+    with pytest.raises(Unavailable, match=said):
+        await jetstream.consume(address.stream, address.subject, after=0, limit=100, max_bytes=2**20)
+    whole = await core.jetstream.consume(address.stream, address.subject, after=0, limit=100, max_bytes=2**20)
+    assert len(whole) == 20
+    assert len(await core.jetstream.consume(address.stream, address.subject, after=0, limit=100, max_bytes=500)) < 20
+
+
+class Status(NamedTuple):
+    """What a server says in the place of a message."""
+
+    subject: str
+    reply: str
+    data: bytes
+    headers: dict[str, str] | None
+
+
+class Breaking(JetStream):
+    """JetStream whose server breaks off what is pulled after ten messages, and says why."""
+
+    def __init__(self, core: Core, said: str) -> None:
+        super().__init__(core.connection, timeout_seconds=2)
+        self._said = said
+        self._answers = 0
+
+    async def next_answer(self, queue: Any, what: str, *, seconds: float | None = None) -> Any:
+        self._answers += 1
+        if self._answers > 10:
+            return Status(what, "", b"", {"Status": "409", "Description": self._said})
+        return await super().next_answer(queue, what, seconds=seconds)

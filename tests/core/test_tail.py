@@ -623,6 +623,29 @@ async def test_a_log_that_is_removed(core: Core) -> None:
     assert isinstance(screen.failures[0], CursorExpired)
 
 
+async def test_a_leader_that_has_nothing_of_a_log_removes_it_from_nobody(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have lost the others, or be new: it is asked again once it was confirmed."""
+    address = core.address()
+    ask, times = core.jetstream.last_message, 0
+    async with core.publisher(address) as publisher:
+        await publisher.publish(chunk(0))
+        async with opened(Screen(core, address)) as screen:
+
+            async def answered_by_another(*where: str) -> StoredMessage | None:
+                nonlocal times
+                times += where[1] == address.subject
+                return None if times == 1 else await ask(*where)
+
+            monkeypatch.setattr(core.jetstream, "last_message", answered_by_another)
+            await wait_until(lambda: times > 1, 20, "nobody asks")
+            monkeypatch.undo()
+            await publisher.publish_marked(END)
+            await screen.ends()
+    assert screen.shown == await log_of(core, address)
+
+
 async def test_an_answer_that_is_older_than_the_first_message(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     """A leader that had nothing when it was asked does not make a run expired that begins before it is heard."""
     address = core.address()

@@ -6,7 +6,9 @@ from functools import partial
 
 import pytest
 
+from runstream.broker.errors import Unavailable
 from runstream.broker.keys import lease_key, request_key
+from runstream.broker.leaders import Leaders
 from runstream.broker.runs import Runs
 from runstream.schemas import RunRecord, new_agent_id, new_conversation_id, new_run_id, status_of
 from tests.support.core import SETTINGS
@@ -69,6 +71,23 @@ async def test_a_conversation_is_made_and_is_busy_until_its_run_has_ended(stack:
     assert (await stack.fetch("GET", f"/v1/conversations/{conversation_id}")).status == 200
     following = await writer_of(broker, agent_id=agent_id, conversation_id=conversation_id)
     assert (await following.end()).status == 200
+
+
+async def test_nobody_is_refused_by_leaders_that_may_lead_no_longer(
+    broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What keeps a conversation busy may have ended where this broker cannot see it: its writer is to come back."""
+    wanted = {"agent_id": new_agent_id(), "conversation_id": new_conversation_id()}
+    run = await writer_of(broker, **wanted)
+
+    async def doubted(_: Leaders) -> None:
+        raise Unavailable("by a test")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Leaders, "confirm", doubted)
+        assert told(await open_run(broker, **wanted)) == (503, "store_unavailable")
+    assert told(await open_run(broker, **wanted)) == (409, "conflict")
+    assert (await run.end()).status == 200
 
 
 async def test_an_opening_that_is_repeated_names_the_run(broker: str, other_broker: str) -> None:

@@ -35,8 +35,6 @@ CONTEST_SECONDS = 5.0
 """How long a change is tried that others overtake, whatever patience there is with a NATS that is away."""
 CONTENDED_SECONDS = 1.0
 """How long another write to the same key is waited for: a cluster takes milliseconds to store it."""
-BATCHES_IN_FLIGHT = 16
-"""The server takes 50 unfinished batches on a stream; several gateways and brokers share them."""
 
 HEADER_FRAME_BYTES = 4
 """What each header has beside its name and value: `: ` and the line's end."""
@@ -68,7 +66,6 @@ class Bucket:
 
     def __init__(self, jetstream: JetStream) -> None:
         self._jetstream = jetstream
-        self._batches = asyncio.Semaphore(BATCHES_IN_FLIGHT)
 
     async def get(self, key: str, decode: Callable[[bytes], T]) -> Stored[T] | None:
         """Return a key's value as `decode` reads it, with its revision; None if it is absent or deleted.
@@ -121,8 +118,7 @@ class Bucket:
         self._check(messages)
         if len(messages) == 1:
             return await self._write_one(messages[0])
-        async with self._batches:
-            return await self._jetstream.publish_batch(messages, secrets.token_hex(16))
+        return await self._jetstream.publish_batch(messages, secrets.token_hex(16))
 
     async def _write_one(self, message: BatchWrite) -> int:
         """Write one key. Another write to it that is under way is waited for: it may still come to nothing.

@@ -28,6 +28,9 @@ HEARTBEATS_MISSED = 3
 
 PULL_COMPLETED = "Batch Completed"
 """What follows the last message of a pull that has a limit in bytes."""
+BYTES_COMPLETED = frozenset({PULL_COMPLETED, "Message Size Exceeds MaxBytes"})
+"""What a pull ends with that has as many bytes as were asked for. The same status has a server that stops, and a
+consumer that is gone or led by another: what they did not deliver is there all the same."""
 
 
 class Heartbeat(msgspec.Struct, frozen=True):
@@ -61,7 +64,7 @@ class Consumer:
             if status == "404":  # Nothing more: some of them have been removed.
                 self.pending = len(found)
                 break
-            if status == "409" and max_bytes is not None:  # As many bytes as were asked for.
+            if headers.get("Description") in BYTES_COMPLETED:
                 break
             if status is not None:
                 raise self._odd(headers)

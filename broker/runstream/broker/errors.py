@@ -95,6 +95,9 @@ __all__ = [
 class BrokerError(Exception):
     """Something went wrong in the broker."""
 
+    is_sure = False
+    """Whether it says that something is not there, and leaders have confirmed that (`leaders.py`)."""
+
     def __init__(self, detail: str = "", **facts: object) -> None:
         self.detail = detail
         self.facts = facts
@@ -120,6 +123,10 @@ class Refused(Unavailable):
 
 class Contended(Unavailable):
     """Another write to the same subject is under way."""
+
+
+class NotSent(Unavailable):
+    """It has not been sent, and is not stored: too much is on its way."""
 
 
 class StoreUnavailable(Unavailable):

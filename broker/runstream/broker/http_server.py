@@ -270,7 +270,7 @@ class _Connection(web.RequestHandler):
         if self._waits:
             self._give_up(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, LONG_HEAD)
         else:
-            self.close()  # Once what was asked for before it is answered: a stream goes on to its end.
+            self.close()  # Once what is being answered is: a stream goes on to its end. What waits behind is not begun.
 
     def _head_is_late(self) -> None:
         self._head_timer = None

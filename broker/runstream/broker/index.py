@@ -26,6 +26,7 @@ from runstream.broker.errors import (
     ConversationDeleted,
     ConversationTooLarge,
     Fenced,
+    NotSent,
     NotStored,
     RecordTooLarge,
     StoreFull,
@@ -317,8 +318,8 @@ class Index:
             raise Unavailable("NATS is not connected.")
         try:
             await self._bucket.write(puts)
-        except Contended:
-            raise  # Surely not stored: another write is under way.
+        except (Contended, NotSent):
+            raise  # Surely not stored.
         except Unavailable as error:
             raise Unsettled(run_id=record.id) from error
         return Claimed(record, is_new=True)

@@ -21,6 +21,7 @@ from runstream.broker.answers import Inbox, answered, into
 from runstream.broker.consumer import Consumer
 from runstream.broker.errors import (
     Contended,
+    NotSent,
     NotStored,
     Refused,
     StoreFull,
@@ -51,9 +52,9 @@ DIRECT_GET_BYTES = 256 * 1024
 """The server holds a lock of the stream during a batch: larger ones make writers wait tens of milliseconds."""
 
 BATCHES_AT_A_TIME = 8
-"""Atomic batches of one process that are on their way. A server stages each in files of its own, one after the other,
-in 2 to 3.5 ms, or in thirty when it wants for a core. Of more than it gets done in the time of a request all are asked
-for again, and none comes through ever again."""
+"""Atomic batches over one connection that are on their way. A server stages each in files of its own, one after the
+other, in 2 to 3.5 ms, or in thirty when it wants for a core. Of more than it gets done in the time of a request all are
+asked for again, and none comes through ever again. It takes 50 unfinished ones on a stream, of several processes."""
 
 CONSUMER_IDLE_SECONDS = 10.0
 """A consumer whose deletion was lost is removed by the server after this long without a pull."""
@@ -139,7 +140,7 @@ class JetStream:
         """Store all of `writes` or none, in order, next to each other; returns the last one's sequence.
 
         All but the last go out unacknowledged: whether they arrived is what the commit's answer says. Raises as
-        `publish`, and `Unavailable` as well when too many others are on their way: then nothing was sent.
+        `publish`, and `NotSent` when too many others are on their way.
         """
         headers = [
             {**write.headers, "Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
@@ -161,8 +162,7 @@ class JetStream:
             async with asyncio.timeout(self._seconds / 2):
                 await self._batch_turns.acquire()
         except TimeoutError as error:
-            message = "Too many writes of several messages are on their way."
-            raise Unavailable(message) from error
+            raise NotSent("As many writes of several messages as may be wait for their answers.") from error
         try:
             yield
         finally:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from runstream.broker.errors import BrokerError, Fenced, RunCancelled, Unavailable, WrongLastSequence
 from runstream.broker.keys import KV_OPERATION, cancel_key, live_subject
-from runstream.broker.log import last_of
+from runstream.broker.leaders import surely_last
 from runstream.broker.logs import get_logger
 from runstream.broker.tasks import end_task
 
@@ -189,7 +189,7 @@ class Lease:
     async def _owns_log(self) -> bool:
         """Tell whether nobody has written to the log after this writer, nor ended it."""
         address = self._publisher.address
-        last = await last_of(self._jetstream, address)
+        last = await surely_last(self._jetstream, address)
         if last is None:
             return False
         # Older than what this writer has stored: the log's leader is new and lags.

@@ -32,6 +32,7 @@ from runstream.broker.errors import (
     WrongLastSequence,
 )
 from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, BatchWrite
+from runstream.broker.leaders import surely_last
 from runstream.broker.log import ENDING, KIND, WRITER, before_strangers, is_stranger, place_of, writer_header
 from runstream.broker.tasks import end_task
 from runstream.schemas import Kind
@@ -354,6 +355,8 @@ class Publisher:
         try:
             newest = await self._jetstream.last_message(self.address.stream, self.address.subject)
             last = await before_strangers(self._jetstream, self.address, newest)
+            if last is None and self.last_seq and await surely_last(self._jetstream, self.address) is not None:
+                return None  # As below, of a leader that has nothing of it.
         except Unavailable:
             return None
         if last is not None and last.headers.get(WRITER) == writer_header(self.writer, index):

@@ -57,10 +57,10 @@ class Mark(msgspec.Struct, frozen=True, gc=False):
 class LogReader:
     """Reads any run's log. Give it a connection of its own: a batch occupies its connection on the server."""
 
-    def __init__(self, jetstream: JetStream, settings: BrokerSettings) -> None:
+    def __init__(self, jetstream: JetStream, settings: BrokerSettings, leaders: Leaders | None = None) -> None:
         self._jetstream = jetstream
-        self.leaders = Leaders(jetstream, settings)
-        """Of the streams, as its connection has them."""
+        self.leaders = leaders or Leaders.of_all(settings, jetstream)
+        """Of the streams, as its connection has them, at least."""
         self._settings = settings
         self._consumers = asyncio.Semaphore(settings.concurrent_catchups)
 

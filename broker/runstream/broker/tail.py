@@ -18,6 +18,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from runstream.broker.errors import BrokenLog, BrokerError, CursorExpired, Unavailable
+from runstream.broker.leaders import surely_last
 from runstream.broker.log import Entry, entry_of, is_stranger, last_of, live_entry
 from runstream.broker.logs import get_logger
 from runstream.broker.messages import STORED_AT
@@ -136,6 +137,11 @@ class LiveTail:
     async def _tip(self) -> Entry | None:
         self._counters.tip_checks += 1
         message = await last_of(self._jetstream, self.address)
+        return None if message is None else entry_of(message)
+
+    async def _surely_tip(self) -> Entry | None:
+        """Ask for the tip of a log that was not empty, and is: a leader may have lost the others, or be new."""
+        message = await surely_last(self._jetstream, self.address)
         return None if message is None else entry_of(message)
 
     def _on_messages(self, messages: Sequence[Message]) -> None:
@@ -267,7 +273,7 @@ class LiveTail:
         while True:
             shown = self._last
             try:
-                tip = await self._tip()
+                tip = await self._tip() or (await self._surely_tip() if shown else None)
             except Unavailable:
                 if time.monotonic() > deadline:
                     raise

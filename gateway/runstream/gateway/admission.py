@@ -60,7 +60,7 @@ def guarded(operation: Operation) -> Handler:
             await _let_in(request, operation, scope)
             answer: web.StreamResponse = await operation.handler(request)
         except (ApiError, BrokerError) as error:
-            if _is_for_good(error):
+            if _is_for_good(error) and not (isinstance(error, BrokerError) and error.is_sure):
                 await request.app[SERVICES].leaders.confirm()
             raise
         return answer

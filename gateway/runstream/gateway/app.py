@@ -160,7 +160,8 @@ class Gateway:
             catchup = await self._jetstream(stack, "gateway-catchup")
             if not self._patient:
                 await self.reached()
-            reader = LogReader(catchup, self._broker_settings)
+            leaders = Leaders.of_all(self._broker_settings, jetstream, catchup)
+            reader = LogReader(catchup, self._broker_settings, leaders)
             self.hub = Hub(jetstream, reader, self._settings, self._broker_settings, self.metrics)
             self.view = await stack.enter_async_context(self._view(catchup))
             self.metrics.watch_hub(self.hub)
@@ -229,9 +230,9 @@ class Gateway:
         limits = Limits(self._limits, self.metrics.limit_reached)
         # The last attempt begins by then, and has `open_seconds` itself: so all of it takes less than two.
         index = Index(jetstream, patience_seconds=self._settings.open_seconds / 4)
-        leaders = Leaders(jetstream, self._broker_settings)
+        leaders = self.hub.reader.leaders
         lookup = partial(Lookup, index, self.view, leaders)
-        conversations = partial(Conversations, index, self._upstream)
+        conversations = partial(Conversations, index, self._upstream, leaders)
         if self._upstream is not None:
             self._passthrough = PassThrough(
                 self._upstream,

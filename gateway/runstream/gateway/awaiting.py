@@ -149,6 +149,10 @@ class _Wait:
             # Before the index is asked: a record that changes in between is heard of twice, and never not at all.
             subject = live_subject(run_key(run.tenant, run.id))
             self._subscription = await self._waiter.connection.subscribe(subject, self._hear)
+        return await self._waiter.reader.leaders.sure(self._read, CursorExpired)
+
+    async def _read(self) -> RunRecord | None:
+        run = self._record
         stored = await self._waiter.index.run(run.tenant, run.id)
         if stored is not None:
             return stored.value if stored.value.is_terminal else None

@@ -7,6 +7,7 @@ time, found by resumes and cancels, and not asked for again.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from runstream.broker.auth.principal import Principal
+    from runstream.broker.bucket import Stored
     from runstream.broker.index import Index
+    from runstream.broker.leaders import Leaders
     from runstream.gateway.upstream import Upstream
     from runstream.schemas import CreateConversationRequest, RunRecord
 
@@ -56,8 +59,9 @@ class Conversations:
     Every call may raise `Unavailable`; then nothing was stored.
     """
 
-    def __init__(self, index: Index, upstream: Upstream | None, who: Principal) -> None:
+    def __init__(self, index: Index, upstream: Upstream | None, leaders: Leaders, who: Principal) -> None:
         self._index = index
+        self._leaders = leaders
         self._who = who
         self._upstream = upstream
 
@@ -77,6 +81,15 @@ class Conversations:
                 raise NotFound.conversation(conversation_id)
             await self._index.create_conversation(found)
             stored = await self._index.conversation(tenant, conversation_id)
+        try:
+            return self._reached(conversation_id, stored)
+        except NotFound:
+            return await self._leaders.again(partial(self._found, conversation_id), NotFound)
+
+    async def _found(self, conversation_id: str) -> ConversationRecord:
+        return self._reached(conversation_id, await self._index.conversation(self._who.tenant, conversation_id))
+
+    def _reached(self, conversation_id: str, stored: Stored[ConversationRecord] | None) -> ConversationRecord:
         if stored is None or stored.value.deleted or not self._who.reaches_conversation(stored.value):
             raise NotFound.conversation(conversation_id)
         return stored.value
@@ -148,10 +161,13 @@ class Conversations:
                 raise NotFound.conversation(conversation_id)
             return change(found)
 
-        record = await self._index.update_conversation(self._who.tenant, conversation_id, changed)
-        if record is None:
-            raise NotFound.conversation(conversation_id)
-        return record
+        async def once() -> ConversationRecord:
+            record = await self._index.update_conversation(self._who.tenant, conversation_id, changed)
+            if record is None:
+                raise NotFound.conversation(conversation_id)
+            return record
+
+        return await self._leaders.sure(once, NotFound)
 
     async def _agent_of(self, upstream: Upstream, conversation_id: str, said: Mapping[str, str]) -> str:
         """Ask the platform whose a conversation is."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
@@ -143,12 +144,16 @@ class Figures:
 
     async def outline(self, record: RunRecord, after: int, *, limit: int) -> Outline:
         """List a part of a run's log. Raises `CursorExpired`, `BrokenLog`."""
-        address, reader = LogAddress(record.id, record.shard), self._hub.reader
         async with self._places:
-            marks = await reader.outline(address, after, limit=limit)
-            if not marks and not after and record.is_terminal and await reader.last(address) is None:
-                raise CursorExpired(run_id=record.id)  # Of a run that has ended there was something.
-        return Outline.of(marks)
+            outlined = partial(self._outlined, record, after, limit=limit)
+            return Outline.of(await self._hub.reader.leaders.sure(outlined, CursorExpired))
+
+    async def _outlined(self, record: RunRecord, after: int, *, limit: int) -> list[Mark]:
+        address, reader = LogAddress(record.id, record.shard), self._hub.reader
+        marks = await reader.outline(address, after, limit=limit)
+        if not marks and not after and record.is_terminal and await reader.last(address) is None:
+            raise CursorExpired(run_id=record.id)  # Of a run that has ended there was something.
+        return marks
 
     async def _of(self, record: RunRecord) -> RunFigures:
         async with self._places:

@@ -49,11 +49,18 @@ def place_said(said: str) -> Place:
 def taken(place: Place, termination: Termination) -> Iterator[tuple[socket.socket, socket.socket]]:
     """Have a worker's sockets while the block lasts; SIGTERM is sent to this process when its parent has ended.
 
-    A second signal does nothing. A manager of services may send each process of a group what the parent sends it, too;
-    and a worker that does not end is killed by its parent.
+    The same signal again does nothing. A manager of services may send each process of a group what the parent sends it,
+    too; and a worker that does not end is killed by its parent. SIGINT after SIGTERM has it end without draining.
     """
     loop = asyncio.get_running_loop()
-    termination.again = _is_known
+    service = asyncio.current_task()
+    assert service is not None  # noqa: S101  # a coroutine is run by one
+
+    def again(number: signal.Signals) -> None:
+        if number == signal.SIGINT and termination.has_come and not service.cancelling():
+            service.cancel()
+
+    termination.again = again
 
     with socket.socket(fileno=place.listener) as listener, socket.socket(fileno=place.operators) as operators:
         left = Path(operators.getsockname())
@@ -71,7 +78,3 @@ def taken(place: Place, termination: Termination) -> Iterator[tuple[socket.socke
             yield listener, operators
         finally:
             loop.remove_reader(PARENT)
-
-
-def _is_known(_: signal.Signals) -> None:
-    """Do nothing: it is ending."""

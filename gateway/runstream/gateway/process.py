@@ -130,6 +130,11 @@ class Termination:
         """What a second signal does, whichever both are."""
         self._came: asyncio.Future[None] | None = None
 
+    @property
+    def has_come(self) -> bool:
+        """Whether it was waited for, and has come."""
+        return self._came is not None and self._came.done()
+
     async def comes(self) -> None:
         """Wait for the signal. Whoever then returns has ended the process."""
         self._came = asyncio.get_running_loop().create_future()

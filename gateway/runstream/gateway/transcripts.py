@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from runstream.broker.errors import CursorExpired, Unavailable
@@ -65,7 +66,7 @@ class Transcripts:
         Raises `CursorExpired` when retention has removed any of it, `TooLong`, `Unavailable`.
         """
         address = LogAddress(record.id, record.shard)
-        tip = await self._tip(record, address)
+        tip = await self._reader.leaders.sure(partial(self._tip, record, address), CursorExpired)
         if tip is None:
             return []
         merging = Merging()

@@ -69,7 +69,6 @@ class Worker:
         self._drain_seconds = drain_seconds
         self._process: Process | None = None
         self._is_told = asyncio.Event()
-        self._starts = 0
 
     @property
     def is_alive(self) -> bool:
@@ -133,12 +132,13 @@ class Worker:
 
     async def _run(self) -> _Outcome:
         """Start a process, and wait until it has ended; cancelled, until it has been ended."""
-        self._starts += 1
         said = ""
         try:
             process = self._process = await self._started()
         except OSError as error:
-            return _Outcome(os.EX_OSERR, was_ready=False, said=f"A worker cannot be started: {error}.")
+            self._socket.unlink(missing_ok=True)
+            said = f"A worker cannot be started with its socket {self._socket}, below TMPDIR: {error}."
+            return _Outcome(os.EX_OSERR, was_ready=False, said=said)
         was_ready = False
         try:
             if self._is_told.is_set():
@@ -158,6 +158,8 @@ class Worker:
         return _Outcome(status, was_ready, said.removeprefix("runstream: "))
 
     async def _started(self) -> Process:
+        # Anew for each process: nobody waits at that of one that has ended.
+        self._socket.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX) as operators:
             operators.bind(str(self._socket))
             operators.listen()
@@ -175,8 +177,8 @@ class Worker:
 
     @property
     def _socket(self) -> Path:
-        """Where it answers its parent: for each process anew, so that nobody waits at that of one that has ended."""
-        return self._directory / f"{self.number}.{self._starts}"
+        """Where it answers its parent."""
+        return self._directory / str(self.number)
 
     def _open_anew(self) -> None:
         """Send away who waits at its socket, for longer than anybody knows; that of the next opens when it serves."""

@@ -16,7 +16,8 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from runstream.broker.ingest.errors import IngestError
-from runstream.broker.log import ENDING, WRITER, entry_of, first_of, last_of, place_of, writer_header
+from runstream.broker.leaders import surely_last
+from runstream.broker.log import ENDING, WRITER, entry_of, first_of, place_of, writer_header
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -136,7 +137,7 @@ class Appending:
         mine = writer_header(publisher.writer, publisher.next_index)
         if following is not None and following.headers.get(WRITER) == mine:
             self._late_seq = following.seq
-        last = await last_of(self._jetstream, address)
+        last = await surely_last(self._jetstream, address)
         if last is None or ENDING in last.headers:
             return self.facts(), "error" if last is None else last.headers[ENDING]
         return {**self.facts(), "last_seq_id": last.seq, "index": place_of(last)}, None

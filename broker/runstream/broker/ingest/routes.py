@@ -63,6 +63,7 @@ OF_ALL: Final = ("unauthorized", "forbidden", "limit_reached", "store_unavailabl
 OF_RUNS: Final = ("run_not_found", "not_ingested", "run_ended", "run_cancelled")
 OF_THE_STORE: Final = ("store_full", "unsettled", "broker_busy", "broker_stopping")
 OF_CLAIMS: Final = frozenset({"conflict", "conversation_deleted", "record_too_large", "wrong_agent"})
+FOR_GOOD: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.GONE})
 LINES: Final = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
 
 
@@ -182,7 +183,7 @@ class _Routes:
                 # Nobody is there to get it; raised, aiohttp would log a defect.
                 response = web.Response(status=HTTPStatus.BAD_REQUEST)
             except Exception as error:  # noqa: BLE001  # a defect is answered, too
-                refused = _refused(error, request)
+                refused = await self._refused_for_good(_refused(error, request), request)
                 cause = refused.__cause__ or error
                 if isinstance(cause, Unauthenticated | Forbidden):
                     self._ingest.metrics.credential_refused(cause_of(cause))
@@ -200,6 +201,15 @@ class _Routes:
             return response
 
         return handler
+
+    async def _refused_for_good(self, refused: IngestError, request: web.Request) -> IngestError:
+        """Give a refusal back that rests on what is stored, or not, if leaders have said so; else another."""
+        if refused.status in FOR_GOOD:
+            try:
+                await self._ingest.runs.leaders.confirm()
+            except BrokerError as doubt:
+                return _refused(doubt, request)
+        return refused
 
     async def open(self, request: web.Request) -> web.Response:
         """`POST /ingest/v1/runs`: open a run, which any gateway serves from then on."""

@@ -101,7 +101,7 @@ class IngestedRuns:
 
     def __init__(self, jetstream: JetStream, settings: BrokerSettings, metrics: BrokerMetrics) -> None:
         self.index = Index(jetstream)
-        self._leaders = Leaders(jetstream, settings)
+        self.leaders = Leaders.of_all(settings, jetstream)
         self._jetstream = jetstream
         self._settings = settings
         self._metrics = metrics
@@ -167,7 +167,7 @@ class IngestedRuns:
 
     async def record(self, who: Principal, run_id: str) -> RunRecord:
         """Read a run's record. Raises `IngestError` if it is not one of this API's, or not there for `who`."""
-        stored = await self._leaders.sure(partial(self._stored, who, run_id), IngestError)
+        stored = await self.leaders.sure(partial(self._stored, who, run_id), IngestError)
         if stored.value.run_type != RUN_TYPE:
             raise IngestError(
                 "not_ingested",
@@ -185,7 +185,7 @@ class IngestedRuns:
 
     async def check_last(self, record: RunRecord, last: StoredMessage | None) -> None:
         """Raise `Unavailable` unless `last` is the log's last message for certain: by it a writer is refused."""
-        await self._leaders.confirm()
+        await self.leaders.confirm()
         found = await self._take_over.last_of(record)
         if (found and found.seq) != (last and last.seq):
             raise Unavailable("Its log was read where it was not whole.", run_id=record.id)
