@@ -61,7 +61,7 @@ class Admissions:
     async def __aenter__(self) -> Self:
         if self._revocations is not None:
             await self._revocations.__aenter__()
-            self._looking = asyncio.create_task(self._look(), name="admissions")
+            self._looking = asyncio.create_task(self._look(self._changes), name="admissions")
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -134,21 +134,25 @@ class Admissions:
     def _changes(self) -> int:
         return self._authenticator.changes + (0 if self._revocations is None else self._revocations.changes)
 
-    async def _look(self) -> None:
-        seen = self._changes
+    async def _look(self, seen: int) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             if self._changes == seen:
                 continue
             seen = self._changes
             for who in [*self._ends]:
-                if not self._stands(who):
-                    for end in [*self._ends.get(who, {}).values()]:
-                        self._end(end)
+                self._look_at(who)
 
-    def _end(self, end: Callable[[], None]) -> None:
+    def _look_at(self, who: Principal) -> None:
+        """End what goes on in the name of somebody who stands no longer. A defect is of one: the others end as well."""
         try:
-            end()
+            stands = self._stands(who)
         except Exception:
-            # A defect of one: the others are to end all the same.
-            log.exception("admission_not_ended")
+            # Nobody can say that he does.
+            log.exception("admission_not_judged")
+            stands = False
+        for end in [] if stands else [*self._ends.get(who, {}).values()]:
+            try:
+                end()
+            except Exception:
+                log.exception("admission_not_ended")

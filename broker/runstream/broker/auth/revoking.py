@@ -112,6 +112,10 @@ class Revocations:
         except BrokerError as error:
             log.error("revocations_not_restored", error=str(error))  # noqa: TRY400  # No defect.
             await asyncio.sleep(AGAIN_SECONDS)
+        except Exception:
+            # A defect: it is tried again all the same, as nobody else would write them.
+            log.exception("revocations_crashed")
+            await asyncio.sleep(AGAIN_SECONDS)
         else:
             log.warning("revocations_restored", count=len(lost))
 
