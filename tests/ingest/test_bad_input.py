@@ -320,7 +320,14 @@ async def test_a_run_that_is_not_there(broker: str, what: str) -> None:
 
 async def test_what_is_not_there(broker: str) -> None:
     """JSON, too, for a path or a method that there is not."""
-    for method, path in (("GET", "/ingest/v1/runs"), ("POST", "/ingest/v1/run"), ("PUT", "/ingest/v2/runs")):
+    for method, path in (
+        ("GET", "/ingest/v1/runs"),
+        ("POST", "/ingest/v1/run"),
+        ("PUT", "/ingest/v2/runs"),
+        ("GET", "/"),
+        ("POST", "/v1/runs"),
+        ("DELETE", "/livez"),
+    ):
         refused = await fetch(broker, method, path)
         assert told(refused) == (404, "not_found")
         assert f"{method} {path}" in refused.detail

@@ -155,10 +155,10 @@ def ingest_operations(ingest: Ingest, admissions: Admissions) -> list[Operation]
 
 
 def unknown_route(ingest: Ingest, admissions: Admissions) -> web.RouteDef:
-    """Make the route of whatever else is asked below `/ingest`; strangers are not told what there is."""
+    """Make the route of whatever else is asked; strangers are not told what there is."""
     routes = _Routes(ingest, admissions)
     unknown = routes.answering("unknown", routes.unknown)
-    return web.route("*", "/ingest/{path:.*}", unknown, expect_handler=meet_expectation)
+    return web.route("*", "/{path:.*}", unknown, expect_handler=meet_expectation)
 
 
 class _Routes:
@@ -204,7 +204,7 @@ class _Routes:
 
     async def _refused_for_good(self, refused: IngestError, request: web.Request) -> IngestError:
         """Give a refusal back that rests on what is stored, or not, if leaders have said so; else another."""
-        if refused.status in FOR_GOOD:
+        if refused.status in FOR_GOOD and refused.error_type != "not_found":  # Of paths nothing is stored.
             try:
                 await self._ingest.runs.leaders.confirm()
             except BrokerError as doubt:
