@@ -3,19 +3,17 @@
     python -m tests.chaos.checker DIRECTORY
 
 It believes the writers what they said and what they were told, and the readers what they were shown; what the services
-say of themselves it never asks. What has to hold is in `Rule`, and what excuses what is in `excuses.py`.
+say of themselves it never asks. What has to hold is in `verdict.py`, and what excuses what in `excuses.py`.
 """
 
 import sys
-from array import array
 from collections import Counter
-from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
-from tests.chaos.calm import RECOVERY_SECONDS, Faults
+from tests.chaos.accounts import ReaderAccount, RunAccount
+from tests.chaos.calm import Faults
 from tests.chaos.excuses import (
     CUT,
     ENDING,
@@ -42,7 +40,6 @@ from tests.chaos.history import (
     Got,
     Joined,
     Left,
-    Mode,
     Opened,
     Opening,
     Record,
@@ -53,178 +50,9 @@ from tests.chaos.history import (
     process_of,
     records_of,
 )
+from tests.chaos.verdict import MAX_SENTENCES, Bounds, Figures, Rule, Verdict, Violation
 
-MAX_SENTENCES = 200
-"""Violations that are told in words; all are counted."""
 COMPLETED = frozenset({"end_turn", "max_steps", "tool_rule", "requires_approval"})
-
-
-class Rule(StrEnum):
-    """What may not be."""
-
-    LOST = "lost"
-    """A chunk that was acknowledged, or that others were shown, was not shown to one who stayed."""
-    DUPLICATED = "duplicated"
-    SWAPPED = "swapped"
-    """A chunk came after one that its writer said later, or under a sequence that does not grow."""
-    UNNUMBERED = "unnumbered"
-    """A chunk came without the sequence that its reader would come back with."""
-    FOREIGN = "foreign"
-    """A chunk of another run, or of none."""
-    ALTERED = "altered"
-    """A chunk does not read as it was said."""
-    UNSAID = "unsaid"
-    """A chunk that its writer has not said."""
-    EARLY = "early"
-    """A chunk was shown before it was sent."""
-    AFTER_END = "after_end"
-    """Something was shown, or stored, after the run's end had been told."""
-    NO_END = "no_end"
-    """A reader who stayed was never told the end, or was out of patience before, though it had been due for long."""
-    LATE_END = "late_end"
-    """A reader was told the end too late; or a run that nobody wrote ended too late."""
-    BAD_END = "bad_end"
-    """The end is none that a run has, or not the one that was acknowledged."""
-    DISAGREE = "disagree"
-    """Two were told different things of one run: two readers, or a reader and the writer."""
-    UNEXPLAINED = "unexplained"
-    """An error that neither what the writer did explains, nor a fault that has such errors and was done to what it came
-    by."""
-
-
-class Violation(NamedTuple):
-    """One thing that may not be, in a sentence."""
-
-    rule: Rule
-    run: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.rule}: {self.text} (run {self.run})"
-
-
-class Bounds(msgspec.Struct, frozen=True):
-    """How long what may take, in seconds in which no fault was on that can make it late, nor one within the last
-    `recovery`."""
-
-    end_told: float = 10.0
-    """From the end of a run, as soon as anybody knew of it, until each of its readers is told."""
-    lost: float = 20.0
-    """From the last sign of life of a run until it has ended, for whatever reason."""
-    recovery: float = RECOVERY_SECONDS
-
-
-class Figures(msgspec.Struct):
-    """How much was checked."""
-
-    runs: int = 0
-    acknowledged: int = 0
-    chunks: int = 0
-    """Chunks that were shown to anybody, each counted once."""
-    deliveries: int = 0
-    readers: int = 0
-    readers_to_the_end: int = 0
-    connections: int = 0
-    reconnects: int = 0
-    errors: int = 0
-    faults: int = 0
-    effective_faults: int = 0
-    kills: int = 0
-    """Effective faults whose name begins with `kill`."""
-    slowest_end: float = 0.0
-    """The longest that a reader waited for an end that was there, faults left out."""
-    endings: Counter[str] = msgspec.field(default_factory=Counter)
-    """How many runs ended how."""
-
-
-class Verdict(msgspec.Struct):
-    """What the checker found."""
-
-    figures: Figures
-    violations: list[Violation]
-    """The first `MAX_SENTENCES`."""
-    count: Counter[Rule]
-
-    @property
-    def total(self) -> int:
-        return self.count.total()
-
-
-class _Reader(msgspec.Struct):
-    """A reader, as far as its file was read."""
-
-    name: str
-    run: "_Run"
-    after: int
-    joined: float
-    is_source: bool
-    visits: list[tuple[float, str]] = msgspec.field(default_factory=list)
-    """From when on it has asked which gateway."""
-    connections: int = 0
-    index: int = 0
-    """Which chunk comes next; -1 where it depends on the cursor that was joined with."""
-    first: int = 0
-    seq: int = 0
-    """The last sequence that was shown."""
-    response_seq: int | None = None
-    missing: set[int] = msgspec.field(default_factory=set)
-    ending: list[Got] = msgspec.field(default_factory=list)
-    done_at: float | None = None
-    stalls: list[tuple[float, float]] = msgspec.field(default_factory=list)
-    connected: float = 0.0
-    left: str | None = None
-    left_at: float = 0.0
-
-    def visit(self, gateway: str, at: float) -> None:
-        """Note which gateway it asks."""
-        if not self.visits or self.visits[-1][1] != gateway:
-            self.visits.append((at, gateway))
-
-    def visited(self, since: float, until: float) -> set[str]:
-        """Which gateways it asked in between, and the one that it was at."""
-        before = [gateway for at, gateway in self.visits if at <= since][-1:]
-        return {*before, *(gateway for at, gateway in self.visits if since < at <= until)}
-
-
-class _Run(msgspec.Struct):
-    """A run: what its writer knows of it, and what its readers have been shown so far."""
-
-    token: str
-    opening: float
-    mode: Mode
-    background: bool
-    run_id: str = ""
-    said: "array[float]" = msgspec.field(default_factory=lambda: array("d"))
-    digests: "array[int]" = msgspec.field(default_factory=lambda: array("Q"))
-    acknowledged: int = 0
-    acknowledged_seqs: "array[int]" = msgspec.field(default_factory=lambda: array("q"))
-    """By index: the sequence under which a chunk was acknowledged, 0 if none was told."""
-    last_sent: float = 0.0
-    sign: float = 0.0
-    cancelling: float | None = None
-    ending: Ending | None = None
-    ended: Ended | None = None
-    gave_up: GaveUp | None = None
-    refusals: list[Refused] = msgspec.field(default_factory=list)
-    seqs: "array[int]" = msgspec.field(default_factory=lambda: array("q"))
-    """By index: the sequence under which a chunk was shown; 0 if it was not, -1 if it was shown without."""
-    newest_shown: float = 0.0
-    """When the last of them was shown first."""
-    ping_seq: int | None = None
-    told: list[Got] | None = None
-    told_to: str = ""
-    done_at: float | None = None
-    readers: list[_Reader] = msgspec.field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        return self.run_id or self.token
-
-    @property
-    def ending_known(self) -> float | None:
-        """When anybody knew first that it has ended."""
-        acknowledged = None if self.ended is None else self.ended.at
-        return min((at for at in (self.done_at, acknowledged) if at is not None), default=None)
 
 
 class Checker:
@@ -232,10 +60,10 @@ class Checker:
 
     def __init__(self, bounds: Bounds | None = None) -> None:
         self._bounds = bounds or Bounds()
-        self._runs: dict[str, _Run] = {}
-        self._readers: dict[str, _Reader] = {}
+        self._runs: dict[str, RunAccount] = {}
+        self._readers: dict[str, ReaderAccount] = {}
         self._injected: list[Fault] = []
-        self._errors: list[tuple[_Reader, Disconnected, int]] = []
+        self._errors: list[tuple[ReaderAccount, Disconnected, int]] = []
         """Each with the cursor that its reader had."""
         self._violations: list[Violation] = []
         self._count: Counter[Rule] = Counter()
@@ -258,14 +86,16 @@ class Checker:
         if isinstance(record, Fault):
             self._injected.append(record)
         elif isinstance(record, Opening):
-            self._runs[record.token] = _Run(record.token, record.at, record.mode, record.background, sign=record.at)
+            self._runs[record.token] = RunAccount(
+                record.token, record.at, record.mode, record.background, sign=record.at
+            )
         elif isinstance(record, Said | Stored | Opened | Refused | Cancelling | Ending | Ended | GaveUp):
             self._write(self._runs[record.token], record)
         else:
             raise TypeError(f"no record of a writer's: {record}")
 
     def _write(
-        self, run: _Run, record: Said | Stored | Opened | Refused | Cancelling | Ending | Ended | GaveUp
+        self, run: RunAccount, record: Said | Stored | Opened | Refused | Cancelling | Ending | Ended | GaveUp
     ) -> None:
         if not isinstance(record, Refused | GaveUp | Cancelling):
             run.sign = max(run.sign, record.at)
@@ -286,7 +116,7 @@ class Checker:
         else:
             run.gave_up = record
 
-    def _say(self, run: _Run, said: Said) -> None:
+    def _say(self, run: RunAccount, said: Said) -> None:
         known = len(run.said) - said.index
         if known < 0:
             raise ValueError(f"the writer of {run.name} says chunk {said.index} after {len(run.said)} chunks")
@@ -294,7 +124,7 @@ class Checker:
         run.said.extend([said.at] * len(new))
         run.digests.extend(new)
 
-    def _store(self, run: _Run, stored: Stored) -> None:
+    def _store(self, run: RunAccount, stored: Stored) -> None:
         run.acknowledged = max(run.acknowledged, stored.index + stored.count)
         run.last_sent = max(run.last_sent, stored.sent)
         if stored.last_seq is None or stored.count == 0:
@@ -333,7 +163,7 @@ class Checker:
 
     def _join(self, joined: Joined) -> None:
         run = self._runs[joined.token]
-        reader = _Reader(joined.reader, run, joined.after, joined.at, joined.kind == "event_source")
+        reader = ReaderAccount(joined.reader, run, joined.after, joined.at, joined.kind == "event_source")
         if joined.after:
             reader.index = reader.first = -1
             reader.seq = joined.after
@@ -341,7 +171,7 @@ class Checker:
         self._readers[joined.reader] = reader
         run.readers.append(reader)
 
-    def _connect(self, reader: _Reader, connected: Connected) -> None:
+    def _connect(self, reader: ReaderAccount, connected: Connected) -> None:
         reader.visit(connected.gateway, connected.at)
         reader.response_seq = None
         reader.connections += 1
@@ -352,7 +182,7 @@ class Checker:
         kept = max((at for at, got in enumerate(reader.ending, 1) if got.seq is not None), default=0)
         del reader.ending[kept:]
 
-    def _read_chunk(self, reader: _Reader, got: Got) -> None:
+    def _read_chunk(self, reader: ReaderAccount, got: Got) -> None:
         run, index = reader.run, got.index
         self.figures.deliveries += 1
         run.sign = max(run.sign, got.at)
@@ -375,7 +205,7 @@ class Checker:
         elif run.background:
             self._accuse(Rule.UNNUMBERED, run, f"{reader.name} was shown chunk {index} without a sequence")
 
-    def _compare(self, reader: _Reader, got: Got) -> None:
+    def _compare(self, reader: ReaderAccount, got: Got) -> None:
         """Hold a chunk against what its writer said, and against what others were shown."""
         run, index = reader.run, got.index
         if index >= len(run.said):
@@ -403,7 +233,7 @@ class Checker:
         elif known == -1:
             run.seqs[index] = seq
 
-    def _goes_on(self, reader: _Reader, index: int) -> bool:
+    def _goes_on(self, reader: ReaderAccount, index: int) -> bool:
         """Say what is wrong with a chunk that is not the next one; tell whether it is the furthest so far."""
         if reader.index < 0:
             reader.first, reader.index = index, index + 1
@@ -421,7 +251,7 @@ class Checker:
             self._accuse(Rule.DUPLICATED, reader.run, f"{reader.name} was shown chunk {index} twice")
         return False
 
-    def _read_other(self, reader: _Reader, got: Got) -> None:
+    def _read_other(self, reader: ReaderAccount, got: Got) -> None:
         run = reader.run
         if got.kind == "notice":
             return
@@ -443,7 +273,7 @@ class Checker:
                 reader.done_at = got.at
             run.done_at = got.at if run.done_at is None else min(got.at, run.done_at)
 
-    def _read_ping(self, reader: _Reader, got: Got) -> None:
+    def _read_ping(self, reader: ReaderAccount, got: Got) -> None:
         """A stored ping has a sequence of its own, that of silence the last that this response has shown."""
         run = reader.run
         if got.seq is None or got.seq == reader.response_seq:
@@ -457,7 +287,7 @@ class Checker:
             return
         reader.seq = reader.response_seq = got.seq
 
-    def _disconnect(self, reader: _Reader, ended: Disconnected) -> None:
+    def _disconnect(self, reader: ReaderAccount, ended: Disconnected) -> None:
         reader.visit(ended.gateway, ended.since or ended.at)
         told = bool(reader.ending) and reader.ending[-1].kind == "done"
         if ended.how == "no_content":
@@ -486,7 +316,7 @@ class Checker:
         self._count_up()
         return Verdict(self.figures, self._violations, self._count)
 
-    def _judge_run(self, run: _Run) -> None:
+    def _judge_run(self, run: RunAccount) -> None:
         for reader in run.readers:
             self._judge_reader(reader)
         for index, (seq, shown) in enumerate(zip(run.acknowledged_seqs, run.seqs, strict=False)):
@@ -498,7 +328,7 @@ class Checker:
         self._judge_end(run)
         self._judge_writer(run)
 
-    def _judge_reader(self, reader: _Reader) -> None:
+    def _judge_reader(self, reader: ReaderAccount) -> None:
         run = reader.run
         for index in sorted(reader.missing):
             self._accuse(Rule.LOST, run, f"{reader.name} was not shown chunk {index}, but what follows it")
@@ -518,7 +348,7 @@ class Checker:
         self._judge_told(reader)
         self._judge_delay(reader)
 
-    def _judge_start(self, reader: _Reader) -> None:
+    def _judge_start(self, reader: ReaderAccount) -> None:
         """Who came with a cursor is to be shown what follows it at once."""
         first = reader.first if reader.index >= 0 else len(reader.run.seqs)
         if reader.index < 0 and reader.done_at is None:
@@ -529,7 +359,7 @@ class Checker:
                 Rule.LOST, reader.run, f"{reader.name} came after {reader.after}, and was not shown chunk {skipped[0]}"
             )
 
-    def _judge_told(self, reader: _Reader) -> None:
+    def _judge_told(self, reader: ReaderAccount) -> None:
         """Hold a reader's end against what an end is, and against that of the others."""
         run = reader.run
         if run.told is None:
@@ -545,7 +375,7 @@ class Checker:
                 f"{reader.name} was told the end as {_words(reader.ending)}, {run.told_to} as {_words(run.told)}",
             )
 
-    def _judge_patience(self, reader: _Reader) -> None:
+    def _judge_patience(self, reader: ReaderAccount) -> None:
         """Who has left because it was to finish was owed an end that was due; of a run that goes on there is none."""
         run = reader.run
         if (known := run.ending_known) is None:
@@ -558,7 +388,7 @@ class Checker:
             )
             self._accuse(Rule.NO_END, run, f"{text}, faults left out")
 
-    def _waited(self, reader: _Reader, known: float, until: float) -> float:
+    def _waited(self, reader: ReaderAccount, known: float, until: float) -> float:
         """How long a reader waited for an end that was there, but for what keeps it from being told."""
         since = max(known, reader.joined, *(stalled for _, stalled in reader.stalls if stalled < until), 0.0)
         if until - since <= min(self._bounds.end_told, self.figures.slowest_end):
@@ -566,7 +396,7 @@ class Checker:
         concerned = Concerned(reader.visited(since, until), processes=(process_of(reader.name),))
         return self._faults.calm_between(since, until, TELLING, concerned)
 
-    def _judge_delay(self, reader: _Reader) -> None:
+    def _judge_delay(self, reader: ReaderAccount) -> None:
         run = reader.run
         assert reader.done_at is not None
         assert run.ending_known is not None
@@ -577,7 +407,7 @@ class Checker:
                 Rule.LATE_END, run, f"{reader.name} was told the end {delay:.1f} s after it was there, faults left out"
             )
 
-    def _judge_end(self, run: _Run) -> None:
+    def _judge_end(self, run: RunAccount) -> None:
         """Hold the end that was told against what the writer did."""
         known = run.ending_known
         if known is not None and (silence := self._silence(run, known)) > self._bounds.lost:
@@ -602,7 +432,7 @@ class Checker:
         else:
             self._judge_failure(run, stop)
 
-    def _silence(self, run: _Run, ended: float) -> float:
+    def _silence(self, run: RunAccount, ended: float) -> float:
         """How long there was no sign of a run that had not ended, but for what keeps it from being ended or told."""
         since = max(run.sign, run.newest_shown)
         if ended - since <= self._bounds.lost:
@@ -610,7 +440,7 @@ class Checker:
         concerned = Concerned(gateways=None, brokers=None, processes=(process_of(run.token),))
         return self._faults.calm_between(since, ended, ENDING[run.mode], concerned)
 
-    def _judge_failure(self, run: _Run, stop: str) -> None:
+    def _judge_failure(self, run: RunAccount, stop: str) -> None:
         assert run.told is not None
         assert run.done_at is not None
         error = next((got.text for got in run.told if got.kind == "error"), stop)
@@ -621,7 +451,7 @@ class Checker:
         if not self._faults.explain(run.opening, run.done_at, reasons, concerned):
             self._accuse(Rule.UNEXPLAINED, run, f"it has failed with {error}, and there was no {reasons}")
 
-    def _judge_writer(self, run: _Run) -> None:
+    def _judge_writer(self, run: RunAccount) -> None:
         """Each refusal, and a writer's giving up, has its reason."""
         for refused in (*run.refusals, *([run.gave_up] if run.gave_up else ())):
             self.figures.errors += 1
@@ -638,7 +468,7 @@ class Checker:
                     Rule.UNEXPLAINED, run, f"its writer was told {refused.why} by {refused.place}; no {reasons}"
                 )
 
-    def _judge_error(self, reader: _Reader, error: Disconnected, cursor: int) -> None:
+    def _judge_error(self, reader: ReaderAccount, error: Disconnected, cursor: int) -> None:
         self.figures.errors += 1
         what = f"{error.how} {error.detail}".strip()
         reasons = _reasons_of(error, reader.run)
@@ -670,7 +500,7 @@ class Checker:
         figures.kills = sum(fault.name.startswith("kill") for fault in effective)
         figures.endings = Counter(_how(run) for run in runs if run.run_id)
 
-    def _accuse(self, rule: Rule, run: _Run, text: str) -> None:
+    def _accuse(self, rule: Rule, run: RunAccount, text: str) -> None:
         self._count[rule] += 1
         if len(self._violations) < MAX_SENTENCES:
             self._violations.append(Violation(rule, run.name, text))
@@ -682,7 +512,7 @@ _ABANDONED = frozenset({"run_lost", "stream_task_cancelled"})
 """What becomes of a run that its writer leaves."""
 
 
-def _reasons_of(error: Disconnected, run: _Run) -> Reasons:
+def _reasons_of(error: Disconnected, run: RunAccount) -> Reasons:
     """What may be the reason that a response ended so."""
     how, detail = RESPONSES.get(error.how, NOTHING), error.detail
     if error.how == "refused":
@@ -707,7 +537,7 @@ def _words(ending: list[Got]) -> str:
     return ", ".join(f"{got.kind} {got.text}".strip() for got in ending) or "nothing"
 
 
-def _how(run: _Run) -> str:
+def _how(run: RunAccount) -> str:
     if run.told is None:
         return "unread"
     return next((got.text for got in run.told if got.kind == "error"), run.told[0].text)

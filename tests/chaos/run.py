@@ -27,7 +27,7 @@ import uvloop
 
 from runstream.broker.errors import BrokerError
 from tests.chaos.calm import RECOVERY_SECONDS
-from tests.chaos.checker import Bounds, Checker, Figures
+from tests.chaos.checker import Checker
 from tests.chaos.disk import NoSmallDisk
 from tests.chaos.excuses import MACHINE
 from tests.chaos.faults import Fault, Injected, catalogue
@@ -35,6 +35,7 @@ from tests.chaos.history import Fault as FaultRecord
 from tests.chaos.history import Recorder
 from tests.chaos.load import AGENT, Load
 from tests.chaos.starving import waits_noted
+from tests.chaos.verdict import Bounds, Figures
 from tests.chaos.world import Plan, World, world_running
 
 EFFECTIVE = 0.9

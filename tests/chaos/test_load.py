@@ -11,8 +11,9 @@ from runstream.gateway import follower, window
 from runstream.gateway.sse import Style, event_of
 from runstream.schemas import Kind
 from tests.chaos.agent import speak
-from tests.chaos.checker import Checker, Rule, Verdict
+from tests.chaos.checker import Checker
 from tests.chaos.history import Ended, GaveUp, Joined, Opening, records_of
+from tests.chaos.verdict import Rule, Verdict
 from tests.support.processes import python, running
 from tests.support.stack import Stack, stack_running
 from tests.support.waiting import wait_until

@@ -10,11 +10,11 @@ import pytest
 
 from tests.chaos import run
 from tests.chaos.calm import Faults
-from tests.chaos.checker import Bounds
 from tests.chaos.faults import line_faults, node_faults
 from tests.chaos.history import Fault
 from tests.chaos.processes import Tasks
 from tests.chaos.run import KEPT, REST_EVERY, Act, Score, drawn, parsed, pause_after, together
+from tests.chaos.verdict import Bounds
 from tests.chaos.world import KINDS, ROUTES
 
 FAULTS = [fault for place in (*KINDS, ROUTES) for fault in line_faults(place)]

@@ -17,9 +17,10 @@ from runstream.broker.auth.authenticator import authenticating
 from runstream.gateway.app import Gateway
 from runstream.gateway.settings import GatewaySettings
 from tests.chaos.agent import speak
-from tests.chaos.checker import Checker, Rule, Verdict
+from tests.chaos.checker import Checker
 from tests.chaos.content import content_of, digest_of, read
 from tests.chaos.history import Connected, Got, Joined, Opened, Opening, Recorder, Said, Stored, now
+from tests.chaos.verdict import Rule, Verdict
 from tests.security.tenants import CHUNKS, READERS, Tenant, hammer, lanes
 from tests.support.auth import Issuer
 from tests.support.nats import NatsServer
