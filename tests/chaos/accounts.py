@@ -13,6 +13,9 @@ from tests.chaos.history import (
     Refused,
 )
 
+OVER = frozenset({"run_ended", "run_cancelled"})
+"""What a writer gives up for that is told that its run has ended."""
+
 
 class ReaderAccount(msgspec.Struct):
     """A reader, as far as its file was read."""
@@ -88,4 +91,5 @@ class RunAccount(msgspec.Struct):
     def ending_known(self) -> float | None:
         """When anybody knew first that it has ended."""
         acknowledged = None if self.ended is None else self.ended.at
-        return min((at for at in (self.done_at, acknowledged) if at is not None), default=None)
+        refused = self.gave_up.at if self.gave_up is not None and self.gave_up.why in OVER else None
+        return min((at for at in (self.done_at, acknowledged, refused) if at is not None), default=None)

@@ -343,6 +343,31 @@ def test_a_run_that_its_writer_had_to_leave_is_lost_rightly() -> None:
         assert story.verdict().count == ({Rule.UNEXPLAINED: 2} if wrong else {}), error
 
 
+@pytest.mark.parametrize(("told", "late"), [("run_ended", 0), ("fenced", 1)])
+def test_an_end_that_its_writer_was_told_of_need_not_wait_for_a_reader(told: str, late: int) -> None:
+    """It is there from then on: a run that is read by nobody for minutes has not ended so late."""
+    checker = Checker(Bounds(end_told=2, lost=3, recovery=0.1))
+    written: list[Record] = [
+        Opening(at=100, token="first", mode="ingest"),
+        Opened(at=101, token="first", run_id="first"),
+        Fault(at=100, ended=101.1, name="kill", target="nats-0"),
+        GaveUp(at=101.1, token="first", why=told, place="broker-1"),
+    ]
+    read: list[Record] = [
+        Joined(at=150, reader="late", token="first", kind="letta"),
+        Connected(at=150, reader="late", gateway="gateway-1"),
+        Got(at=150, reader="late", seq=None, kind="stop", text="error"),
+        Got(at=150, reader="late", seq=None, kind="error", text="run_lost"),
+        Got(at=150, reader="late", seq=None, kind="done"),
+        Disconnected(at=150, reader="late", gateway="gateway-1", how="done"),
+    ]
+    for record in written:
+        checker.learn(record)
+    for record in read:
+        checker.follow(record)
+    assert checker.judge().count == ({Rule.LATE_END: 1} if late else {})
+
+
 def test_readers_are_gone_with_their_process() -> None:
     """They are owed no end if it was killed, and if that is known."""
     for gone, unfinished in [("live", 0), ("source", 1), ("", 1)]:
