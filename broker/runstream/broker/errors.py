@@ -5,6 +5,7 @@ BrokerError
 │   ├── NoResponders            nobody listens to the subject that was asked
 │   ├── Refused                 NATS does not let this process ask
 │   ├── Contended               another write to the same subject is under way: this one was not stored
+│   ├── NotSent                 too much is on its way: this was not sent, and not stored
 │   ├── StoreUnavailable        a write stayed unanswered for the writer's whole patience
 │   ├── Unsettled               whether the claim was stored could not be found out
 │   ├── KeysUnavailable         the keys that tokens are checked with could not be fetched

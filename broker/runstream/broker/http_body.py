@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
-from collections import deque
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -24,6 +23,7 @@ import msgspec
 from aiohttp import hdrs, web
 from aiohttp.web_protocol import _ErrInfo
 
+from runstream.broker.http_pipeline import Pipeline, let_go_of
 from runstream.broker.tasks import Turns
 
 if TYPE_CHECKING:
@@ -187,8 +187,10 @@ class _Framing:
             self._waiting = None
 
 
-class _Received(deque[Any]):
+class _Received(Pipeline):
     """The requests that a connection has received, as aiohttp keeps them, which tells of what is none."""
+
+    __slots__ = ("_broken",)
 
     def __init__(self, found: Iterable[Any], broken: Callable[[], None]) -> None:
         super().__init__(found)
@@ -214,13 +216,14 @@ def _framing_of(request: web.Request) -> Iterator[_Framing]:
             framing.broken()
 
     received = _Received(protocol._messages, broken)  # noqa: SLF001  # there is no other way to it
-    protocol._messages = received  # noqa: SLF001
+    protocol._messages = received  # type: ignore[assignment]  # noqa: SLF001  # as aiohttp uses it
     if any(isinstance(message, _ErrInfo) for message, _ in received):
         broken()
     try:
         yield framing
     finally:
-        protocol._messages = deque(received)  # noqa: SLF001
+        protocol._messages = Pipeline(received)  # type: ignore[assignment]  # noqa: SLF001
+        let_go_of(content)
 
 
 class _Plain:

@@ -7,6 +7,7 @@ import uuid
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import hdrs, web, web_response
+from multidict import istr
 
 from runstream.broker.logs import get_logger, logged_with
 
@@ -20,16 +21,17 @@ __all__ = ["REQUEST_ID", "guard", "request_id_of", "sign"]
 log = get_logger(__name__)
 
 SERVER: Final = "runstream"
-REQUEST_ID: Final = "X-Request-ID"
+REQUEST_ID: Final = istr("X-Request-ID")
+"""An `istr`, as all names of headers here: of any other an answer has one of its own, for as long as it is open."""
 
 GIVEN_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 """What UUIDs, base64 and the load balancers' own are made of. It comes back in a header and stands in logs."""
 
 HARDENED: Final = {
     # An answer is what its type says, whatever is in it.
-    "X-Content-Type-Options": "nosniff",
+    istr("X-Content-Type-Options"): "nosniff",
     # Opened as a page it loads and runs nothing, and stands in nobody's frame.
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    istr("Content-Security-Policy"): "default-src 'none'; frame-ancestors 'none'",
 }
 """On every answer that does not say otherwise itself."""
 

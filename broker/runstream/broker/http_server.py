@@ -21,6 +21,7 @@ from aiohttp import EMPTY_PAYLOAD, hdrs, web, web_protocol
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
 from runstream.broker.http_guard import sign
+from runstream.broker.http_pipeline import Pipeline
 from runstream.broker.limits.addresses import is_among, source_of
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ class _Connection(web.RequestHandler):
             max_field_size=MOST_LINE_BYTES,
             max_headers=MOST_HEADERS,
         )
+        self._messages = Pipeline()  # type: ignore[assignment]  # as aiohttp uses it
         self._doors = doors
         self._peer: str | None = None
         self._is_in = False
@@ -264,6 +266,10 @@ class _Connection(web.RequestHandler):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+        if self._keepalive_handle is not None:
+            # Nobody has to look whether a connection is idle that has a request: it is set anew behind its answer.
+            self._keepalive_handle.cancel()
+            self._keepalive_handle = None
 
     def _head_is_long(self) -> None:
         self._doors.refused("head_bytes")

@@ -28,6 +28,8 @@ SpanKind: TypeAlias = Literal["server", "consumer"]
 class Span:
     """What is being done, within a trace. This one is recorded nowhere."""
 
+    __slots__ = ("trace",)
+
     is_recorded = False
 
     def __init__(self, trace: Trace | None) -> None:

@@ -11,7 +11,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11, hdrs, web
+from multidict import istr
 
 from runstream.gateway.sse import chunked
 
@@ -28,11 +29,11 @@ RESET = struct.pack("ii", 1, 0)
 AS_EVER = struct.pack("ii", 0, 0)
 """SO_LINGER, off."""
 
-HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache",
+HEADERS: dict[str, str] = {
+    hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",
+    hdrs.CACHE_CONTROL: "no-cache",
     # Asks nginx and those who copied it not to buffer.
-    "X-Accel-Buffering": "no",
+    istr("X-Accel-Buffering"): "no",
 }
 
 
@@ -60,6 +61,8 @@ def _linger(transport: asyncio.Transport, how: bytes) -> None:
 
 class EventResponse:
     """A response to one request. `open` sends the headers at once; then `finish` or `cut`, exactly one of them."""
+
+    __slots__ = ("_is_chunked", "_request", "_response", "_transport")
 
     def __init__(self, request: web.Request, headers: Mapping[str, str] | None = None) -> None:
         self._request = request

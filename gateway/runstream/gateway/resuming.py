@@ -34,7 +34,7 @@ async def resume_and_stream(
         await services.repair.watch_over(record)
         record = services.hub.one_of(record)
         cursor, include_pings = wanted.cursor, wanted.include_pings
-        del wanted, said  # What is held here is held as long as the stream.
+        del wanted, said, find  # What is held here is held as long as the stream.
         return await stream_run(
             request,
             services.hub,

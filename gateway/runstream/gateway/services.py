@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractContextManager
 
     from runstream.broker.auth.admissions import Admissions
     from runstream.broker.auth.principal import Principal
@@ -67,14 +67,34 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     unready: Callable[[], Awaitable[str | None]]
     leaders: Leaders
 
-    @contextmanager
-    def seat(self, who: Principal) -> Iterator[None]:
+    def seat(self, who: Principal) -> AbstractContextManager[None]:
         """Give `who` a place for a response that stays open, while the block lasts. Raises `LimitReached`, `TryLater`.
 
         Before anything is started for it.
         """
-        with self.limits.stream(who), self.hub.seats.take():
-            yield
+        return _Seat(self.limits.stream(who), self.hub.seats.take())
+
+
+class _Seat:
+    """Two places in one. Not made of a generator: thousands of them are taken at one time."""
+
+    __slots__ = ("_here", "_of_theirs")
+
+    def __init__(self, of_theirs: AbstractContextManager[None], here: AbstractContextManager[None]) -> None:
+        self._of_theirs = of_theirs
+        self._here = here
+
+    def __enter__(self) -> None:
+        self._of_theirs.__enter__()
+        try:
+            self._here.__enter__()
+        except BaseException:
+            self._of_theirs.__exit__(None, None, None)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._here.__exit__(None, None, None)
+        self._of_theirs.__exit__(None, None, None)
 
 
 SERVICES = web.AppKey("services", Services)

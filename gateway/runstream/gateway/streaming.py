@@ -62,8 +62,14 @@ async def stream_run(
             response = EventResponse(request)
             source = hub.source(tail, cursor)
             span.note(source=source, starting_after=cursor)
-            timing = _noting(span, _timing(hub.metrics, kind, source, asked_at))
-            follower = Follower(response, record.id, cursor, style, include_pings=include_pings, on_chunk=timing)
+            follower = Follower(
+                response,
+                record.id,
+                cursor,
+                style,
+                include_pings=include_pings,
+                on_chunk=_noting(span, _timing(hub.metrics, kind, source, asked_at)),
+            )
             try:
                 await response.open()
                 hub.metrics.stream_begun(kind, source, record.tenant)

@@ -14,6 +14,7 @@ from runstream.broker.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from runstream.broker.auth.principal import Principal
     from runstream.broker.limits.settings import LimitSettings
@@ -109,20 +110,22 @@ class Limits:
                 self._failures.take(source)
             raise
 
-    @contextmanager
-    def stream(self, who: Principal) -> Iterator[None]:
+    def stream(self, who: Principal) -> AbstractContextManager[None]:
         """Count a stream, or an upload, while the block lasts: none that is open gives way to another."""
-        places = [*zip(self._streams.items(), _names(who), strict=True)]
-        for (limit, each), name in places:
-            if each.are_full(name):
+        return _Stream(self, who)
+
+    def begin_stream(self, who: Principal) -> None:
+        """Count a stream until `end_stream`."""
+        for (limit, places), name in zip(self._streams.items(), _names(who), strict=True):
+            if places.are_full(name):
                 raise self._reached(limit, name, random.uniform(*STREAM_SECONDS))  # noqa: S311  # nothing hangs on it
-        for (_, each), name in places:
-            each.take(name)
-        try:
-            yield
-        finally:
-            for (_, each), name in places:
-                each.give_up(name)
+        for places, name in zip(self._streams.values(), _names(who), strict=True):
+            places.take(name)
+
+    def end_stream(self, who: Principal) -> None:
+        """Count it no more."""
+        for places, name in zip(self._streams.values(), _names(who), strict=True):
+            places.give_up(name)
 
     def take_run(self, who: Principal) -> None:
         """Count a run that is about to be started."""
@@ -160,6 +163,22 @@ class Limits:
             self._logged.take((limit, name))
             log.warning("limit_reached", limit=limit, whose=name)
         return LimitReached(TOLD[limit], limit=limit, seconds=seconds)
+
+
+class _Stream:
+    """One that counts. Not made of a generator: thousands of them are open at one time."""
+
+    __slots__ = ("_limits", "_who")
+
+    def __init__(self, limits: Limits, who: Principal) -> None:
+        self._limits = limits
+        self._who = who
+
+    def __enter__(self) -> None:
+        self._limits.begin_stream(self._who)
+
+    def __exit__(self, *_: object) -> None:
+        self._limits.end_stream(self._who)
 
 
 def _names(who: Principal) -> tuple[str, str]:

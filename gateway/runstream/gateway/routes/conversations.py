@@ -38,6 +38,8 @@ from runstream.schemas import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from aiohttp import web
 
     from runstream.schemas import RunRecord
@@ -86,11 +88,11 @@ async def delete(request: web.Request) -> web.Response:
     return json_response(None)
 
 
-async def stream(request: web.Request) -> web.StreamResponse:
+def stream(request: web.Request) -> Awaitable[web.StreamResponse]:
     """`POST /v1/conversations/{conversation_id}/stream`: resume. The conversation's existence is not checked."""
     conversation_id = conversation_path(request)
     lookup = request.app[SERVICES].lookup(request[PRINCIPAL])
-    return await resume_and_stream(request, lambda wanted: lookup.of_stream(conversation_id, wanted))
+    return resume_and_stream(request, lambda wanted: lookup.of_stream(conversation_id, wanted))
 
 
 async def create_message(request: web.Request) -> web.StreamResponse:
