@@ -30,10 +30,9 @@ BEFORE_CHUNKS = frozenset({Kind.PING, Kind.ATTEMPT})
 
 
 class Follower:
-    """One response, and how far it has come. `on_chunk` is called once, when its first chunk was written."""
+    """One response, and how far it has come."""
 
     __slots__ = (
-        "_on_chunk",
         "_seen",
         "began_after",
         "began_at",
@@ -41,6 +40,7 @@ class Follower:
         "include_pings",
         "index",
         "is_done",
+        "on_chunk",
         "response",
         "run_id",
         "style",
@@ -56,7 +56,6 @@ class Follower:
         style: Style,
         *,
         include_pings: bool,
-        on_chunk: Callable[[], None] | None = None,
     ) -> None:
         self.response = response
         self.run_id = run_id
@@ -70,8 +69,9 @@ class Follower:
         self.is_done = False
         self.woken = Wake()
         self.written_at = time.monotonic()
+        self.on_chunk: Callable[[], None] | None = None
+        """Called once, when the first chunk was written."""
         self._seen: int | None = None
-        self._on_chunk = on_chunk
 
     def write(self, frames: Sequence[Frame]) -> None:
         """Write frames that follow the cursor, and move it. Never waits."""
@@ -97,9 +97,9 @@ class Follower:
         if seq_id is not None:
             self._seen = seq_id
         kind = last.kind
-        if self._on_chunk is not None and kind not in BEFORE_CHUNKS:
-            self._on_chunk()
-            self._on_chunk = None
+        if self.on_chunk is not None and kind not in BEFORE_CHUNKS:
+            self.on_chunk()
+            self.on_chunk = None
         if kind is Kind.END:
             self.is_done = True
             self.woken.set()

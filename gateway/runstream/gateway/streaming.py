@@ -62,14 +62,8 @@ async def stream_run(
             response = EventResponse(request)
             source = hub.source(tail, cursor)
             span.note(source=source, starting_after=cursor)
-            follower = Follower(
-                response,
-                record.id,
-                cursor,
-                style,
-                include_pings=include_pings,
-                on_chunk=_noting(span, _timing(hub.metrics, kind, source, asked_at)),
-            )
+            follower = Follower(response, record.id, cursor, style, include_pings=include_pings)
+            follower.on_chunk = _noting(span, _timing(hub.metrics, kind, source, asked_at))
             try:
                 await response.open()
                 hub.metrics.stream_begun(kind, source, record.tenant)
