@@ -360,7 +360,7 @@ class Hub:
         tail.followers[follower] = None
         try:
             if tail.tip is not None and tail.is_over_at(follower.cursor):
-                follower.write([Frame(tail.tip)])
+                follower.write_beyond([Frame(tail.tip)])
             while not follower.is_done and not follower.response.is_closed:
                 await self._advance(tail, follower)
         finally:

@@ -83,10 +83,17 @@ class Follower:
         self.write_ready(data, frames[-1].entry, newest_seq_id(wanted), time.monotonic())
 
     def write_beyond(self, frames: Sequence[Frame]) -> None:
-        """Write what lies beyond a cursor that is ahead of the run; the end in any case."""
-        beyond = [frame for frame in frames if frame.entry.seq > self.cursor or frame.entry.kind is Kind.END]
-        if beyond:
+        """Write what lies beyond a cursor that is ahead of what this gateway knew of the run; and the end in any case.
+
+        Not to an EventSource that has seen it: its response ends, and when it comes back it is told by a 204.
+        """
+        last = frames[-1]
+        if beyond := [frame for frame in frames if frame.entry.seq > self.cursor]:
             self.write(beyond)
+        elif last.entry.kind is Kind.END and self.style is Style.EVENT_SOURCE:
+            self.write_ready(b"", last.entry, None, time.monotonic())
+        elif last.entry.kind is Kind.END:
+            self.write([last])
 
     def write_ready(self, data: bytes, last: Entry, seq_id: int | None, now: float) -> None:
         """Write events joined for all who share them; `last` is their newest entry, `seq_id` the newest seen."""
