@@ -209,3 +209,22 @@ async def test_without_authentication_tickets_are_made_and_passed_over(nats_url:
         ticket = await ticket_for(client, run_id)
         for _ in range(2):
             assert (await asked(stack, run_id, ticket)).status == 200
+
+
+async def test_of_two_cookies_the_narrower_counts(stack: Stack, issuer: Issuer) -> None:
+    """A browser sends it first, and behind it what a page beside this one was given for another run."""
+    client = Client(stack.base, issuer.token(scope="runs:read runs:write"))
+    one, other = await client.run(new_agent_id()), await client.run(new_agent_id())
+    tokens = {run_id: issuer.token(scope="runs:read", run_id=run_id) for run_id in (one, other)}
+    for mine, others in ((one, other), (other, one)):
+        cookie = f"a=b; runstream_token={tokens[mine]}; runstream_token={tokens[others]}"
+        reply = await Client(stack.base, None).fetch("GET", source_path(mine), headers={"Cookie": cookie})
+        assert reply.status == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/x", "/v1/x%0ay", "/v1/agents/a%0Ab", "/v1/%0d%0a"])
+async def test_what_no_operation_takes_is_told_to_nobody(stack: Stack, issuer: Issuer, path: str) -> None:
+    """Whatever stands in its path: a stranger is not told what there is."""
+    assert (await Client(stack.base, None).fetch("GET", path)).status == 401
+    assert (await Client(stack.base, issuer.token()).fetch("GET", path)).status == 404
+    assert (await Client(stack.broker_base, None).fetch("GET", f"/ingest{path}")).status == 401

@@ -1,6 +1,7 @@
 """What the keys are: a set at a URL that rotates, fails and lies; files that are written while they are in use."""
 
 import asyncio
+import base64
 import hmac
 import json
 import time
@@ -11,12 +12,14 @@ from typing import Any
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from structlog.testing import capture_logs
 
 from runstream.broker.auth import files, jwks
 from runstream.broker.auth.authenticator import Authenticator, authenticating
 from runstream.broker.auth.settings import AuthSettings
 from runstream.broker.auth.static import keys_in
+from runstream.broker.auth.tokens import secret_in
 from runstream.broker.errors import InvalidSettings, KeysUnavailable, Unauthenticated
 from tests.support.auth import Issuer, KeyFile, jwk
 from tests.support.nats import free_ports
@@ -135,11 +138,75 @@ def test_a_key_for_something_else_is_none(key: dict[str, Any]) -> None:
     assert [each.kid for each in jwks.keys_in(json.dumps({"keys": [key, good]}).encode())] == ["good"]
 
 
-@pytest.mark.parametrize("said", [b"", b"[]", b"{}", b'{"keys":1}', b'{"keys":[1]}', b'{"keys":[]}', b"[" * 5000])
+@pytest.mark.parametrize("said", [b"", b"[]", b"{}", b'{"keys":1}', b'{"keys":[1]}', b"[" * 5000])
 def test_what_is_no_set_of_keys_is_refused(said: bytes) -> None:
     """Whatever the URL answers."""
     with pytest.raises(ValueError, match=r"JSON Web Key Set|no key"):
         jwks.keys_in(said)
+
+
+async def test_a_set_that_is_empty_ends_what_was_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All keys were withdrawn: that is no failure to fetch them. In a file it is taken for a mistake."""
+    monkeypatch.setattr(jwks, "REFETCH_SECONDS", 0)
+    issuer = Issuer()
+    path = tmp_path / "jwks.json"
+    path.write_text('{"keys":[]}')
+    with pytest.raises(InvalidSettings, match="no key"):
+        authenticating(issuer.settings(tmp_path, str(path)))
+    async with issuer.serving() as url, authenticating(issuer.settings(tmp_path, url)) as authenticator:
+        token = issuer.token("RS256")
+        assert await is_taken(authenticator, token)
+        issuer.keys.clear()
+        assert not await is_taken(authenticator, issuer_token_of_nobody())
+
+        async def is_ended() -> bool:
+            return not await is_taken(authenticator, token)
+
+        await wait_until(is_ended, 5, "a key that is withdrawn is still good")
+
+
+def issuer_token_of_nobody() -> str:
+    """One whose key has to be looked for."""
+    return Issuer().token("RS256", header={"kid": "nobody's"})
+
+
+async def test_an_algorithm_that_nobody_has_waits_for_no_keys(tmp_path: Path) -> None:
+    """It could never become good: while keys cannot be fetched whoever sends it is refused like a guesser."""
+    issuer = Issuer()
+    issuer.is_down = True
+    async with issuer.serving() as url, authenticating(issuer.settings(tmp_path, url)) as authenticator:
+        for algorithm in ("none", "HS384", "RS512"):
+            head = base64.urlsafe_b64encode(json.dumps({"alg": algorithm}).encode()).decode().rstrip("=")
+            with pytest.raises(Unauthenticated):
+                await authenticator.principal(f"{head}.e30.AA")
+        with pytest.raises(KeysUnavailable):
+            await authenticator.principal(issuer.token("RS256"))
+
+
+PAIR = rsa.generate_private_key(65537, 2048)
+SPKI = PAIR.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        PAIR.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
+        PAIR.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+        PAIR.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH),
+        SPKI,
+        base64.b64encode(SPKI),
+        base64.encodebytes(SPKI),
+        json.dumps({"keys": [jwk(PAIR, "RS256")]}).encode(),
+        json.dumps(jwk(PAIR, "RS256")).encode(),
+    ],
+    ids=["PEM", "private", "ssh", "DER", "base64", "lines", "set", "JWK"],
+)
+def test_a_key_of_a_pair_is_no_secret(tmp_path: Path, said: bytes) -> None:
+    """Whoever has its public half, which is anybody, could sign as anybody."""
+    path = tmp_path / "secret"
+    path.write_bytes(said)
+    with pytest.raises(InvalidSettings, match="key of a pair"):
+        secret_in(path)
 
 
 async def test_a_token_without_a_key_id_has_the_only_key_there_is(tmp_path: Path) -> None:
@@ -408,3 +475,14 @@ async def test_a_defect_in_reading_a_file_is_not_the_end_of_it(tmp_path: Path, m
         assert watched.value == "before"
         path.write_bytes(b"after")
         await wait_until(lambda: watched.value == "after", 5)
+
+
+@pytest.mark.parametrize("command", ["new", "token"])
+@pytest.mark.parametrize(("scope", "told"), [("", "--scope is empty"), ("runs:read x", "'x' is no scope")])
+async def test_a_scope_that_there_is_not_is_named(command: str, scope: str, told: str) -> None:
+    """With those that there are; a key without any would be good for nothing."""
+    async with running(*runstream("keys", command, "--scope", scope)) as process:
+        assert await process.wait(20) == 1
+    assert process.lines == []
+    assert told in process.errors[-1]
+    assert "runs:write" in process.errors[-1]

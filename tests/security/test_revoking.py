@@ -280,7 +280,9 @@ def test_what_is_a_damaged_token_is_not_revoked(issuer: Issuer) -> None:
     """The same of a token, and of one that was copied with what stands before it."""
     token = issuer.token(jti=JTI)
     header, claims, signature = token.split(".")
-    for each in (f"{header}.{claims[:-2]}.{signature}", f"{header[1:]}.{claims}.{signature}", f"Bearer {token}"):
+    cut = [token[:length] for length in (20, len(header), 100, len(token) - len(signature) - 1)]
+    other = [f"{header}.{claims[:-2]}.{signature}", f"{header[1:]}.{claims}.{signature}", f"Bearer {token}", "x" * 200]
+    for each in (*cut, *other, claims, "a\x1b[31mb"):
         with pytest.raises(ValueError, match="this is no token"):
             revoked_by(each)
 
@@ -297,3 +299,30 @@ def test_the_command_refuses_what_it_cannot_revoke() -> None:
     assert (made.returncode, made.stdout) == (1, "")
     assert made.stderr.startswith("runstream: this is no key")
     assert KEY[:-1] not in made.stderr
+
+
+def revoke_command(said: str, *, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """The command, where no NATS is."""
+    return subprocess.run(
+        runstream("keys", "revoke", said, "--nats-url", "nats://127.0.0.1:1"),
+        env={**os.environ, **SOURCE, **env},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_token_of_somebodys_own_making_revokes_nobodys(issuer: Issuer, tmp_path: Path) -> None:
+    """It has the id of another one, and another signature: whoever hands it in would have that one revoked."""
+    secret = tmp_path / "secret"
+    secret.write_text("s" * 40)
+    made = revoke_command(issuer.token(jti=JTI), RUNSTREAM_AUTH_SECRET_FILE=str(secret))
+    assert made.returncode == 1
+    assert "not signed with the secret" in made.stderr
+
+
+def test_what_is_to_be_revoked_is_read_from_stdin() -> None:
+    """Others can read what stands on a command line."""
+    made = revoke_command("-", stdin=f"{KEY[:-1]}\n")
+    assert made.stderr.startswith("runstream: this is no key")

@@ -123,7 +123,7 @@ async def _session_admitted(request: web.Request, session: str, scope: Scope) ->
 async def _browser_admitted(request: web.Request, scope: Scope) -> None:
     """Find out who asks that can send no header: by a ticket in the query, or a token in a cookie."""
     services = request.app[SERVICES]
-    ticket, cookie = request.query.get("ticket"), request.cookies.get(COOKIE)
+    ticket, cookie = request.query.get("ticket"), _cookie_in(request)
     if services.admissions.asks_nobody or (ticket is None and cookie is None):
         await admitted(request, scope)
         return
@@ -136,6 +136,16 @@ async def _browser_admitted(request: web.Request, scope: Scope) -> None:
                 raise Unauthenticated(reason="What is in a cookie has to expire within an hour.", cause="cookie")
     who.check(scope)
     request[PRINCIPAL] = who
+
+
+def _cookie_in(request: web.Request) -> str | None:
+    """Return the token in a cookie. Of several the first: a browser begins with those for the narrowest path."""
+    for header in request.headers.getall(hdrs.COOKIE, ()):
+        for each in header.split(";"):
+            name, _, value = each.strip().partition("=")
+            if name == COOKIE:
+                return value
+    return None
 
 
 async def _admitted_by(ticket: str, request: web.Request, scope: Scope) -> Principal:

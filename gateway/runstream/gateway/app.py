@@ -330,7 +330,7 @@ class Gateway:
         app.add_routes([*mounted(served), *routes(for_operators)])
         if self._settings.console:
             app.add_routes(console_routes())
-        app.router.add_route("*", "/{path:.*}", fallback, expect_handler=meet_expectation)
+        app.router.add_route("*", "/{path:(?s:.*)}", fallback, expect_handler=meet_expectation)
         app.on_response_prepare.append(self._close_when_draining)
         app.on_response_prepare.append(keep_from_caches)
         app.on_shutdown.append(self._leave)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Annotated, Final, NamedTuple, NoReturn
 
 import typer
@@ -12,7 +13,7 @@ from runstream.broker.auth.principal import SCOPES
 from runstream.broker.auth.revoking import revoke
 from runstream.broker.auth.settings import AuthSettings
 from runstream.broker.auth.static import key_named, new_key
-from runstream.broker.auth.tokens import id_of, new_token
+from runstream.broker.auth.tokens import id_of, is_signed_with, new_token, secret_in
 from runstream.broker.connection import Connection
 from runstream.broker.errors import BrokerError, InvalidSettings, Unavailable
 from runstream.broker.jetstream import JetStream
@@ -44,6 +45,10 @@ WHERE_NATS_IS = (
 KEY_ID: Final = re.compile(r"(?:rsk_)?([0-9a-f]{12})")
 LIKE_A_KEY_ID: Final = re.compile(r"rsk_.*|[0-9a-f]{12}", re.IGNORECASE | re.DOTALL)
 DOTS_OF_A_TOKEN: Final = 2
+BEGIN_OF_A_HEAD: Final = "eyJ"
+"""`{"` in base64: what a token's head begins with, and so each part of one that was cut off behind."""
+MOST_OF_A_JTI: Final = 128
+STDIN: Final = "-"
 EPILOG = epilog([Exit.FINE, Exit.FAILED, Exit.USAGE])
 
 
@@ -62,6 +67,7 @@ def new_command(
 ) -> None:
     """Make a key: it is on stderr, once; the line on stdout is for the file that RUNSTREAM_AUTH_KEYS_FILE names."""
     _check_ids(agent_id=agent_id, conversation_id=conversation_id, run_id=run_id)
+    _check_scopes(scope)
     try:
         key, line = new_key(tenant, scope.split(), agent_id=agent_id, conversation_id=conversation_id, run_id=run_id)
     except ValueError as error:
@@ -82,6 +88,7 @@ def token_command(  # noqa: PLR0917  # typer reads options off the parameters
     """Sign a token with the secret that RUNSTREAM_AUTH_SECRET_FILE names, as the gateway's settings have it."""
     narrowed = {"agent_id": agent_id, "conversation_id": conversation_id, "run_id": run_id}
     _check_ids(**narrowed)
+    _check_scopes(scope)
     try:
         typer.echo(new_token(resolved(AuthSettings), tenant, scope.split(), seconds=seconds, narrowed=narrowed))
     except (ValueError, InvalidSettings) as error:
@@ -109,22 +116,34 @@ def revoked_by(said: str) -> Revoked:
     if LIKE_A_KEY_ID.fullmatch(said):
         raise ValueError("this is no key, and no key's id, which is 12 digits, 0 to 9 and a to f, after rsk_")
     token_id = id_of(said)
-    if token_id == said and (not said or said.count(".") == DOTS_OF_A_TOKEN or any(map(str.isspace, said))):
+    if token_id == said and (not said or _is_like_a_token(said)):
         raise ValueError("this is no token, and no token's jti: say the whole token, as it was issued")
     return Revoked("token", token_id)
+
+
+def _is_like_a_token(said: str) -> bool:
+    is_a_part = said.startswith(BEGIN_OF_A_HEAD) or said.count(".") == DOTS_OF_A_TOKEN
+    return is_a_part or len(said) > MOST_OF_A_JTI or not said.isprintable() or any(map(str.isspace, said))
 
 
 @keys.command("revoke", epilog=EPILOG, short_help="Revoke a key or a token for good.")
 def revoke_command(
     key_id: Annotated[
-        str, typer.Argument(help="A key, or its id, the 12 digits after rsk_; a token, or its jti.", show_default=False)
+        str,
+        typer.Argument(
+            help="A key, or its id, the 12 digits after rsk_; a token, or its jti. - reads it from stdin: what stands "
+            "on a command line others can read.",
+            show_default=False,
+        ),
     ],
     nats_url: Annotated[str | None, typer.Option(help="Where NATS is. [nats://127.0.0.1:4222]")] = None,
 ) -> None:
     """Revoke a key or a token for good: it admits nobody from now on, and what it has opened ends within 2 s."""
+    said = (sys.stdin.readline() if key_id == STDIN else key_id).strip()
     try:
-        revoked = revoked_by(key_id)
-    except ValueError as error:
+        revoked = revoked_by(said)
+        warning = _doubt_of(said, revoked, resolved(AuthSettings))
+    except (ValueError, InvalidSettings) as error:
         _fail(error)
     try:
         uvloop.run(_revoke(revoked.id, resolved(BrokerSettings, {"nats_url": nats_url})))
@@ -132,7 +151,29 @@ def revoke_command(
         _fail(f"{error}. {WHERE_NATS_IS}")
     except BrokerError as error:
         _fail(error)
-    typer.echo(f"revoked the {revoked.kind} {revoked.id}")
+    shown = revoked.id if revoked.id.isprintable() else repr(revoked.id)
+    typer.echo(f"revoked the {revoked.kind} {shown}")
+    if warning:
+        typer.echo(f"runstream: {warning}", err=True)
+
+
+def _doubt_of(said: str, revoked: Revoked, settings: AuthSettings) -> str:
+    """Say what was not checked of what is revoked. Raises `ValueError` for a token that was signed with another secret.
+
+    Whoever hands in a token of his own making with the id of somebody else's would have that one revoked.
+    """
+    if revoked.kind == "key":
+        return ""
+    if said == revoked.id:
+        return "it was taken as it is: nobody can look up whether there is a token of that jti"
+    if settings.auth_secret_file is None:
+        return "its signature was not checked: that it is the token which it says it is, nobody here can tell"
+    if not is_signed_with(said, secret_in(settings.auth_secret_file).value):
+        raise ValueError(
+            f"this token was not signed with the secret in {settings.auth_secret_file}, and may name somebody else's: "
+            "to revoke that one, say its jti"
+        )
+    return ""
 
 
 async def _revoke(key_id: str, settings: BrokerSettings) -> None:
@@ -147,6 +188,14 @@ def _check_ids(**given: str | None) -> None:
         prefix, is_one = IDS[name]
         if value is not None and not is_one(value):
             _fail(f"--{name.replace('_', '-')} is {prefix}-<uuid4>, in lower case, and not {value!r}.")
+
+
+def _check_scopes(said: str) -> None:
+    known = f"there are {', '.join(SCOPES)}"
+    if not said.split():
+        _fail(f"--scope is empty, and who has none may do nothing: {known}.")
+    if unknown := [scope for scope in said.split() if scope not in SCOPES]:
+        _fail(f"{unknown[0]!r} is no scope: {known}.")
 
 
 def _fail(error: Exception | str) -> NoReturn:

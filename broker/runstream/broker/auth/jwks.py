@@ -24,12 +24,14 @@ from runstream.broker.tasks import end_task
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["FileKeys", "PublicKey", "RemoteKeys", "keys_in"]
+__all__ = ["ASYMMETRIC", "FileKeys", "PublicKey", "RemoteKeys", "keys_in"]
 
 log = get_logger(__name__)
 
 ALGORITHMS: Final = ((("RSA", None), "RS256"), (("EC", "P-256"), "ES256"), (("OKP", "Ed25519"), "EdDSA"))
 """What a key's type and curve are good for."""
+ASYMMETRIC: Final = frozenset(name for _, name in ALGORITHMS)
+NONE_OF_USE: Final = "it has no key for RS256 (of 2048 bits or more), ES256 or EdDSA signatures"
 LEAST_RSA_BITS: Final = 2048
 
 FETCH_SECONDS: Final = 5.0
@@ -54,14 +56,23 @@ class _KeySet(msgspec.Struct):
 
 
 def keys_in(said: bytes) -> list[PublicKey]:
-    """Read a set of keys. Those that no signature here can be by are left out. Raises `ValueError` if none is left."""
+    """Read a set of keys. Those that no signature here can be by are left out; `ValueError` if of some none is left.
+
+    One that is empty says that none is good any more.
+    """
     try:
         found = msgspec.json.decode(said, type=_KeySet).keys
     except (msgspec.MsgspecError, RecursionError):
         raise ValueError("it is no JSON Web Key Set") from None
     keys = [key for each in found if (key := _key_of(each)) is not None]
-    if not keys:
-        raise ValueError("it has no key for RS256 (of 2048 bits or more), ES256 or EdDSA signatures")
+    if found and not keys:
+        raise ValueError(NONE_OF_USE)
+    return keys
+
+
+def _keys_in_file(said: bytes) -> list[PublicKey]:
+    if not (keys := keys_in(said)):
+        raise ValueError(NONE_OF_USE)  # Whoever wants nobody let in has nobody serve.
     return keys
 
 
@@ -92,7 +103,7 @@ class FileKeys:
     """Keys in a file, which is read again when it changes. Raises `InvalidSettings` when it is made."""
 
     def __init__(self, path: str) -> None:
-        self._file = WatchedFile(Path(path), keys_in, setting="RUNSTREAM_AUTH_JWKS")
+        self._file = WatchedFile(Path(path), _keys_in_file, setting="RUNSTREAM_AUTH_JWKS")
 
     async def __aenter__(self) -> Self:
         await self._file.__aenter__()
@@ -109,8 +120,8 @@ class FileKeys:
 class RemoteKeys:
     """Keys at a URL. They are kept, fetched again every `seconds`, and when a token names one that is not there.
 
-    A fetch that fails leaves in force what was fetched before. Raises `InvalidSettings` when it is made with a URL that
-    anybody on the way could answer for.
+    A fetch that fails leaves in force what was fetched before, for as long as it takes. Raises `InvalidSettings` when
+    it is made with a URL that anybody on the way could answer for.
     """
 
     def __init__(self, url: str, *, seconds: float) -> None:
@@ -166,6 +177,8 @@ class RemoteKeys:
         try:
             async with asyncio.timeout(FETCH_SECONDS):
                 self._keys = keys_in(await self._read())
+            if not self._keys:
+                log.warning("jwks_empty", meaning="no token is good that is signed with a key of it")
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError) as error:
             log.warning("jwks_not_fetched", error=str(error) or type(error).__name__, has_keys=self._keys is not None)
         except Exception:

@@ -9,12 +9,17 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from contextlib import AsyncExitStack
+from base64 import b64decode
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import jwt
+import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from runstream.broker.auth.files import WatchedFile
+from runstream.broker.auth.jwks import ASYMMETRIC
 from runstream.broker.auth.principal import SCOPES, Principal, is_tenant
 from runstream.broker.errors import InvalidSettings, Unauthenticated
 from runstream.schemas import is_agent_id, is_conversation_id, is_run_id
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
     from runstream.broker.auth.jwks import FileKeys, RemoteKeys
     from runstream.broker.auth.settings import AuthSettings
 
-__all__ = ["Tokens", "id_of", "new_token", "secret_in"]
+__all__ = ["Tokens", "id_of", "is_signed_with", "new_token", "secret_in"]
 
 MOST_BYTES: Final = 4096
 """As long as a token may be: a header has twice as much, and none of ours a quarter."""
@@ -64,9 +69,35 @@ def secret_in(path: Path) -> WatchedFile[bytes]:
 
 def _secret(said: bytes) -> bytes:
     secret = said.strip()
+    if _is_of_a_pair(secret):
+        raise ValueError(
+            "this is a key of a pair, and others may have its public half: a secret is nobody else's. `openssl rand "
+            "-hex 32` makes one; public keys are for RUNSTREAM_AUTH_JWKS"
+        )
     if len(secret) < LEAST_SECRET_BYTES:
         raise ValueError(f"a secret has {LEAST_SECRET_BYTES} bytes at least: `openssl rand -hex 32` makes one")
     return secret
+
+
+def _is_of_a_pair(said: bytes) -> bool:
+    """Tell whether this is a public key, or a private one, in any form in which they are handed round."""
+    if said.startswith((b"-----BEGIN ", b"ssh-", b"ecdsa-")):
+        return True
+    with suppress(msgspec.MsgspecError, RecursionError):
+        found = msgspec.json.decode(said)
+        return isinstance(found, dict) and not found.keys().isdisjoint({"kty", "keys"})
+    plain = [said]
+    with suppress(ValueError):
+        plain.append(b64decode(b"".join(said.split()), validate=True))
+    return any(map(_is_spki, plain))
+
+
+def _is_spki(said: bytes) -> bool:
+    try:
+        load_der_public_key(said)
+    except (ValueError, UnsupportedAlgorithm):
+        return False
+    return True
 
 
 class Tokens:
@@ -129,7 +160,7 @@ class Tokens:
         if algorithm == SYMMETRIC and self._secret is not None:
             return SYMMETRIC, self._secret.value
         found = None
-        if algorithm != SYMMETRIC and self._keys is not None:
+        if algorithm in ASYMMETRIC and self._keys is not None:
             found = await self._keys.key(algorithm, kid)
         if found is None:
             raise Unauthenticated(reason="The token's key is not known.", cause="unknown_key")
@@ -220,6 +251,15 @@ def _id_of(token: str, claims: Mapping[str, Any]) -> str:
     named = claims.get("jti")
     signed = token.rpartition(".")[0]
     return named if isinstance(named, str) and named else hashlib.sha256(signed.encode()).hexdigest()[:32]
+
+
+def is_signed_with(token: str, secret: bytes) -> bool:
+    """Tell whether a token, expired or not, was signed with a secret."""
+    try:
+        jwt.PyJWS().decode(token, secret, algorithms=[SYMMETRIC])
+    except (jwt.PyJWTError, *UNREADABLE):
+        return False
+    return True
 
 
 def id_of(said: str) -> str:

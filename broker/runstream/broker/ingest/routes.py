@@ -158,7 +158,7 @@ def unknown_route(ingest: Ingest, admissions: Admissions) -> web.RouteDef:
     """Make the route of whatever else is asked; strangers are not told what there is."""
     routes = _Routes(ingest, admissions)
     unknown = routes.answering("unknown", routes.unknown)
-    return web.route("*", "/{path:.*}", unknown, expect_handler=meet_expectation)
+    return web.route("*", "/{path:(?s:.*)}", unknown, expect_handler=meet_expectation)
 
 
 class _Routes:
