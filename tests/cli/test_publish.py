@@ -88,6 +88,15 @@ async def test_ndjson_is_stored_as_it_stands(stack: Stack) -> None:
     assert usage.total_tokens == 7
 
 
+async def test_an_end_that_there_is_not_is_refused_at_once(stack: Stack) -> None:
+    """Before anything is read: there is no run that would have failed for it."""
+    before = (await stack.fetch("GET", "/v1/runs/")).json
+    made = await done("publish", "--stop-reason", "bogus", "--url", stack.broker_base, said=b"one\n")
+    assert (made.code, made.lines) == (Exit.USAGE, [])
+    assert "--stop-reason is one of end_turn" in made.errors[-1]
+    assert (await stack.fetch("GET", "/v1/runs/")).json == before
+
+
 async def test_what_tail_says_can_be_published_again(stack: Stack) -> None:
     """A run's lines, published, are a run that says and ends the same: its error included."""
     run_id, _ = await stack.finished({"chunks": 3, "error_after": 2, "interval_ms": 0})

@@ -17,6 +17,7 @@ from runstream.gateway.commands.lines import Input, chunk_of_line, parsed
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Patience
 from runstream.gateway.commands.settings import BROKER_URL
 from runstream.gateway.commands.writing import BadChunk, Writing
+from runstream.schemas import STOP_REASONS
 
 __all__ = ["command"]
 
@@ -63,6 +64,7 @@ async def _published(
     """Publish everything; returns what became of it."""
     if sys.stdin is None:
         raise Usage("stdin cannot be read: it is closed.")
+    work.check()
     async with client:
         await work.writing.open(*whose)
         _say({"run_id": work.writing.run_id}, work.writing.run_id, as_json=as_json)
@@ -101,6 +103,11 @@ class _Publishing:
         self._lines = 0
         self._taken: list[bytes] = []
         """Chunks that were taken, and of which nobody has said that they are stored."""
+
+    def check(self) -> None:
+        """Raise `Usage` for what would be refused only when hours of input are stored."""
+        if self._stop_reason not in STOP_REASONS:
+            raise Usage(f"--stop-reason is one of {', '.join(STOP_REASONS)}, and not {self._stop_reason!r}.")
 
     async def until_done(self) -> dict[str, Any]:
         """Store all lines; returns what the run came to. Raises `CommandError`."""

@@ -4,7 +4,6 @@ import { begin, paths } from "./api.js";
 import { h, say } from "./dom.js";
 import { go, runAddress } from "./router.js";
 
-const AGENT = "agent-123e4567-e89b-42d3-8456-426614174000";
 const PRESETS = [
   ["A plain answer", { chunks: 40, interval_ms: 120 }],
   ["Thoughts and a tool", { chunks: 60, interval_ms: 80, reasoning: true, tool_call: true }],
@@ -15,6 +14,15 @@ const PRESETS = [
 ];
 const NUMBERS = [["chunks", "Chunks", 40, 1000000], ["interval_ms", "Milliseconds between them", 120, 86400000], ["silence_ms", "Silence before, ms", 0, 86400000], ["error_after", "Fail after so many", "", 1000000]];
 const FLAGS = [["reasoning", "Thoughts"], ["tool_call", "A tool call"], ["approval", "Ask for approval"]];
+
+// A new one for each run: one that waits for approval answers nothing else. No randomUUID over plain http.
+const newAgent = () => {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  bytes[6] = (bytes[6] & 0x0f) | 0x40;
+  bytes[8] = (bytes[8] & 0x3f) | 0x80;
+  const hex = [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  return `agent-${hex.replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-")}`;
+};
 
 export const tryView = ({ session }) => {
   const alert = h("p", { class: "alert", role: "alert", hidden: true });
@@ -36,7 +44,7 @@ export const tryView = ({ session }) => {
     press.disabled = true;
     alert.hidden = true;
     try {
-      go(runAddress(await begin(paths.say(AGENT), { streaming: true, background: true, input: JSON.stringify(knobs) })));
+      go(runAddress(await begin(paths.say(newAgent()), { streaming: true, background: true, input: JSON.stringify(knobs) })));
     } catch (error) {
       say(alert, `No run was started. ${error.message}`);
       alert.hidden = false;
