@@ -188,7 +188,7 @@ async def test_what_had_ended_when_it_was_interrupted_has_completed(capsys: pyte
         return {"status": "completed", "stop_reason": "end_turn"}
 
     writing = SimpleNamespace(open=opened, run_id="run-1", index=3)
-    work = SimpleNamespace(writing=writing, interrupted=asyncio.Event(), until_done=completed)
+    work = SimpleNamespace(check=lambda: None, writing=writing, interrupted=asyncio.Event(), until_done=completed)
     exit_code = await _published(cast("Any", contextlib.nullcontext()), cast("Any", work), (None,) * 3, as_json=False)
     assert exit_code is Exit.FINE
     assert "run-1 is completed (end_turn), 3 chunks" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -29,6 +29,16 @@ SMALL: dict[str, Any] = {
     "follower_buffer_bytes": FOLLOWER_BUFFER_BYTES,
     "keepalive_seconds": 3600,
 }
+
+
+@pytest.fixture(autouse=True)
+def _own_objects() -> Iterator[None]:
+    """Leave what a test has not made itself out of what it looks among: of a process that has run thousands of tests it
+    is a look of seconds, in which nothing goes on that it looks for."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

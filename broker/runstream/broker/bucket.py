@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import msgspec
 
 from runstream.broker.errors import BrokenRecord, Contended, RecordTooLarge, Unavailable, WrongLastSequence
-from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, BatchWrite
+from runstream.broker.jetstream import BATCHES_AT_A_TIME, EXPECTED_LAST_SEQUENCE, BatchWrite
 from runstream.broker.keys import KV_OPERATION, key_of, subject_of
 from runstream.broker.tasks import spread
 from runstream.broker.topology import INDEX_STREAM
@@ -66,6 +66,7 @@ class Bucket:
 
     def __init__(self, jetstream: JetStream) -> None:
         self._jetstream = jetstream
+        self._batches = asyncio.Semaphore(BATCHES_AT_A_TIME)
 
     async def get(self, key: str, decode: Callable[[bytes], T]) -> Stored[T] | None:
         """Return a key's value as `decode` reads it, with its revision; None if it is absent or deleted.
@@ -118,7 +119,10 @@ class Bucket:
         self._check(messages)
         if len(messages) == 1:
             return await self._write_one(messages[0])
-        return await self._jetstream.publish_batch(messages, secrets.token_hex(16))
+        # Whoever comes with many waits here, and not for a turn of the batch's own, which has its bound: a burst of
+        # claims would be refused that a busy server stores in two seconds.
+        async with self._batches:
+            return await self._jetstream.publish_batch(messages, secrets.token_hex(16))
 
     async def _write_one(self, message: BatchWrite) -> int:
         """Write one key. Another write to it that is under way is waited for: it may still come to nothing.
