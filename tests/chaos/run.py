@@ -292,7 +292,7 @@ def tell(score: Score, seed: int) -> None:
         print(f"not well     {complaint}")
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """Read how often something is to be; never always, as that would never end. Raises `ValueError`."""
     value = float(text)
     if not 0 <= value < 1:
@@ -317,7 +317,7 @@ def parsed(argv: Sequence[str] | None = None) -> Options:
         "--kills", type=int, default=KILLS, help=f"how often each kill comes for once each other fault [{KILLS}]"
     )
     parser.add_argument(
-        "--together", type=share, default=TOGETHER, help=f"how often one more comes at the same time [{TOGETHER}]"
+        "--together", type=fraction, default=TOGETHER, help=f"how often one more comes at the same time [{TOGETHER}]"
     )
     parser.add_argument("--keep", action="store_true", help="keep histories and logs also where all was well")
     return parser.parse_args(argv, namespace=Options())

@@ -313,13 +313,21 @@ def revoke_command(said: str, *, stdin: str = "", **env: str) -> subprocess.Comp
     )
 
 
-def test_a_token_of_somebodys_own_making_revokes_nobodys(issuer: Issuer, tmp_path: Path) -> None:
-    """It has the id of another one, and another signature: whoever hands it in would have that one revoked."""
+@pytest.mark.parametrize(
+    ("algorithm", "claims", "is_refused"),
+    [("HS256", {"jti": JTI}, True), ("HS256", {}, False), ("RS256", {"jti": JTI}, False)],
+    ids=["named", "nameless", "another key's"],
+)
+def test_a_token_of_somebodys_own_making_revokes_nobodys(
+    issuer: Issuer, tmp_path: Path, algorithm: str, claims: dict[str, Any], is_refused: bool
+) -> None:  # a parameter of the test
+    """It may have the id of another one. One without a `jti` is known by a hash of itself, and harms nobody."""
     secret = tmp_path / "secret"
     secret.write_text("s" * 40)
-    made = revoke_command(issuer.token(jti=JTI), RUNSTREAM_AUTH_SECRET_FILE=str(secret))
-    assert made.returncode == 1
-    assert "not signed with the secret" in made.stderr
+    made = revoke_command(issuer.token(algorithm, **claims), RUNSTREAM_AUTH_SECRET_FILE=str(secret))
+    assert made.returncode == 1, "no NATS is there"
+    assert ("not signed with the secret" in made.stderr) is is_refused
+    assert ("NATS" in made.stderr) is not is_refused
 
 
 def test_what_is_to_be_revoked_is_read_from_stdin() -> None:

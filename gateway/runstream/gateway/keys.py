@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from typing import Annotated, Final, NamedTuple, NoReturn
 
 import typer
@@ -13,7 +12,7 @@ from runstream.broker.auth.principal import SCOPES
 from runstream.broker.auth.revoking import revoke
 from runstream.broker.auth.settings import AuthSettings
 from runstream.broker.auth.static import key_named, new_key
-from runstream.broker.auth.tokens import id_of, is_signed_with, new_token, secret_in
+from runstream.broker.auth.tokens import id_of, is_signed_with, names_itself, new_token, secret_in
 from runstream.broker.connection import Connection
 from runstream.broker.errors import BrokerError, InvalidSettings, Unavailable
 from runstream.broker.jetstream import JetStream
@@ -49,6 +48,7 @@ BEGIN_OF_A_HEAD: Final = "eyJ"
 """`{"` in base64: what a token's head begins with, and so each part of one that was cut off behind."""
 MOST_OF_A_JTI: Final = 128
 STDIN: Final = "-"
+NOT_CHECKED: Final = "its signature was not checked: that it is the token which it says it is, nobody here can tell"
 EPILOG = epilog([Exit.FINE, Exit.FAILED, Exit.USAGE])
 
 
@@ -139,7 +139,7 @@ def revoke_command(
     nats_url: Annotated[str | None, typer.Option(help="Where NATS is. [nats://127.0.0.1:4222]")] = None,
 ) -> None:
     """Revoke a key or a token for good: it admits nobody from now on, and what it has opened ends within 2 s."""
-    said = (sys.stdin.readline() if key_id == STDIN else key_id).strip()
+    said = (typer.get_text_stream("stdin").readline() if key_id == STDIN else key_id).strip()
     try:
         revoked = revoked_by(said)
         warning = _doubt_of(said, revoked, resolved(AuthSettings))
@@ -158,7 +158,7 @@ def revoke_command(
 
 
 def _doubt_of(said: str, revoked: Revoked, settings: AuthSettings) -> str:
-    """Say what was not checked of what is revoked. Raises `ValueError` for a token that was signed with another secret.
+    """Say what was not checked of what is revoked. Raises `ValueError` for a token that is forged.
 
     Whoever hands in a token of his own making with the id of somebody else's would have that one revoked.
     """
@@ -166,14 +166,16 @@ def _doubt_of(said: str, revoked: Revoked, settings: AuthSettings) -> str:
         return ""
     if said == revoked.id:
         return "it was taken as it is: nobody can look up whether there is a token of that jti"
-    if settings.auth_secret_file is None:
-        return "its signature was not checked: that it is the token which it says it is, nobody here can tell"
-    if not is_signed_with(said, secret_in(settings.auth_secret_file).value):
+    if not names_itself(said):
+        return ""
+    path = settings.auth_secret_file
+    is_signed = None if path is None else is_signed_with(said, secret_in(path).value)
+    if is_signed is False:
         raise ValueError(
-            f"this token was not signed with the secret in {settings.auth_secret_file}, and may name somebody else's: "
+            f"this token was not signed with the secret in {path}, and may name somebody else's: "
             "to revoke that one, say its jti"
         )
-    return ""
+    return NOT_CHECKED if is_signed is None else ""
 
 
 async def _revoke(key_id: str, settings: BrokerSettings) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from runstream.broker.auth.jwks import FileKeys, RemoteKeys
     from runstream.broker.auth.settings import AuthSettings
 
-__all__ = ["Tokens", "id_of", "is_signed_with", "new_token", "secret_in"]
+__all__ = ["Tokens", "id_of", "is_signed_with", "names_itself", "new_token", "secret_in"]
 
 MOST_BYTES: Final = 4096
 """As long as a token may be: a header has twice as much, and none of ours a quarter."""
@@ -253,13 +253,23 @@ def _id_of(token: str, claims: Mapping[str, Any]) -> str:
     return named if isinstance(named, str) and named else hashlib.sha256(signed.encode()).hexdigest()[:32]
 
 
-def is_signed_with(token: str, secret: bytes) -> bool:
-    """Tell whether a token, expired or not, was signed with a secret."""
+def is_signed_with(token: str, secret: bytes) -> bool | None:
+    """Tell whether a token, expired or not, was signed with a secret; None for one that does not say that it was."""
     try:
+        if jwt.get_unverified_header(token).get("alg") != SYMMETRIC:
+            return None
         jwt.PyJWS().decode(token, secret, algorithms=[SYMMETRIC])
     except (jwt.PyJWTError, *UNREADABLE):
         return False
     return True
+
+
+def names_itself(token: str) -> bool:
+    """Tell whether a token has a `jti`, which it may have from another one; of any other the id is a hash of it."""
+    try:
+        return bool(jwt.decode(token, options={"verify_signature": False}).get("jti"))
+    except (jwt.PyJWTError, *UNREADABLE):
+        return False
 
 
 def id_of(said: str) -> str:
