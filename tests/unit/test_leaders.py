@@ -81,6 +81,20 @@ async def test_every_connection_is_asked() -> None:
         await leaders_of(Scripted(HEARD), Scripted(UNHEARD)).sure(Looks(NotStored(), NotStored()), NotStored)
 
 
+async def test_one_that_does_not_answer_leaves_no_other_question() -> None:
+    """Nobody would hear its answer."""
+    slow, refusing = Scripted(seconds=0.05), Scripted()
+
+    async def refuse(*_: object) -> Mapping[str, Any]:
+        raise Unavailable("away")
+
+    refusing.api = refuse  # type: ignore[assignment,method-assign]
+    before = asyncio.all_tasks()
+    with pytest.raises(Unavailable, match="away"):
+        await leaders_of(refusing, slow).confirm()
+    assert asyncio.all_tasks() == before
+
+
 async def test_many_who_ask_at_one_time_share_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one that takes longer than it is good for: a hundred after each other would wait for a minute."""
     monkeypatch.setattr(module, "GOOD_FOR_SECONDS", 0.05)

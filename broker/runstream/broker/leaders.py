@@ -57,7 +57,7 @@ class Leaders:
         self._answered_at = -GOOD_FOR_SECONDS
         self._doubt: str | None = None
         self._is_replaceable = False
-        """Whether anybody else could lead any of them."""
+        """Whether anybody else could lead any of them: once seen it stays, as somebody may be looking."""
 
     @classmethod
     def of_all(cls, settings: BrokerSettings, *jetstreams: JetStream) -> Leaders:
@@ -101,16 +101,18 @@ class Leaders:
 
     async def _ask(self) -> str | None:
         """Say why what is read may not be the leaders'; None: it is."""
-        self._is_replaceable = False
         try:
             async with asyncio.timeout(ASKING_SECONDS):
                 doubts = await asyncio.gather(*(self._ask_of(*asked) for asked in self._asked))
-        except (TimeoutError, BrokerError) as error:
-            return f"The leaders do not say whether they still are. {error}"
+        except TimeoutError:
+            return "The leaders do not say in time whether they still are."
         return next(filter(None, doubts), None)
 
     async def _ask_of(self, jetstream: JetStream, stream: str) -> str | None:
-        info = await jetstream.api(f"STREAM.INFO.{stream}", None)
+        try:
+            info = await jetstream.api(f"STREAM.INFO.{stream}", None)
+        except BrokerError as error:  # Raised, the questions beside it would be nobody's.
+            return f"What leads {stream} does not say whether it still does. {error}"
         self._is_replaceable |= bool((info.get("cluster") or {}).get("replicas"))
         return None if has_majority(info) else f"What leads {stream} has lost the others."
 
