@@ -17,14 +17,31 @@ from pathlib import Path
 
 LIFE = (
     "tests/lifecycle",
-    "tests/clients",
+    "tests/clients/test_always_background.py",
+    "tests/clients/test_approvals.py",
+    "tests/clients/test_cancellation.py",
+    "tests/clients/test_conversations.py",
+    "tests/clients/test_nats_killed.py",
+    "tests/clients/test_posting_at_the_end.py",
+    "tests/clients/test_same_request.py",
+    "tests/clients/test_timeouts.py",
     "tests/contract/test_approvals.py",
     "tests/contract/test_cancel.py",
     "tests/contract/test_endings.py",
     "tests/contract/test_started.py",
     "tests/contract/test_two_gateways.py",
     "tests/contract/test_whole_answers.py",
-    "tests/core",
+    "tests/core/test_attempts.py",
+    "tests/core/test_cluster.py",
+    "tests/core/test_draining.py",
+    "tests/core/test_ending.py",
+    "tests/core/test_index.py",
+    "tests/core/test_lease.py",
+    "tests/core/test_rebuild.py",
+    "tests/core/test_runs.py",
+    "tests/core/test_sweep.py",
+    "tests/core/test_watchdog.py",
+    "tests/core/test_worker.py",
 )
 """Where the life of a run is tested: what races, lapses, is killed, cancelled and repaired."""
 TOLD_LINES = 60

@@ -9,14 +9,15 @@ import pytest
 
 from runstream.schemas import new_agent_id, new_run_id
 from tests.browser.conftest import RETRY_SECONDS, Edge
+from tests.support.auth import Client, Issuer
 from tests.support.chromium import Page, Pages, Seen
 from tests.support.documents import blocks_below
 from tests.support.eventsource import source_path, told_of
 from tests.support.http import Event
 from tests.support.nats import NatsServer
 from tests.support.outages import stopped
-from tests.support.proxy import random_cuts
-from tests.support.stack import Stack
+from tests.support.proxy import Proxy, random_cuts
+from tests.support.stack import Stack, message, stack_running
 
 HERE = Path(__file__).parent
 CONNECTING, CLOSED = 0, 2
@@ -139,6 +140,7 @@ async def test_outage_of_nats(stack: Stack, edge: Edge, pages: Pages, nats_serve
     await stack.is_back()
 
 
+WATCH_TEXT = 'setInterval(() => report({ type: "text", data: document.body.innerText, state: null }), 50);'
 WATCH = 'setInterval(() => report({ type: "text", data: document.body.innerText, state: source.readyState }), 50);'
 
 
@@ -163,6 +165,34 @@ async def test_lines_of_the_guide(stack: Stack, edge: Edge, pages: Pages) -> Non
             assert latest(page).split() == "".join(contents).split()
             # The page has closed it at `[DONE]`: nobody has to be told that nothing follows.
             assert len(edge.proxy.requests) == 2
+
+
+async def test_lines_of_the_guide_where_authentication_is_on(nats_url: str, pages: Pages, tmp_path: Path) -> None:
+    """A ticket lets the page in, and another one after its network was away: the whole answer, each word once."""
+    issuer = Issuer()
+    auth, settings = issuer.settings(tmp_path, None), {"cors_origins": (pages.origin,)}
+    (lines,) = blocks_below("docs/guides/browser.md", "A ticket", "js")
+    async with stack_running(nats_url, auth=auth, gateway=settings) as stack, Proxy.running([stack.base]) as proxy:
+        client = Client(stack.base, issuer.token(scope="runs:read runs:write"))
+        path, asked = f"/v1/agents/{new_agent_id()}/messages/stream", message({"chunks": 100, "interval_ms": 60})
+        async with client.stream(path, asked) as creator:
+            (ping,) = await creator.take(1)
+            run_id = str(ping.json["run_id"])
+            told = {"base": proxy.url, "run": run_id, "token": issuer.token(scope="runs:read", run_id=run_id)}
+            names = "".join(f"const {name} = {json.dumps(value)};\n" for name, value in told.items())
+            async with pages.opened(names + lines + WATCH_TEXT) as page:
+                await page.until(lambda: len(latest(page).split()) > 20, "the page does not show the answer")
+                async with proxy.away():
+                    pass
+                contents = [
+                    event.json["content"]
+                    for event in (await creator.rest())
+                    if event.message_type == "assistant_message"
+                ]
+                whole = "".join(contents).split()
+                await page.until(lambda: len(latest(page).split()) >= len(whole), "the page does not show the rest")
+                assert latest(page).split() == whole
+                assert proxy.requests.count(f"POST /v1/runs/{run_id}/tickets") == 2
 
 
 @pytest.mark.parametrize("is_listed", [True, False])

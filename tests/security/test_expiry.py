@@ -86,8 +86,10 @@ async def test_an_upload_ends_with_its_token(stack: Stack, issuer: Issuer) -> No
 async def waiting(nats_url: str, tmp_path: Path) -> AsyncIterator[tuple[Stack, Issuer]]:
     """A runstream whose issuer's keys cannot be fetched."""
     issuer = Issuer(is_down=True)
-    async with issuer.serving() as url, stack_running(nats_url, auth=issuer.settings(tmp_path, url)) as running:
-        yield running, issuer
+    async with issuer.serving() as url:
+        auth = issuer.settings(tmp_path, url, auth_secret_file=None)
+        async with stack_running(nats_url, auth=auth) as running:
+            yield running, issuer
 
 
 async def test_while_nobody_can_say_who_asks(waiting: tuple[Stack, Issuer]) -> None:
@@ -103,3 +105,9 @@ async def test_while_nobody_can_say_who_asks(waiting: tuple[Stack, Issuer]) -> N
     turned_away = await Client(stack.base, token).fetch("GET", f"/v1/runs/{run_id}/stream")
     assert turned_away.status == 200
     assert turned_away.body.startswith(b"retry: ")
+    for base in (stack.base, stack.broker_base):
+        unready = await Client(base, None).fetch("GET", "/readyz")
+        assert (unready.status, unready.detail) == (
+            503,
+            "The keys that sign tokens were not fetched yet: its log says why (jwks_not_fetched).",
+        )

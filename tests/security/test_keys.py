@@ -100,8 +100,32 @@ async def test_before_there_are_keys_nobody_can_say(tmp_path: Path, monkeypatch:
         with pytest.raises(KeysUnavailable):
             await authenticator.principal(issuer.token("RS256"))
         assert await is_taken(authenticator, issuer.token("HS256"))
+        assert authenticator.unready is None
         issuer.is_down = False
         assert await is_taken(authenticator, issuer.token("RS256"))
+
+
+async def test_whoever_can_let_in_nobody_is_sent_nobody(tmp_path: Path) -> None:
+    """A gateway that was never given the keys of tokens is not ready; once it was, it stays so without the URL."""
+    issuer = Issuer(is_down=True)
+    alone = {"auth_secret_file": None, "auth_jwks_seconds": 0.05}
+    async with issuer.serving() as url, authenticating(issuer.settings(tmp_path, url, **alone)) as authenticator:
+        assert "jwks_not_fetched" in str(authenticator.unready)
+        issuer.is_down = False
+        await wait_until(lambda: authenticator.unready is None, 5, "it is still not ready")
+        issuer.is_down, before = True, issuer.fetches
+        await wait_until(lambda: issuer.fetches > before, 5, "it was not fetched again")
+        assert authenticator.unready is None
+
+
+async def test_a_file_without_a_key_is_told_about(tmp_path: Path) -> None:
+    """It may get one later; until then nobody is let in, which looks like a mistake."""
+    path = tmp_path / "keys"
+    path.write_text("# none yet\n")
+    with capture_logs() as logged:
+        async with authenticating(AuthSettings(auth="static", auth_keys_file=path)):
+            pass
+    assert [line["event"] for line in logged] == ["auth_no_keys"]
 
 
 def test_keys_are_not_fetched_over_the_open_net(tmp_path: Path) -> None:
@@ -444,7 +468,7 @@ def test_settings_that_cannot_work_are_refused_at_start(given: dict[str, Any], c
 async def test_a_flag_that_is_no_id_is_named(command: str) -> None:
     """With the form that it has to have: nothing would be reached by what is made."""
     async with running(*runstream("keys", command, "--run-id", "")) as process:
-        assert await process.wait(20) == 1
+        assert await process.wait(20) == 2
     assert process.errors[-1] == "runstream: --run-id is run-<uuid4>, in lower case, and not ''."
 
 
@@ -482,7 +506,7 @@ async def test_a_defect_in_reading_a_file_is_not_the_end_of_it(tmp_path: Path, m
 async def test_a_scope_that_there_is_not_is_named(command: str, scope: str, told: str) -> None:
     """With those that there are; a key without any would be good for nothing."""
     async with running(*runstream("keys", command, "--scope", scope)) as process:
-        assert await process.wait(20) == 1
+        assert await process.wait(20) == 2
     assert process.lines == []
     assert told in process.errors[-1]
     assert "runs:write" in process.errors[-1]

@@ -156,6 +156,6 @@ def test_what_no_credential_may_say_is_refused(arguments: list[str], complaint: 
     made = subprocess.run(
         runstream("keys", *arguments), env={**os.environ, **SOURCE}, capture_output=True, text=True, check=False
     )
-    assert (made.returncode, made.stdout) == (1, "")
+    assert (made.returncode, made.stdout) == (2, "")
     assert complaint in made.stderr
     assert "Traceback" not in made.stderr

@@ -18,6 +18,7 @@ class Changing:
     """Knows who is who until it is said that it has changed; of one it cannot say."""
 
     changes = 0
+    unready = None
 
     async def principal(self, credential: str | None) -> Principal:
         return Principal(tenant="default", scopes=frozenset(), key_id=credential or "")

@@ -153,7 +153,7 @@ class Broker:
                 return "This broker stops."
             if doors.is_full:
                 return "As many connections are open as may be."
-            return await readiness.unready()
+            return admissions.unready or await readiness.unready()
 
         ready = Ready(unready)
         self.metrics.watch_service(ready=ready, draining=self._draining)

@@ -248,7 +248,7 @@ class Gateway:
         waiter = EndWaiter(jetstream.connection, index, self.hub.reader, self._broker_settings, self.hub.stuck)
         transcripts = Transcripts(self.hub.reader, self._settings, self._broker_settings)
         answers = Answers(index, waiter, transcripts, self._settings)
-        unready = partial(self._unready, Readiness(jetstream, self._broker_settings))
+        unready = partial(self._unready, Readiness(jetstream, self._broker_settings), admissions)
         return Services(
             hub=self.hub,
             index=index,
@@ -285,11 +285,11 @@ class Gateway:
             leaders=leaders,
         )
 
-    async def _unready(self, readiness: Readiness) -> str | None:
+    async def _unready(self, readiness: Readiness, admissions: Admissions) -> str | None:
         """Say why no client should be sent here, None if they may."""
         if self.hub.seats.is_draining:
             return "This gateway stops."
-        return self._full() or await readiness.unready()
+        return self._full() or admissions.unready or await readiness.unready()
 
     def _full(self) -> str | None:
         """Say in words what there are as many of as may be, None while whoever comes is let in."""

@@ -71,7 +71,7 @@ def new_command(
     try:
         key, line = new_key(tenant, scope.split(), agent_id=agent_id, conversation_id=conversation_id, run_id=run_id)
     except ValueError as error:
-        _fail(error)
+        _refuse(error)
     typer.echo(f"The key, which is shown this once: {key}", err=True)
     typer.echo(line.decode())
 
@@ -92,7 +92,7 @@ def token_command(  # noqa: PLR0917  # typer reads options off the parameters
     try:
         typer.echo(new_token(resolved(AuthSettings), tenant, scope.split(), seconds=seconds, narrowed=narrowed))
     except (ValueError, InvalidSettings) as error:
-        _fail(error)
+        _refuse(error)
 
 
 class Revoked(NamedTuple):
@@ -144,13 +144,13 @@ def revoke_command(
         revoked = revoked_by(said)
         warning = _doubt_of(said, revoked, resolved(AuthSettings))
     except (ValueError, InvalidSettings) as error:
-        _fail(error)
+        _refuse(error)
     try:
         uvloop.run(_revoke(revoked.id, resolved(BrokerSettings, {"nats_url": nats_url})))
     except Unavailable as error:
-        _fail(f"{error}. {WHERE_NATS_IS}")
+        _end(f"{error}. {WHERE_NATS_IS}", Exit.FAILED)
     except BrokerError as error:
-        _fail(error)
+        _end(error, Exit.FAILED)
     shown = revoked.id if revoked.id.isprintable() else repr(revoked.id)
     typer.echo(f"revoked the {revoked.kind} {shown}")
     if warning:
@@ -189,17 +189,21 @@ def _check_ids(**given: str | None) -> None:
     for name, value in given.items():
         prefix, is_one = IDS[name]
         if value is not None and not is_one(value):
-            _fail(f"--{name.replace('_', '-')} is {prefix}-<uuid4>, in lower case, and not {value!r}.")
+            _refuse(f"--{name.replace('_', '-')} is {prefix}-<uuid4>, in lower case, and not {value!r}.")
 
 
 def _check_scopes(said: str) -> None:
     known = f"there are {', '.join(SCOPES)}"
     if not said.split():
-        _fail(f"--scope is empty, and who has none may do nothing: {known}.")
+        _refuse(f"--scope is empty, and who has none may do nothing: {known}.")
     if unknown := [scope for scope in said.split() if scope not in SCOPES]:
-        _fail(f"{unknown[0]!r} is no scope: {known}.")
+        _refuse(f"{unknown[0]!r} is no scope: {known}.")
 
 
-def _fail(error: Exception | str) -> NoReturn:
+def _refuse(error: Exception | str) -> NoReturn:
+    _end(error, Exit.USAGE)
+
+
+def _end(error: Exception | str, code: Exit) -> NoReturn:
     typer.echo(f"runstream: {error}", err=True)
-    raise SystemExit(1)
+    raise SystemExit(code)

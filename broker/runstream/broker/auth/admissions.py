@@ -77,6 +77,11 @@ class Admissions:
         return who
 
     @property
+    def unready(self) -> str | None:
+        """Why nobody can be let in yet, in words; None once somebody can."""
+        return self._authenticator.unready
+
+    @property
     def asks_nobody(self) -> bool:
         """Whether anybody may do everything."""
         return self._revocations is None

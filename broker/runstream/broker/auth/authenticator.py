@@ -28,6 +28,11 @@ class Authenticator(Protocol):
         """How often what it knows has become another."""
         ...
 
+    @property
+    def unready(self) -> str | None:
+        """Why it can let in nobody yet, in words; None once it can."""
+        ...
+
     async def principal(self, credential: str | None) -> Principal:
         """Return whoever has this bearer credential; None: none was sent. Raises `Unauthenticated`, `Unavailable`."""
         ...
@@ -41,6 +46,7 @@ class Anybody:
     """Authentication is off: whoever asks may do everything, whatever they send."""
 
     changes = 0
+    unready = None
 
     async def principal(self, _: str | None) -> Principal:
         """Return whoever asks."""

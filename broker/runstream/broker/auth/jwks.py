@@ -102,6 +102,8 @@ def _chosen(keys: Sequence[PublicKey], algorithm: str, kid: str | None) -> Publi
 class FileKeys:
     """Keys in a file, which is read again when it changes. Raises `InvalidSettings` when it is made."""
 
+    unready = None
+
     def __init__(self, path: str) -> None:
         self._file = WatchedFile(Path(path), _keys_in_file, setting="RUNSTREAM_AUTH_JWKS")
 
@@ -149,6 +151,14 @@ class RemoteKeys:
             if task is not None:
                 await end_task(task)
         await self._stack.aclose()
+
+    @property
+    def unready(self) -> str | None:
+        """Why no key is there yet, None once there was a set of them, however old."""
+        is_there = self._keys is not None
+        return (
+            None if is_there else "The keys that sign tokens were not fetched yet: its log says why (jwks_not_fetched)."
+        )
 
     async def key(self, algorithm: str, kid: str | None) -> PublicKey | None:
         """Return the key that a token names, None if there is none. Raises `KeysUnavailable` if none was ever had."""

@@ -19,12 +19,15 @@ import msgspec
 from runstream.broker.auth.files import WatchedFile
 from runstream.broker.auth.principal import SCOPES, Principal, Scope, is_tenant
 from runstream.broker.errors import Unauthenticated
+from runstream.broker.logs import get_logger
 from runstream.schemas import is_agent_id, is_conversation_id, is_run_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = ["KeyLine", "StaticKeys", "key_named", "new_key"]
+
+log = get_logger(__name__)
 
 KEY_ID: Final = r"[0-9a-f]{12}"
 KEY: Final = re.compile(rf"rsk_({KEY_ID})_[-_a-zA-Z0-9]{{43}}")
@@ -139,11 +142,17 @@ class StaticKeys:
     Raises `InvalidSettings` when it is made and the file cannot be used.
     """
 
+    unready = None
+
     def __init__(self, path: Path) -> None:
         self._file = WatchedFile(path, keys_in, setting="RUNSTREAM_AUTH_KEYS_FILE")
 
     async def __aenter__(self) -> Self:
         await self._file.__aenter__()
+        if not self._file.value:
+            log.warning(
+                "auth_no_keys", meaning="nobody is let in until the file has a key: runstream keys new makes one"
+            )
         return self
 
     async def __aexit__(self, *error: object) -> None:

@@ -135,6 +135,11 @@ class Tokens:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
+    @property
+    def unready(self) -> str | None:
+        """Why no token can be checked yet, None once some can."""
+        return None if self._secret is not None or self._keys is None else self._keys.unready
+
     async def principal(self, credential: str | None) -> Principal:
         """Return a token's bearer. Raises `Unauthenticated`, and `KeysUnavailable` when nobody can say."""
         if credential is None:
