@@ -1,6 +1,7 @@
 """What is believed of something that is not there: how leaders are asked, and for how long their word is good."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -111,6 +112,17 @@ async def test_many_streams_are_asked_together(monkeypatch: pytest.MonkeyPatch) 
     connection = Scripted(seconds=0.1)
     await leaders_of(connection, streams=tuple(f"RUNS_{number}" for number in range(30))).confirm()
     assert len(connection.asked) == 30
+
+
+@pytest.mark.parametrize(("info", "is_believed"), [(ALONE, True), (HEARD, False)])
+async def test_a_word_that_comes_late(
+    monkeypatch: pytest.MonkeyPatch, info: Mapping[str, Any], is_believed: bool
+) -> None:  # a parameter of the test
+    """It is as good of a stream that nobody else can lead: a busy machine refuses nobody. Else it is old."""
+    monkeypatch.setattr(module, "ASKING_SECONDS", 0.01)
+    leaders = leaders_of(Scripted(info, seconds=0.05))
+    with contextlib.nullcontext() if is_believed else pytest.raises(Unavailable, match="in time"):
+        await leaders.confirm()
 
 
 @pytest.mark.parametrize(("info", "is_believed"), [(ALONE, True), (HEARD, False)])
