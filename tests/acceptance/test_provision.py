@@ -81,7 +81,7 @@ async def test_it_rebuilds_the_index_under_a_runstream_that_serves(nats_url: str
             await jetstream.api("STREAM.DELETE.KV_RUNSTREAM", None)
             made, rebuilt = await provisioned(nats_url, "--rebuild-index")
             assert made == "made KV_RUNSTREAM"
-            assert rebuilt.startswith("rebuilt from 2 logs: 2 records, 1 leases, 1 conversations and 4 lookups that")
+            assert rebuilt.startswith("rebuilt from 2 logs: 2 records, 1 lease, 1 conversation and 4 lookups that")
             async with stack.resume(ended_id) as again:
                 assert await again.rest() == events
             busy = await stack.fetch("POST", f"/v1/conversations/{conversation_id}/messages", json=message("other"))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from runstream.gateway.commands.terminal import harmless
+from runstream.gateway.commands.terminal import counted, harmless
 from runstream.schemas import new_agent_id, new_run_id
 from tests.support.commands import CLEAN, command, done, finished
 from tests.support.http import Event, open_stream
@@ -246,3 +246,16 @@ def test_what_an_agent_says_moves_no_cursor() -> None:
     """Escape sequences are shown as what they are not: nothing is cleared, and no title is set."""
     assert harmless("a\x1b[2Jb\x9bc\rd\n\te") == "a�[2Jb�c�d\n\te"
     assert json.dumps("ä€") == json.dumps(harmless("ä€"))
+
+
+@pytest.mark.parametrize("control", [*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))], ids=ascii)
+def test_what_an_agent_says_is_shown_in_the_order_in_which_it_is_written(control: str) -> None:
+    """What turns text around is shown as what it is not; marks of direction, which languages need, are left."""
+    assert harmless(f"rm {control}x") == "rm �x"
+    assert harmless("\u200ea\u200f") == "\u200ea\u200f"
+
+
+@pytest.mark.parametrize(("number", "said"), [(0, "0 chunks"), (1, "1 chunk"), (2, "2 chunks")])
+def test_one_thing_is_said_without_a_plural(number: int, said: str) -> None:
+    """As people count."""
+    assert counted(number, "chunk") == said

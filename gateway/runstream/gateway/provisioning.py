@@ -10,6 +10,7 @@ from runstream.broker.index import Index
 from runstream.broker.jetstream import JetStream
 from runstream.broker.rebuild import rebuild
 from runstream.broker.topology import Plan, check_server, plan_streams, plan_workers, provision
+from runstream.gateway.commands.terminal import counted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -62,12 +63,13 @@ async def provision_once(
 async def _rebuild(jetstream: JetStream, tell: Callable[[str], None]) -> None:
     done = await rebuild(jetstream, Index(jetstream))
     tell(
-        f"rebuilt from {done.logs} logs: {done.records} records, {done.leases} leases, "
-        f"{done.conversations} conversations and {done.lookups} lookups that were absent; "
-        f"{done.ended} records of ended runs that said otherwise"
+        f"rebuilt from {counted(done.logs, 'log')}: "
+        f"{counted(done.records, 'record')}, {counted(done.leases, 'lease')}, "
+        f"{counted(done.conversations, 'conversation')} and {counted(done.lookups, 'lookup')} that were absent; "
+        f"{counted(done.ended, 'record')} of ended runs that said otherwise"
     )
     if done.expired or done.unreadable:
         tell(
-            f"passed over: {done.expired} logs whose beginning retention has removed, "
-            f"{done.unreadable} that are no run's"
+            f"passed over: {counted(done.expired, 'log')} whose beginning retention has removed, "
+            f"{done.unreadable} of no run"
         )

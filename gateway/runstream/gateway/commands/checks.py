@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from runstream.gateway.commands.events import DONE
 from runstream.gateway.commands.subject import OK, Unsupported, expect, stored
+from runstream.gateway.commands.terminal import counted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -59,7 +60,11 @@ def same(found: Sequence[Said], expected: Sequence[Said], what: str) -> None:
     if ours == theirs:
         return
     place = next((number for number, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
-    where = f"they differ at event {place}" if place is not None else f"{len(ours)} events, and not {len(theirs)}"
+    where = (
+        f"they differ at event {place}"
+        if place is not None
+        else f"{counted(len(ours), 'event')}, and not {len(theirs)}"
+    )
     expect(False, f"{what}: {where}; it ends with {shown(found)}, and should with {shown(expected)}")  # noqa: FBT003
 
 

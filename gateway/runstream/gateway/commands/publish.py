@@ -16,6 +16,7 @@ from runstream.gateway.commands.exits import OF_CLIENTS, CommandError, Exit, Usa
 from runstream.gateway.commands.lines import Input, chunk_of_line, parsed
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Patience
 from runstream.gateway.commands.settings import BROKER_URL
+from runstream.gateway.commands.terminal import counted
 from runstream.gateway.commands.writing import BadChunk, Writing
 from runstream.schemas import STOP_REASONS
 
@@ -74,7 +75,7 @@ async def _published(
             work.complain()
             raise
         told = {**done, "chunks": work.writing.index}
-        summary = f"{done['status']} ({done['stop_reason']}), {work.writing.index} chunks"
+        summary = f"{done['status']} ({done['stop_reason']}), {counted(work.writing.index, 'chunk')}"
         if as_json:
             _say(told, "", as_json=True)
         else:
@@ -134,7 +135,7 @@ class _Publishing:
     def complain(self) -> None:
         """Say how far it came."""
         stored, left = self.writing.index, len(self._taken)
-        tell(f"{stored} chunks of {self.writing.run_id} are stored, the next {left} are not.")
+        tell(f"Stored of {self.writing.run_id}: {counted(stored, 'chunk')}. Not stored: the next {left}.")
 
     def _interrupt(self) -> None:
         # Once: whoever presses Ctrl-C a second time wants to be gone.

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from runstream.gateway.commands.client import AWAY
 from runstream.gateway.commands.events import DONE, Event, Events
+from runstream.gateway.commands.terminal import counted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -241,9 +242,9 @@ class Stream:
                 event = await anext(self._events, None)
         except TimeoutError:
             what = "no end" if self._is_ending else "nothing but pings"
-            raise Broken(f"{what} within {self._seconds:g} s, after {len(self.seen)} events") from None
+            raise Broken(f"{what} within {self._seconds:g} s, after {counted(len(self.seen), 'event')}") from None
         except AWAY as error:
-            raise Broken(f"the stream broke off after {len(self.seen)} events: {error}") from error
+            raise Broken(f"the stream broke off after {counted(len(self.seen), 'event')}: {error}") from error
         if event is not None:
             self.seen.append(event)
             if event.kind != "ping" and not self._is_ending:

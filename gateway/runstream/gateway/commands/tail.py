@@ -18,6 +18,7 @@ from runstream.gateway.commands.options import PLAIN, AsJson, Key, Patience, Url
 from runstream.gateway.commands.output import Output
 from runstream.gateway.commands.said import Transcript
 from runstream.gateway.commands.settings import GATEWAY_URL
+from runstream.gateway.commands.terminal import counted
 
 if TYPE_CHECKING:
     from runstream.gateway.commands.events import Event
@@ -150,7 +151,7 @@ class Shown:
         elif chunk is None:
             self._transcript.close(f"[{self.stop_reason or 'ended'}{self._usage}]")
         elif chunk.get("message_type") == "usage_statistics":
-            self._usage = f", {chunk.get('total_tokens')} tokens"
+            self._usage = f", {counted(chunk.get('total_tokens') or 0, 'token')}"
         else:
             self._transcript.show(chunk)
 
