@@ -87,9 +87,11 @@ async def test_a_failure_is_exit_code_1() -> None:
 
 
 async def test_what_cannot_be_checked_is_no_failure() -> None:
-    """A server that is not there is 3, and a group that there is not 2."""
+    """A server that is not there is 3, in one line, and a group or an agent that there cannot be 2."""
     (port,) = free_ports(1)
-    assert (await done("conformance", "--url", f"http://127.0.0.1:{port}")).code == 3
+    absent = await done("conformance", "--url", f"http://127.0.0.1:{port}")
+    assert (absent.code, absent.lines, len(absent.errors)) == (3, [], 1)
+    assert (await done("conformance", "--agent", "nonsense")).code == 2
     async with impostor_running() as url:
         unknown = await done("conformance", "--only", "everything", "--url", url)
     assert unknown.code == 2

@@ -8,6 +8,7 @@ from runstream.broker.auth.settings import AuthSettings
 from runstream.broker.auth.static import new_key
 from runstream.gateway.commands import runs
 from runstream.gateway.commands.client import Client
+from runstream.schemas import new_run_id
 from tests.support.commands import command, done, finished
 from tests.support.nats import NatsServer
 from tests.support.stack import Stack, stack_running
@@ -42,6 +43,25 @@ async def test_runs_are_filtered(stack: Stack) -> None:
         assert failed == []
     none = await done("runs", "--agent", record.agent_id, "--url", stack.base, "--status", "failed")
     assert (none.code, none.lines) == (0, [])
+
+
+@pytest.mark.parametrize("option", ["--agent", "--conversation"])
+async def test_what_can_be_no_id_is_not_looked_for(option: str) -> None:
+    """It is 2, and said what one looks like: an empty list would say that there is none."""
+    refused = await done("runs", option, "nonsense")
+    assert (refused.code, refused.lines) == (2, [])
+    assert f"{option} takes a whole id, such as " in refused.complaint
+
+
+@pytest.mark.parametrize("command", ["runs", "tail", "replay", "cancel", "conformance"])
+async def test_a_broker_is_told_from_a_gateway(stack: Stack, command: str) -> None:
+    """Nothing is looked for there, and nothing is said to be missing: it is 2, and said which URL is wanted."""
+    target = [new_run_id()] if command in {"tail", "replay", "cancel"} else []
+    refused = await done(command, *target, "--url", stack.broker_base)
+    assert (refused.code, refused.lines) == (2, [])
+    assert refused.errors == [
+        f"runstream: {stack.broker_base} is a broker, and the gateway's URL is wanted: --url, or RUNSTREAM_URL."
+    ]
 
 
 async def test_more_than_a_page_are_listed(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,24 @@ import contextlib
 import json
 import shlex
 import signal
+import socket
+import ssl
 from collections.abc import AsyncIterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
-from aiohttp import web
+from aiohttp import (
+    ClientConnectorCertificateError,
+    ClientConnectorDNSError,
+    ClientConnectorError,
+    ClientConnectorSSLError,
+    ClientResponseError,
+    ServerDisconnectedError,
+    web,
+)
 
+from runstream.gateway.commands.client import Client
 from runstream.gateway.commands.terminal import counted, harmless
 from runstream.schemas import new_agent_id, new_run_id
 from tests.support.commands import CLEAN, command, done, finished
@@ -20,6 +32,20 @@ from tests.support.proxy import Proxy, random_cuts
 from tests.support.services import SOURCE, service
 from tests.support.stack import Stack, listener, message, url_of
 from tests.support.waiting import wait_until
+
+KEY: Any = SimpleNamespace(host="127.0.0.1", port=1, ssl=True)
+
+
+def ssl_error(reason: str) -> ssl.SSLError:
+    error = ssl.SSLError(1, f"[SSL: {reason}] (_ssl.c:1006)")
+    error.reason = reason
+    return error
+
+
+def untrusted() -> ssl.SSLCertVerificationError:
+    error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    error.verify_message = "self-signed certificate"
+    return error
 
 
 def chunks_of(events: list[Event]) -> list[dict[str, Any]]:
@@ -140,7 +166,8 @@ async def test_a_conversation_is_followed_from_run_to_run(stack: Stack) -> None:
     [
         ("run-123e4567-e89b-42d3-8456-426614174000", 5, "Run not found"),
         ("conv-123e4567-e89b-42d3-8456-426614174000", 5, "has no run yet"),
-        ("run-1", 2, "Invalid run ID format"),
+        ("run-123e4567…", 2, "'run-123e4567…' is not a whole id, such as run-"),
+        ("conv-1", 2, "`runstream runs` lists them"),
         ("something", 2, "Name a run (run-…)"),
     ],
 )
@@ -157,6 +184,25 @@ async def test_a_server_that_is_not_there_is_exit_code_3() -> None:
     shown = await done("tail", new_run_id(), "--patience", "0", "--url", f"http://127.0.0.1:{port}")
     assert shown.code == 3
     assert f"http://127.0.0.1:{port} cannot be reached" in shown.complaint
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ClientConnectorError(KEY, ConnectionRefusedError(111, "Connect call failed")), "connection refused"),
+        (ClientConnectorDNSError(KEY, socket.gaierror(-2, "Name or service not known")), "cannot be resolved"),
+        (ClientConnectorSSLError(KEY, ssl_error("WRONG_VERSION_NUMBER")), "TLS failed, wrong version number"),
+        (ClientConnectorCertificateError(KEY, untrusted()), "TLS failed, its certificate cannot be trusted"),
+        (ClientResponseError(cast("Any", None), (), message="Bad status line"), "speaks no HTTP"),
+        (ServerDisconnectedError(), "cannot be reached: Server disconnected. Is it up"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_why_nobody_answers_is_said_in_plain_words(error: Exception, reason: str) -> None:
+    """As people say it, and not as a library does."""
+    said = str(Client("http://127.0.0.1:1").away(error))
+    assert reason in said
+    assert "ssl:" not in said
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "http://", "127.0.0.1", "http://user:secret@x", "http://x:port"])

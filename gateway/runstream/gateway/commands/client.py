@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import ssl
 import time
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 from urllib.parse import urlsplit
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     Query: TypeAlias = Mapping[str, str] | Sequence[tuple[str, str]] | None
 
-__all__ = ["AWAY", "PASSING", "Client", "refusal"]
+__all__ = ["AWAY", "PASSING", "Client", "NotAGateway", "reason_of", "refusal"]
 
 CONNECT_SECONDS: Final = 5.0
 ANSWER_SECONDS: Final = 30.0
@@ -114,11 +116,38 @@ class Client:
 
     def away(self, error: BaseException) -> Unreachable:
         """Say that nobody answers."""
-        reason = "it did not answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-        return Unreachable(f"{self.url} cannot be reached: {reason}. Is it up, and is --url right?")
+        return Unreachable(f"{self.url} cannot be reached: {reason_of(error)}. Is it up, and is --url right?")
 
 
-def refusal(status: int, text: str, url: str) -> CommandError:
+class NotAGateway(Usage):
+    """Whoever answers is a broker."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Say in plain words why there was no answer, of what is in `AWAY`."""
+    match error:
+        case TimeoutError():
+            return "it did not answer in time"
+        case aiohttp.ClientConnectorDNSError():
+            return "its name cannot be resolved"
+        case aiohttp.ClientSSLError():
+            return f"TLS failed, {_tls(error)}"
+        case aiohttp.ClientResponseError():
+            return "what answers there speaks no HTTP"
+        case OSError(errno=int(number)):
+            return os.strerror(number).lower()
+    return (str(error) or type(error).__name__).rstrip(".")
+
+
+def _tls(error: aiohttp.ClientSSLError) -> str:
+    cause = error.certificate_error if isinstance(error, aiohttp.ClientConnectorCertificateError) else error.os_error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"its certificate cannot be trusted: {cause.verify_message}"
+    reason = cause.reason if isinstance(cause, ssl.SSLError) else None
+    return (reason or str(cause)).replace("_", " ").lower()
+
+
+def refusal(status: int, text: str, url: str) -> CommandError:  # noqa: PLR0911  # a table
     """Make the error that an answer's status stands for, with the answer's own words."""
     said = _detail(text)
     match status:
@@ -126,6 +155,8 @@ def refusal(status: int, text: str, url: str) -> CommandError:
             return Refused(f"{said} (401) Set RUNSTREAM_KEY, or --key-file, to a key that is good at {url}.")
         case 403:
             return Refused(f"{said} (403)")
+        case 404 if _is_of_a_broker(text):
+            return NotAGateway(f"{url} is a broker, and the gateway's URL is wanted: --url, or RUNSTREAM_URL.")
         case 404 | 410:
             return Missing(f"{said} ({status})")
         case 400 | 422:
@@ -133,6 +164,15 @@ def refusal(status: int, text: str, url: str) -> CommandError:
         case _ if status in PASSING:
             return Unreachable(f"{url} does not serve now: {said} ({status}) Try again.")
     return Failed(f"{url} answered {status}: {said}")
+
+
+def _is_of_a_broker(text: str) -> bool:
+    """Whether this is how a broker answers for what is not below `/ingest/v1`."""
+    try:
+        said = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(said, dict) and said.get("error_type") == "not_found" and "PROTOCOL.md" in str(said.get("detail"))
 
 
 def _detail(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -14,8 +14,9 @@ from rich.progress import Progress
 from rich.text import Text
 
 from runstream.gateway.commands.checks import CHECKS, GROUPS
-from runstream.gateway.commands.client import Client
+from runstream.gateway.commands.client import Client, NotAGateway
 from runstream.gateway.commands.exits import Exit, Failed, Missing, Usage, epilog, run
+from runstream.gateway.commands.ids import check_id
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Url
 from runstream.gateway.commands.output import Output
 from runstream.gateway.commands.settings import GATEWAY_URL
@@ -84,12 +85,11 @@ async def _results(
     """Run the checks of these groups, one after the other."""
     if unknown := [group for group in groups if group not in GROUPS]:
         raise Usage(f"There is no group {unknown[0]!r}: they are {', '.join(GROUPS)}.")
+    check_id("--agent", "agent-", inputs.agent_id)
     checks = [each for each in CHECKS if each.group in groups]
     results: list[Result] = []
     async with client:
-        # Whoever is not there, or lets nobody in, has not failed any check.
-        with suppress(Missing, Usage, Failed):
-            await client.ask("GET", "/v1/runs/", query={"limit": "1"})
+        await _look(client)
         server = Server(client, inputs, seconds)
         with _progress() as progress:
             task = progress.add_task("checks", total=len(checks)) if progress is not None else None
@@ -99,6 +99,16 @@ async def _results(
                 if progress is not None and task is not None:
                     progress.advance(task)
     return results
+
+
+async def _look(client: Client) -> None:
+    """Raise for who is not there, lets nobody in, or serves something else: none of them has failed a check."""
+    try:
+        await client.ask("GET", "/v1/runs/", query={"limit": "1"})
+    except NotAGateway:
+        raise
+    except (Missing, Usage, Failed):
+        return  # A check says what of it is wrong.
 
 
 async def _result(server: Server, check: Check) -> Result:

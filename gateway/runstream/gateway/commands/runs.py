@@ -14,6 +14,7 @@ from rich.text import Text
 
 from runstream.gateway.commands.client import Client
 from runstream.gateway.commands.exits import OF_CLIENTS, run
+from runstream.gateway.commands.ids import check_id
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Url
 from runstream.gateway.commands.output import Output
 from runstream.gateway.commands.settings import GATEWAY_URL
@@ -54,14 +55,18 @@ def runs(  # noqa: PLR0917  # typer reads options off the parameters
     key_file: Key = None,
 ) -> None:
     """List runs, the newest first. As JSON it is one array, each run as the API has it."""
-    asked = [("statuses", each.value) for each in status or []]
+    run(_list(Client(url, key_file), status or [], agent, conversation, limit, as_json=as_json))
+
+
+async def _list(
+    client: Client, status: list[Status], agent: str | None, conversation: str | None, limit: int, *, as_json: bool
+) -> None:
+    """Find them, and show them."""
+    check_id("--agent", "agent-", agent)
+    check_id("--conversation", "conv-", conversation)
+    asked = [("statuses", each.value) for each in status]
     asked += [("agent_id", agent)] if agent else []
     asked += [("conversation_id", conversation)] if conversation else []
-    run(_list(Client(url, key_file), asked, limit, as_json=as_json))
-
-
-async def _list(client: Client, asked: list[tuple[str, str]], limit: int, *, as_json: bool) -> None:
-    """Find them, and show them."""
     found = await _found(client, asked, limit)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))

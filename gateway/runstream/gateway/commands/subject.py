@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 from uuid import uuid4
 
-from runstream.gateway.commands.client import AWAY
+from runstream.gateway.commands.client import AWAY, reason_of
 from runstream.gateway.commands.events import DONE, Event, Events
 from runstream.gateway.commands.terminal import counted
 
@@ -122,7 +122,7 @@ class Server:
             async with asking as answer:
                 yield answer
         except AWAY as error:
-            what = f"nothing came for {self._seconds:g} s" if isinstance(error, TimeoutError) else str(error)
+            what = f"nothing came for {self._seconds:g} s" if isinstance(error, TimeoutError) else reason_of(error)
             raise Broken(f"{method} {path}: {what}") from error
 
     async def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
@@ -244,7 +244,9 @@ class Stream:
             what = "no end" if self._is_ending else "nothing but pings"
             raise Broken(f"{what} within {self._seconds:g} s, after {counted(len(self.seen), 'event')}") from None
         except AWAY as error:
-            raise Broken(f"the stream broke off after {counted(len(self.seen), 'event')}: {error}") from error
+            raise Broken(
+                f"the stream broke off after {counted(len(self.seen), 'event')}: {reason_of(error)}"
+            ) from error
         if event is not None:
             self.seen.append(event)
             if event.kind != "ping" and not self._is_ending:

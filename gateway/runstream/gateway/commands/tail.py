@@ -14,6 +14,7 @@ from runstream.gateway.commands.client import Client
 from runstream.gateway.commands.events import DONE
 from runstream.gateway.commands.exits import OF_CLIENTS, Exit, Missing, Usage, run, tell
 from runstream.gateway.commands.following import Follower
+from runstream.gateway.commands.ids import check_target
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Patience, Url
 from runstream.gateway.commands.output import Output
 from runstream.gateway.commands.said import Transcript
@@ -80,8 +81,9 @@ async def _outcome(client: Client, run_id: str, shown: Shown, patience_seconds: 
 
 async def newest_run(client: Client, target: str, patience_seconds: float = 0) -> str:
     """Return the run that is named, or the newest of the conversation or agent that is. Raises `Missing`, `Usage`."""
+    check_target(target)
     if not target.startswith(tuple(FILTERS)):
-        return _run(target)
+        return target
     found = await _runs(client, target, patience_seconds, order="desc")
     if not found:
         raise Missing(f"{target} has no run yet, or none that is listed.")
@@ -101,12 +103,6 @@ async def _runs(client: Client, target: str, patience_seconds: float, **query: s
     asked = {field: target, "limit": "1", **query}
     found: list[dict[str, Any]] = await client.ask("GET", "/v1/runs/", query=asked, patience_seconds=patience_seconds)
     return found
-
-
-def _run(target: str) -> str:
-    if not target.startswith("run-") or not target.replace("-", "").isalnum():
-        raise Usage(f"Name a run (run-…), a conversation (conv-…) or an agent (agent-…): {target!r} is none.")
-    return target
 
 
 class Shown:
