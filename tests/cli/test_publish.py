@@ -343,3 +343,10 @@ def test_a_line_is_the_same_bytes_whenever_it_is_made() -> None:
     assert chunk_of_line(b"a\xff\r", "message-1") == chunk_of_line(b"a\xff\r", "message-1")
     line = b' {"a": 1.50, "b" : "\\u00e4"} '
     assert parsed(line, 1).chunk == line.strip()
+
+
+async def test_what_a_broker_refuses_is_said_in_its_words(stack: Stack) -> None:
+    """What is wrong with an id, and which one it is."""
+    refused = await done("publish", "--agent", "nonsense", "--url", stack.broker_base, said=b"x")
+    assert refused.code == 2
+    assert refused.complaint.startswith("runstream: agent_id: an agent's id is agent-<uuid4>")

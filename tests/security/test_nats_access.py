@@ -88,7 +88,7 @@ def test_a_file_without_a_users_key_is_refused(tmp_path: Path, content: str) -> 
     file = tmp_path / "key"
     file.write_text(content)
     said = complaint(nats_nkey=file)
-    assert f"nats_nkey: Value error, the file '{file}' does not hold the seed of a user's nkey" in said
+    assert f"nats_nkey: the file '{file}' does not hold the seed of a user's nkey" in said
     assert not content or content not in said
 
 
@@ -98,7 +98,7 @@ def test_a_file_without_credentials_is_refused(tmp_path: Path, content: str) -> 
     file = tmp_path / "creds"
     file.write_text(content)
     said = complaint(nats_credentials=file)
-    assert f"nats_credentials: Value error, the file '{file}' does not hold credentials of NATS" in said
+    assert f"nats_credentials: the file '{file}' does not hold credentials of NATS" in said
     assert SEED not in said
 
 

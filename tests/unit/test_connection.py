@@ -77,3 +77,10 @@ async def test_an_empty_url_is_refused_at_once(url: str) -> None:
     """nats-py would look for a server among none for ever, without a pause."""
     with pytest.raises(Unavailable, match="The URL of NATS is empty"):
         await Connection(url, name="test").__aenter__()
+
+
+def test_what_is_wrong_with_a_setting_is_said_and_nothing_before_it() -> None:
+    """In the words of whoever looked at it, and not in pydantic's."""
+    with pytest.raises(InvalidSettings) as caught:
+        resolved(BrokerSettings, {"retention": "5x"})
+    assert str(caught.value).endswith("retention: write a duration as 24h, 90s, 250ms or a number of seconds, not '5x'")

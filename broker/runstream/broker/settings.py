@@ -282,4 +282,5 @@ def _complaint(kind: type[BaseSettings], found: ErrorDetails) -> str:
     field = kind.model_fields.get(str(found["loc"][0])) if found["loc"] else None
     shown = f", not {found['input']!r}" if field is not None and field.repr else ""
     where = f"{prefix}{'.'.join(map(str, found['loc']))}: " if found["loc"] else ""
-    return f"{where}{found['msg']}{shown}"
+    # pydantic begins with words of its own what a validator of ours says.
+    return f"{where}{found['msg'].removeprefix('Value error, ')}{shown}"

@@ -317,7 +317,8 @@ def _valid(kind: type[Model], body: Any) -> Model:
         return kind.model_validate(body)
     except ValidationError as error:
         complaints = [
-            f"{'.'.join(map(str, found['loc'])) or 'the body'}: {found['msg']}"
+            # pydantic begins with words of its own what a validator of ours says.
+            f"{'.'.join(map(str, found['loc'])) or 'the body'}: {found['msg'].removeprefix('Value error, ')}"
             for found in error.errors(include_url=False, include_input=False)[:MOST_COMPLAINTS]
         ]
         if (more := error.error_count() - len(complaints)) > 0:
