@@ -53,6 +53,10 @@ async def test_a_service_waits_for_nats(tmp_path: Path, kind: str) -> None:
     url = f"nats://127.0.0.1:{port}"
     async with service(kind, url, *(["--agent", "demo"] if kind == "broker" else [])) as started:
         await wait_until(lambda: started.answers("/livez", 200), START_SECONDS)
+        await wait_until(lambda: any("nats_awaited" in line for line in started.process.errors), START_SECONDS)
+        awaited = next(line for line in started.process.errors if "nats_awaited" in line)
+        assert url in awaited
+        assert "--nats-url or RUNSTREAM_NATS_URL says where NATS is" in awaited
         unready = await started.get("/readyz")
         assert (unready.status, unready.json["detail"]) == (503, "NATS is not connected.")
         assert (await started.get("/metrics")).status == 200
@@ -262,22 +266,22 @@ async def test_one_environment_is_for_both_services(nats_url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "complaint"),
+    ("args", "code", "complaint"),
     [
-        (["broker", "--agent", "no_such_module:answer"], "there is no module 'no_such_module' on PYTHONPATH"),
-        (["broker", "--agent", "demo2"], "There is no agent 'demo2'"),
-        (["broker", "--nats-url", "http://user:secret@nats"], "write the URL of NATS as nats://host:4222"),
-        (["gateway", "--nats-url", "user:secret@nats:port"], "write the URL of NATS as nats://host:4222"),
-        (["gateway", "--nats-url", "", "--port", "0"], "The URL of NATS is empty"),
-        (["gateway", "--port", "70000"], "port: Input should be less than or equal to 65535"),
-        (["gateway", "--host", "no.such.host.invalid"], "The host no.such.host.invalid is not known"),
-        (["gateway", "--host", "192.0.2.1"], "The port 192.0.2.1:8283 cannot be taken"),
+        (["broker", "--agent", "no_such_module:answer"], 2, "there is no module 'no_such_module' on PYTHONPATH"),
+        (["broker", "--agent", "demo2"], 2, "There is no agent 'demo2'"),
+        (["broker", "--nats-url", "http://user:secret@nats"], 2, "write the URL of NATS as nats://host:4222"),
+        (["gateway", "--nats-url", "user:secret@nats:port"], 2, "write the URL of NATS as nats://host:4222"),
+        (["gateway", "--nats-url", "", "--port", "0"], 2, "The URL of NATS is empty"),
+        (["gateway", "--port", "70000"], 2, "port: Input should be less than or equal to 65535"),
+        (["gateway", "--host", "no.such.host.invalid"], 1, "The host no.such.host.invalid is not known"),
+        (["gateway", "--host", "192.0.2.1"], 1, "The port 192.0.2.1:8283 cannot be taken"),
     ],
 )
-async def test_what_can_never_work_is_refused_at_once(args: list[str], complaint: str) -> None:
-    """What waiting would not mend ends the command with exit code 1 and one line that says what to do."""
+async def test_what_can_never_work_is_refused_at_once(args: list[str], code: int, complaint: str) -> None:
+    """What waiting would not mend ends the command, with one line that says what to do; 2 for what it was given."""
     async with running(*runstream(*args), env=SOURCE) as process:
-        assert await process.wait(START_SECONDS) == 1, process.report()
+        assert await process.wait(START_SECONDS) == code, process.report()
         assert complaint in process.errors[-1]
         assert process.errors[-1].startswith("runstream: ")
         assert "secret" not in "\n".join(process.errors)

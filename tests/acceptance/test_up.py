@@ -85,11 +85,13 @@ async def ends(process: RunningProcess, number: signal.Signals) -> int:
     return code
 
 
-async def refused(*args: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
-    """What a `runstream up` that cannot start says: on stderr, soon, with exit code 1 and no traceback."""
+async def refused(
+    *args: str | Path, code: int = 1, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> str:
+    """What a `runstream up` that cannot start says: on stderr, soon, with its exit code and no traceback."""
     async with running(*runstream("up", *args), env={**SOURCE, **(env or {})}, cwd=cwd) as process:
-        code = await process.wait(soon())
-        assert (code, process.lines) == (1, []), process.report()
+        ended = await process.wait(soon())
+        assert (ended, process.lines) == (code, []), process.report()
         assert not [line for line in process.errors if "Traceback" in line], process.report()
         last = process.errors[-1]
     assert last.startswith("runstream: ")
@@ -240,7 +242,7 @@ async def test_its_own_address_is_no_agent(tmp_path: Path, listening: str, asked
     """What would ask itself for every answer does not start, and says which address it is."""
     (port,) = free_ports(1)
     own = ("--host", listening, "--port", str(port), "--broker-port", "0", "--insecure")
-    said = await refused(*own, "--agent", f"http://{asked}:{port}/chat", "--data-dir", tmp_path / "data")
+    said = await refused(*own, "--agent", f"http://{asked}:{port}/chat", "--data-dir", tmp_path / "data", code=2)
     assert f"{asked}:{port}, is this runstream's own" in said
 
 
@@ -273,7 +275,7 @@ async def test_data_directory_cannot_be_made(tmp_path: Path) -> None:
 async def test_nats_cannot_be_reached(tmp_path: Path) -> None:
     """A NATS that is not there is named."""
     (port,) = free_ports(1)
-    said = await refused(*FREE_PORTS, "--nats-url", f"nats://127.0.0.1:{port}", "--data-dir", tmp_path / "data")
+    said = await refused(*FREE_PORTS, "--nats-url", f"nats://127.0.0.1:{port}", "--data-dir", tmp_path / "data", code=3)
     assert f"Cannot reach NATS at nats://127.0.0.1:{port}" in said
 
 
@@ -281,7 +283,7 @@ async def test_nats_does_not_answer(tmp_path: Path) -> None:
     """A NATS that takes the connection and says nothing is no NATS."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"nats://127.0.0.1:{silent.getsockname()[1]}"
-        said = await refused(*FREE_PORTS, "--nats-url", url, "--data-dir", tmp_path / "data")
+        said = await refused(*FREE_PORTS, "--nats-url", url, "--data-dir", tmp_path / "data", code=3)
     assert f"Cannot reach NATS at {url}" in said
 
 
@@ -307,7 +309,7 @@ async def test_nats_server_is_too_old(tmp_path: Path) -> None:
 
 async def test_unknown_agent(tmp_path: Path) -> None:
     """An agent that nobody knows is named, with those there are."""
-    said = await refused(*FREE_PORTS, "--agent", "nobody", "--data-dir", tmp_path / "data")
+    said = await refused(*FREE_PORTS, "--agent", "nobody", "--data-dir", tmp_path / "data", code=2)
     assert "There is no agent 'nobody'" in said
     assert "demo" in said
 
@@ -324,7 +326,7 @@ async def test_unknown_agent(tmp_path: Path) -> None:
 )
 async def test_setting_is_not_valid(tmp_path: Path, name: str, value: str) -> None:
     """A setting that cannot be is named, with what was given."""
-    said = await refused("--broker-port", "0", "--data-dir", tmp_path / "data", env={name: value})
+    said = await refused("--broker-port", "0", "--data-dir", tmp_path / "data", env={name: value}, code=2)
     assert name.removeprefix("RUNSTREAM_").lower() in said.lower()
     assert value in said
 
@@ -339,7 +341,7 @@ async def test_flag_over_environment_over_default(tmp_path: Path) -> None:
             # The data directory is a default: below where it was started.
             assert json.loads((tmp_path / ".runstream" / "endpoints.json").read_text())["gateway"].endswith(f":{port}")
             assert await ends(process, signal.SIGTERM) == 0
-    said = await refused("--port", "0", env=env, cwd=tmp_path)
+    said = await refused("--port", "0", env=env, cwd=tmp_path, code=2)
     assert "'nobody'" in said
 
 

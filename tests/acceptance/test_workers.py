@@ -500,11 +500,11 @@ async def test_workers_that_start_end_with_their_parent(nats_url: str, told: sig
 # -- starting ---------------------------------------------------------------------------------------------------------
 
 
-async def refused(*args: str, workers: int = 2, env: Mapping[str, str] | None = None) -> str:
+async def refused(*args: str, workers: int = 2, code: int = 2, env: Mapping[str, str] | None = None) -> str:
     """What a gateway of workers says that does not start, in one line."""
     argv = runstream("gateway", "--workers", str(workers), *args)
     async with running(*argv, env={**SOURCE, **(env or {})}) as process:
-        assert await process.wait(SLOW_START_SECONDS) == 1, process.report()
+        assert await process.wait(SLOW_START_SECONDS) == code, process.report()
         told = [line for line in process.errors if line.startswith("runstream: ")]
         assert len(told) == 1, process.report()
         assert "Traceback" not in "\n".join(process.errors)
@@ -523,7 +523,7 @@ async def test_a_port_that_is_taken_is_refused() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        said = await refused("--port", port, "--metrics-port", "0")
+        said = await refused("--port", port, "--metrics-port", "0", code=1)
         assert f"The port 127.0.0.1:{port} cannot be taken" in said
 
 

@@ -8,8 +8,12 @@ import pytest_asyncio
 
 from runstream.broker.connection import Connection
 from runstream.broker.jetstream import JetStream
+from runstream.broker.settings import BrokerSettings, resolved
+from runstream.broker.topology import written
 from tests.support.commands import done
 from tests.support.nats import NatsServer
+from tests.support.services import service
+from tests.support.waiting import wait_until
 
 
 @pytest_asyncio.fixture(autouse=True)
@@ -50,16 +54,27 @@ async def test_a_plan_shows_what_differs_and_apply_changes_it(nats_url: str, jet
     assert plan.lines[-4:-1] == [
         "~ RUNSTREAM_WORK consumer workers",
         "  - ack_wait: 10s",
-        "  + ack_wait: 1500000000",
+        "  + ack_wait: 1500ms",
     ]
     (told,) = (await done("provision", "--plan", "--json", *other)).json
     assert told["differing"][0] == {"where": "RUNS_0", "field": "max_age", "found": 24 * 3600e9, "wanted": 2 * 3600e9}
     applied = await done("provision", "--apply", *other)
     assert applied.code == 0
-    assert "changed: RUNS_0.max_age is 86400000000000, this configuration says 7200000000000" in applied.lines
+    assert "changed RUNS_0.max_age from 24h to 2h" in applied.lines
+    assert applied.errors == [], "what was done is said twice"
     assert (await jetstream.api("STREAM.INFO.RUNS_0", None))["config"]["max_age"] == 2 * 3600e9
     again = await done("provision", "--plan", *other)
     assert (again.code, again.lines) == (0, ["nothing to do: everything is there, and as this configuration says"])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(7 * 86400, "7d"), (86400, "24h"), (5400, "90m"), (120, "2m"), (90, "90s"), (0.25, "250ms")]
+)
+def test_durations_are_written_as_people_write_them(seconds: float, said: str) -> None:
+    """And as a setting may be written; what is no duration stays as it was."""
+    assert written("max_age", int(seconds * 1e9), repr) == said
+    assert resolved(BrokerSettings, {"silence_seconds": said}).silence_seconds == seconds
+    assert written("max_bytes", int(seconds * 1e9), repr) == str(int(seconds * 1e9))
 
 
 async def test_the_page_shows_what_a_plan_shows(nats_url: str) -> None:
@@ -77,3 +92,13 @@ async def test_what_contradicts_itself_is_refused(nats_url: str, args: tuple[str
     refused = await done("provision", "--nats-url", nats_url, *args)
     assert refused.code == 2
     assert refused.lines == []
+
+
+async def test_a_broker_logs_what_differs_and_leaves_it(nats_url: str, jetstream: JetStream) -> None:
+    """Of a NATS that is not its own, in the words of `provision`."""
+    assert (await done("provision", "--nats-url", nats_url)).code == 0
+    async with service("broker", nats_url, env={"RUNSTREAM_RETENTION": "2h"}) as broker:
+        await broker.is_ready()
+        said = "RUNS_0.max_age is 24h, this configuration says 2h"
+        await wait_until(lambda: any("topology_drift" in line and said in line for line in broker.process.errors), 10)
+    assert (await jetstream.api("STREAM.INFO.RUNS_0", None))["config"]["max_age"] == 24 * 3600e9

@@ -18,6 +18,7 @@ from runstream.broker.readiness import Readiness
 from runstream.broker.settings import BrokerSettings
 from runstream.broker.topology import (
     SEQUENCES_PER_SHARD,
+    Difference,
     LogAddress,
     check_server,
     provision,
@@ -87,7 +88,7 @@ async def test_many_at_once(jetstream: JetStream, nats_url: str, processes: int)
     """Brokers that start at the same moment all succeed, and there is one of everything."""
     settings = BrokerSettings(shards=2)
 
-    async def start() -> list[str]:
+    async def start() -> list[Difference]:
         async with Connection(nats_url, name="broker") as connection:
             return (await provision(JetStream(connection, timeout_seconds=2), settings)).differing
 
@@ -118,11 +119,11 @@ async def test_what_differs_is_reported_and_left(jetstream: JetStream) -> None:
     await provision(jetstream, BrokerSettings(retention=3600, max_run_messages=1000, lease_seconds=10))
     before = (await info(jetstream))["config"]
     changed = BrokerSettings(retention=7200, max_run_messages=2000, lease_seconds=5)
-    assert (await provision(jetstream, changed)).differing == [
-        "RUNS_0.max_age is 3600000000000, this configuration says 7200000000000",
+    assert [*map(str, (await provision(jetstream, changed)).differing)] == [
+        "RUNS_0.max_age is 1h, this configuration says 2h",
         "RUNS_0.max_msgs_per_subject is 1000, this configuration says 2000",
-        "RUNSTREAM_WORK.max_age is 3600000000000, this configuration says 7200000000000",
-        "RUNSTREAM_WORK consumer workers.ack_wait is 10000000000, this configuration says 5000000000",
+        "RUNSTREAM_WORK.max_age is 1h, this configuration says 2h",
+        "RUNSTREAM_WORK consumer workers.ack_wait is 10s, this configuration says 5s",
     ]
     assert (await info(jetstream))["config"] == before
 

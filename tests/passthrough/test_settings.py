@@ -111,6 +111,6 @@ async def test_a_separate_gateway_has_to_be_told(nats_url: str) -> None:
 async def test_a_wrong_url_keeps_it_from_starting(command: str, tmp_path: Path) -> None:
     """It is said in one line, before anything is started."""
     async with running(*runstream(command, "--upstream", "letta:8283"), cwd=tmp_path) as process:
-        assert await process.wait() == 1
+        assert await process.wait() == 2
         said = "runstream: A setting is not valid. upstream: Its URL names no host: write it as http://platform:8283."
         assert (process.lines, process.errors) == ([], [said])

@@ -198,7 +198,7 @@ async def test_a_wrong_authority_is_told_at_start(with_tls: tuple[EmbeddedServer
     trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
     environment = {"RUNSTREAM_NATS_URL": with_tls[0].url, "RUNSTREAM_NATS_CA": str(tmp_path / "other.pem")}
     async with running(*runstream("provision"), env=environment) as process:
-        assert await process.wait(20) == 1
+        assert await process.wait(20) == 3
     assert any("its certificate cannot be trusted" in line and "RUNSTREAM_NATS_CA" in line for line in process.errors)
 
 
@@ -224,6 +224,17 @@ async def test_a_login_that_is_refused_over_tls_is_told_and_nothing_else(
     url = guarded.url.replace("tls://", "tls://nobody:wrong@")
     assert "does not let this user in" in await refusal(url, NatsAccess(authorities=guarded.ca))
     assert "eof_received" not in caplog.text
+
+
+async def test_a_user_that_nats_refuses_is_exit_code_4(guarded: GuardedNats) -> None:
+    """A NATS that is not there is another matter."""
+    url = guarded.url.replace("tls://", "tls://nobody:wrong@")
+    environment = {"RUNSTREAM_NATS_URL": url, "RUNSTREAM_NATS_CA": str(guarded.ca)}
+    async with running(*runstream("provision", "--plan"), env=environment) as process:
+        assert await process.wait(20) == 4
+    (line,) = process.errors
+    assert "check RUNSTREAM_NATS_CREDENTIALS" in line
+    assert "wrong" not in line
 
 
 @pytest.mark.parametrize("wanted_by", ["the scheme", "a setting"])

@@ -73,7 +73,7 @@ async def test_each_command_refuses(tmp_path: Path, command: str) -> None:
     """In one line, before anything is begun; nothing of a data directory is left."""
     ports = ["--port", "0", "--host", "0.0.0.0"]
     async with running(*runstream(command, *ports), env=SOURCE, cwd=tmp_path) as process:
-        assert await process.wait(START_SECONDS) == 1
+        assert await process.wait(START_SECONDS) == 2
         assert "--insecure" in process.errors[-1]
     assert not [*tmp_path.iterdir()]
 

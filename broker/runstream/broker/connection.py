@@ -18,7 +18,7 @@ import nats.errors
 from nats.aio.transport import TcpTransport
 
 from runstream.broker.access import NatsAccess
-from runstream.broker.errors import NoResponders, Refused, Unavailable
+from runstream.broker.errors import NoResponders, NotLetIn, Refused, Unavailable
 from runstream.broker.logs import get_logger
 from runstream.broker.receiving import ListeningClient
 from runstream.broker.refusals import Refusals
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from runstream.broker.receiving import Heard
 
-__all__ = ["Connection", "Message", "Subscription"]
+__all__ = ["WHERE_NATS_IS", "Connection", "Message", "Subscription"]
 
 log = get_logger(__name__)
 
@@ -60,6 +60,12 @@ TRANSLATED = (nats.errors.Error, asyncio.TimeoutError, OSError, EOFError)
 NOT_LET_IN = (
     "it does not let this user in: check RUNSTREAM_NATS_CREDENTIALS, RUNSTREAM_NATS_NKEY, or the password in the URL"
 )
+WHERE_NATS_IS = (
+    "--nats-url or RUNSTREAM_NATS_URL says where NATS is; runstream up brings one along, whose address is in "
+    "endpoints.json, in its data directory (.runstream)"
+)
+UNTOLD_SECONDS = 2.0
+"""How long whoever waits for NATS is not told what for: where both are started, it is there by then."""
 
 
 class _Transport(TcpTransport):
@@ -278,8 +284,9 @@ class Connection:
             raise
         except TRANSLATED as error:
             await self._discard(self._client)
-            where, reason = ", ".join(map(without_password, self._servers)), self.last_error or _reason(error)
-            raise Unavailable(f"Cannot reach NATS at {where}: {reason}") from error
+            where, reason = self._where(), self.last_error or _reason(error)
+            kind = NotLetIn if reason == NOT_LET_IN else Unavailable
+            raise kind(f"Cannot reach NATS at {where}: {reason}") from error
         self._established.set()
 
     async def __aexit__(self, *_: object) -> None:
@@ -301,8 +308,23 @@ class Connection:
         return self._client.is_connected
 
     async def connected(self) -> None:
-        """Wait until a server was reached for the first time."""
-        await self._established.wait()
+        """Wait until a server was reached for the first time; after some seconds, say what is waited for."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(UNTOLD_SECONDS):
+                await self._established.wait()
+        if not self._established.is_set():
+            log.warning(
+                "nats_awaited", connection=self.name, nats=self._where(), error=self.last_error, remedy=WHERE_NATS_IS
+            )
+            await self._established.wait()
+
+    def _where(self) -> str:
+        return ", ".join(map(without_password, self._servers))
+
+    @property
+    def _is_logged(self) -> bool:
+        """Whether the log is told what goes wrong: whoever does not wait for NATS is told so by an exception."""
+        return self._patient or self._established.is_set()
 
     @property
     def is_deaf(self) -> bool:
@@ -415,11 +437,11 @@ class Connection:
                 return  # The same again: the server has hung up, and what it said was lost with that.
             # An outage repeats the same error several times a second: said once is enough.
             previous, self.last_error = self.last_error, _reason(error)
-            if self.last_error != previous:
+            if self.last_error != previous and self._is_logged:
                 log.warning("nats_error", connection=self.name, error=self.last_error)
 
         async def on_disconnect() -> None:
-            if client is self._client and not self._closing:
+            if client is self._client and not self._closing and self._is_logged:
                 log.warning("nats_disconnected", connection=self.name)
                 self._refusals.clear()
             _give_up(self._waiting)
@@ -566,6 +588,8 @@ def _reason(error: BaseException) -> str:
     text = str(error) or type(error).__name__
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate cannot be trusted, {error.verify_message}: check RUNSTREAM_NATS_CA"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
     return NOT_LET_IN if "authorization violation" in text.lower() else text
 
 

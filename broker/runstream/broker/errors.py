@@ -4,6 +4,7 @@ BrokerError
 ├── Unavailable                 NATS cannot be reached, or does not answer in time
 │   ├── NoResponders            nobody listens to the subject that was asked
 │   ├── Refused                 NATS does not let this process ask
+│   │   └── NotLetIn            nor in
 │   ├── Contended               another write to the same subject is under way: this one was not stored
 │   ├── NotSent                 too much is on its way: this was not sent, and not stored
 │   ├── StoreUnavailable        a write stayed unanswered for the writer's whole patience
@@ -73,6 +74,7 @@ __all__ = [
     "KeysUnavailable",
     "LimitReached",
     "NoResponders",
+    "NotLetIn",
     "NotStored",
     "RecordTooLarge",
     "Refused",
@@ -120,6 +122,10 @@ class NoResponders(Unavailable):
 
 class Refused(Unavailable):
     """NATS does not let this process ask: its user lacks a permission."""
+
+
+class NotLetIn(Refused):
+    """NATS refuses this user."""
 
 
 class Contended(Unavailable):

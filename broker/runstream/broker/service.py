@@ -140,9 +140,11 @@ class Broker:
 
     async def _provisioned(self, jetstream: JetStream) -> None:
         try:
-            await provision(jetstream, self._settings, apply=self._owns_nats)
+            done = await provision(jetstream, self._settings, apply=self._owns_nats)
         except Refused as error:
             raise Refused(f"{error.detail} Run `runstream provision` first, as a user who may make streams.") from error
+        for difference in done.differing:
+            log.warning("topology_changed" if self._owns_nats else "topology_drift", difference=str(difference))
 
     async def _serve(self, stack: AsyncExitStack, jetstream: JetStream, ingest: Ingest, admissions: Admissions) -> None:
         """Answer on the broker's port, before NATS is there: who asks is told what is being waited for."""

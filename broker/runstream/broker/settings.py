@@ -68,6 +68,9 @@ def _address(url: str) -> str:
 
 def _nats_urls(value: str) -> str:
     """Refuse what can never be reached: whoever waits for NATS would wait for ever."""
+    if not _split(value):
+        message = "The URL of NATS is empty: write it as nats://host:4222"
+        raise ValueError(message)
     for url in _split(value):
         try:
             parts = _parsed(url)

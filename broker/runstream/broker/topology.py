@@ -23,7 +23,7 @@ from runstream.broker.keys import BUCKET, REVOKED, live_subject, subject_of
 from runstream.broker.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from runstream.broker.jetstream import JetStream
     from runstream.broker.settings import BrokerSettings
@@ -46,6 +46,7 @@ __all__ = [
     "shard_of",
     "shard_of_cursor",
     "streams_of",
+    "written",
 ]
 
 log = get_logger(__name__)
@@ -66,6 +67,15 @@ EPOCH_MILLISECONDS = 1_767_225_600_000
 and made again never issues a sequence that a client may still hold: 35 years until a shard's range is used up."""
 
 NANOSECONDS = 1_000_000_000
+MILLISECOND = 1_000_000
+DURATIONS = frozenset({"max_age", "duplicate_window", "ack_wait"})
+UNITS = (
+    ("d", 86400 * NANOSECONDS),
+    ("h", 3600 * NANOSECONDS),
+    ("m", 60 * NANOSECONDS),
+    ("s", NANOSECONDS),
+    ("ms", MILLISECOND),
+)
 DUPLICATE_WINDOW_SECONDS = 10
 """Nothing here needs a duplicate window: what is written is written on a condition. It may not exceed `max_age`."""
 
@@ -106,7 +116,16 @@ class Difference(msgspec.Struct, frozen=True):
     wanted: Any
 
     def __str__(self) -> str:
-        return f"{self.where}.{self.field} is {self.found!r}, this configuration says {self.wanted!r}"
+        found, wanted = self._written(self.found), self._written(self.wanted)
+        return f"{self.where}.{self.field} is {found}, this configuration says {wanted}"
+
+    @property
+    def change(self) -> str:
+        """What was changed, once it was."""
+        return f"{self.where}.{self.field} from {self._written(self.found)} to {self._written(self.wanted)}"
+
+    def _written(self, value: Any) -> str:
+        return written(self.field, value, repr)
 
 
 class Plan(msgspec.Struct):
@@ -117,10 +136,19 @@ class Plan(msgspec.Struct):
 
 
 class Provisioned(msgspec.Struct):
-    """What provisioning came to: the streams it made, and in words what it found to differ."""
+    """What provisioning came to: the streams it made, and what it found to differ."""
 
     made: list[str] = msgspec.field(default_factory=list)
-    differing: list[str] = msgspec.field(default_factory=list)
+    differing: list[Difference] = msgspec.field(default_factory=list)
+
+
+def written(field: str, value: Any, otherwise: Callable[[Any], str]) -> str:
+    """Write a field's value: a duration, in nanoseconds, in the largest unit in which it is whole (7d, 24h, 1500ms)."""
+    if field not in DURATIONS or not isinstance(value, int) or not value or value % MILLISECOND:
+        return otherwise(value)
+    # Days from two on: a day is 24h in every example.
+    unit, size = next((unit, size) for unit, size in UNITS if not value % size and (unit != "d" or value > size))
+    return f"{value // size}{unit}"
 
 
 def shard_of(run_id: str, shards: int) -> int:
@@ -167,12 +195,10 @@ async def provision(jetstream: JetStream, settings: BrokerSettings, *, apply: bo
             await _update_stream(jetstream, wanted, found)
         else:
             _check_essential(differing)
-        done.differing += map(str, differing)
+        done.differing += differing
     done.differing += await _ensure_workers(jetstream, settings, apply=apply)
     if REVOKED_STREAM in done.made:
         await _tell_of_revocations(jetstream)
-    for line in done.differing:
-        log.warning("topology_changed" if apply else "topology_drift", difference=line)
     return done
 
 
@@ -327,7 +353,7 @@ def _workers(settings: BrokerSettings) -> dict[str, Any]:
     }
 
 
-async def _ensure_workers(jetstream: JetStream, settings: BrokerSettings, *, apply: bool) -> list[str]:
+async def _ensure_workers(jetstream: JetStream, settings: BrokerSettings, *, apply: bool) -> list[Difference]:
     """Make the work queue's consumer."""
     config = _workers(settings)
     call = f"CONSUMER.DURABLE.CREATE.{WORK_STREAM}.{WORKERS}"
@@ -338,7 +364,7 @@ async def _ensure_workers(jetstream: JetStream, settings: BrokerSettings, *, app
         found = (await jetstream.api(call, body, seconds=MAKING_SECONDS))["config"]
     if apply:
         await jetstream.api(call, body)
-    return [*map(str, _workers_difference(config, found))]
+    return _workers_difference(config, found)
 
 
 def _workers_difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[Difference]:

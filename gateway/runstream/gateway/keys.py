@@ -14,11 +14,12 @@ from runstream.broker.auth.settings import AuthSettings
 from runstream.broker.auth.static import key_named, new_key
 from runstream.broker.auth.tokens import id_of, is_signed_with, names_itself, new_token, secret_in
 from runstream.broker.connection import Connection
-from runstream.broker.errors import BrokerError, InvalidSettings, Unavailable
+from runstream.broker.errors import BrokerError, InvalidSettings
 from runstream.broker.jetstream import JetStream
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.gateway.commands.exits import Exit, epilog
 from runstream.gateway.commands.options import PLAIN
+from runstream.gateway.commands.telling import ending
 from runstream.schemas import DEFAULT_TENANT, is_agent_id, is_conversation_id, is_run_id
 
 __all__ = ["Revoked", "keys", "revoked_by"]
@@ -36,11 +37,6 @@ IDS = {
     "conversation_id": ("conv", is_conversation_id),
     "run_id": ("run", is_run_id),
 }
-WHERE_NATS_IS = (
-    "Say where it is with --nats-url, or RUNSTREAM_NATS_URL: with runstream up it stands in endpoints.json, in the "
-    "data directory (.runstream)."
-)
-
 KEY_ID: Final = re.compile(r"(?:rsk_)?([0-9a-f]{12})")
 LIKE_A_KEY_ID: Final = re.compile(r"rsk_.*|[0-9a-f]{12}", re.IGNORECASE | re.DOTALL)
 DOTS_OF_A_TOKEN: Final = 2
@@ -49,7 +45,7 @@ BEGIN_OF_A_HEAD: Final = "eyJ"
 MOST_OF_A_JTI: Final = 128
 STDIN: Final = "-"
 NOT_CHECKED: Final = "its signature was not checked: that it is the token which it says it is, nobody here can tell"
-EPILOG = epilog([Exit.FINE, Exit.FAILED, Exit.USAGE])
+EPILOG = epilog([Exit.FINE, Exit.USAGE])
 
 
 @keys.callback()
@@ -126,7 +122,11 @@ def _is_like_a_token(said: str) -> bool:
     return is_a_part or len(said) > MOST_OF_A_JTI or not said.isprintable() or any(map(str.isspace, said))
 
 
-@keys.command("revoke", epilog=EPILOG, short_help="Revoke a key or a token for good.")
+@keys.command(
+    "revoke",
+    epilog=epilog([Exit.FINE, Exit.FAILED, Exit.USAGE, Exit.UNREACHABLE, Exit.REFUSED]),
+    short_help="Revoke a key or a token for good.",
+)
 def revoke_command(
     key_id: Annotated[
         str,
@@ -147,10 +147,8 @@ def revoke_command(
         _refuse(error)
     try:
         uvloop.run(_revoke(revoked.id, resolved(BrokerSettings, {"nats_url": nats_url})))
-    except Unavailable as error:
-        _end(f"{error}. {WHERE_NATS_IS}", Exit.FAILED)
     except BrokerError as error:
-        _end(error, Exit.FAILED)
+        _end(*ending(error))
     shown = revoked.id if revoked.id.isprintable() else repr(revoked.id)
     typer.echo(f"revoked the {revoked.kind} {shown}")
     if warning:

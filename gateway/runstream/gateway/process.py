@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CannotStart",
     "Termination",
+    "WronglyAsked",
     "bind",
     "check_elsewhere",
     "check_exposure",
@@ -40,6 +41,10 @@ log = structlog.get_logger(__name__)
 
 class CannotStart(Exception):
     """runstream cannot start as it was asked to."""
+
+
+class WronglyAsked(CannotStart):
+    """And never could: it has to be asked otherwise."""
 
 
 def bind(host: str, port: int, what: str, *, is_shared: bool = False, listens: bool = True) -> socket.socket:
@@ -72,11 +77,11 @@ def bind(host: str, port: int, what: str, *, is_shared: bool = False, listens: b
 
 
 def check_exposure(listener: socket.socket, settings: AuthSettings) -> None:
-    """Refuse to serve strangers everything: without authentication a port is on loopback. Raises `CannotStart`."""
+    """Refuse to serve strangers everything: without authentication a port is on loopback. Raises `WronglyAsked`."""
     if settings.auth != "none" or ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
         return
     if not settings.insecure:
-        raise CannotStart(
+        raise WronglyAsked(
             f"Without authentication (--auth none) no port is served that others may reach, as {url_of(listener)} is: "
             "say --auth static or --auth jwt, or --insecure if something else keeps strangers out."
         )
@@ -84,7 +89,7 @@ def check_exposure(listener: socket.socket, settings: AuthSettings) -> None:
 
 
 async def check_elsewhere(address: tuple[str, int], listener: socket.socket) -> None:
-    """Refuse to ask for answers at the socket that is asked for them. Raises `CannotStart`.
+    """Refuse to ask for answers at the socket that is asked for them. Raises `WronglyAsked`.
 
     A host whose name is not known yet is not refused: it is looked up again for each run.
     """
@@ -98,7 +103,7 @@ async def check_elsewhere(address: tuple[str, int], listener: socket.socket) -> 
     own = ipaddress.ip_address(host)
     for family, *_, place in found:
         if ipaddress.ip_address(str(place[0])) == own or (own.is_unspecified and _is_here(family, str(place[0]))):
-            raise CannotStart(
+            raise WronglyAsked(
                 f"The agent's address, {address[0]}:{port}, is this runstream's own: give it the platform's, or "
                 "another port to listen on (runstream up --port 8300 --agent http://localhost:8283)."
             )

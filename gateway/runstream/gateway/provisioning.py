@@ -53,7 +53,7 @@ async def provision_once(
         for name in done.made:
             tell(f"made {name}")
         for difference in done.differing:
-            tell(f"{'changed' if apply else 'differs'}: {difference}")
+            tell(f"changed {difference.change}" if apply else f"differs: {difference}")
         if not done.made and not done.differing:
             tell("everything is there")
         if rebuild_index:

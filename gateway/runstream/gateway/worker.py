@@ -19,8 +19,9 @@ import structlog
 from aiohttp import ClientError, ClientSession, UnixConnector
 
 from runstream.broker.http import ASKING_SECONDS
+from runstream.gateway.commands.exits import Exit
 from runstream.gateway.place import Place
-from runstream.gateway.process import CannotStart, bind
+from runstream.gateway.process import CannotStart, WronglyAsked, bind
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
@@ -88,7 +89,8 @@ class Worker:
                 return
             could_start |= end.was_ready
             if end.status > 0 and not could_start:
-                raise CannotStart(end.said or f"Worker {self.number} ended with {end.status} before it was ready.")
+                kind = WronglyAsked if end.status == Exit.USAGE else CannotStart
+                raise kind(end.said or f"Worker {self.number} ended with {end.status} before it was ready.")
             if time.monotonic() - began > STABLE_SECONDS:
                 pause = 0.0
             if pause or not end.was_ready:

@@ -18,7 +18,7 @@ import structlog
 
 from runstream.broker.http import health_operations, metrics_operation, serving
 from runstream.broker.http_server import Doors
-from runstream.gateway.process import CannotStart, bind, check_exposure, end_at_once, url_of
+from runstream.gateway.process import CannotStart, WronglyAsked, bind, check_exposure, end_at_once, url_of
 from runstream.gateway.worker import ANSWER_SECONDS, Worker
 from runstream.gateway.workers_metrics import WorkersMetrics
 
@@ -60,7 +60,7 @@ async def serve_workers(
     Raises `CannotStart`.
     """
     if service.metrics_port is None:
-        raise CannotStart(NEEDS_PORT)
+        raise WronglyAsked(NEEDS_PORT)
     with ExitStack() as stack:
         # Taken first, as it is not shared: of two parents that are started at one moment one is refused.
         metrics_listener = stack.enter_context(bind(service.host, service.metrics_port, "metrics port"))

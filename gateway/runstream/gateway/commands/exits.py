@@ -49,7 +49,7 @@ MEANINGS: Final = {
     Exit.FINE: "it did what it was asked to, and found nothing wrong",
     Exit.FAILED: "the run failed or was cancelled, a check found something, or the server could not do it",
     Exit.USAGE: "the command was called wrongly: an option, an id, an input, a setting",
-    Exit.UNREACHABLE: "the server cannot be reached, or does not serve",
+    Exit.UNREACHABLE: "the server, or NATS, cannot be reached, or does not serve",
     Exit.REFUSED: "the server refused the key (401, 403), or NATS the user",
     Exit.MISSING: "there is no such run, conversation or cursor, or not any more",
     Exit.INTERRUPTED: "it was interrupted by Ctrl-C (a run that it was publishing: cancelled)",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from runstream.broker.settings import BrokerSettings, resolved
+from runstream.broker.topology import written
 from runstream.gateway.commands.exits import Exit, Usage, epilog, tell
 from runstream.gateway.commands.options import PLAIN, LogJson, LogLevel, NatsUrl
 from runstream.gateway.commands.telling import told
@@ -24,11 +25,8 @@ __all__ = ["command"]
 
 command = typer.Typer(**PLAIN)
 
-NANOSECONDS: Final = frozenset({"max_age", "duplicate_window", "ack_wait"})
-UNITS: Final = (("h", 3600), ("m", 60), ("s", 1))
 
-
-@command.command(epilog=epilog([Exit.FINE, Exit.FAILED, Exit.USAGE, Exit.INTERRUPTED]))
+@command.command(epilog=epilog([each for each in Exit if each not in {Exit.MISSING, Exit.NOBODY_READS}]))
 def provision(  # noqa: PLR0917  # typer reads options off the parameters
     nats_url: NatsUrl = None,
     plan: Annotated[  # noqa: FBT002  # typer's way
@@ -101,18 +99,11 @@ def _draw(plan: Plan) -> None:
     for where, differences in by_place.items():
         console.print(Text(f"~ {where}", "yellow"), soft_wrap=True)
         for each in differences:
-            console.print(Text(f"  - {each.field}: {_value(each.field, each.found)}", "red"), soft_wrap=True)
-            console.print(Text(f"  + {each.field}: {_value(each.field, each.wanted)}", "green"), soft_wrap=True)
+            found, wanted = (written(each.field, value, json.dumps) for value in (each.found, each.wanted))
+            console.print(Text(f"  - {each.field}: {found}", "red"), soft_wrap=True)
+            console.print(Text(f"  + {each.field}: {wanted}", "green"), soft_wrap=True)
     if not plan.absent and not plan.differing:
         console.print("nothing to do: everything is there, and as this configuration says", soft_wrap=True)
     elif plan.differing:
         said = "what is absent is made by `runstream provision`, what differs is changed with --apply"
         console.print(said, soft_wrap=True)
-
-
-def _value(field: str, value: Any) -> str:
-    """Write a value as people have it: a duration in the largest unit in which it is whole."""
-    if field not in NANOSECONDS or not isinstance(value, int) or value % 1_000_000_000:
-        return json.dumps(value)
-    seconds = value // 1_000_000_000
-    return next((f"{seconds // size}{unit}" for unit, size in UNITS if seconds and seconds % size == 0), f"{seconds}s")

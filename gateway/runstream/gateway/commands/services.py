@@ -59,7 +59,7 @@ WORKER: Final = (sys.executable, "-P", "-m", "runstream.gateway")
 EPILOG: Final = epilog([Exit.FINE, Exit.FAILED, Exit.USAGE])
 
 
-@up.command(epilog=EPILOG)
+@up.command(epilog=epilog([Exit.FINE, Exit.FAILED, Exit.USAGE, Exit.UNREACHABLE, Exit.REFUSED]))
 def up_command(  # noqa: PLR0917  # typer reads options off the parameters
     host: Host = None,
     port: Annotated[int | None, typer.Option(help="The gateway's port; 0: a free one. [8283]")] = None,
