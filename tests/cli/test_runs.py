@@ -87,6 +87,14 @@ async def test_a_run_is_cancelled_by_any_of_its_names(stack: Stack) -> None:
         assert cancelled["status"] == "cancelled"
 
 
+async def test_a_run_that_was_cancelled_is_cancelled_again(stack: Stack) -> None:
+    """The exit code is 0, as it is what was asked for; that it was so already is said."""
+    async with stack.live(1) as (run_id, _):
+        assert (await done("cancel", run_id, "--url", stack.base)).code == 0
+        again = await done("cancel", run_id, "--url", stack.base)
+    assert (again.code, again.lines) == (0, [f"{run_id} was cancelled already"])
+
+
 async def test_what_has_ended_is_not_cancelled(stack: Stack) -> None:
     """The exit code is 1, and what became of the run is told."""
     run_id, _ = await stack.finished({"chunks": 1})

@@ -131,6 +131,10 @@ async def test_what_became_of_a_run_is_said_behind_its_end_as_well(
     last = max(event.seq_id for event in events if event.seq_id is not None)
     shown = await done("tail", run_id, "--json", "--after", str(last + 100), "--url", stack.base)
     assert (shown.code, shown.lines) == (code, [])
+    status = "failed" if code else "completed"
+    assert shown.complaint.startswith(
+        f"runstream: Nothing follows {last + 100}: {run_id} is {status}, and its last seq_id"
+    )
 
 
 async def test_interrupted_it_says_how_to_come_back(stack: Stack) -> None:

@@ -27,7 +27,7 @@ def cancel(
     url: Url = GATEWAY_URL,
     key_file: Key = None,
 ) -> None:
-    """Cancel a run. Exit code 0 once it has ended as cancelled, and 1 if it had ended before, and stays as it is."""
+    """Cancel a run. Exit code 0 once it is cancelled, or was already, and 1 if it has ended otherwise, and stays so."""
     run(_cancel(Client(url, key_file), target, as_json=as_json))
 
 
@@ -43,7 +43,8 @@ async def _cancel(client: Client, target: str, *, as_json: bool) -> None:
             found = await client.ask("GET", path)
     is_cancelled = found["status"] == "cancelled"
     if as_json or is_cancelled:
-        typer.echo(json.dumps(found) if as_json else f"{found['id']} is cancelled")
+        said = f"{found['id']} {'was cancelled already' if has_ended else 'is cancelled'}"
+        typer.echo(json.dumps(found) if as_json else said)
     if is_cancelled:
         return
     if found["status"] in ENDED:

@@ -25,12 +25,14 @@ __all__ = ["command", "table_of"]
 command = typer.Typer(**PLAIN)
 
 PAGE: Final = 1000
-RUN_ID: Final = 40
 UNBOUNDED: Final = 200
 """Columns that all ids fit into."""
-HEADINGS: Final = ("run", "status", "stop reason", "made", "took", "agent", "conversation")
-FIRST_CUT: Final = frozenset({"stop reason", "agent", "conversation"})
-"""What a window that is too narrow shows less of, before anything else."""
+HEADINGS: Final = ("run", "status", "age", "took", "stop reason", "agent", "conversation")
+"""The more useful before the less: where the window ends, so does the table."""
+ALWAYS: Final = 3
+GAP: Final = 2
+"""Spaces between columns."""
+MAY_BE_CUT: Final = "stop reason"
 STYLES: Final = {"running": "cyan", "created": "cyan", "completed": "green", "failed": "red", "cancelled": "yellow"}
 
 
@@ -92,27 +94,47 @@ def _show(found: list[dict[str, Any]]) -> None:
         typer.echo("No runs.", err=True)
         return
     # A file, or a program, has no window that it would have to fit into.
-    Output(width=None if sys.stdout.isatty() else UNBOUNDED).print(table_of(found))
+    console = Output(width=None if sys.stdout.isatty() else UNBOUNDED)
+    console.print(table_of(found, console.width), crop=False)
 
 
-def table_of(found: list[dict[str, Any]]) -> Table:
-    """Make the table that people are shown, a line for each run."""
+def table_of(found: list[dict[str, Any]], width: int) -> Table:
+    """Make the table that people are shown in a window of this width, in columns: a line for each run.
+
+    An id that is cut off can be given to no other command: what there is no room for is left out. Where there is none
+    for status and age, they are on a line of their own.
+    """
+    rows = [_cells(each) for each in found]
+    widths = [
+        len(heading) if heading == MAY_BE_CUT else max(cell.cell_len for cell in (Text(heading), *cells))
+        for heading, *cells in zip(HEADINGS, *rows, strict=True)
+    ]
+    fitting = [sum(widths[:count]) + GAP * (count - 1) <= width for count in range(1, len(widths) + 1)].count(True)
     table = Table(box=None, pad_edge=False)
-    for heading in HEADINGS:
-        # A run's id that is cut off can be given to no other command. What may wrap gives way first, and is cut off.
-        least = RUN_ID if heading == "run" else None
-        may_wrap = heading in FIRST_CUT
-        table.add_column(Text(heading, no_wrap=True), no_wrap=not may_wrap, min_width=least, overflow="ellipsis")
-    for each in found:
-        status = str(each["status"])
-        cells = (each["stop_reason"], _age(each["created_at"]), _took(each), each["agent_id"], each["conversation_id"])
-        table.add_row(
-            Text(harmless(each["id"])),
-            Text(status, STYLES.get(status, "")),
-            # As text: what an agent gives for a stop reason may look like rich's markup.
-            *(Text(harmless(str(cell or "")), no_wrap=True) for cell in cells),
+    if fitting < ALWAYS:
+        table.add_column(Text(", ".join(HEADINGS[:ALWAYS])), no_wrap=True, min_width=widths[0])
+        for run, status, age, *_ in rows:
+            table.add_row(Text.assemble(run, "\n  ", status, "  ", age))
+        return table
+    for heading, least in zip(HEADINGS[:fitting], widths, strict=False):
+        # What may wrap gives way, and is cut off.
+        table.add_column(
+            Text(heading, no_wrap=True), no_wrap=heading != MAY_BE_CUT, min_width=least, overflow="ellipsis"
         )
+    for cells in rows:
+        table.add_row(*cells[:fitting])
     return table
+
+
+def _cells(each: dict[str, Any]) -> list[Text]:
+    status = str(each["status"])
+    said = (_age(each["created_at"]), _took(each), each["stop_reason"], each["agent_id"], each["conversation_id"])
+    return [
+        Text(harmless(each["id"])),
+        Text(harmless(status), STYLES.get(status, "")),
+        # As text: what an agent gives for a stop reason may look like rich's markup.
+        *(Text(harmless(str(cell or "")), no_wrap=True) for cell in said),
+    ]
 
 
 def _age(made: str) -> str:
@@ -121,8 +143,8 @@ def _age(made: str) -> str:
     seconds = (datetime.now(UTC) - (at if at.tzinfo else at.replace(tzinfo=UTC))).total_seconds()
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= 2 * size:
-            return f"{seconds / size:.0f}{unit} ago"
-    return f"{max(seconds, 0):.0f}s ago"
+            return f"{seconds / size:.0f}{unit}"
+    return f"{max(seconds, 0):.0f}s"
 
 
 def _took(each: dict[str, Any]) -> str:

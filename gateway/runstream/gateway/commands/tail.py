@@ -12,7 +12,7 @@ import typer
 
 from runstream.gateway.commands.client import Client
 from runstream.gateway.commands.events import DONE
-from runstream.gateway.commands.exits import OF_CLIENTS, Exit, Missing, Usage, run, tell
+from runstream.gateway.commands.exits import OF_CLIENTS, CommandError, Exit, Missing, Usage, run, tell
 from runstream.gateway.commands.following import Follower
 from runstream.gateway.commands.ids import check_target
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Patience, Url
@@ -66,17 +66,27 @@ async def _tail(client: Client, target: str, after: int, shown: Shown, *, patien
                 shown.interrupted(run_id, follower.cursor)
                 raise
             if not forever:
-                return await _outcome(client, run_id, shown, patience)
+                return await _outcome(client, run_id, after, shown, patience)
             run_id, after = await _next_run(client, target, run_id, patience), 0
             shown.begin(run_id)
 
 
-async def _outcome(client: Client, run_id: str, shown: Shown, patience_seconds: float) -> Exit:
+async def _outcome(client: Client, run_id: str, after: int, shown: Shown, patience_seconds: float) -> Exit:
     """Return what the run came to. It is asked for where nothing but the end came, which does not say it."""
     if shown.says_how_it_ended:
         return shown.outcome
     found = await client.ask("GET", f"/v1/runs/{run_id}", patience_seconds=patience_seconds)
+    if not shown.has_shown:
+        tell(f"Nothing follows {after}: {run_id} is {found['status']}{await _last_seq_id(client, run_id)}.")
     return Exit.FINE if found["status"] == "completed" else Exit.FAILED
+
+
+async def _last_seq_id(client: Client, run_id: str) -> str:
+    try:
+        figures = await client.ask("GET", "/v1/runstream/figures", query={"run_ids": run_id})
+        return f", and its last seq_id is {figures[0]['last_seq_id']}"
+    except (CommandError, LookupError, TypeError):
+        return ""  # Another server of this API need not know.
 
 
 async def newest_run(client: Client, target: str, patience_seconds: float = 0) -> str:
@@ -110,6 +120,8 @@ class Shown:
 
     def __init__(self, *, as_json: bool) -> None:
         self.stop_reason: str | None = None
+        self.has_shown = False
+        """Whether anything of a run came, its end aside."""
         self._failed = False
         self._as_json = as_json
         self._transcript = Transcript(Output())
@@ -138,6 +150,7 @@ class Shown:
         chunk = None if event.data == DONE else json.loads(event.data)
         if event.name != "message":
             self._failed = True
+        self.has_shown |= chunk is not None and chunk.get("message_type") != "ping"
         if chunk is not None and chunk.get("message_type") == "stop_reason":
             self.stop_reason = str(chunk.get("stop_reason"))
         if self._as_json:
