@@ -79,6 +79,8 @@ async def test_the_guides_curl_lines_work_as_they_stand(stack: Stack, tmp_path: 
         subprocess.run, ["bash", "-ec", script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=30
     )
     assert ran.returncode == 0, ran
+    answers = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
+    assert [answer.get("index", answer.get("status")) for answer in answers] == [1, 4, "completed"]
     events = [line.removeprefix("data: ") for line in ran.stdout.splitlines() if line.startswith("data: ")]
     assert events[-1] == DONE.data
     said_in_it = [json.loads(event).get("content") for event in events[:-1]]

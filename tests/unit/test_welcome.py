@@ -13,9 +13,17 @@ from runstream.gateway.welcome import welcome
 URL = "http://127.0.0.1:8283"
 
 
-def told(agent: str = "demo", data_dir: Path | None = Path("data"), **auth: Any) -> str:
+def told(agent: str = "demo", data_dir: Path | None = Path("data"), *, has_console: bool = True, **auth: Any) -> str:
     source = agent_source(agent, UpstreamSettings())
-    return welcome(URL, source, AuthSettings(**auth), is_demo=agent == "demo", data_dir=data_dir)
+    return welcome(
+        URL, source, AuthSettings(**auth), is_demo=agent == "demo", has_console=has_console, data_dir=data_dir
+    )
+
+
+def test_the_console_is_named_unless_it_is_switched_off() -> None:
+    """Where a browser finds it; a page that is not there is named to nobody."""
+    assert f"{URL}/console" in told()
+    assert "console" not in told(has_console=False)
 
 
 def test_the_demo_is_shown_what_it_can_do() -> None:
@@ -24,6 +32,7 @@ def test_the_demo_is_shown_what_it_can_do() -> None:
     assert asked in told()
     assert "Bearer" not in told()
     assert f"curl -N {URL}/v1/agents/agent-" in told()
+    assert f"\n  runstream tail RUN_ID --url {URL}\n" in told()
     assert "kept in data and survive" in told()
 
 
@@ -47,4 +56,5 @@ def test_where_a_credential_is_asked_for_it_is_sent(auth: dict[str, Any], where:
     """Every line has it, and it is said where it comes from."""
     text = told(**auth)
     assert where in text
+    assert "RUNSTREAM_KEY=$TOKEN runstream tail RUN_ID" in text
     assert text.count('-H "Authorization: Bearer $TOKEN"') == text.count("curl") == 2

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["welcome"]
 
 WELCOME: Final = """
-runstream is up. What to try next, in another terminal:
+runstream is up.{console}
+What to try next, in another terminal:
 {credential}
   # {start}
   curl -N {url}/v1/agents/{agent_id}/messages{authorization} \\
@@ -24,17 +25,23 @@ runstream is up. What to try next, in another terminal:
   curl -N {url}/v1/runs/RUN_ID/stream{authorization} \\
     -H 'Content-Type: application/json' -d '{{"starting_after": SEQ_ID}}'
 
+  # The same, as a person reads it; it comes back by itself.
+  {key}runstream tail RUN_ID --url {url}
+
 Ctrl-C stops it. Runs are kept in {where} and survive a restart.
 """
 
 ANY_AGENT: Final = "agent-123e4567-e89b-42d3-8456-426614174000"
+KEY: Final = "RUNSTREAM_KEY=$TOKEN "
 AUTHORIZATION: Final = ' -H "Authorization: Bearer $TOKEN"'
 STATIC: Final = "A key, whose line is in {file}: runstream keys new --scope 'runs:read runs:write' makes one."
 SIGNED: Final = "A token for ten minutes, signed as RUNSTREAM_AUTH_SECRET_FILE and the like say here."
 ISSUED: Final = "A token with the scopes runs:read and runs:write, of {issuer}."
 
 
-def welcome(url: str, agent: AgentSource, auth: AuthSettings, *, is_demo: bool, data_dir: Path | None) -> str:
+def welcome(
+    url: str, agent: AgentSource, auth: AuthSettings, *, is_demo: bool, has_console: bool, data_dir: Path | None
+) -> str:
     """Say what to try at `url`. `data_dir` None: the runs are in a NATS that was there."""
     if is_demo:
         start = "A run of 50 chunks, one every 200 ms; break it off with Ctrl-C whenever you like."
@@ -46,10 +53,12 @@ def welcome(url: str, agent: AgentSource, auth: AuthSettings, *, is_demo: bool, 
             start += " AGENT_ID is one of your platform's."
     return WELCOME.format(
         url=url,
+        console=f" Its console is {url}/console" if has_console else "",
         credential=_credential(auth),
         start=start,
         agent_id="AGENT_ID" if agent.letta is not None else ANY_AGENT,
         authorization="" if auth.auth == "none" else AUTHORIZATION,
+        key="" if auth.auth == "none" else KEY,
         body=body,
         where="NATS" if data_dir is None else data_dir,
     )

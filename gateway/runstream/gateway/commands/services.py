@@ -103,7 +103,10 @@ def up_command(  # noqa: PLR0917  # typer reads options off the parameters
             access,
             resolved(LimitSettings),
             agent=source,
-            ready=lambda url: _welcome(url, welcome(url, source, access, is_demo=is_demo, data_dir=kept_in)),
+            ready=lambda url: _welcome(
+                url,
+                welcome(url, source, access, is_demo=is_demo, has_console=edge.console, data_dir=kept_in),
+            ),
             upstream=_upstream(platform_at(edge.upstream, default=source.letta)),
         )
         _run(service)
