@@ -115,6 +115,28 @@ async def test_a_replacement_waits_for_the_server(
     await ear.hears(other, b"back")
 
 
+async def test_a_server_that_stays_away_is_logged_once(
+    connection: Connection, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is tried to reach it: an outage of a night does not fill the log."""
+    attempts, connect = 0, connection._connect
+
+    async def counted(client: ListeningClient) -> None:
+        nonlocal attempts
+        attempts += 1
+        await connect(client)
+
+    monkeypatch.setattr(connection, "_connect", counted)
+    with capture_logs() as logs:
+        async with stopped(nats_server):
+            with monkeypatch.context() as hasty:
+                hasty.setattr(connection, "_connect_seconds", 0.1)
+                await connection._client.close()
+                await wait_until(lambda: attempts >= 3, 10)
+        await wait_until(lambda: connection.is_connected, 10)
+    assert [line["event"] for line in logs].count("nats_unreachable") == 1
+
+
 async def test_a_dead_read_loop_is_noticed(other: Connection, nats_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that looks alive and reads nothing any more is noticed, and made to reconnect."""
     monkeypatch.setattr("runstream.broker.connection.PING_INTERVAL_SECONDS", 0.2)

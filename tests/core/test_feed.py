@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
+from runstream.broker.errors import Unavailable
 from runstream.broker.feed import Feed, KeyWrite
 from runstream.broker.jetstream import JetStream
 from runstream.broker.keys import KV_OPERATION, key_of, subject_of
@@ -130,6 +132,25 @@ async def test_an_empty_index(core: Core) -> None:
     async with mirror_running(core.jetstream) as mirror:
         assert await mirror.caught_up() == {}
         assert mirror.feed.is_loaded
+
+
+async def test_an_outage_is_logged_once(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it is tried again meanwhile; another reason is said, too."""
+    reasons = ["away", "away", "away", "elsewhere"]
+    jetstream = JetStream(core.connection, timeout_seconds=2)
+    api = jetstream.api
+
+    async def failing(*called: Any, **options: Any) -> dict[str, Any]:
+        if reasons:
+            raise Unavailable(reasons.pop(0))
+        return await api(*called, **options)
+
+    monkeypatch.setattr(jetstream, "api", failing)
+    with capture_logs() as logs:
+        async with mirror_running(jetstream) as mirror:
+            await wait_until(lambda: mirror.feed.is_loaded)
+    lost = [line["error"].split(" ")[-1] for line in logs if line["event"] == "index_feed_lost"]
+    assert lost == ["away", "elsewhere"]
 
 
 async def test_what_was_stored_before_the_question_is_there(core: Core, nats_url: str) -> None:

@@ -261,6 +261,8 @@ class Connection:
         self._established = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._listen_again_at = 0.0
+        self._unreachable = ""
+        """Why the last attempt to replace the client has failed: an outage says the same at each of them."""
         self.reconnects = 0
         self.last_error: str = ""
 
@@ -549,10 +551,13 @@ class Connection:
             self._lost.set()
             if not isinstance(error, TRANSLATED):
                 raise
-            log.warning("nats_unreachable", connection=self.name, error=_reason(error))
+            if (reason := _reason(error)) != self._unreachable:
+                log.warning("nats_unreachable", connection=self.name, error=reason)
+            self._unreachable = reason
             await asyncio.sleep(RECONNECT_WAIT_SECONDS)
             return
         log.info("nats_connected", connection=self.name)
+        self._unreachable = ""
         self._client, self._next = fresh, None
         if fresh.is_closed:  # it closed before it was ours, so its callback was not taken for ours
             self._lost.set()

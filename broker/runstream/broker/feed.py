@@ -127,13 +127,16 @@ class Feed:
         return info["created"] == self._created and int(info["state"]["last_seq"]) >= self.position
 
     async def _keep_watching(self) -> None:
-        delay = FIRST_DELAY_SECONDS
+        delay, told = FIRST_DELAY_SECONDS, ""
         while True:
             before = self.watches
             try:
                 await self._watch()
             except BrokerError as error:
-                log.warning("index_feed_lost", stream=self._stream, position=self.position, error=str(error))
+                # An outage says the same at every attempt.
+                if self.watches > before or str(error) != told:
+                    log.warning("index_feed_lost", stream=self._stream, position=self.position, error=str(error))
+                told = str(error)
             except Exception:
                 # A defect: what was applied by halves is not to be trusted.
                 log.exception("index_feed_crashed", stream=self._stream, position=self.position)
