@@ -21,7 +21,8 @@ TEXT = (
     "the same to the run, which goes on, and to its reader, who misses nothing and sees nothing twice. "
 )
 SHOWN = {"chunks": 120, "interval_ms": 35, "reasoning": True, "tool_call": True, "silence_ms": 1800, "text": TEXT}
-WIDE, PHONE = (1280, 800), (390, 844)
+WIDE, PHONE, SMALL = (1280, 800), (390, 844), (320, 640)
+NOBODYS = "run-00000000-0000-4000-8000-000000000000"
 
 
 async def start(stack: Stack, **knobs: Any) -> str:
@@ -57,12 +58,15 @@ async def take_others(stack: Stack, tab: Tab, directory: Path, run_id: str) -> N
     for interval in (40, 60, 90, 130, 200, 350, 500, 800):
         await start(stack, chunks=2000, interval_ms=interval)
     await stack.finished({"chunks": 30, "error_after": 12, "interval_ms": 1})
+    asks, _ = await stack.finished({"chunks": 20, "interval_ms": 1, "approval": True})
     async with stack.create({"chunks": 3000, "interval_ms": 8}) as followed:
         (ping, *_) = await followed.take(20)
         live = f"runs/{ping.json['run_id']}"
         views = {"runs": ("?status=all", "/s"), "health": ("health", "RUNS_0"), "try": ("try", "Start the run")}
         views |= {"live": (live, "Connected"), "whole": (f"runs/{run_id}", "0 missing, 0 twice")}
-        for size, where in ((WIDE, ""), (PHONE, "phone-")):
+        views |= {"asks": (f"runs/{asks}", "Approve"), "none": (f"runs/{NOBODYS}", "There is no such run")}
+        views |= {"empty": ("?status=cancelled", "No cancelled runs")}
+        for size, where in ((WIDE, ""), (PHONE, "phone-"), (SMALL, "small-")):
             await tab.size(*size)
             for name, (path, shows) in views.items():
                 await tab.goto(f"{stack.base}/console/{path}")

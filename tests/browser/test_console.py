@@ -5,6 +5,7 @@ import json
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -15,9 +16,12 @@ from runstream.broker.keys import run_key
 from runstream.gateway.console.pages import VERSION
 from runstream.schemas import (
     DEFAULT_TENANT,
+    AssistantMessage,
+    ReasoningMessage,
     RunRecord,
     ToolCall,
     ToolCallMessage,
+    UsageStatistics,
     encode_run,
     new_agent_id,
     new_run_id,
@@ -31,6 +35,8 @@ from tests.support.waiting import wait_until
 
 AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
 PHONE = (390, 844)
+PHONES = [PHONE, (320, 640)]
+NOBODYS = "run-00000000-0000-4000-8000-000000000000"
 BOUNDED = 1500
 """Nodes that a page may have, however much it shows."""
 NODES = """(() => {
@@ -39,6 +45,25 @@ NODES = """(() => {
   while (walker.nextNode()) count += 1;
   return count;
 })()"""
+SIDEWAYS = """[...document.querySelectorAll('body, body *')].filter((each) => {
+  const { overflowX } = getComputedStyle(each);
+  return each.scrollWidth > each.clientWidth + 1 && ['auto', 'scroll'].includes(overflowX);
+}).map((each) => `${each.className} ${each.scrollWidth} > ${each.clientWidth}`)"""
+"""What can be scrolled sideways."""
+CUT = """(() => {
+  const found = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const { data, parentElement } = walker.currentNode;
+    const isUnseen = parentElement.closest('.hidden, .skip, .table-wrap thead') || !parentElement.checkVisibility();
+    if (!data.trim() || isUnseen || getComputedStyle(parentElement).textOverflow === 'ellipsis') continue;
+    const range = document.createRange();
+    range.selectNodeContents(walker.currentNode);
+    if (range.getBoundingClientRect().right > innerWidth + 1) found.push(data);
+  }
+  return found;
+})()"""
+"""Texts that go on beyond the right edge of the screen, without saying so."""
 VERDICT = "(document.querySelector('.proof')?.innerText ?? '')"
 
 
@@ -50,6 +75,20 @@ async def demo_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
         stack_running(server.url, agent=demo) as running,
     ):
         yield running
+
+
+async def asking(stack: Stack, **body: Any) -> tuple[str, str]:
+    """Let the demo agent ask for approval in a conversation; returns the conversation and the run."""
+    conversation = await stack.conversation()
+    async with stack.say_in(conversation, {"chunks": 2, "interval_ms": 0, "approval": True}, **body) as stream:
+        events = await stream.rest()
+    return conversation, str(events[0].json["run_id"])
+
+
+async def runs_in(stack: Stack, conversation: str) -> list[dict[str, Any]]:
+    """The runs of a conversation, the latest first."""
+    found: list[dict[str, Any]] = (await stack.fetch("GET", f"/v1/runs/?conversation_id={conversation}")).json
+    return found
 
 
 def run_page(base: str, run_id: str) -> str:
@@ -464,6 +503,140 @@ async def test_each_kind_of_message_is_read(demo_stack: Stack, tab: Tab) -> None
     await tab.shows("Asks for approval to call")
 
 
+@pytest.mark.parametrize(("button", "says"), [("Approve", "was approved"), ("Deny", "was denied")])
+async def test_a_request_for_approval_is_answered(demo_stack: Stack, tab: Tab, button: str, says: str) -> None:
+    """The card of the call has the buttons; the answer reaches the agent, and the run that goes on is opened."""
+    conversation, asked = await asking(demo_stack)
+    await tab.goto(run_page(demo_stack.base, asked))
+    await tab.shows("The agent waits for an answer.")
+    assert await tab.js("document.querySelector('.decision').closest('.card').innerText.includes('look_outside')")
+    await is_usable(tab)
+    await tab.js("document.querySelector('.decision input').focus()")
+    await tab.type("because of the rain")
+    await tab.click(button)
+    await tab.shows(says)
+    await tab.shows("The run has ended: completed.")
+    if button == "Deny":
+        await tab.shows("because of the rain")
+    (answering, first) = await runs_in(demo_stack, conversation)
+    assert first["id"] == asked
+    assert await tab.js("location.pathname") == f"/console/runs/{answering['id']}"
+    # Who comes back to the one that asked is not asked again, and is led on.
+    await tab.js("history.back()")
+    await tab.shows("It does not wait any more.")
+    assert await tab.js("document.querySelectorAll('.decision button').length") == 0
+    await tab.click(f"{answering['id'][:12]}…")
+    await tab.until(f"location.pathname.endsWith('{answering['id']}')", "the link does not lead on")
+
+
+async def test_a_request_of_an_agent_without_a_conversation_is_answered(demo_stack: Stack, tab: Tab) -> None:
+    """Also one of a run in the foreground; what was refused meanwhile has not answered it."""
+    agent = new_agent_id()
+    knobs = {"chunks": 1, "interval_ms": 0, "approval": True}
+    async with demo_stack.create(knobs, agent_id=agent, background=False) as stream:
+        asked = str((await stream.rest())[0].json["run_id"])
+    async with demo_stack.create({"chunks": 1}, agent_id=agent) as stream:
+        await stream.rest()
+    await tab.goto(run_page(demo_stack.base, asked))
+    await tab.click("Approve")
+    await tab.shows("was approved")
+
+
+async def test_what_somebody_else_has_answered_is_not_answered_again(demo_stack: Stack, tab: Tab) -> None:
+    """The buttons go when the answer came from elsewhere, and one that was late starts no run."""
+    conversation, asked = await asking(demo_stack)
+    await tab.goto(run_page(demo_stack.base, asked))
+    await tab.shows("The agent waits for an answer.")
+    (call,) = [
+        each["tool_call"]["tool_call_id"]
+        for each in (await demo_stack.fetch("GET", f"/v1/runs/{asked}/messages")).json
+        if each["message_type"] == "approval_request_message"
+    ]
+    answer = {"type": "approval", "tool_call_id": call, "approve": True}
+    messages = [{"type": "approval", "approvals": [answer]}]
+    async with demo_stack.say_in(conversation, {}, messages=messages) as stream:
+        await stream.rest()
+    await tab.js("[...document.querySelectorAll('.decision button')].at(-1)?.click()")
+    await tab.shows("It does not wait any more.")
+    assert len(await runs_in(demo_stack, conversation)) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "says"), [(409, "Another run goes on"), (403, "runs:write"), (429, "Too many runs"), (503, "away")]
+)
+async def test_an_answer_that_is_refused(demo_stack: Stack, tab: Tab, status: int, says: str) -> None:
+    """Why is said in plain words, and it can be given again."""
+    _, asked = await asking(demo_stack)
+    await tab.goto(run_page(demo_stack.base, asked))
+    await tab.shows("The agent waits for an answer.")
+    await tab.js(
+        "(() => { const ask = fetch; window.isRefused = true; window.fetch = async (path, given) =>"
+        "isRefused && given?.method === 'POST' ? new Response(JSON.stringify({ detail: 'away' }),"
+        f"{{ status: {status} }}) : ask(path, given); }})()"
+    )
+    await tab.click("Approve")
+    await tab.until(
+        f"document.querySelector('.decision .alert').innerText.includes({json.dumps(says)})", "it is not said why"
+    )
+    await tab.js("window.isRefused = false")
+    await tab.click("Approve")
+    await tab.shows("was approved")
+
+
+async def test_who_may_not_answer_is_told(nats_url: str, tmp_path: Path, tab: Tab) -> None:
+    """A key that only reads gets no buttons, and hears what the answer would need."""
+    keys = KeyFile(tmp_path / "keys")
+    reads, writes = keys.add(scopes="runs:read"), {"Authorization": f"Bearer {keys.add()}"}
+    async with stack_running(nats_url, auth=keys.settings) as stack:
+        path = f"/v1/agents/{new_agent_id()}/messages"
+        body = {"input": '{"chunks": 1, "approval": true}', "background": True}
+        await stack.fetch("POST", path, json=body, headers=writes)
+        (run,) = (await stack.fetch("GET", "/v1/runs/", headers=writes)).json
+        await tab.goto(run_page(stack.base, run["id"]))
+        await tab.shows("Key or token")
+        await tab.js("document.getElementById('key').focus()")
+        await tab.type(reads)
+        await tab.press("Enter")
+        await tab.shows("Yours needs the scope runs:write.")
+        assert await tab.js("document.querySelectorAll('.decision button').length") == 0
+
+
+async def test_a_platforms_own_chunks_are_one_block(stack: Stack, tab: Tab) -> None:
+    """What reads as text is put together, all else is folded, and nothing is called what it is not."""
+    async with stack.live() as (run_id, _):
+        own: list[dict[str, Any]] = [{"text": "Hello "}, {"delta": "from "}, {"content": "elsewhere."}]
+        for each in (*own, {"usage": {"tokens": 4}}, {"content": ["no text"]}):
+            stack.puppet.say_this(run_id, each)
+        stack.puppet.finish(run_id)
+        await tab.goto(run_page(stack.base, run_id))
+        await is_whole(tab, 8)
+        assert " ".join(await said(tab)) == "Hello from elsewhere."
+        reading = await tab.text(".reading")
+        assert reading.count("The platform's own chunks") == 1
+        assert "2 chunks without text, as they came" in reading
+        assert await tab.js("document.querySelector('.reading details').open") is False
+        raw = str(await tab.js("document.querySelector('.reading details pre').textContent"))
+        assert [json.loads(line).keys() - {"seq_id"} for line in raw.splitlines()] == [{"usage"}, {"content"}]
+
+
+async def test_text_has_the_direction_of_its_language(stack: Stack, tab: Tab) -> None:
+    """Hebrew begins on the right, paragraph by paragraph, and English beside it on the left."""
+    async with stack.live() as (run_id, _):
+        stack.puppet.say_this(run_id, AssistantMessage(content="שלום עולם.\nHello world."))
+        stack.puppet.finish(run_id)
+        await tab.goto(run_page(stack.base, run_id))
+        await is_whole(tab, 4)
+        sides = await tab.js(
+            "(() => { const prose = document.querySelector('.reading .prose');"
+            "const box = prose.getBoundingClientRect(); const text = prose.firstChild;"
+            "return [[0, 10], [11, 23]].map(([from, to]) => {"
+            "const range = document.createRange(); range.setStart(text, from); range.setEnd(text, to);"
+            "const { left, right } = range.getBoundingClientRect();"
+            "return left - box.left > box.right - right ? 'right' : 'left'; }); })()"
+        )
+        assert sides == ["right", "left"]
+
+
 async def test_a_foreground_run_is_read(demo_stack: Stack, tab: Tab) -> None:
     """It cannot be followed, and the page says so and shows what it has said."""
     run_id, _ = await demo_stack.finished({"chunks": 3}, background=False)
@@ -493,10 +666,135 @@ async def test_what_is_complained_of_stays(stack: Stack, tab: Tab) -> None:
         assert "made in the foreground" in shown
 
 
-async def test_a_run_that_there_is_not(stack: Stack, tab: Tab) -> None:
-    """Nothing is made up."""
-    await tab.goto(run_page(stack.base, new_run_id()))
-    await tab.shows("There is no such run")
+@pytest.mark.parametrize("path", [f"runs/{NOBODYS}", "runs/nobodys", "bogus", "runs/a/b"])
+async def test_what_there_is_not(stack: Stack, tab: Tab, path: str) -> None:
+    """No run and no page: that is said plainly, nothing is drawn of it, and a way leads back."""
+    await tab.goto(f"{stack.base}/console/{path}")
+    await tab.shows("There is no such")
+    assert await tab.js("document.querySelectorAll('.facts, .timeline, .chunks').length") == 0
+    await is_usable(tab)
+    await tab.click("All runs")
+    await tab.until("document.querySelector('.choice a[aria-current]').innerText === 'All'", "there is no way back")
+
+
+async def test_the_record_waits_for_nothing_else(stack: Stack, tab: Tab) -> None:
+    """How a run is shows at once, and its age goes on, while the outline of its log is still being read."""
+    async with stack.live(3) as (run_id, _):
+        await tab.call(
+            "Page.addScriptToEvaluateOnNewDocument",
+            source="(() => { const ask = fetch; window.fetch = (path, given) => "
+            "path.includes('/outline') ? new Promise(() => {}) : ask(path, given); })()",
+        )
+        await tab.goto(run_page(stack.base, run_id))
+        await tab.until("document.querySelector('.state').innerText === 'running'", "the status is not shown")
+        await tab.until(f"{VERDICT}.includes('3 chunks')", "it is not followed")
+        age = "document.querySelectorAll('.facts dd')[3].innerText"
+        await tab.js(f"window.age = {age}")
+        await tab.until(f"{age} !== window.age", "the age stands still")
+        assert "Reading the log" in await tab.text(".timeline")
+
+
+async def test_one_run_has_one_number_of_chunks(demo_stack: Stack, tab: Tab) -> None:
+    """What the page got, what the log holds and what is listed is the same number, of the same thing."""
+    run_id, _ = await demo_stack.finished({"chunks": 7, "interval_ms": 0})
+    await tab.goto(run_page(demo_stack.base, run_id))
+    await is_whole(tab, 10)
+    assert "of the 10 in the log" in await tab.text(".proof")
+    await tab.until("document.querySelector('.timeline').innerText.includes('10 chunks stored')", "the log has others")
+    assert await tab.text(".sides > .panel:last-child .panel-head .quiet:last-child") == "10 chunks, 1 ping"
+    assert await tab.js("document.querySelector('.table-wrap tbody tr').lastChild.innerText") == "10"
+
+
+async def test_one_is_said_of_one(stack: Stack, tab: Tab) -> None:
+    """And where no silence was there is said to be none."""
+    async with stack.live() as (run_id, _):
+        stack.puppet.say_this(run_id, ReasoningMessage(reasoning="."))
+        stack.puppet.say_this(run_id, UsageStatistics(prompt_tokens=1, completion_tokens=1, total_tokens=2))
+        stack.puppet.finish(run_id)
+        await tab.goto(run_page(stack.base, run_id))
+        await tab.shows("The run has ended")
+        reading = await tab.text(".reading")
+        assert "· 1 character\n" in f"{reading}\n"
+        assert "1 token in · 1 out · 2 in all" in reading
+        await tab.until("document.querySelector('.timeline').innerText.includes('no silence of a second')", "it is odd")
+
+
+async def test_what_is_said_when_the_gateway_is_gone(stack: Stack, edge: Edge, tab: Tab) -> None:
+    """Since when, and nothing as if it were so now; nothing can be cancelled until it is back."""
+    async with stack.live(2) as (run_id, _):
+        await tab.goto(run_page(edge.proxy.url, run_id))
+        await tab.until(f"{VERDICT}.includes('2 chunks')", "the chunks are not shown")
+        cancel = "[...document.querySelectorAll('button')].find((each) => each.innerText === 'Cancel run')"
+        await tab.until(f"{cancel}.checkVisibility() && !{cancel}.disabled", "it cannot be cancelled")
+        async with edge.proxy.away():
+            await tab.shows("Not connected since ")
+            assert await tab.js(f"{cancel}.disabled")
+            assert "running, as of " in await tab.text(".state")
+            await is_usable(tab)
+        await tab.until(f"!{cancel}.disabled", "it can still not be cancelled")
+        assert await tab.text(".state") == "running"
+        assert "Not connected" not in await tab.text("main")
+
+
+async def test_a_whole_id_leads_to_its_run(stack: Stack, tab: Tab) -> None:
+    """Enter opens the run whose id was typed; an id that is shown short is copied whole, by the row and on its page."""
+    run_id, _ = await stack.finished({"chunks": 1})
+    await tab.goto(f"{stack.base}/console/?status=all")
+    await tab.shows(run_id[:12])
+    await tab.js(
+        "Object.defineProperty(navigator, 'clipboard',"
+        "{ value: { writeText: async (text) => { window.copied = text; } } })"
+    )
+    await tab.js(f"document.querySelector('.copy[data-text=\"{run_id}\"]').click()")
+    await tab.until(f"window.copied === '{run_id}'", "the whole id is not copied")
+    assert await tab.text("#said") == "Copied."
+    await tab.js("document.querySelector('input[type=search]').focus()")
+    await tab.type(run_id)
+    await tab.press("Enter")
+    await tab.until(f"location.pathname === '/console/runs/{run_id}'", "the run is not opened")
+    await tab.shows("Has the whole run")
+    await tab.js("window.copied = null; document.querySelector('.run-title .copy').click()")
+    await tab.until(f"window.copied === '{run_id}'", "the whole id is not copied")
+
+
+async def test_heads_stand_above_their_columns(demo_stack: Stack, tab: Tab) -> None:
+    """Also while a scrollbar stands beside the rows; and what has the focus shows it whole."""
+    await asyncio.gather(*(demo_stack.finished({"chunks": 1, "interval_ms": 0}) for _ in range(30)))
+    await tab.goto(f"{demo_stack.base}/console/?status=all")
+    await tab.until(
+        "(({ scrollHeight, clientHeight }) => scrollHeight > clientHeight)(document.querySelector('.scroller'))",
+        "there are too few",
+    )
+    edges = (
+        "[...document.querySelectorAll('{}')[0].children].map((each) => Math.round(each.getBoundingClientRect().right))"
+    )
+    assert await tab.js(edges.format(".grid-row.head")) == await tab.js(edges.format(".space .grid-row"))
+    assert await tab.js("getComputedStyle(document.querySelector('.space .id').parentElement).overflow") == "visible"
+
+
+async def test_the_first_visit(nats_url: str, tab: Tab) -> None:
+    """Where there is nothing yet it is said what to do; where there is no demo agent nobody is sent to try it."""
+    async with stack_running(nats_url, agent=demo) as empty:
+        await tab.goto(f"{empty.base}/console/")
+        await tab.shows("Nothing runs at the moment.")
+        await tab.click("See all runs, ended ones too")
+        await tab.until("location.search === '?status=all'", "it does not lead to all")
+        await tab.goto(f"{empty.base}/console/")
+        await tab.click("Try it: start a run of the demo agent")
+        await tab.shows("Start the run")
+
+
+async def test_the_chosen_example_is_marked(demo_stack: Stack, tab: Tab) -> None:
+    """As long as the fields say what it says."""
+    pressed = "[...document.querySelectorAll('[aria-pressed=true]')].map((each) => each.innerText)"
+    await tab.goto(f"{demo_stack.base}/console/try")
+    await tab.shows("Start the run")
+    assert await tab.js(pressed) == ["A plain answer"]
+    await tab.click("It fails midway")
+    assert await tab.js(pressed) == ["It fails midway"]
+    await tab.js("document.getElementById('chunks').focus()")
+    await tab.type("1")
+    assert await tab.js(pressed) == []
 
 
 async def test_trying_it(demo_stack: Stack, stack: Stack, tab: Tab) -> None:
@@ -563,11 +861,26 @@ async def test_everybody_can_use_it(demo_stack: Stack, tab: Tab, view: str) -> N
     await is_usable(tab)
 
 
-async def test_it_fits_on_a_phone(demo_stack: Stack, tab: Tab, view: str) -> None:
-    """Nothing is wider than the screen."""
-    await tab.size(*PHONE)
+@pytest.mark.parametrize("size", PHONES, ids=lambda size: str(size[0]))
+async def test_it_fits_on_a_phone(demo_stack: Stack, tab: Tab, view: str, size: tuple[int, int]) -> None:
+    """Nothing is wider than the screen, nothing scrolls sideways, and no text is cut."""
+    await tab.size(*size)
     await opened(tab, demo_stack, view)
     assert await tab.js("document.documentElement.scrollWidth <= innerWidth")
+    assert await tab.js(SIDEWAYS) == []
+    assert await tab.js(CUT) == []
+
+
+@pytest.mark.parametrize("size", PHONES, ids=lambda size: str(size[0]))
+async def test_followers_fit_on_a_phone(stack: Stack, tab: Tab, size: tuple[int, int]) -> None:
+    """Each is a card, whose figures have their names beside them."""
+    await tab.size(*size)
+    async with stack.live(5) as (run_id, _):
+        await tab.goto(run_page(stack.base, run_id))
+        await tab.shows("Letta, in the background")
+        assert await tab.js(SIDEWAYS) == []
+        assert await tab.js(CUT) == []
+        assert await tab.js("document.querySelector('td[data-label=Cursor]').checkVisibility()")
 
 
 async def test_the_dark(demo_stack: Stack, tab: Tab) -> None:

@@ -94,10 +94,26 @@ async def test_nothing_else_is_served(stack: Stack, path: str) -> None:
     assert (await stack.fetch("GET", path)).status == 404
 
 
+@pytest.mark.parametrize("path", ["/console/nothing", "/console/runs/a/b", "/console/assets/index.html"])
+async def test_a_page_that_is_none_says_so_to_a_person(stack: Stack, path: str) -> None:
+    """A browser gets the document, as a 404, and it says so; a program gets JSON, and a slash is still mended."""
+    headers = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    reply = await stack.fetch("GET", path, headers=headers)
+    assert reply.status == 404
+    assert reply.headers["content-type"] == "text/html; charset=utf-8"
+    assert reply.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+    assert reply.body == (await stack.fetch("GET", "/console")).body
+    assert (await stack.fetch("GET", path, headers={"Accept": "*/*"})).json == {"detail": "Not Found"}
+    assert (await stack.fetch("POST", path, headers=headers)).json == {"detail": "Not Found"}
+    assert (await stack.fetch("GET", "/console/try/", headers=headers)).status == 307
+    assert (await stack.fetch("GET", "/nothing", headers=headers)).json == {"detail": "Not Found"}
+
+
 async def test_it_can_be_left_out(nats_url: str) -> None:
     """Then there is none, and no session can be opened; the API is as it was."""
     async with stack_running(nats_url, gateway={"console": False}) as stack:
         for path in (*PAGES, f"/console/assets/{VERSION}/app.js"):
-            assert (await stack.fetch("GET", path)).status == 404
+            reply = await stack.fetch("GET", path, headers={"Accept": "text/html"})
+            assert (reply.status, reply.json) == (404, {"detail": "Not Found"})
         assert (await stack.fetch("POST", "/v1/runstream/session")).status == 404
         assert (await stack.fetch("GET", "/v1/runstream/session")).status == 200

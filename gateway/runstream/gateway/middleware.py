@@ -12,6 +12,7 @@ from aiohttp import hdrs, web
 from runstream.broker.errors import Broken, BrokerError, Forbidden, Unauthenticated
 from runstream.broker.http_auth import cause_of
 from runstream.gateway.admission import admitted
+from runstream.gateway.console import no_such_page
 from runstream.gateway.errors import ApiError, Defect, Misframed, TooMany, Unauthorized, translated
 from runstream.gateway.services import SERVICES, json_response
 from runstream.gateway.validation import check_user
@@ -96,7 +97,10 @@ async def fallback(request: web.Request) -> web.StreamResponse:
         query = f"?{request.rel_url.raw_query_string}" if request.rel_url.raw_query_string else ""
         return web.Response(status=307, headers={"Location": other + query})
     if passthrough is None:
-        raise web.HTTPNotFound
+        page = no_such_page(request) if request.app[SERVICES].has_console else None
+        if page is None:
+            raise web.HTTPNotFound
+        return page
     return await passthrough.pass_on(request)
 
 

@@ -12,12 +12,12 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import ETag, web
+from aiohttp import ETag, hdrs, web
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ASSETS", "CONTENT_SECURITY_POLICY", "VERSION", "console_routes"]
+__all__ = ["ASSETS", "CONTENT_SECURITY_POLICY", "VERSION", "console_routes", "no_such_page"]
 
 HERE: Final = Path(__file__).parent / "assets"
 DOCUMENT: Final = "index.html"
@@ -83,6 +83,22 @@ async def _asset(request: web.Request) -> web.Response:
         # Of another release's gateway: a page that is open over a change of releases is to be loaded anew.
         raise web.HTTPNotFound
     return _answer(request, name, ASSETS[name], "public, max-age=31536000, immutable")
+
+
+def no_such_page(request: web.Request) -> web.Response | None:
+    """The document as a 404, for a person who asks for a page that the console does not have; None for all others.
+
+    The document itself says that there is none. Programs, and what asks for an asset, do not ask for HTML.
+    """
+    asked = request.headers.get(hdrs.ACCEPT, "").lower()
+    if request.method not in {hdrs.METH_GET, hdrs.METH_HEAD} or MEDIA[".html"] not in asked:
+        return None
+    if not request.path.startswith("/console/"):
+        return None
+    headers = {**PROTECTED, "Cache-Control": "no-cache"}
+    return web.Response(
+        status=HTTPStatus.NOT_FOUND, body=DOCUMENT_BYTES, content_type=MEDIA[".html"], charset="utf-8", headers=headers
+    )
 
 
 def _answer(request: web.Request, name: str, content: bytes, cache: str) -> web.Response:

@@ -77,6 +77,7 @@ export const paths = {
   outline: (id, after) => `/v1/runstream/runs/${encodeURIComponent(id)}/outline?starting_after=${after}`,
   cancel: (agent) => `/v1/agents/${encodeURIComponent(agent)}/messages/cancel`,
   say: (agent) => `/v1/agents/${encodeURIComponent(agent)}/messages`,
+  sayIn: (conversation) => `/v1/conversations/${encodeURIComponent(conversation)}/messages`,
 };
 
 export const isLive = (run) => run?.status === "created" || run?.status === "running";

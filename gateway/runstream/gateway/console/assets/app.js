@@ -3,13 +3,14 @@
 import { ask, paths } from "./api.js";
 import { announce, h, mark, say } from "./dom.js";
 import { healthView } from "./health.js";
+import { missingView } from "./missing.js";
 import { listen, place } from "./router.js";
 import { runView } from "./run.js";
 import { runsView } from "./runs.js";
 import { signInView } from "./signin.js";
 import { tryView } from "./tryit.js";
 
-const MAKERS = { runs: runsView, run: runView, try: tryView, health: healthView };
+const MAKERS = { runs: runsView, run: runView, try: tryView, health: healthView, missing: missingView };
 const main = document.getElementById("main");
 let session = null;
 let shown = null;

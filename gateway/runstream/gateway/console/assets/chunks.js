@@ -1,7 +1,7 @@
 // The chunks of a run as they came, one line each, with their ids; one that is pressed shows whole.
 
 import { h, mark, say } from "./dom.js";
-import { count, laidOut, unturned } from "./format.js";
+import { laidOut, plural, unturned } from "./format.js";
 import { VirtualList } from "./virtual.js";
 
 const HEIGHT = 24;
@@ -27,6 +27,7 @@ const lineOf = (chunk) => {
 export class Chunks {
   constructor() {
     this.items = [];
+    this.counts = { chunk: 0, ping: 0, message: 0 };
     this.pressed = null;
     this.isFollowed = true;
     this.space = h("div", { class: "space" });
@@ -51,8 +52,11 @@ export class Chunks {
   }
 
   add(chunks) {
-    for (const chunk of chunks) this.items.push(chunk);
-    say(this.total, `${count(this.items.length)} events`);
+    for (const chunk of chunks) {
+      this.items.push(chunk);
+      this.counts[chunk.id ? "chunk" : typeOf(chunk) === "ping" ? "ping" : "message"] += 1;
+    }
+    say(this.total, Object.entries(this.counts).filter(([, number]) => number).map(([one, number]) => plural(number, one)).join(", "));
     this.list.show(this.items);
     if (this.isFollowed) this.list.toEnd();
   }

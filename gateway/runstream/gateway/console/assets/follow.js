@@ -4,7 +4,8 @@
 
 import { ask, paths, willPass } from "./api.js";
 
-const SHOWN_KINDS = new Set(["data", "plain", "error", "end"]);
+// What readers get, beside what runstream notes in a log for itself.
+export const SHOWN_KINDS = new Set(["data", "plain", "error", "end"]);
 const FINAL = new Set([400, 403, 404, 410, 422]);
 const REFUSALS = 3; // So many in a row may pass, where nothing is wrong that could be found.
 const PAUSE = 1500; // Half more or less: not all pages are to come back at once.
@@ -128,7 +129,7 @@ export class Following {
       this.seen.set(id, (this.seen.get(id) ?? 0) + 1);
       this.last = Math.max(this.last, id);
     }
-    this.connections.at(-1).count += 1;
+    if (id) this.connections.at(-1).count += 1;
     this.count += 1;
     this.fresh.push({ index: this.count, id, data: event.data, message });
     this.flushing ??= setTimeout(() => {
@@ -148,13 +149,14 @@ export class Following {
     this.onchunks(fresh);
   }
 
-  // Read on in the outline of the log: what NATS has stored, and when.
-  async readOutline() {
+  // Read on in the outline of the log: what NATS has stored, and when. Of a long one each part is told of.
+  async readOutline(onpart) {
     for (;;) {
       const after = this.outline.seq_ids.at(-1) ?? 0;
       const part = await ask(paths.outline(this.runId, after));
       if ((this.outline.seq_ids.at(-1) ?? 0) !== after) continue; // Somebody else has read on meanwhile.
       for (const name of Object.keys(this.outline)) this.outline[name].push(...part[name]);
+      onpart?.();
       // Of large messages a part has fewer than might be: all is read where none is left.
       if (!part.seq_ids.length || part.kinds.at(-1) === "end") return this.outline;
     }

@@ -4,6 +4,8 @@ const whole = new Intl.NumberFormat("en");
 
 export const count = (value) => (value === null || value === undefined ? "–" : whole.format(value));
 
+export const plural = (value, one) => `${count(value)} ${one}${value === 1 ? "" : "s"}`;
+
 export const span = (milliseconds) => {
   if (!Number.isFinite(milliseconds)) return "–";
   const seconds = Math.max(0, milliseconds) / 1000;

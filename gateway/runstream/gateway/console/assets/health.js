@@ -1,17 +1,16 @@
 // How the gateway that answers is, and what it needs: for operators, with the scope admin.
 
 import { ask, every, paths } from "./api.js";
-import { h, mend, say } from "./dom.js";
+import { h, mark, mend, say } from "./dom.js";
 import { bytes, clock, count, span } from "./format.js";
+import { rowOf, tableOf } from "./table.js";
 
 const facts = (pairs) => h("dl", { class: "panel facts" }, ...pairs.map(([name, value]) => h("div", {}, h("dt", { text: name }), h("dd", { text: value }))));
 
 const section = (title, note, ...children) => h("section", { class: "panel", "aria-label": title },
   h("div", { class: "panel-head" }, h("h2", { text: title }), note ? h("span", { class: "quiet", text: note }) : null), ...children);
 
-const table = (label, heads, rows) => h("div", { class: "table-wrap", tabindex: "0", role: "region", "aria-label": label }, h("table", {},
-  h("thead", {}, h("tr", {}, ...heads.map(([text, isNumber]) => h("th", { scope: "col", class: isNumber ? "num" : null, text })))),
-  h("tbody", {}, ...rows.map(({ cells, ...given }) => h("tr", given, ...cells.map((text, index) => h("td", { class: heads[index][1] ? "num" : null, text })))))));
+const table = (label, heads, rows) => tableOf(label, heads, h("tbody", { role: "rowgroup" }, ...rows.map(({ cells, ...given }) => rowOf(heads, cells, given))));
 
 const streams = (found) => table("Streams", [["Stream"], ["Messages", true], ["Bytes", true], ["Limit", true], ["Sequences", true], ["Consumers", true], ["Copies", true], ["Leader"]],
   found.map((each) => ({ cells: each.problem
@@ -38,8 +37,8 @@ export const healthView = () => {
     const waiting = found.streams.find((each) => each.name === "RUNSTREAM_WORK");
     mend(body, h("div", {},
       facts([
-        ["Runs that go on", count((found.runs.created ?? 0) + (found.runs.running ?? 0))], ["Run requests in NATS", count(waiting?.messages)],
-        ["Open streams", `${count(gateway.streams)} of ${count(gateway.streams_limit)}`], ["Of them behind", count(gateway.streams_behind)],
+        ["Live runs", count((found.runs.created ?? 0) + (found.runs.running ?? 0))], ["Run requests in NATS", count(waiting?.messages)],
+        ["Open streams", `${count(gateway.streams)} of ${count(gateway.streams_limit)}`], ["Streams behind", count(gateway.streams_behind)],
         ["Agent", agentOf(found.agent)], ["Lease", span(found.lease_seconds * 1000)],
       ]),
       section("NATS", nats.url, facts([
@@ -69,6 +68,7 @@ export const healthView = () => {
     try {
       const found = await ask(paths.health);
       draw(found);
+      mark(body, "data-stale", null);
       configure(found);
       configuration.hidden = false;
       say(at, `as of ${clock(Date.now())}`);
@@ -76,6 +76,7 @@ export const healthView = () => {
       if (error.status === 401) return;
       isRefused = error.status === 403;
       state.dataset.tone = isRefused ? "warn" : "bad";
+      mark(body, "data-stale", body.firstChild ? "" : null);
       say(state, isRefused ? "Health is for operators: it needs a credential with the scope admin." : error.message);
     }
   };

@@ -1,7 +1,7 @@
 // A run as a person reads it: the events of one message put together, thoughts folded, calls and returns as cards.
 
 import { h, mark, say } from "./dom.js";
-import { count, laidOut, unturned } from "./format.js";
+import { count, laidOut, plural, unturned } from "./format.js";
 
 const MOST_ITEMS = 400;
 
@@ -41,7 +41,7 @@ const head = (...parts) => h("p", { class: "said-by" }, ...parts);
 // Each kind of message: how it begins, how a further event of it goes on, and how what waits is shown, if not as text.
 const prose = (who, field) => ({
   make: () => {
-    const body = h("p", { class: "prose" });
+    const body = h("p", { class: "prose", dir: "auto" });
     return { element: h("article", {}, head(who), body), body };
   },
   add: (item, message) => write(item, textOf(message[field])),
@@ -76,14 +76,14 @@ const KINDS = {
   summary_message: prose("Summary of what was before", "summary"),
   reasoning_message: {
     make: () => {
-      const body = h("p", { class: "prose" });
+      const body = h("p", { class: "prose", dir: "auto" });
       const size = h("span");
       return { element: h("details", {}, h("summary", {}, "Thought ", size), body), body, size };
     },
     add: (item, message) => {
       write(item, message.reasoning ?? "");
       item.characters = (item.characters ?? 0) + (message.reasoning ?? "").length;
-      say(item.size, `· ${count(item.characters)} characters`);
+      say(item.size, `· ${plural(item.characters, "character")}`);
     },
   },
   hidden_reasoning_message: {
@@ -95,7 +95,7 @@ const KINDS = {
   tool_return_message: {
     make: () => {
       const status = h("span");
-      const body = h("pre", { tabindex: "0", "aria-label": "What it returned" });
+      const body = h("pre", { tabindex: "0", dir: "auto", "aria-label": "What it returned" });
       const element = h("article", { class: "card" }, head("Returned ", status), body);
       return { element, body, status };
     },
@@ -114,7 +114,7 @@ const KINDS = {
       const answers = message.approvals ?? [message];
       item.element.append(...answers.map((each) => {
         const isGiven = each.approve === true || each.status === "success";
-        return h("p", { text: `${isGiven ? "Approved" : "Denied"}${each.reason ? `: ${each.reason}` : ""}` });
+        return h("p", { dir: "auto", text: `${isGiven ? "Approved" : "Denied"}${each.reason ? `: ${each.reason}` : ""}` });
       }));
     },
   },
@@ -125,14 +125,14 @@ const KINDS = {
   usage_statistics: {
     make: () => ({ element: h("p", { class: "quiet" }) }),
     add: (item, message) =>
-      say(item.element, `${count(message.prompt_tokens)} tokens in · ${count(message.completion_tokens)} out · ${count(message.total_tokens)} in all`),
+      say(item.element, `${plural(message.prompt_tokens, "token")} in · ${count(message.completion_tokens)} out · ${count(message.total_tokens)} in all`),
   },
   error_message: {
     make: () => ({ element: h("div", { class: "alert" }) }),
     add: (item, message) => {
       item.element.replaceChildren(
-        h("p", {}, h("strong", { text: message.error_type ?? "error" }), ` ${message.message ?? ""}`),
-        message.detail ? h("p", { class: "quiet", text: message.detail }) : "",
+        h("p", { dir: "auto" }, h("strong", { text: message.error_type ?? "error" }), ` ${message.message ?? ""}`),
+        message.detail ? h("p", { class: "quiet", dir: "auto", text: message.detail }) : "",
       );
     },
   },
@@ -145,8 +145,45 @@ const OTHER = {
     return { element: h("article", { class: "card" }, head(name), body), body, name };
   },
   add: (item, message) => {
-    say(item.name, typeof message.message_type === "string" ? message.message_type : "What is no message");
+    say(item.name, message.message_type);
     write(item, `${JSON.stringify(message, null, 2)}\n`);
+  },
+};
+
+const wordsOf = (chunk) => {
+  const { data, message } = chunk;
+  if (message === null && data !== "null") return data; // No JSON: a platform that sends plain text.
+  if (typeof message === "string") return message;
+  if (message === null || typeof message !== "object" || "message_type" in message) return undefined;
+  return [message.text, message.content, message.delta].find((text) => typeof text === "string");
+};
+
+// What a platform that is no Letta writes: what reads as text is put together, all else is kept folded, a line each.
+const OWN = {
+  make: () => {
+    const body = h("p", { class: "prose", dir: "auto" });
+    const raw = h("pre", { tabindex: "0", "aria-label": "As they came" });
+    const size = h("summary");
+    const folded = h("details", { hidden: true }, size, raw);
+    return { element: h("article", {}, head("The platform's own chunks"), body, folded), body, raw, size, folded, others: 0 };
+  },
+  add: (item, chunk) => {
+    const text = wordsOf(chunk);
+    if (text !== undefined) {
+      write(item, text);
+      return;
+    }
+    item.others += 1;
+    item.lines = `${item.lines ?? ""}${unturned(chunk.data)}\n`;
+  },
+  settle: (item) => {
+    settle(item);
+    if (!item.lines) return;
+    item.raw.append(item.lines);
+    item.raw.normalize();
+    item.lines = "";
+    item.folded.hidden = false;
+    say(item.size, `${plural(item.others, "chunk")} without text, as ${item.others === 1 ? "it" : "they"} came`);
   },
 };
 
@@ -164,8 +201,9 @@ export class Reading {
     }, { passive: true });
   }
 
-  add(messages) {
-    const touched = new Set(messages.map((message) => this.addOne(message)));
+  // Takes chunks as they came: `data` as text, `message` what it is as JSON.
+  add(chunks) {
+    const touched = new Set(chunks.map((chunk) => this.addOne(chunk)));
     for (const item of touched) item?.settle(item);
     while (this.items.size > MOST_ITEMS) {
       const [key, item] = this.items.entries().next().value;
@@ -175,13 +213,21 @@ export class Reading {
     }
     this.left.hidden = !this.dropped;
     say(this.left, `${count(this.dropped)} earlier messages are left out here; all of them are among the chunks.`);
+    this.toEnd();
+  }
+
+  // Who has scrolled up reads there, and is left there.
+  toEnd() {
     if (this.isFollowed) this.element.scrollTop = this.element.scrollHeight;
   }
 
-  addOne(message) {
+  addOne(chunk) {
+    const { data, message } = chunk;
     const type = message?.message_type;
-    if (type === "ping") return null;
-    const kind = (typeof type === "string" && Object.hasOwn(KINDS, type) && KINDS[type]) || OTHER;
+    if (type === "ping" || data === "[DONE]") return null;
+    if (typeof type !== "string") return this.addOwn(chunk);
+    this.own = null;
+    const kind = (Object.hasOwn(KINDS, type) && KINDS[type]) || OTHER;
     try {
       return this.addAs(kind, message);
     } catch {
@@ -194,19 +240,39 @@ export class Reading {
     this.number += 1;
     const key = isJoined ? `${message.message_type} ${message.id} ${message.otid ?? ""}` : `alone ${this.number}`;
     const before = this.items.get(key);
-    const item = before ?? { settle: kind.settle ?? settle, ...kind.make() };
+    const item = before ?? { kind, settle: kind.settle ?? settle, ...kind.make() };
     kind.add(item, message);
-    if (before === undefined) {
-      this.items.set(key, item);
-      this.element.append(item.element);
-    }
+    if (before === undefined) this.put(key, item);
     return item;
+  }
+
+  // Those that follow each other are one block.
+  addOwn(chunk) {
+    this.number += 1;
+    if (!this.own) {
+      this.own = { settle: OWN.settle, ...OWN.make() };
+      this.put(`own ${this.number}`, this.own);
+    }
+    OWN.add(this.own, chunk);
+    return this.own;
+  }
+
+  put(key, item) {
+    this.items.set(key, item);
+    this.element.append(item.element);
+  }
+
+  // The calls that approval was asked for, and the card of the last of them.
+  request() {
+    const asked = [...this.items.values()].filter((item) => item.kind === KINDS.approval_request_message);
+    const calls = asked.flatMap((item) => [...item.calls.keys()]).filter(Boolean);
+    return { element: asked.at(-1)?.element, calls: [...new Set(calls)] };
   }
 
   end(text) {
     if (this.ended) return;
     this.ended = true;
     this.element.append(h("p", { class: "ending", text }));
-    if (this.isFollowed) this.element.scrollTop = this.element.scrollHeight;
+    this.toEnd();
   }
 }

@@ -12,7 +12,7 @@ export const place = () => {
     const found = pattern.exec(location.pathname);
     if (found) return { view, id: found[1] && decodeURIComponent(found[1]), query: new URLSearchParams(location.search) };
   }
-  return { view: "runs", query: new URLSearchParams() };
+  return { view: "missing", query: new URLSearchParams() };
 };
 
 export const runsAddress = (query) => {

@@ -1,8 +1,9 @@
 // The list of runs: those that go on, or those that were. What is looked for stands in the address.
 
-import { ask, every, isLive, paths } from "./api.js";
+import { ask, every, isLive, paths, willPass } from "./api.js";
+import { copyButton, mendCopy } from "./copy.js";
 import { announce, h, mark, say } from "./dom.js";
-import { age, count, moment, short } from "./format.js";
+import { age, clock, count, moment, short } from "./format.js";
 import { go, runAddress, runsAddress } from "./router.js";
 import { VirtualList } from "./virtual.js";
 
@@ -46,7 +47,7 @@ const load = async ({ q, status }, after) => {
   }
 };
 
-export const runsView = ({ query }) => {
+export const runsView = ({ query, session }) => {
   let wanted = { q: query.get("q") ?? "", status: query.get("status") ?? "" };
   let older = [];
   let newest = [];
@@ -56,6 +57,7 @@ export const runsView = ({ query }) => {
   let turn = 0;
   let visible = [];
   let typing;
+  let seenAt = Date.now();
   const figures = new Map();
   const narrow = matchMedia("(max-width: 720px)");
 
@@ -72,7 +74,8 @@ export const runsView = ({ query }) => {
   const form = h("form", { onsubmit: (event) => {
     event.preventDefault();
     clearTimeout(typing);
-    go(runsAddress({ ...wanted, q: box.value.trim() }));
+    const q = box.value.trim();
+    go(IDS.run.test(q) ? runAddress(q) : runsAddress({ ...wanted, q }));
   } }, box);
   const links = CHOICES.map(([, text]) => h("a", { text }));
   const choice = h("nav", { class: "choice", "aria-label": "Status" }, ...links);
@@ -85,7 +88,7 @@ export const runsView = ({ query }) => {
 
   const cell = (name, ...children) => h("span", { role: "cell", "data-cell": name }, ...children);
   const make = () => h("div", { class: "grid-row", role: "row" },
-    cell("status", h("span", { class: "state" })), cell("run", h("a", { class: "id mono" })),
+    cell("status", h("span", { class: "state" })), cell("run", h("a", { class: "id mono" }), copyButton()),
     cell("agent", h("a", { class: "mono" })), cell("conversation", h("a", { class: "mono" })),
     ...["age", "messages", "rate", "followers", "lag"].map((name) => h("span", { role: "cell", class: "num", "data-cell": name })));
   const mendLink = (element, id, address) => {
@@ -102,10 +105,11 @@ export const runsView = ({ query }) => {
     mark(status.firstChild, "data-state", run.status);
     say(status.firstChild, run.status);
     mendLink(id.firstChild, run.id, runAddress(run.id));
+    mendCopy(id.lastChild, run.id);
     mendLink(agent.firstChild, run.agent_id, runsAddress({ ...wanted, q: run.agent_id }));
     mendLink(conversation.firstChild, run.conversation_id, runsAddress({ ...wanted, q: run.conversation_id ?? "" }));
     say(since, age(Date.now() - moment(run.created_at)));
-    mark(since, "title", `made ${run.created_at}`);
+    mark(since, "title", `created ${run.created_at}`);
     say(messages, count(found?.messages));
     say(rate, goesOn && found?.rate !== undefined ? `${found.rate.toFixed(found.rate < 10 ? 1 : 0)}/s` : "–");
     say(followers, goesOn ? count(found?.here.followers) : "–");
@@ -114,18 +118,21 @@ export const runsView = ({ query }) => {
   };
 
   const head = h("div", { class: "grid-row head", role: "row", "aria-rowindex": "1" },
-    ...["Status", "Run", "Agent", "Conversation"].map((text) => h("span", { role: "columnheader", text })),
-    ...[["Age"], ["Messages", "Messages of its log: chunks, pings, marks and the end"], ["Rate", "Messages a second, between two looks of this page"],
-      ["Followers, here", ONLY_HERE], ["Lag, here", `Messages that the slowest follower lacks. ${ONLY_HERE}`]]
-      .map(([text, title]) => h("span", { role: "columnheader", class: "num", text, title })));
+    ...["Status", "Run", "Agent", "Conversation"].map((text) => h("span", { role: "columnheader", "data-cell": text.toLowerCase(), text })),
+    ...[["age", "Age"], ["messages", "Messages", "All that its log has: its chunks, and a few messages of runstream's own"], ["rate", "Rate", "Messages a second, between two looks of this page"],
+      ["followers", "Followers, here", ONLY_HERE], ["lag", "Lag, here", `Messages that the slowest follower lacks. ${ONLY_HERE}`]]
+      .map(([name, text, title]) => h("span", { role: "columnheader", class: "num", "data-cell": name, text, title })));
   const space = h("div", { class: "space", role: "none" });
   const scroller = h("div", { class: "scroller", tabindex: "0", role: "rowgroup", "aria-label": "Runs; up and down go from run to run" }, space);
-  const empty = h("p", { class: "empty", hidden: true });
+  const said = h("p");
+  const seeAll = h("a", { href: runsAddress({ status: "all" }), text: "See all runs, ended ones too" });
+  const tryIt = h("a", { href: "/console/try", text: "Try it: start a run of the demo agent" });
+  const empty = h("div", { class: "empty", hidden: true }, said, h("p", { class: "row" }, tryIt, seeAll));
   const total = h("span");
   const more = h("button", { type: "button", text: "Load older", hidden: true, onclick: () => loadOlder() });
   const alert = h("p", { class: "alert", role: "alert", hidden: true });
   const grid = h("div", { class: "panel grid", role: "table", "aria-label": "Runs" },
-    h("div", { role: "rowgroup" }, head), scroller);
+    h("div", { class: "grid-head", role: "rowgroup" }, head), scroller);
   const list = new VirtualList({
     scroller, space, height: narrow.matches ? HEIGHT.narrow : HEIGHT.wide, key: (run) => run.id, make, mend,
     onwindow: (items) => { visible = items; },
@@ -148,9 +155,11 @@ export const runsView = ({ query }) => {
     say(total, `${count(runs.length)}${isWhole ? "" : " newest"} ${runs.length === 1 ? what.replace(/s$/, "") : what}`);
     more.hidden = isWhole || !wanted.status;
     empty.hidden = runs.length > 0;
-    say(empty, wanted.q
+    seeAll.hidden = wanted.status === "all";
+    tryIt.hidden = Boolean(wanted.q) || !session.has_demo_agent;
+    say(said, wanted.q
       ? `No ${what} match “${wanted.q}”. A whole id is looked for everywhere; part of one among the newest; anything else as an otid.`
-      : wanted.status ? `No ${what}.` : "Nothing runs at the moment. A run that is started shows here at once.");
+      : wanted.status ? `No ${what}.` : "Nothing runs at the moment. A run shows here as soon as it is started.");
   };
 
   // What newer ones have pushed off the first page, where there are further ones behind it.
@@ -168,12 +177,15 @@ export const runsView = ({ query }) => {
       if (isPaged) older = [...pushedOut(found.runs), ...older];
       else ({ isWhole, last } = found);
       newest = found.runs;
+      seenAt = Date.now();
       alert.hidden = true;
+      mark(grid, "data-stale", null);
       draw();
     } catch (error) {
       if (mine !== turn || error.status === 401) return;
-      say(alert, `${error.message} What is shown may be old.`);
+      say(alert, willPass(error.status) ? `Not connected since ${clock(seenAt)}: what is shown may be old. ${error.message}` : error.message);
       alert.hidden = false;
+      mark(grid, "data-stale", "");
     }
   };
 
@@ -227,7 +239,7 @@ export const runsView = ({ query }) => {
   const element = h("section", { class: "runs" },
     h("h1", { class: "hidden", text: "Runs" }),
     h("div", { class: "runs-head" }, choice, h("search", {}, form)),
-    alert, grid, empty, h("div", { class: "grid-foot" }, total, more, h("span", { class: "quiet", text: "Followers and lag are those of this gateway." })));
+    alert, grid, empty, h("div", { class: "grid-foot" }, total, more, h("span", { class: "quiet here", text: "Followers and lag are those of this gateway." })));
   return {
     title: "Runs",
     element,

@@ -53,7 +53,7 @@ export const signInView = ({ welcome }) => {
   );
   const note = h("p", {
     class: "note", id: "key-note",
-    text: "It needs the scope runs:read, and runs:cancel to cancel. It is exchanged for a cookie that lasts an hour at most and that no script can read; the page keeps nothing of it.",
+    text: "It needs the scope runs:read; runs:cancel to cancel; runs:write to approve, to deny, and to try it. It is exchanged for a cookie that lasts an hour at most and that no script can read; the page keeps nothing of it.",
   });
   return { title: "Sign in", element: h("section", { class: "panel sign-in" }, h("h1", { text: "Sign in" }), form, note) };
 };

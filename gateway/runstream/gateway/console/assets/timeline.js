@@ -2,7 +2,8 @@
 // all bars, so that a run of a hundred thousand messages draws as one of ten does.
 
 import { h, s, say } from "./dom.js";
-import { count, span } from "./format.js";
+import { SHOWN_KINDS } from "./follow.js";
+import { count, plural, span } from "./format.js";
 
 const HEIGHT = 84;
 const FLOOR = 66;
@@ -37,8 +38,8 @@ const columnsOf = (times, x, width) => {
 
 export class Timeline {
   constructor() {
-    this.caption = h("figcaption");
-    this.drawing = s("svg", { role: "img", "aria-label": "Messages over time", preserveAspectRatio: "none" });
+    this.caption = h("figcaption", { text: "Reading the log …" });
+    this.drawing = s("svg", { role: "img", "aria-label": "Chunks over time", preserveAspectRatio: "none" });
     this.element = h("figure", { class: "panel timeline" }, this.drawing, this.caption);
     this.watch = new ResizeObserver(() => this.draw());
     this.watch.observe(this.element);
@@ -52,6 +53,10 @@ export class Timeline {
     this.outline = outline;
     this.isLive = isLive;
     this.draw();
+  }
+
+  fail(why) {
+    if (!this.outline?.seq_ids.length) say(this.caption, `The log is not read: ${why}`);
   }
 
   draw() {
@@ -83,9 +88,10 @@ export class Timeline {
       s("text", { x: 0, y: HEIGHT - 4, text: "0" }),
       s("text", { x: width, y: HEIGHT - 4, "text-anchor": "end", text: span(length) }),
     );
-    this.describe(times, silences, length);
+    this.describe(times.filter((_, index) => SHOWN_KINDS.has(this.outline.kinds[index])), silences, length);
   }
 
+  // Only what readers get is counted: so it is as many as they have, when they have all.
   describe(times, silences, length) {
     let busiest = 0;
     for (let from = 0, to = 0; to < times.length; to += 1) {
@@ -94,10 +100,10 @@ export class Timeline {
     }
     const longest = silences.reduce((most, [from, to]) => Math.max(most, to - from), 0);
     const facts = [
-      [count(times.length), "messages stored"],
+      [plural(times.length, "chunk"), "stored"],
       [span(length), this.isLive ? "so far" : "in all"],
       [count(busiest), "in the busiest second"],
-      longest ? [span(longest), "longest silence"] : ["none", "silences of a second"],
+      longest ? [span(longest), "longest silence"] : ["no", "silence of a second or more"],
     ];
     if (this.caption.children.length !== facts.length) this.caption.replaceChildren(...facts.map(() => h("span", {}, h("strong"), " ", h("span"))));
     facts.forEach(([figure, text], index) => {

@@ -1,7 +1,7 @@
 // Starts a run of the demo agent, which does as it is told: see docs/demo-agent.md.
 
 import { begin, paths } from "./api.js";
-import { h, say } from "./dom.js";
+import { h, mark, say } from "./dom.js";
 import { go, runAddress } from "./router.js";
 
 const PRESETS = [
@@ -12,7 +12,7 @@ const PRESETS = [
   ["It fails midway", { chunks: 40, interval_ms: 80, error_after: 20 }],
   ["It asks for approval", { chunks: 12, interval_ms: 120, approval: true }],
 ];
-const NUMBERS = [["chunks", "Chunks", 40, 1000000], ["interval_ms", "Milliseconds between them", 120, 86400000], ["silence_ms", "Silence before, ms", 0, 86400000], ["error_after", "Fail after so many", "", 1000000]];
+const NUMBERS = [["chunks", "Chunks", 40, 1000000], ["interval_ms", "Milliseconds between them", 120, 86400000], ["silence_ms", "Milliseconds of silence first", 0, 86400000], ["error_after", "Fail after so many chunks", "", 1000000]];
 const FLAGS = [["reasoning", "Thoughts"], ["tool_call", "A tool call"], ["approval", "Ask for approval"]];
 
 // A new one for each run: one that waits for approval answers nothing else. No randomUUID over plain http.
@@ -34,12 +34,26 @@ export const tryView = ({ session }) => {
   const fill = (knobs) => {
     for (const [name, , value] of NUMBERS) numbers[name].value = knobs[name] ?? (name === "silence_ms" ? 0 : name === "error_after" ? "" : value);
     for (const [name] of FLAGS) flags[name].checked = Boolean(knobs[name]);
+    choose();
   };
-  const submit = async (event) => {
-    event.preventDefault();
+  const chosen = () => {
     const knobs = {};
     for (const [name, input] of Object.entries(numbers)) if (input.value !== "") knobs[name] = Number(input.value);
     for (const [name, input] of Object.entries(flags)) if (input.checked) knobs[name] = true;
+    return knobs;
+  };
+  // That example is pressed which the fields still say.
+  const choose = () => {
+    const now = chosen();
+    PRESETS.forEach(([, knobs], index) => {
+      const wanted = { silence_ms: 0, ...knobs };
+      const isSame = Object.keys({ ...wanted, ...now }).every((name) => wanted[name] === now[name]);
+      mark(presets[index], "aria-pressed", String(isSame));
+    });
+  };
+  const submit = async (event) => {
+    event.preventDefault();
+    const knobs = chosen();
     if (text.value.trim()) knobs.text = text.value.trim();
     press.disabled = true;
     alert.hidden = true;
@@ -53,13 +67,14 @@ export const tryView = ({ session }) => {
   };
 
   const presets = PRESETS.map(([name, knobs]) => h("button", { type: "button", text: name, onclick: () => fill(knobs) }));
-  const form = h("form", { class: "panel", onsubmit: submit },
+  const form = h("form", { class: "panel", onsubmit: submit, oninput: choose },
     h("div", { class: "row presets", role: "group", "aria-label": "Examples" }, ...presets),
     h("div", { class: "knobs" },
       ...NUMBERS.map(([name, label]) => h("label", { class: "field", for: name }, label, numbers[name])),
-      h("label", { class: "field", for: "text" }, "Words", text),
-      ...FLAGS.map(([name, label]) => h("label", { class: "check", for: name }, flags[name], label))),
+      h("label", { class: "field wide", for: "text" }, "Words", text)),
+    h("div", { class: "row flags", role: "group", "aria-label": "What it does besides" }, ...FLAGS.map(([name, label]) => h("label", { class: "check", for: name }, flags[name], label))),
     h("div", { class: "row submit" }, press));
+  choose();
   const element = h("div", { class: "sheet" }, h("h1", { text: "Try it" }),
     h("p", { class: "note", text: "Start a run of the demo agent in the background. Then cut the page's connection, reload, go offline, or restart the gateway: the run goes on, and nothing is lost." }),
     session.has_demo_agent ? null : h("p", { class: "alert", "data-tone": "warn", text: "Messages are not answered by the demo agent here, so there is nothing to try." }), alert, session.has_demo_agent ? form : null);
