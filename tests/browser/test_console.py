@@ -729,6 +729,10 @@ async def test_what_is_said_when_the_gateway_is_gone(stack: Stack, edge: Edge, t
         async with edge.proxy.away():
             await tab.shows("Not connected since ")
             assert await tab.js(f"{cancel}.disabled")
+            looks = "(({{ color, backgroundColor }}) => color + backgroundColor)(getComputedStyle({}))"
+            idle = "document.body.appendChild(Object.assign(document.createElement('button'), { disabled: true }))"
+            assert await tab.js(looks.format(cancel)) == await tab.js(looks.format(idle))
+            await tab.js("document.body.lastChild.remove()")
             assert "running, as of " in await tab.text(".state")
             await is_usable(tab)
         await tab.until(f"!{cancel}.disabled", "it can still not be cancelled")
@@ -840,7 +844,7 @@ async def test_signing_in_leaves_nothing_behind(nats_url: str, tmp_path: Path, t
         assert (await tab.call("Network.getCookies", urls=[f"{stack.base}/v1/"]))["cookies"] == []
 
 
-@pytest.fixture(params=["", "?status=all", "runs", "try", "health"])
+@pytest.fixture(params=["", "?status=all", "runs", "asks", "try", "health"])
 def view(request: pytest.FixtureRequest) -> str:
     """Each view."""
     return str(request.param)
@@ -849,9 +853,15 @@ def view(request: pytest.FixtureRequest) -> str:
 async def opened(tab: Tab, stack: Stack, view: str) -> None:
     """Open a view, with something in it."""
     knobs = {"chunks": 20, "interval_ms": 0, "reasoning": True, "tool_call": True, "error_after": 12}
-    run_id, _ = await stack.finished(knobs)
-    await tab.goto(f"{stack.base}/console/{f'runs/{run_id}' if view == 'runs' else view}")
-    shows = {"runs": "The run has ended", "try": "Start the run", "health": "RUNS_0", "?status=all": run_id[:12]}
+    run_id, _ = await stack.finished({"chunks": 2, "approval": True} if view == "asks" else knobs)
+    await tab.goto(f"{stack.base}/console/{f'runs/{run_id}' if view in {'runs', 'asks'} else view}")
+    shows = {
+        "runs": "The run has ended",
+        "asks": "waits for an answer",
+        "try": "Start the run",
+        "health": "RUNS_0",
+        "?status=all": run_id[:12],
+    }
     await tab.shows(shows.get(view, "live run"))
 
 

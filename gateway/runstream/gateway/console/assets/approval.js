@@ -6,7 +6,7 @@ import { moment, short } from "./format.js";
 import { go, runAddress } from "./router.js";
 
 const REFUSED_FOR_WAITING = "CONFLICT: Cannot send a new message: The agent is waiting for approval";
-const NEWER = 1000;
+const PAGE = 100;
 
 const REASONS = {
   0: "The gateway cannot be reached. Try again when it is back.",
@@ -19,13 +19,21 @@ const REASONS = {
 
 export const asksForApproval = (run) => run?.status === "completed" && run.stop_reason === "requires_approval";
 
-// The run that came next where this one waits; none, and it waits still: whatever is no answer is refused meanwhile.
+// The run that came next where this one waits; none, and it waits still: whatever is no answer is refused meanwhile. Of one
+// that nobody has looked at yet it is not known which of both it is.
 const nextOf = async (run) => {
   const place = run.conversation_id ? { conversation_id: run.conversation_id } : { agent_id: run.agent_id };
-  const newer = await ask(paths.runs({ ...place, before: run.id, limit: NEWER }));
-  return newer.findLast((each) => (each.conversation_id ?? null) === (run.conversation_id ?? null)
-    && (run.conversation_id || moment(each.created_at) >= moment(run.completed_at))
-    && !each.metadata?.error?.message?.startsWith(REFUSED_FOR_WAITING));
+  const isHere = (each) => (each.conversation_id ?? null) === (run.conversation_id ?? null)
+    && (run.conversation_id || moment(each.created_at) >= moment(run.completed_at));
+  for (let before = run.id; ;) {
+    const newer = (await ask(paths.runs({ ...place, before, limit: PAGE }))).reverse();
+    for (const each of newer.filter(isHere)) {
+      if (each.status === "created") return undefined;
+      if (!each.metadata?.error?.message?.startsWith(REFUSED_FOR_WAITING)) return each;
+    }
+    if (newer.length < PAGE) return undefined;
+    before = newer.at(-1).id;
+  }
 };
 
 // An agent's default conversation is answered as one, or it would not count as busy.
