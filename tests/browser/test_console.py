@@ -776,16 +776,18 @@ async def test_heads_stand_above_their_columns(demo_stack: Stack, tab: Tab) -> N
     assert await tab.js("getComputedStyle(document.querySelector('.space .id').parentElement).overflow") == "visible"
 
 
-async def test_the_first_visit(nats_url: str, tab: Tab) -> None:
-    """Where there is nothing yet it is said what to do; where there is no demo agent nobody is sent to try it."""
-    async with stack_running(nats_url, agent=demo) as empty:
-        await tab.goto(f"{empty.base}/console/")
-        await tab.shows("Nothing runs at the moment.")
-        await tab.click("See all runs, ended ones too")
-        await tab.until("location.search === '?status=all'", "it does not lead to all")
-        await tab.goto(f"{empty.base}/console/")
-        await tab.click("Try it: start a run of the demo agent")
-        await tab.shows("Start the run")
+async def test_the_first_visit(demo_stack: Stack, stack: Stack, tab: Tab) -> None:
+    """Where nothing runs it is said what to do; where there is no demo agent nobody is sent to try it."""
+    await tab.goto(f"{demo_stack.base}/console/")
+    await tab.shows("Nothing runs at the moment.")
+    await tab.click("See all runs, ended ones too")
+    await tab.until("location.search === '?status=all'", "it does not lead to all")
+    await tab.goto(f"{demo_stack.base}/console/")
+    await tab.click("Try it: start a run of the demo agent")
+    await tab.shows("Start the run")
+    await tab.goto(f"{stack.base}/console/")
+    await tab.shows("Nothing runs at the moment.")
+    assert "start a run" not in await tab.text("main")
 
 
 async def test_the_chosen_example_is_marked(demo_stack: Stack, tab: Tab) -> None:
