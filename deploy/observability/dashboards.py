@@ -217,7 +217,7 @@ RUNS = (
         unit="percentunit",
     ),
     Panel(
-        "Runs that go on",
+        "Live runs",
         [latest(common.RUNS_LIVE, "instance"), latest(broker.RUNS_LIMIT, legend="as many as may")],
         "By who writes them: brokers, and processes with the library.",
     ),

@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -73,6 +75,26 @@ async def test_the_rest_ends_with_an_honest_error(core: Core) -> None:
     record = await core.record(run)
     assert (record.status, record.stop_reason) == ("failed", "error")
     assert (record.error or {})["error_type"] == "stream_task_cancelled"
+
+
+async def test_an_agent_that_is_cut_short_leaves_nothing_unheard(core: Core) -> None:
+    """It is told in mid-sentence that its broker stops; asyncio has nothing to complain of."""
+    complaints: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _, told: complaints.append(told))
+    try:
+        async with broker(core, *(said(number) for number in range(50_000)), window=0.1) as one:
+            run = await submit(core)
+            async with following(core, run) as follower:
+                await wait_until(lambda: follower.said() >= 1)
+                await one.drain()
+        assert (await core.record(run)).stop_reason == "error"
+        del one
+        gc.collect()
+    finally:
+        loop.set_exception_handler(before)
+    assert complaints == []
 
 
 async def test_nothing_more_is_taken(core: Core) -> None:

@@ -355,7 +355,10 @@ class Worker:
 
     def _dismiss(self, speaking: asyncio.Task[Outcome]) -> None:
         """Stop an agent without waiting for it; it is kept until it has stopped."""
-        if not speaking.done():
+        if speaking.done():
+            # It may have failed for what ended the run, and asyncio complains of an error that nobody has looked at.
+            _ = speaking.cancelled() or speaking.exception()
+        else:
             speaking.cancel()
             self._dismissed.add(speaking)
             speaking.add_done_callback(self._dismissed.discard)
