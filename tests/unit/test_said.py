@@ -1,4 +1,4 @@
-"""What an agent says, on a terminal: its tools' calls and what they returned, in the older form and in the newer."""
+"""What an agent says, on a terminal: its tools' calls and returns in either form, and a platform's own texts."""
 
 from io import StringIO
 from typing import Any
@@ -29,6 +29,13 @@ def calling(said: dict[str, Any], message_id: str = "message-1") -> dict[str, An
 
 def returned(**said: Any) -> dict[str, Any]:
     return {"id": "message-2", "message_type": "tool_return_message", **said}
+
+
+@pytest.mark.parametrize("name", ["text", "content", "delta"])
+def test_chunks_of_a_platforms_own_are_read_as_one_text(name: str) -> None:
+    """Where they have a text; one that has none is shown as it is."""
+    text = shown({name: "Nothing "}, {name: "is lost."}, {"progress": 0.5}, {name: ["no", "text"]})
+    assert text.splitlines() == ["Nothing is lost.", '{"progress": 0.5}', f'{{"{name}": ["no", "text"]}}', "[end]"]
 
 
 @pytest.mark.parametrize("form", ["tool_call", "tool_calls"])

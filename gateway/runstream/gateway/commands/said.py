@@ -20,6 +20,7 @@ __all__ = ["Transcript"]
 
 STYLES: Final = {"assistant_message": "", "reasoning_message": "dim", "hidden_reasoning_message": "dim"}
 CALLS: Final = {"tool_call_message": "calls", "approval_request_message": "asks to call"}
+OWN_TEXTS: Final = ("text", "content", "delta")
 QUIET: Final = frozenset({"ping", "stop_reason", "usage_statistics"})
 
 
@@ -54,6 +55,8 @@ class Transcript:
                 name = None  # It is the first one's.
         elif kind == "error_message":
             self.fail(chunk)
+        elif "message_type" not in chunk and (text := _text_of_its_own(chunk)) is not None:
+            self._put(text, ("", None), "")
         elif kind not in QUIET:
             self._line(json.dumps(chunk, ensure_ascii=False), "dim")
 
@@ -82,10 +85,13 @@ class Transcript:
     def _say(self, chunk: Mapping[str, Any], kind: str) -> None:
         field = "content" if kind == "assistant_message" else "reasoning"
         text = _text(chunk.get(field) or chunk.get("hidden_reasoning"))
-        if (kind, chunk.get("id")) != self._message:
+        self._put(text, (kind, chunk.get("id")), STYLES[kind])
+
+    def _put(self, text: str, message: tuple[str, object], style: str) -> None:
+        if message != self._message:
             self.end_line()
-            self._message = kind, chunk.get("id")
-        self._console.print(Text(harmless(text), style=STYLES[kind]), end="", soft_wrap=True)
+            self._message = message
+        self._console.print(Text(harmless(text), style=style), end="", soft_wrap=True)
         self._in_line = self._in_line or bool(text)
 
     def _gather(self, kind: str, chunk: Mapping[str, Any]) -> None:
@@ -112,6 +118,11 @@ class Transcript:
     def _line(self, text: str, style: str) -> None:
         self.end_line()
         self._console.print(Text(harmless(text), style=style), soft_wrap=True)
+
+
+def _text_of_its_own(chunk: Mapping[str, Any]) -> str | None:
+    """Return the text of what is no message, but a platform's own: where it stands with most of them."""
+    return next((text for name in OWN_TEXTS if isinstance(text := chunk.get(name), str)), None)
 
 
 def _all_of(found: object) -> list[dict[str, Any]]:
