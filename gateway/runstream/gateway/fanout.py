@@ -111,7 +111,11 @@ class RunTail:
             begin = 0 if tip.seq - first_seq < FILL_SEQUENCES else tip.seq - FILL_SEQUENCES
         else:
             begin = await self._hub.reader.cursor_before(
-                self.address, tip, await self.first_seq(), fill, most_sequences=FILL_SEQUENCES
+                self.address,
+                tip,
+                self.record.first_seq or (await self._oldest()).seq,
+                fill,
+                most_sequences=FILL_SEQUENCES,
             )
         self.window.base = begin
         return begin
@@ -138,10 +142,28 @@ class RunTail:
         """Return the sequence of the run's first message. Raises `CursorExpired` when there is none."""
         if self.record.first_seq is not None:
             return self.record.first_seq
-        first = await self._hub.reader.first(self.address)
-        if first is None or first.index:
+        if (oldest := await self._oldest()).index:
             raise CursorExpired(run_id=self.record.id)
-        return first.seq
+        return oldest.seq
+
+    async def begins_after(self, cursor: int) -> bool:
+        """Tell whether a cursor is before the run's first message; not of one that retention has left nothing before.
+
+        Who has had what was removed goes on behind it: that it is gone is no reason to refuse him. Raises
+        `CursorExpired` when nothing is left.
+        """
+        if self.record.first_seq is not None:
+            return cursor < self.record.first_seq
+        oldest = self.window.oldest
+        if oldest is None or oldest.index:
+            oldest = await self._oldest()
+        return not oldest.index and cursor < oldest.seq
+
+    async def _oldest(self) -> Entry:
+        """Return the first message that retention has left of the run. Raises `CursorExpired` if none is."""
+        if (oldest := await self._hub.reader.first(self.address)) is None:
+            raise CursorExpired(run_id=self.record.id)
+        return oldest
 
     @property
     def is_readable(self) -> bool:
@@ -332,7 +354,7 @@ class Hub:
             if tip.kind is not Kind.END and starting_after > await self.reader.newest_sequence(tail.address):
                 raise CursorUnknown(run_id=record.id, starting_after=starting_after)
             return starting_after
-        if starting_after and starting_after < await tail.first_seq():
+        if starting_after and await tail.begins_after(starting_after):
             starting_after = 0
         if not tail.window.reaches(starting_after):
             oldest_needed = starting_after or await tail.first_seq()

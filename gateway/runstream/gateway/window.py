@@ -83,10 +83,13 @@ class Window:
 
     def reaches(self, cursor: int) -> bool:
         """Tell whether what follows `cursor` is here for certain: nothing that retention removed can be missing."""
-        if not self._frames:
-            return False
-        oldest = self._frames[0].entry
-        return oldest.seq <= cursor or oldest.index == 0
+        oldest = self.oldest
+        return oldest is not None and (oldest.seq <= cursor or oldest.index == 0)
+
+    @property
+    def oldest(self) -> Entry | None:
+        """The first entry that is here."""
+        return self._frames[0].entry if self._frames else None
 
     def after(self, cursor: int, limit: int) -> list[Frame]:
         """Return the first `limit` frames after `cursor`, which is not before `base`, oldest first."""
