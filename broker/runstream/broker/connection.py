@@ -263,6 +263,8 @@ class Connection:
         self._listen_again_at = 0.0
         self._unreachable = ""
         """Why the last attempt to replace the client has failed: an outage says the same at each of them."""
+        self._is_told = False
+        """Whether the log has been told what is waited for."""
         self.reconnects = 0
         self.last_error: str = ""
 
@@ -314,19 +316,20 @@ class Connection:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(UNTOLD_SECONDS):
                 await self._established.wait()
-        if not self._established.is_set():
-            log.warning(
-                "nats_awaited", connection=self.name, nats=self._where(), error=self.last_error, remedy=WHERE_NATS_IS
-            )
-            await self._established.wait()
+        if not self._established.is_set() and not self._is_told:
+            self._is_told = True
+            reason = self.last_error or "it does not answer"
+            remedy = {} if reason == NOT_LET_IN else {"remedy": WHERE_NATS_IS}
+            log.warning("nats_awaited", connection=self.name, nats=self._where(), error=reason, **remedy)
+        await self._established.wait()
 
     def _where(self) -> str:
         return ", ".join(map(without_password, self._servers))
 
-    @property
-    def _is_logged(self) -> bool:
-        """Whether the log is told what goes wrong: whoever does not wait for NATS is told so by an exception."""
-        return self._patient or self._established.is_set()
+    def _warn(self, event: str, **facts: object) -> None:
+        """Log what goes wrong, unless somebody who does not wait for NATS is told so by an exception."""
+        if self._patient or self._established.is_set():
+            log.warning(event, connection=self.name, **facts)
 
     @property
     def is_deaf(self) -> bool:
@@ -439,13 +442,13 @@ class Connection:
                 return  # The same again: the server has hung up, and what it said was lost with that.
             # An outage repeats the same error several times a second: said once is enough.
             previous, self.last_error = self.last_error, _reason(error)
-            if self.last_error != previous and self._is_logged:
-                log.warning("nats_error", connection=self.name, error=self.last_error)
+            if self.last_error != previous:
+                self._warn("nats_error", error=self.last_error)
 
         async def on_disconnect() -> None:
-            if client is self._client and not self._closing and self._is_logged:
-                log.warning("nats_disconnected", connection=self.name)
+            if client is self._client and not self._closing:
                 self._refusals.clear()
+                self._warn("nats_disconnected")
             _give_up(self._waiting)
 
         async def on_reconnect() -> None:
@@ -551,13 +554,13 @@ class Connection:
             self._lost.set()
             if not isinstance(error, TRANSLATED):
                 raise
-            if (reason := _reason(error)) != self._unreachable:
+            if (reason := self.last_error or _reason(error)) != self._unreachable:
                 log.warning("nats_unreachable", connection=self.name, error=reason)
             self._unreachable = reason
             await asyncio.sleep(RECONNECT_WAIT_SECONDS)
             return
         log.info("nats_connected", connection=self.name)
-        self._unreachable = ""
+        self._unreachable = self.last_error = ""
         self._client, self._next = fresh, None
         if fresh.is_closed:  # it closed before it was ours, so its callback was not taken for ours
             self._lost.set()
@@ -595,6 +598,8 @@ def _reason(error: BaseException) -> str:
         return f"its certificate cannot be trusted, {error.verify_message}: check RUNSTREAM_NATS_CA"
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
+    if isinstance(error, TimeoutError | nats.errors.TimeoutError):
+        return "it does not answer"
     return NOT_LET_IN if "authorization violation" in text.lower() else text
 
 

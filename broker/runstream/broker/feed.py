@@ -23,7 +23,7 @@ import msgspec
 from runstream.broker.consumer import Heartbeat
 from runstream.broker.errors import BrokerError, Unavailable
 from runstream.broker.keys import BUCKET, KV_OPERATION, key_of, subject_of
-from runstream.broker.logs import get_logger
+from runstream.broker.logs import get_logger, without_names
 from runstream.broker.tasks import end_task
 
 if TYPE_CHECKING:
@@ -131,12 +131,13 @@ class Feed:
         while True:
             before = self.watches
             try:
+                await self._jetstream.connection.connected()  # Before that there is nothing to lose.
                 await self._watch()
             except BrokerError as error:
-                # An outage says the same at every attempt.
-                if self.watches > before or str(error) != told:
+                # What lasts says the same at every attempt.
+                previous, told = told, without_names(str(error))
+                if told != previous or self.watches > before:
                     log.warning("index_feed_lost", stream=self._stream, position=self.position, error=str(error))
-                told = str(error)
             except Exception:
                 # A defect: what was applied by halves is not to be trusted.
                 log.exception("index_feed_crashed", stream=self._stream, position=self.position)

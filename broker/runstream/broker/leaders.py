@@ -7,10 +7,10 @@ it says is *not* there may be, and whoever is told 404 or 409 does not come back
 The invariant: *what is read within `LOOKING_SECONDS` after a confirmation is read from the leader.* A leader that has
 heard from a majority within `FRESH_SECONDS` was not replaced by then: its followers elect another only after four
 seconds without it, and what this takes adds up to no more: its word is as old when it gives it, on its way for
-`ASKING_SECONDS`, good for `GOOD_FOR_SECONDS`, and then somebody looks. Left out is a follower that votes for a third
-which does not hear it: the leader is told so in the next heartbeat, a second later at most. What was read *before* a
-confirmation need not be so: it may have been read on the other side of a gap that has closed meanwhile. So what is not
-found is looked for again (`sure`).
+`ASKING_SECONDS`, good for `GOOD_FOR_SECONDS`, and then somebody looks. The word of one that is alone does not grow old.
+Left out is a follower that votes for a third which does not hear it: the leader is told so in the next heartbeat, a
+second later at most. What was read *before* a confirmation need not be so: it may have been read on the other side of a
+gap that has closed meanwhile. So what is not found is looked for again (`sure`).
 
 Two connections may have two servers, on either side of a gap: what was read over one is confirmed over the same, and
 who has two confirms over both.
@@ -41,10 +41,11 @@ T = TypeVar("T")
 FRESH_SECONDS: Final = 2.0
 """Two heartbeats. With the three below, the four seconds after which followers elect another at the earliest."""
 ASKING_SECONDS: Final = 1.0
-"""How long the answer of a leader that can be replaced may take. One that does not come at all is waited for as long as
-any other of JetStream's."""
+"""How long the answer of a leader may take that can be replaced. Whether any can is not known before the first answer,
+which is waited for as long as any other of JetStream's."""
 GOOD_FOR_SECONDS: Final = 0.5
 """How long a confirmation is good for: questions after what there is not must not become a load."""
+LATE: Final = "The leaders do not say in time whether they still are."
 LOOKING_SECONDS: Final = 0.5
 """How long it may take to find, after a confirmation, that something is not there."""
 
@@ -103,12 +104,14 @@ class Leaders:
     async def _ask(self) -> str | None:
         """Say why what is read may not be the leaders'; None: it is."""
         since = time.monotonic()
-        doubts = await asyncio.gather(*(self._ask_of(*asked) for asked in self._asked))
-        if doubt := next(filter(None, doubts), None):
-            return doubt
+        try:
+            async with asyncio.timeout(ASKING_SECONDS if self._is_replaceable else None):
+                doubts = await asyncio.gather(*(self._ask_of(*asked) for asked in self._asked))
+        except TimeoutError:
+            return LATE
         # Of what nobody else can lead, the word is as good when it comes late: a busy machine is no reason to refuse.
         is_late = self._is_replaceable and time.monotonic() - since > ASKING_SECONDS
-        return "The leaders do not say in time whether they still are." if is_late else None
+        return next(filter(None, doubts), LATE if is_late else None)
 
     async def _ask_of(self, jetstream: JetStream, stream: str) -> str | None:
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from runstream.broker.logs import get_logger
+from runstream.broker.logs import get_logger, without_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,6 +31,8 @@ class Refusals:
         self._connection = connection
         self._publishing: set[str] = set()
         self._hearing: set[str] = set()
+        self._told: set[tuple[str, str]] = set()
+        """What was logged: who is refused a consumer tries another, of another name, again and again."""
 
     def note(self, error: str, known: Iterable[str]) -> str | None:
         """Note what an error says was refused, and log it once; returns the subject, None if it says nothing of it.
@@ -45,9 +47,14 @@ class Refusals:
         kept = self._publishing if is_publish else self._hearing
         if lowered not in kept and len(kept) < MOST_KEPT:
             kept.add(lowered)
-            action = "publish" if is_publish else "subscribe"
-            log.error("nats_refused", connection=self._connection, action=action, subject=subject)
+            self._tell("publish" if is_publish else "subscribe", subject)
         return subject
+
+    def _tell(self, action: str, subject: str) -> None:
+        told = action, without_names(subject)
+        if told not in self._told:
+            self._told.add(told)
+            log.error("nats_refused", connection=self._connection, action=action, subject=subject)
 
     def publishing(self, subject: str) -> bool:
         """Tell whether `subject` may not be published to."""
@@ -75,3 +82,4 @@ class Refusals:
         """Forget everything: what is still refused is refused anew."""
         self._publishing.clear()
         self._hearing.clear()
+        self._told.clear()

@@ -38,6 +38,8 @@ FETCH_SECONDS: Final = 5.0
 """How long a fetch may take: somebody may wait for it with a token in hand."""
 REFETCH_SECONDS: Final = 10.0
 """How long a fetch is good for, whatever keys are asked for meanwhile: who sends made-up key ids makes no load."""
+RETRY_SECONDS: Final = 2.0
+"""How long after one that failed, while none has succeeded."""
 MOST_BYTES: Final = 2**20
 """As large as a set of keys may be."""
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -131,6 +133,7 @@ class RemoteKeys:
         if parts.scheme.lower() != "https" and parts.hostname not in LOOPBACK:
             raise InvalidSettings("auth_jwks: fetch the keys with https: whoever answers for them decides who gets in")
         self._url = url
+        self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         self._seconds = seconds
         self._keys: Sequence[PublicKey] | None = None
         self._fetched_at = float("-inf")
@@ -173,12 +176,17 @@ class RemoteKeys:
     async def _refresh(self) -> None:
         while True:
             await self._fetched()
-            await asyncio.sleep(self._seconds)
+            await asyncio.sleep(self._seconds if self._keys is not None else self._pause_seconds)
+
+    @property
+    def _pause_seconds(self) -> float:
+        """How long a fetch is good for, if it was one: without any keys nobody is let in, and nobody sent here."""
+        return min(self._seconds, RETRY_SECONDS if self._keys is None else REFETCH_SECONDS)
 
     async def _fetched(self) -> None:
         """Fetch, unless that was done a moment ago; all who want it at one time wait for the same fetch."""
         if self._fetching is None or self._fetching.done():
-            if time.monotonic() - self._fetched_at < min(REFETCH_SECONDS, self._seconds):
+            if time.monotonic() - self._fetched_at < self._pause_seconds:
                 return
             self._fetching = asyncio.create_task(self._fetch(), name="jwks-fetch")
         await asyncio.shield(self._fetching)
@@ -190,7 +198,8 @@ class RemoteKeys:
             if not self._keys:
                 log.warning("jwks_empty", meaning="no token is good that is signed with a key of it")
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError) as error:
-            log.warning("jwks_not_fetched", error=str(error) or type(error).__name__, has_keys=self._keys is not None)
+            reason = str(error) or type(error).__name__
+            log.warning("jwks_not_fetched", url=self._shown, error=reason, has_keys=self._keys is not None)
         except Exception:
             # A defect: the keys that there are stay good, and it is tried again.
             log.exception("jwks_crashed")
