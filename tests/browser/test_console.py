@@ -30,7 +30,7 @@ from tests.browser.conftest import Edge
 from tests.support.auth import KeyFile
 from tests.support.devtools import Tab
 from tests.support.nats import nats_server_running
-from tests.support.stack import Stack, stack_running
+from tests.support.stack import PUPPET, Stack, stack_running
 from tests.support.waiting import wait_until
 
 AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
@@ -85,10 +85,36 @@ async def asking(stack: Stack, **body: Any) -> tuple[str, str]:
     return conversation, str(events[0].json["run_id"])
 
 
+async def has_begun(stack: Stack, run_id: str) -> bool:
+    """Whether its agent was asked."""
+    return (await stack.record(run_id)).status != "created"
+
+
 async def runs_in(stack: Stack, conversation: str) -> list[dict[str, Any]]:
     """The runs of a conversation, the latest first."""
     found: list[dict[str, Any]] = (await stack.fetch("GET", f"/v1/runs/?conversation_id={conversation}")).json
     return found
+
+
+async def decision(stack: Stack, asked: str, *, approve: bool) -> list[dict[str, Any]]:
+    """The messages that another console answers a run's request for approval with."""
+    said = (await stack.fetch("GET", f"/v1/runs/{asked}/messages")).json
+    (call,) = [each["tool_call"]["tool_call_id"] for each in said if each["message_type"] == "approval_request_message"]
+    otid = f"console-answers-{asked}-{'approve' if approve else 'deny'}"
+    answer = {"type": "approval", "tool_call_id": call, "approve": approve}
+    return [{"type": "approval", "otid": otid, "approvals": [answer]}]
+
+
+async def sees_no_runs(tab: Tab) -> None:
+    """Let the page's lists of runs be empty until `isBlind` is false: what somebody else does is in the way unseen."""
+    await tab.js(
+        "(() => { const ask = fetch; window.isBlind = true; window.fetch = async (path, given) =>"
+        "isBlind && path.startsWith('/v1/runs/?') ? new Response('[]') : ask(path, given); })()"
+    )
+
+
+HELD = "[...document.querySelectorAll('.decision button')].every((each) => each.disabled)"
+"""Whether no answer can be given."""
 
 
 def run_page(base: str, run_id: str) -> str:
@@ -547,18 +573,60 @@ async def test_what_somebody_else_has_answered_is_not_answered_again(demo_stack:
     conversation, asked = await asking(demo_stack)
     await tab.goto(run_page(demo_stack.base, asked))
     await tab.shows("The agent waits for an answer.")
-    (call,) = [
-        each["tool_call"]["tool_call_id"]
-        for each in (await demo_stack.fetch("GET", f"/v1/runs/{asked}/messages")).json
-        if each["message_type"] == "approval_request_message"
-    ]
-    answer = {"type": "approval", "tool_call_id": call, "approve": True}
-    messages = [{"type": "approval", "approvals": [answer]}]
-    async with demo_stack.say_in(conversation, {}, messages=messages) as stream:
+    messages = await decision(demo_stack, asked, approve=True)
+    async with demo_stack.say_in(conversation, messages=messages) as stream:
         await stream.rest()
     await tab.js("[...document.querySelectorAll('.decision button')].at(-1)?.click()")
     await tab.shows("It does not wait any more.")
     assert len(await runs_in(demo_stack, conversation)) == 2
+
+
+@pytest.mark.parametrize("approve", [True, False])
+async def test_who_decides_otherwise_than_somebody_else_is_told(stack: Stack, tab: Tab, approve: bool) -> None:
+    """While the run of the first answer goes on the other one starts none, and is not led to that one."""
+    conversation, asked = await asking(stack)
+    await tab.goto(run_page(stack.base, asked))
+    await tab.shows("The agent waits for an answer.")
+    await sees_no_runs(tab)
+    messages = [{"role": "user", "content": PUPPET}, *await decision(stack, asked, approve=approve)]
+    async with stack.say_in(conversation, messages=messages) as stream:
+        first = str((await stream.take(1))[0].json["run_id"])
+        await wait_until(lambda: has_begun(stack, first), 10, "it is not begun")
+        await tab.click("Deny" if approve else "Approve")
+        verbs = ("denied", "approved") if approve else ("approved", "denied")
+        await tab.shows("Not {}: somebody else has {} it.".format(*verbs))
+        assert await tab.js("location.pathname") == f"/console/runs/{asked}"
+        assert await tab.js("document.querySelector('.decision .alert a').title") == first
+        await tab.js("isBlind = false")
+        await tab.shows("It does not wait any more.")
+        assert await tab.js("document.querySelector('.decision .alert').checkVisibility()")
+        stack.puppet.finish(first)
+        await stream.rest()
+    assert [each["id"] for each in await runs_in(stack, conversation)] == [first, asked]
+
+
+@pytest.mark.parametrize("approve", [True, False])
+async def test_an_answer_that_is_queued(tmp_path: Path, tab: Tab, approve: bool) -> None:
+    """The page says that it is being answered, and takes no other answer; a late one is told who was first."""
+    async with (
+        nats_server_running(tmp_path) as server,
+        stack_running(server.url, broker={"worker_concurrency": 1}) as stack,
+    ):
+        conversation, asked = await asking(stack)
+        await tab.goto(run_page(stack.base, asked))
+        await tab.shows("The agent waits for an answer.")
+        await sees_no_runs(tab)
+        messages = await decision(stack, asked, approve=approve)
+        async with stack.live(), stack.say_in(conversation, messages=messages) as stream:
+            await stream.take(1)
+            await tab.click("Deny" if approve else "Approve")
+            await tab.shows(f"somebody else has {'approved' if approve else 'denied'} it.")
+            await tab.js("isBlind = false")
+            await tab.shows("It is being answered.")
+            assert await tab.js(HELD)
+            await is_usable(tab)
+        await tab.shows("It does not wait any more.")
+        assert len(await runs_in(stack, conversation)) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 // Asks the public API. Who asks is known by a cookie that no script can read; a key is sent once, to be exchanged for it.
 
 export class Refused extends Error {
-  constructor(status, detail) {
+  // With a 409 it may be named which run is in the way, and what was said by it.
+  constructor(status, detail, { run_id: runId, otid } = {}) {
     super(detail);
-    this.status = status;
+    Object.assign(this, { status, runId, otid });
   }
 }
 
@@ -12,13 +13,9 @@ const PATIENCE = 15000;
 // Whether to ask again makes sense: nobody answers, or what stands before the gateway does, or the gateway has no NATS.
 export const willPass = (status) => [0, 502, 503, 504].includes(status);
 
-const detailOf = async (response) => {
-  try {
-    const body = await response.json();
-    return typeof body.detail === "string" ? body.detail : `The gateway answers ${response.status}.`;
-  } catch {
-    return `The gateway answers ${response.status}.`;
-  }
+const refusalOf = async (response) => {
+  const body = (await response.json().catch(() => null)) ?? {};
+  return new Refused(response.status, typeof body.detail === "string" ? body.detail : `The gateway answers ${response.status}.`, body);
 };
 
 const send = async (path, { method = "GET", body, key, signal, isTried = false } = {}) => {
@@ -41,7 +38,7 @@ const send = async (path, { method = "GET", body, key, signal, isTried = false }
   }
   if (response.ok) return response;
   if (response.status === 401 && key === undefined && !isTried) dispatchEvent(new Event("runstream:stranger"));
-  throw new Refused(response.status, await detailOf(response));
+  throw await refusalOf(response);
 };
 
 export const ask = async (path, options) => (await send(path, options)).json();

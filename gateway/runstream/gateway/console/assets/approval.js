@@ -19,18 +19,16 @@ const REASONS = {
 
 export const asksForApproval = (run) => run?.status === "completed" && run.stop_reason === "requires_approval";
 
-// The run that came next where this one waits; none, and it waits still: whatever is no answer is refused meanwhile. Of one
-// that nobody has looked at yet it is not known which of both it is.
+// The run that came next where this one waits; none, and it waits still: whatever is no answer is refused meanwhile. One that
+// is queued may be either.
 const nextOf = async (run) => {
   const place = run.conversation_id ? { conversation_id: run.conversation_id } : { agent_id: run.agent_id };
   const isHere = (each) => (each.conversation_id ?? null) === (run.conversation_id ?? null)
     && (run.conversation_id || moment(each.created_at) >= moment(run.completed_at));
   for (let before = run.id; ;) {
     const newer = (await ask(paths.runs({ ...place, before, limit: PAGE }))).reverse();
-    for (const each of newer.filter(isHere)) {
-      if (each.status === "created") return undefined;
-      if (!each.metadata?.error?.message?.startsWith(REFUSED_FOR_WAITING)) return each;
-    }
+    const next = newer.find((each) => isHere(each) && !each.metadata?.error?.message?.startsWith(REFUSED_FOR_WAITING));
+    if (next) return next;
     if (newer.length < PAGE) return undefined;
     before = newer.at(-1).id;
   }
@@ -42,6 +40,12 @@ const placeOf = (run) => {
   if (run.metadata?.run_type === "send_conversation_message") return [paths.sayIn("default"), { agent_id: run.agent_id }];
   return [paths.say(run.agent_id), {}];
 };
+
+const linkTo = (id) => h("a", { class: "mono", href: runAddress(id), title: id, text: short(id) });
+
+// Of one otid for each decision on a run: whoever presses twice, or decides what somebody else has decided, starts no second
+// run, and whoever decides otherwise is not led to the run of somebody else's decision.
+const otidOf = (run, approve) => `console-answers-${run.id}-${approve ? "approve" : "deny"}`;
 
 export class Approval {
   constructor({ mayAnswer }) {
@@ -62,9 +66,19 @@ export class Approval {
     if (this.isSending) return;
     this.run = run;
     this.calls = request.calls;
-    if (next) this.answered(next.id);
-    else this.wait();
+    this.show(next);
     if (this.element.parentNode !== request.element) request.element.append(this.element);
+  }
+
+  show(next) {
+    this.isQueued = next?.status === "created";
+    this.isAnswered = next !== undefined && !this.isQueued;
+    const hadFocus = this.buttons.contains(document.activeElement);
+    if (!next) this.wait();
+    else this.tell(this.isQueued ? "It is being answered. What waits to go on: " : "It does not wait any more. What came next: ", next.id);
+    if (this.isAnswered) this.buttons.remove();
+    this.hold();
+    if (hadFocus && !this.buttons.contains(document.activeElement)) this.said.querySelector("a")?.focus();
   }
 
   wait() {
@@ -72,40 +86,59 @@ export class Approval {
     say(this.approve, `Approve${all}`);
     say(this.deny, `Deny${all}`);
     const waits = "The agent waits for an answer.";
-    if (this.said.textContent === "") announce(waits);
-    say(this.said, this.mayAnswer ? waits : `${waits} Yours needs the scope runs:write.`);
+    this.tell(this.mayAnswer ? waits : `${waits} Yours needs the scope runs:write.`);
   }
 
-  answered(id) {
-    this.isAnswered = true;
-    const hadFocus = this.buttons.contains(document.activeElement);
-    const link = h("a", { class: "mono", href: runAddress(id), title: id, text: short(id) });
-    this.buttons.remove();
-    this.alert.hidden = true;
-    this.said.replaceChildren("It does not wait any more. What came next: ", link);
-    if (hadFocus) link.focus();
+  // Written anew only when it is something else: a link keeps the focus it has.
+  tell(words, id) {
+    if (this.told === words + id) return;
+    this.told = words + id;
+    this.said.replaceChildren(words, ...(id ? [linkTo(id)] : []));
+    announce(id ? words + short(id) : words);
+    if (!this.isBeaten) this.alert.hidden = true;
+  }
+
+  hold() {
+    for (const button of [this.approve, this.deny]) button.disabled = Boolean(this.isSending || this.isQueued);
+  }
+
+  complain(...words) {
+    this.alert.replaceChildren(...words);
+    this.alert.hidden = false;
+  }
+
+  // Somebody else was first. What they decided is known where they did it here.
+  beaten(approve, id, otid) {
+    this.isBeaten = true;
+    const [tried, other] = approve ? ["approved", "denied"] : ["denied", "approved"];
+    const first = otid === otidOf(this.run, !approve) ? `somebody else has ${other} it` : "somebody else was first";
+    this.complain(`Not ${tried}: ${first}. Their run: `, linkTo(id));
   }
 
   async answer(approve) {
     this.isSending = true;
+    this.isBeaten = false;
     this.alert.hidden = true;
-    for (const button of [this.approve, this.deny]) button.disabled = true;
+    this.hold();
     const reason = this.reason.value.trim();
     const approvals = this.calls.map((id) => ({ type: "approval", tool_call_id: id, approve, ...(reason ? { reason } : {}) }));
     const [path, besides] = placeOf(this.run);
     try {
       const next = await nextOf(this.run);
-      if (next) return this.answered(next.id);
-      // Of one otid for each run: whoever presses twice, or after somebody else, starts no second run.
-      const message = { type: "approval", otid: `console-answers-${this.run.id}`, approvals };
+      if (next) {
+        this.show(next);
+        this.beaten(approve, next.id);
+        return;
+      }
+      const message = { type: "approval", otid: otidOf(this.run, approve), approvals };
       const id = await begin(path, { streaming: true, background: true, messages: [message], ...besides });
       if (!this.isLeft) go(runAddress(id));
     } catch (error) {
-      say(this.alert, `Not answered. ${REASONS[error.status] ?? error.message}`);
-      this.alert.hidden = false;
+      if (error.status === 409 && error.runId) this.beaten(approve, error.runId, error.otid);
+      else this.complain(`Not answered. ${REASONS[error.status] ?? error.message}`);
     } finally {
       this.isSending = false;
-      for (const button of [this.approve, this.deny]) button.disabled = false;
+      this.hold();
     }
   }
 }
