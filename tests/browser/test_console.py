@@ -651,22 +651,59 @@ async def test_an_answer_that_is_refused(demo_stack: Stack, tab: Tab, status: in
     await tab.shows("was approved")
 
 
+async def asks_whom(stack: Stack, **headers: str) -> str:
+    """Let an agent ask for approval, where it is asked who asks; returns the run."""
+    body = {"input": '{"chunks": 1, "approval": true}', "background": True}
+    agent = new_agent_id()
+    await stack.fetch("POST", f"/v1/agents/{agent}/messages", json=body, headers=headers)
+    (run,) = (await stack.fetch("GET", f"/v1/runs/?agent_id={agent}", headers=headers)).json
+    return str(run["id"])
+
+
+async def signs_in(tab: Tab, key: str) -> None:
+    await tab.shows("Key or token")
+    await tab.js("document.getElementById('key').focus()")
+    await tab.type(key)
+    await tab.press("Enter")
+
+
 async def test_who_may_not_answer_is_told(nats_url: str, tmp_path: Path, tab: Tab) -> None:
     """A key that only reads gets no buttons, and hears what the answer would need."""
     keys = KeyFile(tmp_path / "keys")
-    reads, writes = keys.add(scopes="runs:read"), {"Authorization": f"Bearer {keys.add()}"}
+    reads, writes = keys.add(scopes="runs:read"), keys.add()
     async with stack_running(nats_url, auth=keys.settings) as stack:
-        path = f"/v1/agents/{new_agent_id()}/messages"
-        body = {"input": '{"chunks": 1, "approval": true}', "background": True}
-        await stack.fetch("POST", path, json=body, headers=writes)
-        (run,) = (await stack.fetch("GET", "/v1/runs/", headers=writes)).json
-        await tab.goto(run_page(stack.base, run["id"]))
-        await tab.shows("Key or token")
-        await tab.js("document.getElementById('key').focus()")
-        await tab.type(reads)
-        await tab.press("Enter")
+        asked = await asks_whom(stack, Authorization=f"Bearer {writes}")
+        await tab.goto(run_page(stack.base, asked))
+        await signs_in(tab, reads)
         await tab.shows("Yours needs the scope runs:write.")
         assert await tab.js("document.querySelectorAll('.decision button').length") == 0
+
+
+async def test_a_key_for_one_run_is_told_that_it_may_not_answer(nats_url: str, tmp_path: Path, tab: Tab) -> None:
+    """It sees no other run, nor so whether it was answered: that is said on the card, and complained of nowhere."""
+    keys = KeyFile(tmp_path / "keys")
+    everything = keys.add()
+    async with stack_running(nats_url, auth=keys.settings) as stack:
+        asked = await asks_whom(stack, Authorization=f"Bearer {everything}")
+        narrowed = keys.add(scopes="runs:read runs:write", run_id=asked)
+        headers = {"Authorization": f"Bearer {narrowed}"}
+
+        async def counts() -> bool:
+            return (await stack.fetch("GET", f"/v1/runs/{asked}", headers=headers)).status == 200
+
+        await wait_until(counts, 10, "the key does not count yet")
+        await tab.goto(run_page(stack.base, asked))
+        await tab.js(
+            "(() => { const ask = fetch; window.looks = 0; window.fetch = (path, given) => {"
+            "if (path.endsWith('/followers')) looks += 1; return ask(path, given); }; })()"
+        )
+        await signs_in(tab, narrowed)
+        await tab.shows("Your key may not see what came after it, and so not answer.")
+        await tab.js("looks = 0; null")
+        await tab.until("looks > 2", "the run is not looked at")
+        assert await tab.js("document.querySelectorAll('.decision button').length") == 0
+        assert await tab.js("[...document.querySelectorAll('[role=alert]')].every((each) => !each.checkVisibility())")
+        await is_usable(tab)
 
 
 async def test_a_platforms_own_chunks_are_one_block(stack: Stack, tab: Tab) -> None:

@@ -17,6 +17,8 @@ const REASONS = {
   429: "Too many runs were started just now. Try again in a minute.",
 };
 
+const UNSEEN = new Set([403, 404]); // A key that is for less than what came after, or a run that is kept no longer.
+
 export const asksForApproval = (run) => run?.status === "completed" && run.stop_reason === "requires_approval";
 
 // The run that came next where this one waits; none, and it waits still: whatever is no answer is refused meanwhile. One that
@@ -61,12 +63,17 @@ export class Approval {
 
   // Whether the run waits is looked at again and again: somebody else may answer.
   async look(run, request) {
-    if (this.isAnswered || this.isSending || !request?.calls.length) return;
-    const next = await nextOf(run);
-    if (this.isSending) return;
+    if (this.isAnswered || this.isUnseen || this.isSending || !request?.calls.length) return;
     this.run = run;
     this.calls = request.calls;
-    this.show(next);
+    try {
+      const next = await nextOf(run);
+      if (this.isSending) return;
+      this.show(next);
+    } catch (error) {
+      if (!UNSEEN.has(error.status)) throw error;
+      this.unseen(error);
+    }
     if (this.element.parentNode !== request.element) request.element.append(this.element);
   }
 
@@ -96,6 +103,14 @@ export class Approval {
     this.said.replaceChildren(words, ...(id ? [linkTo(id)] : []));
     announce(id ? words + short(id) : words);
     if (!this.isBeaten) this.alert.hidden = true;
+  }
+
+  unseen(error) {
+    this.isUnseen = true;
+    this.buttons.remove();
+    this.tell(error.status === 403
+      ? "It asked for approval. Your key may not see what came after it, and so not answer."
+      : `It asked for approval. What came after it cannot be seen: ${error.message}`);
   }
 
   hold() {
