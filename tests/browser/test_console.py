@@ -16,6 +16,7 @@ from runstream.broker.keys import run_key
 from runstream.gateway.console.pages import VERSION
 from runstream.schemas import (
     DEFAULT_TENANT,
+    ApprovalRequestMessage,
     AssistantMessage,
     ReasoningMessage,
     RunRecord,
@@ -88,6 +89,11 @@ async def asking(stack: Stack, **body: Any) -> tuple[str, str]:
 async def has_begun(stack: Stack, run_id: str) -> bool:
     """Whether its agent was asked."""
     return (await stack.record(run_id)).status != "created"
+
+
+async def has_ended(stack: Stack, run_id: str) -> bool:
+    """Whether its record says so."""
+    return (await stack.record(run_id)).is_terminal
 
 
 async def runs_in(stack: Stack, conversation: str) -> list[dict[str, Any]]:
@@ -627,6 +633,75 @@ async def test_an_answer_that_is_queued(tmp_path: Path, tab: Tab, approve: bool)
             await is_usable(tab)
         await tab.shows("It does not wait any more.")
         assert len(await runs_in(stack, conversation)) == 2
+
+
+@pytest.mark.parametrize("outcome", ["failed", "cancelled"])
+async def test_an_answer_that_comes_to_nothing(stack: Stack, tab: Tab, outcome: str) -> None:
+    """While it goes on no other one is taken; then the page names it, takes an answer again, and starts another run."""
+    conversation, asked = await asking(stack)
+    messages = [{"role": "user", "content": PUPPET}, *await decision(stack, asked, approve=True)]
+    async with stack.say_in(conversation, messages=messages) as stream:
+        first = str((await stream.take(1))[0].json["run_id"])
+        await wait_until(lambda: has_begun(stack, first), 10, "it is not begun")
+        await tab.goto(run_page(stack.base, asked))
+        await tab.shows("It does not wait any more.")
+        assert await tab.js("document.querySelectorAll('.decision button').length") == 0
+        if outcome == "failed":
+            stack.puppet.fail(first)
+        else:
+            await stack.fetch("POST", f"/v1/conversations/{conversation}/cancel")
+        await stream.rest()
+    await tab.shows("The agent waits for an answer. A run since then may have been one: ")
+    assert await tab.js("document.querySelector('.decision a').title") == first
+    await tab.click("Approve")
+    await tab.shows("was approved")
+    assert len(await runs_in(stack, conversation)) == 3
+
+
+async def test_what_came_after_is_read_a_page_at_a_time(stack: Stack, tab: Tab) -> None:
+    """Each look goes on where the last one stopped; after ten pages it may be answered, whatever else there is."""
+    _, asked = await asking(stack)
+    await tab.call(
+        "Page.addScriptToEvaluateOnNewDocument",
+        source="(() => { const [ask, later] = [fetch, setTimeout];"
+        "window.asked = []; window.looks = 0; window.most = 3;"
+        "window.setTimeout = (go, after) => later(go, after / 10);"
+        "window.fetch = async (path, given) => {"
+        "if (path.endsWith('/followers')) looks += 1;"
+        "if (!path.startsWith('/v1/runs/?')) return ask(path, given);"
+        "if (asked.length >= most) return new Promise(() => {});"
+        "const { conversation_id, before } = Object.fromEntries(new URL(path, location).searchParams);"
+        "asked.push(before);"
+        "return new Response(JSON.stringify(Array.from({ length: 100 }, (_, each) =>"
+        "({ id: `run-${asked.length}-${each}`, conversation_id, status: 'failed' })))); }; })()",
+    )
+    await tab.goto(run_page(stack.base, asked))
+    await tab.shows("Looking at what came after it.")
+    assert await tab.js(HELD)
+    await tab.until("asked.length === 3", "it is not read on")
+    assert await tab.js("asked") == [asked, "run-1-0", "run-2-0"]
+    assert await tab.js("looks >= 2"), "all was read in one look"
+    await tab.call("Page.addScriptToEvaluateOnNewDocument", source="most = 12")
+    await tab.goto(run_page(stack.base, asked))
+    await tab.shows("The agent waits for an answer.")
+    assert not await tab.js(HELD)
+    assert await tab.js("asked.length >= 10")
+
+
+async def test_a_run_beside_the_one_that_asks_is_no_answer(stack: Stack, tab: Tab) -> None:
+    """An agent's own go on side by side: one that was there before the request is named, and keeps nobody from it."""
+    agent = new_agent_id()
+    async with stack.live(agent_id=agent) as (asked, _), stack.live(agent_id=agent) as (beside, other):
+        call = ToolCall(name="look_outside", arguments="{}", tool_call_id="call_1")
+        stack.puppet.say_this(asked, ApprovalRequestMessage(tool_call=call, tool_calls=[call]))
+        stack.puppet.finish(asked, "requires_approval")
+        await wait_until(lambda: has_ended(stack, asked), 10, "it does not end")
+        stack.puppet.finish(beside)
+        await other.rest()
+    await tab.goto(run_page(stack.base, asked))
+    await tab.shows("The agent waits for an answer. A run since then may have been one: ")
+    await tab.click("Approve")
+    await tab.shows("was approved")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import { go, runAddress } from "./router.js";
 
 const REFUSED_FOR_WAITING = "CONFLICT: Cannot send a new message: The agent is waiting for approval";
 const PAGE = 100;
+const MOST_PAGES = 10; // Then it may be answered all the same: the gateway knows better whether it waits.
+const NEXT = new Set(["created", "running", "completed"]);
 
 const REASONS = {
   0: "The gateway cannot be reached. Try again when it is back.",
@@ -21,20 +23,14 @@ const UNSEEN = new Set([403, 404]); // A key that is for less than what came aft
 
 export const asksForApproval = (run) => run?.status === "completed" && run.stop_reason === "requires_approval";
 
-// The run that came next where this one waits; none, and it waits still: whatever is no answer is refused meanwhile. One that
-// is queued may be either.
-const nextOf = async (run) => {
-  const place = run.conversation_id ? { conversation_id: run.conversation_id } : { agent_id: run.agent_id };
-  const isHere = (each) => (each.conversation_id ?? null) === (run.conversation_id ?? null)
-    && (run.conversation_id || moment(each.created_at) >= moment(run.completed_at));
-  for (let before = run.id; ;) {
-    const newer = (await ask(paths.runs({ ...place, before, limit: PAGE }))).reverse();
-    const next = newer.find((each) => isHere(each) && !each.metadata?.error?.message?.startsWith(REFUSED_FOR_WAITING));
-    if (next) return next;
-    if (newer.length < PAGE) return undefined;
-    before = newer.at(-1).id;
-  }
-};
+// What is of the same conversation, or of the agent's own runs.
+const areaOf = (run) => (run.conversation_id ? { conversation_id: run.conversation_id } : { agent_id: run.agent_id });
+
+// Runs of a conversation follow each other. An agent's own go on side by side: of one that was made before this one ended, by
+// two processes' clocks, it is not known.
+const follows = (run, each) => Boolean(run.conversation_id) || moment(each.created_at) >= moment(run.completed_at);
+
+const wasRefused = (each) => each.metadata?.error?.message?.startsWith(REFUSED_FOR_WAITING);
 
 // An agent's default conversation is answered as one, or it would not count as busy.
 const placeOf = (run) => {
@@ -52,6 +48,7 @@ const otidOf = (run, approve) => `console-answers-${run.id}-${approve ? "approve
 export class Approval {
   constructor({ mayAnswer }) {
     this.mayAnswer = mayAnswer;
+    this.pages = 0;
     this.reason = h("input", { "aria-label": "Reason, which may be left out", placeholder: "reason, if you like", autocomplete: "off" });
     this.approve = h("button", { type: "button", class: "main", onclick: () => this.answer(true) });
     this.deny = h("button", { type: "button", class: "danger", onclick: () => this.answer(false) });
@@ -66,8 +63,11 @@ export class Approval {
     if (this.isAnswered || this.isUnseen || this.isSending || !request?.calls.length) return;
     this.run = run;
     this.calls = request.calls;
+    const all = this.calls.length > 1 ? ` all ${this.calls.length}` : "";
+    say(this.approve, `Approve${all}`);
+    say(this.deny, `Deny${all}`);
     try {
-      const next = await nextOf(run);
+      const next = await this.readOn();
       if (this.isSending) return;
       this.show(next);
     } catch (error) {
@@ -77,29 +77,49 @@ export class Approval {
     if (this.element.parentNode !== request.element) request.element.append(this.element);
   }
 
+  // One page of what came after, from where the last look stopped; returns the run that goes on from the answer, or may. One
+  // that failed or was cancelled may have been an answer, or not: it keeps nobody from giving one.
+  async readOn() {
+    const newer = (await ask(paths.runs({ ...areaOf(this.run), before: this.before ?? this.run.id, limit: PAGE }))).reverse();
+    const here = newer.filter((each) => (each.conversation_id ?? null) === (this.run.conversation_id ?? null) && !wasRefused(each));
+    const next = here.find((each) => NEXT.has(each.status) && follows(this.run, each));
+    if (next) return next;
+    this.doubted = here.at(-1)?.id ?? this.doubted;
+    const isLast = newer.length < PAGE;
+    if (!isLast) {
+      this.before = newer.at(-1).id;
+      this.pages += 1;
+    }
+    this.isRead ||= isLast || this.pages >= MOST_PAGES;
+    return undefined;
+  }
+
   show(next) {
-    this.isQueued = next?.status === "created";
-    this.isAnswered = next !== undefined && !this.isQueued;
     const hadFocus = this.buttons.contains(document.activeElement);
-    if (!next) this.wait();
-    else this.tell(this.isQueued ? "It is being answered. What waits to go on: " : "It does not wait any more. What came next: ", next.id);
-    if (this.isAnswered) this.buttons.remove();
+    this.isQueued = next?.status === "created";
+    this.isAnswered = next?.status === "completed";
+    if (next) this.tell(this.isQueued ? "It is being answered. What waits to go on: " : "It does not wait any more. What came next: ", next.id);
+    else this.wait();
+    if (next && !this.isQueued) this.buttons.remove();
+    else if (this.mayAnswer && !this.buttons.parentNode) this.said.after(this.buttons);
     this.hold();
     if (hadFocus && !this.buttons.contains(document.activeElement)) this.said.querySelector("a")?.focus();
   }
 
   wait() {
-    const all = this.calls.length > 1 ? ` all ${this.calls.length}` : "";
-    say(this.approve, `Approve${all}`);
-    say(this.deny, `Deny${all}`);
-    const waits = "The agent waits for an answer.";
-    this.tell(this.mayAnswer ? waits : `${waits} Yours needs the scope runs:write.`);
+    if (!this.isRead) {
+      this.tell("Looking at what came after it.");
+      return;
+    }
+    const waits = `The agent waits for an answer.${this.mayAnswer ? "" : " Yours needs the scope runs:write."}`;
+    this.tell(this.doubted ? `${waits} A run since then may have been one: ` : waits, this.doubted);
   }
 
   // Written anew only when it is something else: a link keeps the focus it has.
   tell(words, id) {
-    if (this.told === words + id) return;
-    this.told = words + id;
+    const told = words + (id ?? "");
+    if (this.told === told) return;
+    this.told = told;
     this.said.replaceChildren(words, ...(id ? [linkTo(id)] : []));
     announce(id ? words + short(id) : words);
     if (!this.isBeaten) this.alert.hidden = true;
@@ -114,7 +134,7 @@ export class Approval {
   }
 
   hold() {
-    for (const button of [this.approve, this.deny]) button.disabled = Boolean(this.isSending || this.isQueued);
+    for (const button of [this.approve, this.deny]) button.disabled = Boolean(this.isSending || this.isQueued || !this.isRead);
   }
 
   complain(...words) {
@@ -126,7 +146,7 @@ export class Approval {
   beaten(approve, id, otid) {
     this.isBeaten = true;
     const [tried, other] = approve ? ["approved", "denied"] : ["denied", "approved"];
-    const first = otid === otidOf(this.run, !approve) ? `somebody else has ${other} it` : "somebody else was first";
+    const first = otid?.startsWith(otidOf(this.run, !approve)) ? `somebody else has ${other} it` : "somebody else was first";
     this.complain(`Not ${tried}: ${first}. Their run: `, linkTo(id));
   }
 
@@ -139,13 +159,15 @@ export class Approval {
     const approvals = this.calls.map((id) => ({ type: "approval", tool_call_id: id, approve, ...(reason ? { reason } : {}) }));
     const [path, besides] = placeOf(this.run);
     try {
-      const next = await nextOf(this.run);
+      const next = await this.readOn();
       if (next) {
         this.show(next);
         this.beaten(approve, next.id);
         return;
       }
-      const message = { type: "approval", otid: otidOf(this.run, approve), approvals };
+      // After one that came to nothing it is another request, or it would be answered by that.
+      const otid = otidOf(this.run, approve) + (this.doubted ? `-after-${this.doubted}` : "");
+      const message = { type: "approval", otid, approvals };
       const id = await begin(path, { streaming: true, background: true, messages: [message], ...besides });
       if (!this.isLeft) go(runAddress(id));
     } catch (error) {
