@@ -825,6 +825,23 @@ async def test_a_foreground_run_is_read(demo_stack: Stack, tab: Tab) -> None:
     await tab.until("document.querySelector('.reading .prose') !== null", "what it has said is not shown")
 
 
+async def test_a_foreground_run_that_ends_while_it_is_looked_at(stack: Stack, tab: Tab) -> None:
+    """What it said since is there, each word once, its end is said, and a request for approval can be answered."""
+    async with stack.live(2, background=False) as (run_id, _):
+        await tab.goto(run_page(stack.base, run_id))
+        await tab.shows("This is what it has said so far.")
+        stack.puppet.say(run_id, 2)
+        call = ToolCall(name="look_outside", arguments="{}", tool_call_id="call_1")
+        stack.puppet.say_this(run_id, ApprovalRequestMessage(tool_call=call, tool_calls=[call]))
+        stack.puppet.finish(run_id, "requires_approval")
+        await tab.shows("The run has ended: completed.")
+        assert await said(tab) == ["0", "1", "2", "3"]
+        assert "so far" not in await tab.text("main")
+        assert await tab.text("#said") in {"The run has ended.", "The agent waits for an answer."}
+        await tab.click("Approve")
+        await tab.shows("was approved")
+
+
 async def test_what_is_complained_of_stays(stack: Stack, tab: Tab) -> None:
     """That a run cannot be followed, and that it was not cancelled, is not taken back by the next look at it."""
     async with stack.live(1, background=False) as (run_id, _):

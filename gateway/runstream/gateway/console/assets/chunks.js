@@ -26,8 +26,7 @@ const lineOf = (chunk) => {
 
 export class Chunks {
   constructor() {
-    this.items = [];
-    this.counts = { chunk: 0, ping: 0, message: 0 };
+    this.clear();
     this.pressed = null;
     this.isFollowed = true;
     this.space = h("div", { class: "space" });
@@ -49,6 +48,12 @@ export class Chunks {
 
   close() {
     this.list.close();
+  }
+
+  // What is added next is all that there is.
+  clear() {
+    this.items = [];
+    this.counts = { chunk: 0, ping: 0, message: 0 };
   }
 
   add(chunks) {

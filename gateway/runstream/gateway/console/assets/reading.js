@@ -189,16 +189,23 @@ const OWN = {
 
 export class Reading {
   constructor() {
-    this.items = new Map();
-    this.number = 0;
-    this.dropped = 0;
     this.left = h("p", { class: "quiet", hidden: true });
-    this.element = h("div", { class: "reading", tabindex: "0", role: "region", "aria-label": "Conversation" }, this.left);
+    this.element = h("div", { class: "reading", tabindex: "0", role: "region", "aria-label": "Conversation" });
+    this.clear();
     this.isFollowed = true;
     this.element.addEventListener("scroll", () => {
       const { scrollTop, clientHeight, scrollHeight } = this.element;
       this.isFollowed = scrollHeight - scrollTop - clientHeight < 40;
     }, { passive: true });
+  }
+
+  // What is added next is all that there is.
+  clear() {
+    this.items = new Map();
+    this.number = 0;
+    this.dropped = 0;
+    this.own = null;
+    this.element.replaceChildren(this.left);
   }
 
   // Takes chunks as they came: `data` as text, `message` what it is as JSON.

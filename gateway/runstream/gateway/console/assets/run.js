@@ -238,13 +238,15 @@ export const runView = ({ id, session }) => {
     await approval.look(run, reading.request());
     if (!wasOffered) reading.toEnd();
   };
-  // A foreground run has no ids, and so cannot be followed; what it has said can be read.
+  // A foreground run has no ids, and so cannot be followed; what it has said can be read: at once, and when it has ended.
   const readWhole = async () => {
-    say(note, "This run was made in the foreground: it has no ids, so it cannot be followed or resumed. This is what it has said so far.");
+    say(note, `This run was made in the foreground: it has no ids, so it cannot be followed or resumed. This is what it has said${isLive(run) ? " so far" : ""}.`);
     note.hidden = false;
     const said = (await ask(paths.messages(id))).map((message, index) => ({ index: index + 1, id: 0, data: JSON.stringify(message), message }));
-    chunks.add(said);
-    reading.add(said);
+    for (const shown of [chunks, reading]) {
+      shown.clear();
+      shown.add(said);
+    }
     if (!isLive(run)) reading.end(`The run has ended: ${run.status}.`);
     head.toggle.hidden = head.check.hidden = proof.element.hidden = true;
   };
@@ -291,6 +293,10 @@ export const runView = ({ id, session }) => {
     try {
       panels.showOwn(following.connections);
       if (isLive(run)) await look();
+      if (!run.background && !isLive(run) && !reading.ended) {
+        await readWhole();
+        announce("The run has ended.");
+      }
       panels.show(await ask(paths.followers(id)));
       await offer();
       seenAt = Date.now();
