@@ -863,7 +863,7 @@ async def test_what_is_complained_of_stays(stack: Stack, tab: Tab) -> None:
         assert "made in the foreground" in shown
 
 
-@pytest.mark.parametrize("path", [f"runs/{NOBODYS}", "runs/nobodys", "bogus", "runs/a/b"])
+@pytest.mark.parametrize("path", [f"runs/{NOBODYS}", "runs/nobodys", "runs/%E0%A4%A", "bogus", "runs/a/b"])
 async def test_what_there_is_not(stack: Stack, tab: Tab, path: str) -> None:
     """No run and no page: that is said plainly, nothing is drawn of it, and a way leads back."""
     await tab.goto(f"{stack.base}/console/{path}")
@@ -872,6 +872,21 @@ async def test_what_there_is_not(stack: Stack, tab: Tab, path: str) -> None:
     await is_usable(tab)
     await tab.click("All runs")
     await tab.until("document.querySelector('.choice a[aria-current]').innerText === 'All'", "there is no way back")
+
+
+async def test_an_address_turns_no_text_around(stack: Stack, tab: Tab) -> None:
+    """In what is no run's id the characters that turn text around are written out, and it looks like nothing else."""
+    await tab.goto(f"{stack.base}/console/runs/run-%E2%80%AEfdp.exe")
+    await tab.shows("run-\\u202efdp.exe")
+    assert "\u202e" not in await tab.text("main") + await tab.js("document.title")
+
+
+async def test_a_page_that_is_not_there_depends_on_what_is_asked_for(stack: Stack) -> None:
+    """A cache that keeps it gives the document to nobody but those who ask for HTML."""
+    reply = await stack.fetch("GET", "/console/bogus", headers={"Accept": "text/html"})
+    assert reply.status == 404
+    assert reply.headers["content-type"] == "text/html; charset=utf-8"
+    assert "accept" in reply.headers["vary"].lower()
 
 
 async def test_the_record_waits_for_nothing_else(stack: Stack, tab: Tab) -> None:

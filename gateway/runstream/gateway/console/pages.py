@@ -95,7 +95,7 @@ def no_such_page(request: web.Request) -> web.Response | None:
         return None
     if not request.path.startswith("/console/"):
         return None
-    headers = {**PROTECTED, "Cache-Control": "no-cache"}
+    headers = {**PROTECTED, "Cache-Control": "no-cache", hdrs.VARY: hdrs.ACCEPT}
     return web.Response(
         status=HTTPStatus.NOT_FOUND, body=DOCUMENT_BYTES, content_type=MEDIA[".html"], charset="utf-8", headers=headers
     )

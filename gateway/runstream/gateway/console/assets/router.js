@@ -7,10 +7,20 @@ const VIEWS = [
   [/^\/console\/runs\/([^/]+)$/, "run"],
 ];
 
+// Whoever typed an address may have typed what stands for no text: there is no page then.
+const decoded = (part) => {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return null;
+  }
+};
+
 export const place = () => {
   for (const [pattern, view] of VIEWS) {
     const found = pattern.exec(location.pathname);
-    if (found) return { view, id: found[1] && decodeURIComponent(found[1]), query: new URLSearchParams(location.search) };
+    const id = found?.[1] && decoded(found[1]);
+    if (found && id !== null) return { view, id, query: new URLSearchParams(location.search) };
   }
   return { view: "missing", query: new URLSearchParams() };
 };

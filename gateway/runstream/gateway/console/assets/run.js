@@ -7,7 +7,7 @@ import { Chunks } from "./chunks.js";
 import { copyButton, mendCopy } from "./copy.js";
 import { announce, h, mark, say } from "./dom.js";
 import { Following } from "./follow.js";
-import { age, bytes, clock, count, moment, plural, short, span, when } from "./format.js";
+import { age, bytes, clock, count, moment, plural, short, span, unturned, when } from "./format.js";
 import { noRun } from "./missing.js";
 import { runsAddress } from "./router.js";
 import { Reading } from "./reading.js";
@@ -53,7 +53,7 @@ class Head {
     this.facts = Object.fromEntries(["Agent", "Conversation", "Created", "Age", "Stop reason", "Lease"].map((name) => [name, h("dd")]));
     const copy = copyButton();
     mendCopy(copy, id);
-    this.element = h("div", { class: "run-head" }, h("div", { class: "run-title" }, h("h1", { text: id }), copy), this.state, h("div", { class: "row" }, this.toggle, this.check, this.cancel));
+    this.element = h("div", { class: "run-head" }, h("div", { class: "run-title" }, h("h1", { text: unturned(id) }), copy), this.state, h("div", { class: "row" }, this.toggle, this.check, this.cancel));
     this.list = h("dl", { class: "panel facts" }, ...Object.entries(this.facts).map(([name, dd]) => h("div", { title: name === "Lease" ? "How long ago its writer gave the last sign of life, and how long one counts" : null }, h("dt", { text: name }), dd)));
     for (const [name, query] of [["Agent", "agent_id"], ["Conversation", "conversation_id"]]) this.facts[name].append(h("a", { class: "mono", "data-of": query }), copyButton());
   }
@@ -318,7 +318,7 @@ export const runView = ({ id, session }) => {
     h("div", { class: "panel-head" }, h("h2", { text: "Conversation" }), h("span", { class: "quiet", text: "put together from the chunks" })), reading.element);
   const element = h("div", { class: "run" }, head.element, note, alert, head.list, proof.element, timeline.element, h("div", { class: "sides" }, conversation, chunks.element), ...panels.elements);
   return {
-    title: `Run ${short(id)}`,
+    title: `Run ${unturned(short(id))}`,
     element,
     rest: () => following.rest(),
     wake: () => following.wake(),
