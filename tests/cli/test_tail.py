@@ -7,6 +7,7 @@ import signal
 import socket
 import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -137,18 +138,21 @@ async def test_what_became_of_a_run_is_said_behind_its_end_as_well(
     )
 
 
-async def test_interrupted_it_says_how_to_come_back(stack: Stack) -> None:
-    """Ctrl-C leaves the run alone, and names the cursor; what follows it is the rest."""
-    async with stack.live(3) as (run_id, _), command("tail", run_id, "--json", "--url", stack.base) as tail:
+async def test_interrupted_it_says_how_to_come_back(stack: Stack, tmp_path: Path) -> None:
+    """Ctrl-C leaves the run alone, and names the cursor, and the options that were given; what follows is the rest."""
+    key_file = tmp_path / "a key"
+    key_file.write_text("rsk_x")
+    options = ("--json", "--url", stack.base, "--key-file", str(key_file))
+    async with stack.live(3) as (run_id, _), command("tail", run_id, *options) as tail:
         await wait_until(lambda: len(tail.lines) >= 4, 20)
         tail.send_signal(signal.SIGINT)
         shown = await finished(tail)
         assert shown.code == 130
         cursor = shown.json[-1]["seq_id"]
-        assert shown.complaint.endswith(f"runstream tail {run_id} --after {cursor}")
+        assert shown.complaint.endswith(shlex.join(["runstream", "tail", run_id, "--after", str(cursor), *options]))
         stack.puppet.say(run_id)
         stack.puppet.finish(run_id)
-        rest = await done("tail", run_id, "--json", "--after", str(cursor), "--url", stack.base)
+        rest = await done("tail", *shlex.split(shown.complaint.partition("runstream tail ")[2]))
     assert [line["message_type"] for line in rest.json] == ["assistant_message", "stop_reason", "usage_statistics"]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, TypeAlias
 
 import typer
 
-__all__ = ["PLAIN", "AsJson", "Key", "LogJson", "LogLevel", "NatsUrl", "Patience", "Url"]
+__all__ = ["PLAIN", "AsJson", "Key", "LogJson", "LogLevel", "NatsUrl", "Patience", "Url", "given_again"]
 
 PLAIN: Final[dict[str, Any]] = {"rich_markup_mode": None, "add_completion": False, "pretty_exceptions_enable": False}
 """A command as this command line has it. Without markup: a default in brackets would be taken for a style."""
@@ -43,3 +43,17 @@ LogJson: TypeAlias = Annotated[
         help="How logs look, on stderr. [text on a terminal, else JSON]",
     ),
 ]
+
+
+def given_again(context: typer.Context, *names: str) -> list[str]:
+    """Return those of these parameters that stood on the command line, as they would stand on another.
+
+    What the environment says, it says to the next command, too.
+    """
+    words: list[str] = []
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name in names and source is not None and source.name == "COMMANDLINE":
+            value = context.params[option.name]
+            words += [option.opts[0], *([] if value is True else [str(value)])]
+    return words

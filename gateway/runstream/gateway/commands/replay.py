@@ -12,10 +12,10 @@ import typer
 from runstream.gateway.commands.client import Client
 from runstream.gateway.commands.exits import OF_CLIENTS, CommandError, Exit, Failed, Unreachable, run
 from runstream.gateway.commands.following import Follower
-from runstream.gateway.commands.options import PLAIN, AsJson, Key, Patience, Url
+from runstream.gateway.commands.options import PLAIN, AsJson, Key, Patience, Url, given_again
 from runstream.gateway.commands.pace import Pace, speed_of
 from runstream.gateway.commands.settings import GATEWAY_URL
-from runstream.gateway.commands.tail import Shown, newest_run
+from runstream.gateway.commands.tail import AGAIN, Shown, newest_run
 
 if TYPE_CHECKING:
     from runstream.gateway.commands.events import Event
@@ -29,6 +29,7 @@ RETRY_SECONDS: Final = 0.2
 
 @command.command(epilog=OF_CLIENTS)
 def replay(  # noqa: PLR0917  # typer reads options off the parameters
+    context: typer.Context,
     target: Annotated[str, typer.Argument(help="A run; or a conversation or an agent: its newest run.")],
     speed: Annotated[str, typer.Option(help="1x: as it went; 10x; 0.5x; max: at once.")] = "1x",
     as_json: AsJson = False,  # noqa: FBT002  # typer's way
@@ -37,7 +38,7 @@ def replay(  # noqa: PLR0917  # typer reads options off the parameters
     key_file: Key = None,
 ) -> None:
     """Show a run again as it went, in its own time. One that goes on is then followed."""
-    shown = Shown(as_json=as_json)
+    shown = Shown(as_json=as_json, again=given_again(context, *AGAIN))
     raise SystemExit(run(_replay(Client(url, key_file), target, shown, speed=speed, patience=patience)))
 
 

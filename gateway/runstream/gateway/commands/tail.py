@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import sys
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -15,26 +16,31 @@ from runstream.gateway.commands.events import DONE
 from runstream.gateway.commands.exits import OF_CLIENTS, CommandError, Exit, Missing, Usage, run, tell
 from runstream.gateway.commands.following import Follower
 from runstream.gateway.commands.ids import check_target
-from runstream.gateway.commands.options import PLAIN, AsJson, Key, Patience, Url
+from runstream.gateway.commands.options import PLAIN, AsJson, Key, Patience, Url, given_again
 from runstream.gateway.commands.output import Output
 from runstream.gateway.commands.said import Transcript
 from runstream.gateway.commands.settings import GATEWAY_URL
 from runstream.gateway.commands.terminal import counted
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from runstream.gateway.commands.events import Event
 
-__all__ = ["Shown", "command", "newest_run"]
+__all__ = ["AGAIN", "Shown", "command", "newest_run"]
 
 command = typer.Typer(**PLAIN)
 
 NEXT_SECONDS: Final = 1.0
 """How often a conversation is asked for its next run."""
+AGAIN: Final = ("as_json", "patience", "url", "key_file")
+"""What whoever comes back would give again."""
 FILTERS: Final = {"conv-": "conversation_id", "agent-": "agent_id"}
 
 
 @command.command(epilog=OF_CLIENTS)
 def tail(  # noqa: PLR0917  # typer reads options off the parameters
+    context: typer.Context,
     target: Annotated[str, typer.Argument(help="A run; or a conversation or an agent: its newest run.")],
     after: Annotated[int, typer.Option(min=0, metavar="SEQ", help="Begin after this seq_id of the run.")] = 0,
     forever: Annotated[  # noqa: FBT002  # typer's way
@@ -46,7 +52,7 @@ def tail(  # noqa: PLR0917  # typer reads options off the parameters
     key_file: Key = None,
 ) -> None:
     """Follow a run to its end, through cuts and restarts. Shows its text, or its chunks as lines of JSON."""
-    shown = Shown(as_json=as_json)
+    shown = Shown(as_json=as_json, again=given_again(context, *AGAIN))
     raise SystemExit(run(_tail(Client(url, key_file), target, after, shown, patience=patience, forever=forever)))
 
 
@@ -118,12 +124,14 @@ async def _runs(client: Client, target: str, patience_seconds: float, **query: s
 class Shown:
     """What came of a run, shown: as text, or as lines of JSON; and what became of it."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, *, as_json: bool, again: Sequence[str]) -> None:
         self.stop_reason: str | None = None
         self.has_shown = False
         """Whether anything of a run came, its end aside."""
         self._failed = False
         self._as_json = as_json
+        self._again = again
+        """The options to come back with."""
         self._transcript = Transcript(Output())
         self._usage = ""
         self._is_away = False
@@ -174,4 +182,5 @@ class Shown:
         """Say how to go on."""
         if not self._as_json:
             self._transcript.end_line()
-        tell(f"The run is left alone. To come back: runstream tail {run_id} --after {cursor}")
+        words = ["runstream", "tail", run_id, "--after", str(cursor), *self._again]
+        tell(f"The run is left alone. To come back: {shlex.join(words)}")
