@@ -1,6 +1,8 @@
 """`runstream replay`: a run's events in the time that they took, at any speed."""
 
 import itertools
+import shlex
+import signal
 import time
 from contextlib import aclosing
 
@@ -13,8 +15,10 @@ from runstream.gateway.commands.exits import Usage
 from runstream.gateway.commands.following import Follower
 from runstream.gateway.commands.pace import Pace, speed_of
 from tests.cli.test_tail import chunks_of, without_pings
-from tests.support.commands import done
+from tests.support.commands import CLEAN, done
+from tests.support.processes import running, runstream
 from tests.support.proxy import Proxy
+from tests.support.services import SOURCE
 from tests.support.stack import Stack
 from tests.support.waiting import wait_until
 
@@ -57,6 +61,19 @@ async def test_a_replay_is_the_run_in_no_less_than_its_time(stack: Stack) -> Non
     took = time.monotonic() - began
     assert (shown.code, without_pings(shown.json)) == (0, chunks_of(events))
     assert took >= offsets[-1]
+
+
+async def test_interrupted_it_says_how_to_see_the_rest(stack: Stack) -> None:
+    """Ctrl-C ends the line that it came in, and names the cursor of what was shown last, and not of what came last."""
+    run_id, events = await stack.finished({"chunks": 60, "interval_ms": 50, "reasoning": True})
+    replay = shlex.join(runstream("replay", run_id, "--speed", "0.5x", "--url", stack.base))
+    async with running("bash", "-c", f"exec {replay} 2>&1", env={**SOURCE, **CLEAN}) as process:
+        await wait_until(lambda: len(process.lines) > 0, 20)
+        process.send_signal(signal.SIGINT)
+        assert await process.wait(20) == 130
+    assert process.lines[-1].startswith("runstream: The run is left alone. To come back: runstream tail ")
+    rest = await done(*shlex.split(process.lines[-1].partition("back: runstream ")[2]), "--json")
+    assert 0 < len(rest.json) < len(chunks_of(events))
 
 
 async def pause(seconds: float) -> None:

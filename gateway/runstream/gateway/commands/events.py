@@ -20,6 +20,11 @@ class Event:
     data: str
     id: str | None = None
 
+    @property
+    def sequence(self) -> int | None:
+        """Its place in the log; None for a ping, which may come any number of times."""
+        return int(self.id) if self.id is not None and self.id.isdecimal() else None
+
 
 class Events:
     """Cuts bytes, in whatever pieces they come, into events. `retry_seconds` is what the server last asked for."""

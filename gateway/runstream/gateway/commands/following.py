@@ -109,7 +109,7 @@ class Follower:
 
     def _is_new(self, event: Event) -> bool:
         """Move the cursor on, if this event was not there before."""
-        seq = _sequence(event)
+        seq = event.sequence
         if seq is None:
             return True
         is_new = seq > self.cursor
@@ -131,8 +131,3 @@ def _check(event: Event) -> None:
     """Raise `ValueError` for an event whose data is neither a JSON object nor `[DONE]`."""
     if event.data != DONE and not isinstance(json.loads(event.data), dict):
         raise ValueError("a chunk is a JSON object.")
-
-
-def _sequence(event: Event) -> int | None:
-    """Read an event's place in the log; None for a ping, which may come any number of times."""
-    return int(event.id) if event.id is not None and event.id.isdecimal() else None

@@ -49,10 +49,11 @@ async def _replay(client: Client, target: str, shown: Shown, *, speed: str, pati
         run_id = await newest_run(client, target, patience)
         timing = _Timing(client, run_id, pace, patience)
         follower = Follower(client, run_id, patience_seconds=patience, away=shown.away)
-        async with aclosing(follower.events()) as events:
-            async for event in events:
-                await timing.wait(event)
-                shown.show(event)
+        with shown.resumable(run_id):
+            async with aclosing(follower.events()) as events:
+                async for event in events:
+                    await timing.wait(event)
+                    shown.show(event)
         return shown.outcome
 
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import shlex
 import sys
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -23,7 +23,7 @@ from runstream.gateway.commands.settings import GATEWAY_URL
 from runstream.gateway.commands.terminal import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from runstream.gateway.commands.events import Event
 
@@ -64,13 +64,10 @@ async def _tail(client: Client, target: str, after: int, shown: Shown, *, patien
         run_id = await newest_run(client, target, patience)
         while True:
             follower = Follower(client, run_id, after=after, patience_seconds=patience, away=shown.away)
-            try:
+            with shown.resumable(run_id, after):
                 async with aclosing(follower.events()) as events:
                     async for event in events:
                         shown.show(event)
-            except asyncio.CancelledError:
-                shown.interrupted(run_id, follower.cursor)
-                raise
             if not forever:
                 return await _outcome(client, run_id, after, shown, patience)
             run_id, after = await _next_run(client, target, run_id, patience), 0
@@ -129,6 +126,8 @@ class Shown:
         self.has_shown = False
         """Whether anything of a run came, its end aside."""
         self._failed = False
+        self._cursor = 0
+        """The sequence of the last event that was shown, or what the run is shown from."""
         self._as_json = as_json
         self._again = again
         """The options to come back with."""
@@ -155,6 +154,7 @@ class Shown:
     def show(self, event: Event) -> None:
         """Show an event."""
         self._is_away = False
+        self._cursor = event.sequence or self._cursor
         chunk = None if event.data == DONE else json.loads(event.data)
         if event.name != "message":
             self._failed = True
@@ -178,9 +178,17 @@ class Shown:
             tell(f"{reason} Coming back…")
         self._is_away = True
 
-    def interrupted(self, run_id: str, cursor: int) -> None:
-        """Say how to go on."""
-        if not self._as_json:
-            self._transcript.end_line()
-        words = ["runstream", "tail", run_id, "--after", str(cursor), *self._again]
-        tell(f"The run is left alone. To come back: {shlex.join(words)}")
+    @contextmanager
+    def resumable(self, run_id: str, after: int = 0) -> Iterator[None]:
+        """Show a run from a cursor on; whoever breaks that off with Ctrl-C is told how to go on."""
+        self._cursor = after
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self._as_json:
+                self._transcript.end_line()
+            tell(f"The run is left alone. To come back: {self._command(run_id)}")
+            raise
+
+    def _command(self, run_id: str) -> str:
+        return shlex.join(["runstream", "tail", run_id, "--after", str(self._cursor), *self._again])
