@@ -83,7 +83,8 @@ async def test_nats_away_is_found() -> None:
     """Where it was looked for is said."""
     (port,) = free_ports(1)
     (found,) = await looked(f"nats://127.0.0.1:{port}")
-    assert (found["check"], f"127.0.0.1:{port}" in found["says"]) == ("nats", True)
+    assert found["check"] == "nats"
+    assert found["says"] == f"Cannot reach NATS at nats://127.0.0.1:{port}: connection refused."
 
 
 async def test_a_setting_that_is_wrong_is_found() -> None:
@@ -100,8 +101,14 @@ async def test_jetstream_that_is_off_is_found(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with running(str(find_binary()), "-a", "127.0.0.1", "-p", str(port), cwd=tmp_path) as server:
         await wait_until(lambda: any("Server is ready" in line for line in server.errors), 20)
-        found = await looked(f"nats://127.0.0.1:{port}")
-    assert [each["check"] for each in found] == ["jetstream"]
+        url = f"nats://127.0.0.1:{port}"
+        found = await looked(url)
+        assert [each["check"] for each in found] == ["jetstream"]
+        assert "JetStream is off" in found[0]["says"]
+        refused = await done("provision", "--nats-url", url)
+    assert refused.code == 3
+    assert "JetStream is off in this NATS, or for this account. Switch it on: " in refused.complaint
+    assert "$JS.API" not in found[0]["says"] + refused.complaint
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -169,6 +176,7 @@ async def test_what_a_user_of_nats_may_not_do_is_found(tmp_path: Path) -> None:
         nobody = BrokerSettings(nats_url=server.url, nats_ca=server.ca)
         (found,) = await found_by(nobody, "gateway")
         assert (found.check, "does not let this user in" in found.says) == ("nats", True)
+        assert found.do.startswith("Name a user that it knows: ")
 
 
 # -- what no test can make of a real server ---------------------------------------------------------------------------

@@ -7,9 +7,12 @@ import pytest
 import pytest_asyncio
 
 from runstream.broker.connection import Connection
+from runstream.broker.errors import Unavailable
 from runstream.broker.jetstream import JetStream
 from runstream.broker.settings import BrokerSettings, resolved
 from runstream.broker.topology import written
+from runstream.gateway.commands.telling import ending
+from tests.security.nats import guarded_nats
 from tests.support.commands import done
 from tests.support.nats import NatsServer
 from tests.support.services import service
@@ -65,6 +68,45 @@ async def test_a_plan_shows_what_differs_and_apply_changes_it(nats_url: str, jet
     assert (await jetstream.api("STREAM.INFO.RUNS_0", None))["config"]["max_age"] == 2 * 3600e9
     again = await done("provision", "--plan", *other)
     assert (again.code, again.lines) == (0, ["nothing to do: everything is there, and as this configuration says"])
+
+
+async def test_who_may_not_make_streams_is_told_who_may(tmp_path: Path) -> None:
+    """As another role it is 4, and the remedy is another user, and not another NATS."""
+    async with guarded_nats(tmp_path) as server:
+        env = {**server.environment("writer"), "RUNSTREAM_NATS_INBOX_PREFIX": "_INBOX_writer"}
+        refused = await done("provision", env=env)
+    assert refused.code == 4
+    assert "Run it as a user of NATS who may, which is that of the role provision" in refused.complaint
+    assert "$JS.API.STREAM." in refused.complaint
+
+
+async def test_a_key_is_revoked_only_where_that_can_be_kept(nats_url: str) -> None:
+    """In a NATS without streams it is said how they are made."""
+    refused = await done("keys", "revoke", "rsk_0123456789ab", "--nats-url", nats_url)
+    assert (refused.code, refused.lines) == (3, [])
+    said = "What runstream needs is not in this NATS. Run `runstream provision` first, which makes it."
+    assert refused.errors == [f"runstream: {said}"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("connection refused", "Cannot reach NATS at nats://n: connection refused"),
+        ("TimeoutError", "Cannot reach NATS at nats://n: it does not answer"),
+        ("[Errno -2] Name or service not known", "Cannot reach NATS at nats://n: Name or service not known"),
+    ],
+)
+def test_why_nats_cannot_be_reached_is_said_once_and_in_words(reason: str, said: str) -> None:
+    """Neither with what else an outage may be, nor as Python calls it."""
+    told, code = ending(Unavailable(f"Cannot reach NATS at nats://n: {reason}"))
+    assert told.startswith(f"{said}. --nats-url or RUNSTREAM_NATS_URL says where NATS is")
+    assert code == 3
+
+
+def test_a_nats_that_answers_late_is_not_looked_for() -> None:
+    """It is where it was said to be."""
+    told, code = ending(Unavailable("no answer within 2 s"))
+    assert ("--nats-url" in told, "Try again" in told, code) == (False, True, 3)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE, JetStream
 from runstream.broker.keys import pulse_key, subject_of
 from runstream.broker.settings import without_password
 from runstream.broker.topology import INDEX_STREAM, check_server, plan_streams, plan_workers, streams_of
+from runstream.gateway.commands.telling import outage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -50,6 +51,7 @@ FULL_SHARE: Final = 0.85
 TRIES: Final = 5
 IMPOSSIBLE: Final = str(2**62)
 DOCTOR: Final = "doctor"
+ALLOW: Final = "Allow it to this user of NATS: deploy/nats/nats-server.conf has what each role needs. Or see --role."
 
 _ENTRIES: Final = ("run", "request", "lease", "claim", "otid", "conversation", "agent", "approval")
 WRITES: Final[Mapping[Role, tuple[str, ...]]] = {
@@ -87,15 +89,18 @@ class Finding(msgspec.Struct, frozen=True):
 
 async def diagnose(settings: BrokerSettings, role: Role) -> AsyncIterator[Finding]:
     """Yield what each check comes to, in an order in which the first problem is the one to mend first."""
-    check, do = "nats", "Start nats-server, or set --nats-url and RUNSTREAM_NATS_… to it."
+    was_let_in = False
     try:
         async with _connected(settings, role) as jetstream:
-            check, do = "jetstream", "Repeat it; `nats server report jetstream` shows streams that have no leader."
+            was_let_in = True
             yield Finding("nats", "fine", f"{without_password(settings.nats_url)} answers")
             async for finding in _checked(jetstream, settings, role):
                 yield finding
     except Unavailable as error:
-        yield Finding(check, "problem", str(error), do)
+        says, do = outage(error)
+        if was_let_in:
+            do = "Repeat it; `nats server report jetstream` shows streams that have no leader"
+        yield Finding("jetstream" if was_let_in else "nats", "problem", f"{says}.", f"{do}.")
 
 
 @asynccontextmanager
@@ -114,12 +119,8 @@ async def _checked(jetstream: JetStream, settings: BrokerSettings, role: Role) -
     try:
         info = await _index_info(jetstream)
     except Unavailable as error:
-        yield Finding(
-            "jetstream",
-            "problem",
-            f"JetStream does not answer: {error}",
-            f"Switch it on (`jetstream {{}}`) in this account of nats-server, and let the {role} ask it.",
-        )
+        says, do = outage(error)
+        yield Finding("jetstream", "problem", f"{says}.", ALLOW if isinstance(error, Refused) else f"{do}.")
         return
     yield await _permissions(jetstream, role, has_streams=info is not None)
     async for finding in _drift(jetstream, settings):
@@ -175,8 +176,7 @@ async def _permissions(jetstream: JetStream, role: Role, *, has_streams: bool) -
             refused.append(f"subscribe {subject}")
         await subscription.close()
     if refused:
-        do = "Allow it to this user of NATS: deploy/nats/nats-server.conf has what each role needs. Or see --role."
-        return Finding("permissions", "problem", f"As {role} it may not {', '.join(refused)}.", do)
+        return Finding("permissions", "problem", f"As {role} it may not {', '.join(refused)}.", ALLOW)
     return Finding("permissions", "fine", f"as {role} it may do what that takes")
 
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from runstream.broker.connection import WHERE_NATS_IS
-from runstream.broker.errors import BrokerError, InvalidAgent, InvalidSettings, Refused, Unavailable
+from runstream.broker.errors import (
+    BrokerError,
+    InvalidAgent,
+    InvalidSettings,
+    NoResponders,
+    NotLetIn,
+    Refused,
+    Unavailable,
+)
 from runstream.gateway.commands.exits import Exit, tell
 from runstream.gateway.logs import configure_logs
 from runstream.gateway.process import CannotStart, WronglyAsked
@@ -16,7 +25,47 @@ if TYPE_CHECKING:
 
     from runstream.gateway.place import Place
 
-__all__ = ["ending", "told"]
+__all__ = ["Outage", "ending", "outage", "told"]
+
+IN_WORDS: Final = {r": TimeoutError$": ": it does not answer", r"\[Errno -?\d+\] ": ""}
+"""What stands in the words of Python."""
+OF_JETSTREAM: Final = "$JS.API."
+
+
+class Outage(NamedTuple):
+    """What is in the way of NATS, and what to do about it: sentences, without their last full stop."""
+
+    says: str
+    do: str
+
+
+def outage(error: Unavailable) -> Outage:
+    """Say what is in the way of NATS, and what to do about that."""
+    match error:
+        case NotLetIn():
+            return Outage(
+                error.detail,
+                "Name a user that it knows: RUNSTREAM_NATS_CREDENTIALS, RUNSTREAM_NATS_NKEY, or in the URL",
+            )
+        case NoResponders() if error.detail.startswith(OF_JETSTREAM):
+            return Outage(
+                "JetStream is off in this NATS, or for this account",
+                "Switch it on: `nats-server -js`, or `jetstream {}` in its configuration and the account's",
+            )
+        case NoResponders():
+            return Outage("What runstream needs is not in this NATS", "Run `runstream provision` first, which makes it")
+        case Refused():
+            return Outage(
+                f"NATS does not let this user do that: {error.detail.rstrip('.')}",
+                "Run it as a user of NATS who may, which is that of the role provision: deploy/nats/nats-server.conf "
+                "has what each role needs",
+            )
+        case _ if error.detail.startswith("Cannot reach NATS"):
+            says = error.detail.rstrip(".")
+            for pattern, words in IN_WORDS.items():
+                says = re.sub(pattern, words, says)
+            return Outage(says, WHERE_NATS_IS)
+    return Outage(str(error).rstrip("."), "Try again; `runstream doctor` looks for what is wrong")
 
 
 def ending(error: CannotStart | BrokerError) -> tuple[str, Exit]:
@@ -24,10 +73,9 @@ def ending(error: CannotStart | BrokerError) -> tuple[str, Exit]:
     match error:
         case InvalidSettings() | InvalidAgent() | WronglyAsked():
             return str(error), Exit.USAGE
-        case Refused():
-            return str(error), Exit.REFUSED
         case Unavailable():
-            return f"{str(error).rstrip('.')}. {WHERE_NATS_IS}.", Exit.UNREACHABLE
+            code = Exit.REFUSED if isinstance(error, Refused) else Exit.UNREACHABLE
+            return "{}. {}.".format(*outage(error)), code
     return str(error), Exit.FAILED
 
 
