@@ -114,7 +114,10 @@ async def test_keys_are_shown_from_the_environment_or_a_file(nats_server: NatsSe
         refused = await done("runs", *where)
         assert refused.code == 4
         assert "Set RUNSTREAM_KEY, or --key-file" in refused.complaint
-        assert (await done("runs", *where, env={"RUNSTREAM_KEY": "rsk_x_y"})).code == 4
+        for args in (("runs", *where), ("tail", new_run_id(), *where), ("publish", "--url", stack.broker_base)):
+            unknown = await done(*args, env={"RUNSTREAM_KEY": "rsk_x_y"}, said=b"")
+            assert unknown.code == 4
+            assert unknown.complaint.startswith("runstream: This is no key. (401) Set RUNSTREAM_KEY")
         assert (await done("runs", *where, env={"RUNSTREAM_KEY": key})).code == 0
         assert (await done("runs", *where, "--key-file", str(key_file))).code == 0
         assert (await done("publish", "--url", stack.broker_base, env={"RUNSTREAM_KEY": key}, said=b"x")).code == 4

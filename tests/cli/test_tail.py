@@ -22,16 +22,20 @@ from aiohttp import (
     web,
 )
 
+from runstream.broker.auth.revoking import revoke
 from runstream.gateway.commands.client import Client
 from runstream.gateway.commands.terminal import counted, harmless
+from runstream.gateway.keys import revoked_by
 from runstream.schemas import new_agent_id, new_run_id
+from tests.support.auth import Client as Caller
+from tests.support.auth import KeyFile
 from tests.support.commands import CLEAN, command, done, finished
 from tests.support.http import Event, open_stream
-from tests.support.nats import free_ports
+from tests.support.nats import NatsServer, free_ports
 from tests.support.processes import running, runstream
 from tests.support.proxy import Proxy, random_cuts
 from tests.support.services import SOURCE, service
-from tests.support.stack import Stack, listener, message, url_of
+from tests.support.stack import PUPPET, Stack, listener, message, stack_running, url_of
 from tests.support.waiting import wait_until
 
 KEY: Any = SimpleNamespace(host="127.0.0.1", port=1, ssl=True)
@@ -154,6 +158,28 @@ async def test_interrupted_it_says_how_to_come_back(stack: Stack, tmp_path: Path
         stack.puppet.finish(run_id)
         rest = await done("tail", *shlex.split(shown.complaint.partition("runstream tail ")[2]))
     assert [line["message_type"] for line in rest.json] == ["assistant_message", "stop_reason", "usage_statistics"]
+
+
+async def test_a_key_that_stands_no_more_ends_it_with_how_to_come_back(nats_server: NatsServer, tmp_path: Path) -> None:
+    """It is 4, and said why the key was refused, and with which cursor the next one goes on."""
+    keys = KeyFile(tmp_path / "keys")
+    key = keys.add(scopes="runs:read runs:write")
+    async with stack_running(nats_server.url, auth=keys.settings) as stack, contextlib.AsyncExitStack() as opened:
+        start = Caller(stack.base, key).stream(f"/v1/agents/{new_agent_id()}/messages/stream", message(PUPPET))
+        (ping,) = await (await opened.enter_async_context(start)).take(1)
+        run_id = ping.json["run_id"]
+        stack.puppet.say(run_id)
+        options = ("--json", "--url", stack.base)
+        tail = await opened.enter_async_context(command("tail", run_id, *options, env={"RUNSTREAM_KEY": key}))
+        await wait_until(lambda: any("assistant_message" in line for line in tail.lines), 20)
+        await revoke(stack.jetstream, revoked_by(key).id)
+        shown = await finished(tail)
+        stack.puppet.finish(run_id)
+    assert shown.code == 4
+    assert "revoked" in shown.complaint
+    assert "(401) Set RUNSTREAM_KEY" in shown.complaint
+    words = ["runstream", "tail", run_id, "--after", str(without_pings(shown.json)[-1]["seq_id"]), *options]
+    assert shown.complaint.endswith(f"To come back: {shlex.join(words)}")
 
 
 async def test_a_conversation_is_followed_from_run_to_run(stack: Stack) -> None:

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import ssl
 import time
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 from urllib.parse import urlsplit
 
 import aiohttp
+from aiohttp import hdrs
 
 from runstream.gateway.commands.exits import Failed, Missing, Refused, Unreachable, Usage
 from runstream.gateway.commands.settings import key_for
@@ -35,6 +37,9 @@ SHOWN_CHARACTERS: Final = 300
 
 AWAY: Final = (aiohttp.ClientError, TimeoutError, OSError)
 """What it raises when nobody is there, or nobody any more."""
+NO_HEADERS: Final[Mapping[str, str]] = {}
+DESCRIPTION: Final = re.compile(r'error_description="([^"]+)"')
+"""Why a key was refused, as RFC 6750 has it; the answer itself says that it was."""
 PASSING: Final = frozenset({408, 429, 502, 503, 504})
 """What a server, or one in front of it, answers when it would be another matter a moment later."""
 
@@ -108,7 +113,7 @@ class Client:
         except AWAY as error:
             raise self.away(error) from error
         if answer.status >= 300:  # noqa: PLR2004  # redirects are none here
-            raise refusal(answer.status, text, self.url)
+            raise refusal(answer.status, text, self.url, answer.headers)
         try:
             return json.loads(text)
         except ValueError as error:
@@ -147,12 +152,16 @@ def _tls(error: aiohttp.ClientSSLError) -> str:
     return (reason or str(cause)).replace("_", " ").lower()
 
 
-def refusal(status: int, text: str, url: str) -> CommandError:  # noqa: PLR0911  # a table
+def refusal(  # noqa: PLR0911  # a table
+    status: int, text: str, url: str, headers: Mapping[str, str] = NO_HEADERS
+) -> CommandError:
     """Make the error that an answer's status stands for, with the answer's own words."""
     said = _detail(text)
     match status:
         case 401:
-            return Refused(f"{said} (401) Set RUNSTREAM_KEY, or --key-file, to a key that is good at {url}.")
+            described = DESCRIPTION.search(headers.get(hdrs.WWW_AUTHENTICATE, ""))
+            why = said if described is None else described[1]
+            return Refused(f"{why} (401) Set RUNSTREAM_KEY, or --key-file, to a key that is good at {url}.")
         case 403:
             return Refused(f"{said} (403)")
         case 404 if _is_of_a_broker(text):

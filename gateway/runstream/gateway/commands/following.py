@@ -87,7 +87,8 @@ class Follower:
                 yield Event("message", DONE)
                 return
             if answer.status != 200:  # noqa: PLR2004  # OK
-                raise refusal(answer.status, await answer.text(errors="replace"), self._client.url)
+                text = await answer.text(errors="replace")
+                raise refusal(answer.status, text, self._client.url, answer.headers)
             if answer.content_type != "text/event-stream":
                 raise Failed(f"{self._client.url} answers with {answer.content_type}: is it a runstream gateway?")
             async with aclosing(self._read(answer)) as events:

@@ -13,7 +13,17 @@ import typer
 
 from runstream.gateway.commands.client import Client
 from runstream.gateway.commands.events import DONE
-from runstream.gateway.commands.exits import OF_CLIENTS, CommandError, Exit, Missing, Usage, run, tell
+from runstream.gateway.commands.exits import (
+    OF_CLIENTS,
+    CommandError,
+    Exit,
+    Missing,
+    Refused,
+    Unreachable,
+    Usage,
+    run,
+    tell,
+)
 from runstream.gateway.commands.following import Follower
 from runstream.gateway.commands.ids import check_target
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Patience, Url, given_again
@@ -180,15 +190,23 @@ class Shown:
 
     @contextmanager
     def resumable(self, run_id: str, after: int = 0) -> Iterator[None]:
-        """Show a run from a cursor on; whoever breaks that off with Ctrl-C is told how to go on."""
+        """Show a run from a cursor on; when it is broken off, by Ctrl-C or by the server, it is said how to go on."""
         self._cursor = after
         try:
             yield
+        except (Refused, Unreachable) as error:
+            self._end_line()
+            if self._cursor > after:
+                error.args = (f"{error} To come back: {self._command(run_id)}",)
+            raise
         except asyncio.CancelledError:
-            if not self._as_json:
-                self._transcript.end_line()
+            self._end_line()
             tell(f"The run is left alone. To come back: {self._command(run_id)}")
             raise
+
+    def _end_line(self) -> None:
+        if not self._as_json:
+            self._transcript.end_line()
 
     def _command(self, run_id: str) -> str:
         return shlex.join(["runstream", "tail", run_id, "--after", str(self._cursor), *self._again])

@@ -26,6 +26,7 @@ FIRST_DELAY_SECONDS: Final = 0.1
 LONGEST_DELAY_SECONDS: Final = 1.0
 TRIES_PER_LEASE: Final = 8
 STORE_FULL: Final = 507
+NOT_KNOWN: Final = 401
 NOT_FOUND: Final = 404
 CONFLICT: Final = 409
 TOO_LARGE: Final = 413
@@ -131,6 +132,8 @@ class Writing:
         headers = {"Expected-Index": str(self.index)} if path.endswith(("/chunks", "/end", "/fail")) else {}
         async with self._client.answer("POST", path, body=body, headers=headers, silence=ANSWER_SECONDS) as answer:
             text = await answer.text(errors="replace")
+            if answer.status == NOT_KNOWN:
+                raise refusal(answer.status, text, self._client.url, answer.headers)
             try:
                 said = json.loads(text)
             except ValueError:
