@@ -6,7 +6,7 @@ import shlex
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -247,13 +247,20 @@ async def test_what_is_no_url_is_exit_code_2(url: str) -> None:
     assert "Write the server's URL as http://host:8283" in shown.complaint
 
 
-@contextlib.asynccontextmanager
-async def answering(body: bytes, media: str = "text/event-stream", status: int = 200) -> AsyncIterator[str]:
-    """A server that answers everything with this, and nothing more; where it is."""
+def answering(
+    body: bytes, media: str = "text/event-stream", status: int = 200
+) -> contextlib.AbstractAsyncContextManager[str]:
+    """A server that answers everything with this, and nothing more."""
 
     async def answer(_: web.Request) -> web.Response:
         return web.Response(status=status, body=body, headers={"Content-Type": media})
 
+    return served(answer)
+
+
+@contextlib.asynccontextmanager
+async def served(answer: Callable[[web.Request], Awaitable[web.Response]]) -> AsyncIterator[str]:
+    """A server that answers everything so; where it is."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)
     runner = web.AppRunner(app)
@@ -281,6 +288,20 @@ async def test_who_only_says_to_come_back_or_is_no_gateway_is_left(body: bytes, 
         shown = await done("tail", new_run_id(), "--patience", "0.5", "--url", url)
     assert shown.code == code
     assert shown.complaint
+
+
+async def test_what_keeps_a_stream_from_beginning_is_said() -> None:
+    """A stream says only when to come back: the run is asked for, once patience is over, and not a pause later."""
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path.endswith("/stream"):
+            return web.Response(body=b"retry: 600000\n", headers={"Content-Type": "text/event-stream"})
+        return web.json_response({"detail": "The keys cannot be fetched at the moment. Try again."}, status=503)
+
+    async with served(answer) as url:
+        shown = await done("tail", new_run_id(), "--patience", "0.5", "--url", url)
+    said = f"{url} does not serve now: The keys cannot be fetched at the moment. Try again. (503)"
+    assert (shown.code, shown.errors) == (3, [f"runstream: {said}"])
 
 
 async def test_what_a_server_refuses_with_is_one_line_and_moves_no_cursor() -> None:

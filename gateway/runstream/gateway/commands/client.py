@@ -34,6 +34,7 @@ RETRY_SECONDS: Final = 0.5
 SILENCE_SECONDS: Final = 120.0
 """How long a stream may be silent: six of the keep-alive pings that a gateway sends. Beyond, its other end is gone."""
 SHOWN_CHARACTERS: Final = 300
+TRY_AGAIN: Final = "Try again."
 
 AWAY: Final = (aiohttp.ClientError, TimeoutError, OSError)
 """What it raises when nobody is there, or nobody any more."""
@@ -171,7 +172,8 @@ def refusal(  # noqa: PLR0911  # a table
         case 400 | 422:
             return Usage(f"{said} ({status})")
         case _ if status in PASSING:
-            return Unreachable(f"{url} does not serve now: {said} ({status}) Try again.")
+            again = "" if said.endswith(TRY_AGAIN) else f" {TRY_AGAIN}"
+            return Unreachable(f"{url} does not serve now: {said} ({status}){again}")
     return Failed(f"{url} answered {status}: {said}")
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from runstream.gateway.commands.client import AWAY, SILENCE_SECONDS, refusal
 from runstream.gateway.commands.events import DONE, Event, Events
-from runstream.gateway.commands.exits import Failed, Unreachable
+from runstream.gateway.commands.exits import CommandError, Failed, Missing, Refused, Unreachable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -29,6 +29,10 @@ __all__ = ["Follower"]
 FIRST_DELAY_SECONDS: Final = 0.2
 LONGEST_DELAY_SECONDS: Final = 5.0
 NOTHING_FOLLOWS: Final = 204
+
+
+class CutOff(Unreachable):
+    """A stream has ended before its run, without a word."""
 
 
 class Follower:
@@ -64,7 +68,7 @@ class Follower:
                         yield event
                         if event.data == DONE:
                             return
-                lost = Unreachable(f"{self._client.url} cut the connection, and has nothing more to say.")
+                lost: CommandError = CutOff(f"{self._client.url} cut the connection, and has nothing more to say.")
             except Unreachable as error:
                 lost = error
             except AWAY as error:
@@ -72,11 +76,24 @@ class Follower:
             # Also for a gateway that is full, or without NATS, which answers, and says nothing. Counted from the first
             # failure and not from the last event: whoever takes events may have taken hours over one.
             self._lost_at = self._lost_at or time.monotonic()
-            if time.monotonic() - self._lost_at >= self._patience_seconds:
-                raise lost
+            left = self._lost_at + self._patience_seconds - time.monotonic()
+            if left <= 0:
+                raise await self._last_words(lost)
             self._away(str(lost))
-            await asyncio.sleep(self._delay * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
+            await asyncio.sleep(min(left, self._delay * random.uniform(0.5, 1.5)))  # noqa: S311  # no secret
             self._delay = min(2 * self._delay, LONGEST_DELAY_SECONDS)
+
+    async def _last_words(self, lost: CommandError) -> CommandError:
+        """Ask for the run: a stream that cannot begin says when to come back, and not what is in the way."""
+        if not isinstance(lost, CutOff):
+            return lost
+        try:
+            await self._client.ask("GET", f"/v1/runs/{self.run_id}")
+        except (Missing, Refused, Unreachable) as error:
+            return error
+        except CommandError:
+            pass  # Whoever answers so knows nothing of runs.
+        return lost
 
     async def _connection(self) -> AsyncGenerator[Event]:
         path = f"/v1/runs/{self.run_id}/stream"
