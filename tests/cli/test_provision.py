@@ -43,7 +43,9 @@ async def test_a_plan_shows_what_is_absent_and_changes_nothing(nats_url: str, je
 async def test_a_plan_shows_what_differs_and_apply_changes_it(nats_url: str, jetstream: JetStream) -> None:
     """Both values, as people write them; then there is nothing to do, and the plan is 0."""
     where = ("--nats-url", nats_url)
-    assert (await done("provision", *where)).code == 0
+    made = await done("provision", *where)
+    assert (made.code, "made RUNS_0" in made.lines) == (0, True)
+    assert made.errors == [], "what was made is said twice"
     other = (*where, "--retention", "2h", "--lease-seconds", "1500ms", "--max-run-messages", "1000")
     plan = await done("provision", "--plan", *other)
     assert plan.code == 1

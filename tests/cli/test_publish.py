@@ -219,6 +219,7 @@ async def test_a_line_that_is_no_chunk_ends_the_run_as_failed(stack: Stack, bad:
     made = await done("publish", "--ndjson", "--url", stack.broker_base, said=said)
     assert made.code == 2
     assert any("Line 2 of stdin" in line for line in made.errors)
+    assert f"runstream: Stored of {made.lines[0]}: 1 chunk." in made.errors
     assert await texts_of(stack, made.lines[0]) == ["before"]
     assert await status_of(stack, made.lines[0]) == "failed"
 
@@ -346,7 +347,7 @@ def test_a_line_is_the_same_bytes_whenever_it_is_made() -> None:
 
 
 async def test_what_a_broker_refuses_is_said_in_its_words(stack: Stack) -> None:
-    """What is wrong with an id, and which one it is."""
-    refused = await done("publish", "--agent", "nonsense", "--url", stack.broker_base, said=b"x")
+    """What is wrong, and with what."""
+    refused = await done("publish", "--otid", "x" * 5000, "--url", stack.broker_base, said=b"x")
     assert refused.code == 2
-    assert refused.complaint.startswith("runstream: agent_id: an agent's id is agent-<uuid4>")
+    assert refused.complaint.startswith("runstream: otids: ")

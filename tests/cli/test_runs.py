@@ -46,11 +46,19 @@ async def test_runs_are_filtered(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("option", ["--agent", "--conversation"])
-async def test_what_can_be_no_id_is_not_looked_for(option: str) -> None:
+@pytest.mark.parametrize("command", ["runs", "publish"])
+async def test_what_can_be_no_id_is_not_looked_for(command: str, option: str) -> None:
     """It is 2, and said what one looks like: an empty list would say that there is none."""
-    refused = await done("runs", option, "nonsense")
+    refused = await done(command, option, "nonsense", said=b"")
     assert (refused.code, refused.lines) == (2, [])
     assert f"{option} takes a whole id, such as " in refused.complaint
+
+
+async def test_a_status_that_there_is_not_is_one_line() -> None:
+    """It is 2, and said which there are."""
+    refused = await done("runs", "--status", "nosuch")
+    said = "--status is one of created, running, completed, failed, cancelled, and not 'nosuch'."
+    assert (refused.code, refused.lines, refused.errors) == (2, [], [f"runstream: {said}"])
 
 
 @pytest.mark.parametrize("command", ["runs", "tail", "replay", "cancel", "conformance"])

@@ -203,13 +203,27 @@ async def test_a_conversation_is_followed_from_run_to_run(stack: Stack) -> None:
         ("run-123e4567…", 2, "'run-123e4567…' is not a whole id, such as run-"),
         ("conv-1", 2, "`runstream runs` lists them"),
         ("something", 2, "Name a run (run-…)"),
+        (
+            "run-123e4567-e89b-42d3-8456-426614174000 --after 99999999999999999999",
+            2,
+            "--after takes a seq_id, which is",
+        ),
     ],
 )
 async def test_what_is_not_there_is_told(stack: Stack, target: str, code: int, complaint: str) -> None:
     """One line says what is wrong, and the exit code which kind of wrong it is."""
-    shown = await done("tail", target, "--url", stack.base)
+    shown = await done("tail", *target.split(), "--url", stack.base)
     assert shown.code == code
     assert complaint in shown.complaint
+
+
+async def test_a_cursor_ahead_of_a_run_is_not_said_to_have_expired(stack: Stack) -> None:
+    """It is 5, and what can be done about it."""
+    async with stack.live(1) as (run_id, _):
+        ahead = await stack.newest_sequence(await stack.record(run_id)) + 1
+        shown = await done("tail", run_id, "--after", str(ahead), "--url", stack.base)
+    assert shown.code == 5
+    assert shown.complaint.startswith("runstream: This run has no event with that seq_id yet: resume from ")
 
 
 async def test_a_server_that_is_not_there_is_exit_code_3() -> None:

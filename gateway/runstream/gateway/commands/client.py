@@ -35,6 +35,8 @@ SILENCE_SECONDS: Final = 120.0
 """How long a stream may be silent: six of the keep-alive pings that a gateway sends. Beyond, its other end is gone."""
 SHOWN_CHARACTERS: Final = 300
 TRY_AGAIN: Final = "Try again."
+EXPIRED: Final = "EXPIRED: "
+"""How an answer to programs begins, also of what has not been yet."""
 
 AWAY: Final = (aiohttp.ClientError, TimeoutError, OSError)
 """What it raises when nobody is there, or nobody any more."""
@@ -168,7 +170,7 @@ def refusal(  # noqa: PLR0911  # a table
         case 404 if _is_of_a_broker(text):
             return NotAGateway(f"{url} is a broker, and the gateway's URL is wanted: --url, or RUNSTREAM_URL.")
         case 404 | 410:
-            return Missing(f"{said} ({status})")
+            return Missing(f"{said.removeprefix(EXPIRED)} ({status})")
         case 400 | 422:
             return Usage(f"{said} ({status})")
         case _ if status in PASSING:

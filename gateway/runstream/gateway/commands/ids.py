@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from runstream.gateway.commands.exits import Usage
-from runstream.schemas import is_agent_id, is_conversation_id, is_run_id
+from runstream.schemas import MAX_SEQ_ID, is_agent_id, is_conversation_id, is_run_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["check_id", "check_target"]
+__all__ = ["check_cursor", "check_id", "check_target"]
 
 IDS: Final[Mapping[str, Callable[[str], bool]]] = {
     "run-": is_run_id,
@@ -36,3 +36,9 @@ def check_target(said: str) -> None:
             f"{said!r} is not a whole id, such as {prefix}{EXAMPLE}: `runstream runs` lists them, and in the console "
             "a run's stands above its page."
         )
+
+
+def check_cursor(option: str, said: int) -> None:
+    """Raise `Usage` for what no `seq_id` can be."""
+    if said > MAX_SEQ_ID:
+        raise Usage(f"{option} takes a seq_id, which is {MAX_SEQ_ID} at most: {said} is none.")

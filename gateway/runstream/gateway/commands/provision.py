@@ -47,7 +47,8 @@ def provision(  # noqa: PLR0917  # typer reads options off the parameters
     lease_seconds: Annotated[
         str | None, typer.Option(help="How long a worker may be silent before its run goes to another. [10s]")
     ] = None,
-    log_level: LogLevel = "info",
+    # What it makes it says on stdout: the log would say it again.
+    log_level: LogLevel = "warning",
     log_json: LogJson = None,
 ) -> None:
     """Make the streams in NATS that are absent, say what differs, and end."""

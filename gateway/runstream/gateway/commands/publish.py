@@ -13,6 +13,7 @@ import typer
 
 from runstream.gateway.commands.client import Client
 from runstream.gateway.commands.exits import OF_CLIENTS, CommandError, Exit, Usage, run, tell
+from runstream.gateway.commands.ids import check_id
 from runstream.gateway.commands.lines import Input, chunk_of_line, parsed
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Patience
 from runstream.gateway.commands.settings import BROKER_URL
@@ -65,6 +66,9 @@ async def _published(
     """Publish everything; returns what became of it."""
     if sys.stdin is None:
         raise Usage("stdin cannot be read: it is closed.")
+    agent, conversation, _ = whose
+    check_id("--agent", "agent-", agent)
+    check_id("--conversation", "conv-", conversation)
     work.check()
     async with client:
         await work.writing.open(*whose)
@@ -135,7 +139,8 @@ class _Publishing:
     def complain(self) -> None:
         """Say how far it came."""
         stored, left = self.writing.index, len(self._taken)
-        tell(f"Stored of {self.writing.run_id}: {counted(stored, 'chunk')}. Not stored: the next {left}.")
+        said = f" Not stored: the next {left}." if left else ""
+        tell(f"Stored of {self.writing.run_id}: {counted(stored, 'chunk')}.{said}")
 
     def _interrupt(self) -> None:
         # Once: whoever presses Ctrl-C a second time wants to be gone.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Annotated, Any, Final
 
 import typer
@@ -13,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from runstream.gateway.commands.client import Client
-from runstream.gateway.commands.exits import OF_CLIENTS, run
+from runstream.gateway.commands.exits import OF_CLIENTS, Usage, run
 from runstream.gateway.commands.ids import check_id
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Url
 from runstream.gateway.commands.output import Output
@@ -25,6 +24,7 @@ __all__ = ["command", "table_of"]
 command = typer.Typer(**PLAIN)
 
 PAGE: Final = 1000
+STATUSES: Final = ("created", "running", "completed", "failed", "cancelled")
 UNBOUNDED: Final = 200
 """Columns that all ids fit into."""
 HEADINGS: Final = ("run", "status", "age", "took", "stop reason", "agent", "conversation")
@@ -36,19 +36,11 @@ MAY_BE_CUT: Final = "stop reason"
 STYLES: Final = {"running": "cyan", "created": "cyan", "completed": "green", "failed": "red", "cancelled": "yellow"}
 
 
-class Status(StrEnum):
-    """What may have become of a run."""
-
-    CREATED = "created"
-    RUNNING = "running"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
 @command.command(epilog=OF_CLIENTS)
 def runs(  # noqa: PLR0917  # typer reads options off the parameters
-    status: Annotated[list[Status] | None, typer.Option(help="Only these; may be repeated.")] = None,
+    status: Annotated[
+        list[str] | None, typer.Option(metavar=f"[{'|'.join(STATUSES)}]", help="Only these; may be repeated.")
+    ] = None,
     agent: Annotated[str | None, typer.Option(metavar="ID", help="Only this agent's.")] = None,
     conversation: Annotated[str | None, typer.Option(metavar="ID", help="Only those in this conversation.")] = None,
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="As many at most, the newest.")] = 20,
@@ -61,12 +53,14 @@ def runs(  # noqa: PLR0917  # typer reads options off the parameters
 
 
 async def _list(
-    client: Client, status: list[Status], agent: str | None, conversation: str | None, limit: int, *, as_json: bool
+    client: Client, status: list[str], agent: str | None, conversation: str | None, limit: int, *, as_json: bool
 ) -> None:
     """Find them, and show them."""
     check_id("--agent", "agent-", agent)
     check_id("--conversation", "conv-", conversation)
-    asked = [("statuses", each.value) for each in status]
+    if unknown := [each for each in status if each not in STATUSES]:
+        raise Usage(f"--status is one of {', '.join(STATUSES)}, and not {unknown[0]!r}.")
+    asked = [("statuses", each) for each in status]
     asked += [("agent_id", agent)] if agent else []
     asked += [("conversation_id", conversation)] if conversation else []
     found = await _found(client, asked, limit)

@@ -25,7 +25,7 @@ from runstream.gateway.commands.exits import (
     tell,
 )
 from runstream.gateway.commands.following import Follower
-from runstream.gateway.commands.ids import check_target
+from runstream.gateway.commands.ids import check_cursor, check_target
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Patience, Url, given_again
 from runstream.gateway.commands.output import Output
 from runstream.gateway.commands.said import Transcript
@@ -68,6 +68,7 @@ def tail(  # noqa: PLR0917  # typer reads options off the parameters
 
 async def _tail(client: Client, target: str, after: int, shown: Shown, *, patience: float, forever: bool) -> Exit:
     """Show what there is, and what comes; returns what became of the last run."""
+    check_cursor("--after", after)
     if forever and not target.startswith(tuple(FILTERS)):
         raise Usage("--follow goes on with the next run: name a conversation or an agent, and not a run.")
     async with client:
