@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from runstream.gateway import cli
-from runstream.gateway.commands.exits import MEANINGS
+from runstream.gateway.commands.exits import MEANINGS, Exit
 from tests.support.processes import python
 from tests.support.services import SOURCE
 
@@ -82,6 +82,13 @@ def test_the_help_of_a_command_of_clients_has_every_exit_code(name: str) -> None
     """A server may refuse anything, and whoever runs it interrupt it, or read no further."""
     for code, says in MEANINGS.items():
         assert f"{code.value} {says}" in PARSERS[name].epilog
+
+
+@pytest.mark.parametrize("name", ["up", "gateway", "broker", "provision", "doctor", "keys revoke"])
+def test_the_help_of_what_may_be_interrupted_says_so(name: str) -> None:
+    """With the code; of what serves, also that it has ended well once it did."""
+    assert f"130 {MEANINGS[Exit.INTERRUPTED]}" in PARSERS[name].epilog
+    assert ("Ctrl-C is 0 once it serves." in PARSERS[name].epilog) is (name in {"up", "gateway", "broker"})
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

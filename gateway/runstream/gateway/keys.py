@@ -124,7 +124,7 @@ def _is_like_a_token(said: str) -> bool:
 
 @keys.command(
     "revoke",
-    epilog=epilog([Exit.FINE, Exit.FAILED, Exit.USAGE, Exit.UNREACHABLE, Exit.REFUSED]),
+    epilog=epilog([each for each in Exit if each not in {Exit.MISSING, Exit.NOBODY_READS}]),
     short_help="Revoke a key or a token for good.",
 )
 def revoke_command(

@@ -56,10 +56,12 @@ Insecure = Annotated[
 WORKER: Final = (sys.executable, "-P", "-m", "runstream.gateway")
 """What starts a worker, before what this command was given. Not from where it was started: `-P`, as of a script."""
 
-EPILOG: Final = epilog([Exit.FINE, Exit.FAILED, Exit.USAGE])
+SERVING: Final = "Ctrl-C is 0 once it serves."
+EPILOG: Final = f"{epilog([Exit.FINE, Exit.FAILED, Exit.USAGE, Exit.INTERRUPTED])} {SERVING}"
+EPILOG_OF_UP: Final = f"{epilog([each for each in Exit if each not in {Exit.MISSING, Exit.NOBODY_READS}])} {SERVING}"
 
 
-@up.command(epilog=epilog([Exit.FINE, Exit.FAILED, Exit.USAGE, Exit.UNREACHABLE, Exit.REFUSED]))
+@up.command(epilog=EPILOG_OF_UP)
 def up_command(  # noqa: PLR0917  # typer reads options off the parameters
     host: Host = None,
     port: Annotated[int | None, typer.Option(help="The gateway's port; 0: a free one. [8283]")] = None,
