@@ -13,10 +13,12 @@ from runstream.gateway.welcome import welcome
 URL = "http://127.0.0.1:8283"
 
 
-def told(agent: str = "demo", data_dir: Path | None = Path("data"), *, has_console: bool = True, **auth: Any) -> str:
+def told(
+    agent: str = "demo", data_dir: Path | None = Path("data"), *, url: str = URL, has_console: bool = True, **auth: Any
+) -> str:
     source = agent_source(agent, UpstreamSettings())
     return welcome(
-        URL, source, AuthSettings(**auth), is_demo=agent == "demo", has_console=has_console, data_dir=data_dir
+        url, source, AuthSettings(**auth), is_demo=agent == "demo", has_console=has_console, data_dir=data_dir
     )
 
 
@@ -24,6 +26,15 @@ def test_the_console_is_named_unless_it_is_switched_off() -> None:
     """Where a browser finds it; a page that is not there is named to nobody."""
     assert f"{URL}/console" in told()
     assert "console" not in told(has_console=False)
+
+
+@pytest.mark.parametrize("everywhere", ["0.0.0.0", "[::]"])
+def test_who_listens_everywhere_is_named_as_a_browser_finds_it(everywhere: str) -> None:
+    """Nothing can be opened at an address that stands for all; another one is left as it is."""
+    text = told(url=f"http://{everywhere}:8283")
+    assert "http://localhost:8283/console" in text
+    assert everywhere not in text
+    assert "http://10.0.0.1:8283/console" in told(url="http://10.0.0.1:8283")
 
 
 def test_the_demo_is_shown_what_it_can_do() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,6 +45,7 @@ def welcome(
     url: str, agent: AgentSource, auth: AuthSettings, *, is_demo: bool, has_console: bool, data_dir: Path | None
 ) -> str:
     """Say what to try at `url`. `data_dir` None: the runs are in a NATS that was there."""
+    url = _reachable(url)
     if is_demo:
         start = "A run of 50 chunks, one every 200 ms; break it off with Ctrl-C whenever you like."
         body = r'{"streaming": true, "background": true, "input": "{\"chunks\": 50, \"interval_ms\": 200}"}'
@@ -62,6 +65,16 @@ def welcome(
         body=body,
         where="NATS" if data_dir is None else data_dir,
     )
+
+
+def _reachable(url: str) -> str:
+    """Return an URL that can be opened on this machine: an unspecified address, as 0.0.0.0, is all of its own."""
+    parts = urlsplit(url)
+    try:
+        is_unspecified = ip_address(parts.hostname or "").is_unspecified
+    except ValueError:
+        return url
+    return parts._replace(netloc=f"localhost:{parts.port}").geturl() if is_unspecified else url
 
 
 def _credential(auth: AuthSettings) -> str:
