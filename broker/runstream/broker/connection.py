@@ -535,7 +535,10 @@ class Connection:
                 await heeding_cancellation(subscription.attach_again(self._client))
             async with asyncio.timeout(PROBE_SECONDS):  # A refusal comes before the answer to this.
                 await heeding_cancellation(self._client.rtt(timeout=PROBE_SECONDS))  # type: ignore[arg-type]
-            if not all(self._refusals.is_deaf_to(each.subject) for each in refused):
+            heard = [each.subject for each in refused if not self._refusals.is_deaf_to(each.subject)]
+            for subject in heard:
+                self._refusals.heard(subject)
+            if heard:
                 log.info("nats_heard_again", connection=self.name)
                 self._announce()
 

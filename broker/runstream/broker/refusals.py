@@ -32,7 +32,7 @@ class Refusals:
         self._publishing: set[str] = set()
         self._hearing: set[str] = set()
         self._told: set[tuple[str, str]] = set()
-        """What was logged: who is refused a consumer tries another, of another name, again and again."""
+        """What was logged, and is not known to be over: who is refused a consumer tries another, of another name."""
 
     def note(self, error: str, known: Iterable[str]) -> str | None:
         """Note what an error says was refused, and log it once; returns the subject, None if it says nothing of it.
@@ -51,8 +51,8 @@ class Refusals:
         return subject
 
     def _tell(self, action: str, subject: str) -> None:
-        told = action, without_names(subject)
-        if told not in self._told:
+        told = _nameless(action, subject)
+        if told not in self._told and len(self._told) < MOST_KEPT:
             self._told.add(told)
             log.error("nats_refused", connection=self._connection, action=action, subject=subject)
 
@@ -70,16 +70,27 @@ class Refusals:
 
     def answered(self, subject: str, inbox_prefix: str) -> None:
         """Forget what an answer to a request to `subject` disproves: it was let through, and so was the answer."""
-        if self._publishing or self._hearing:
-            self._publishing.discard(subject.lower())
-            self._hearing -= {heard for heard in self._hearing if heard.startswith(inbox_prefix.lower())}
+        if self.publishing(subject):
+            self._publishing.remove(subject.lower())
+            self._told.discard(_nameless("publish", subject))
+        for heard in [each for each in self._hearing if each.startswith(inbox_prefix.lower())]:
+            self._hearing.remove(heard)
+            self._told.discard(_nameless("subscribe", heard))
 
     def forget(self, subject: str) -> None:
         """Forget that a subject could not be heard: nobody wants to any more, or it is tried again."""
         self._hearing.discard(subject.lower())
+
+    def heard(self, subject: str) -> None:
+        """Note that a subject which could not be heard can be: should it be refused again, that is news."""
+        self._told.discard(_nameless("subscribe", subject))
 
     def clear(self) -> None:
         """Forget everything: what is still refused is refused anew."""
         self._publishing.clear()
         self._hearing.clear()
         self._told.clear()
+
+
+def _nameless(action: str, subject: str) -> tuple[str, str]:
+    return action, without_names(subject.lower())
