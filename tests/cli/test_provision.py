@@ -90,18 +90,12 @@ async def test_a_key_is_revoked_only_where_that_can_be_kept(nats_url: str) -> No
     assert refused.errors == [f"runstream: {said}"]
 
 
-@pytest.mark.parametrize(
-    ("reason", "said"),
-    [
-        ("connection refused", "Cannot reach NATS at nats://n: connection refused"),
-        ("TimeoutError", "Cannot reach NATS at nats://n: it does not answer"),
-        ("[Errno -2] Name or service not known", "Cannot reach NATS at nats://n: Name or service not known"),
-    ],
-)
-def test_why_nats_cannot_be_reached_is_said_once_and_in_words(reason: str, said: str) -> None:
-    """Neither with what else an outage may be, nor as Python calls it."""
-    told, code = ending(Unavailable(f"Cannot reach NATS at nats://n: {reason}"))
-    assert told.startswith(f"{said}. --nats-url or RUNSTREAM_NATS_URL says where NATS is")
+def test_what_is_in_the_way_of_nats_is_said_once() -> None:
+    """And not also what else an outage may be."""
+    told, code = ending(Unavailable("Cannot reach NATS at nats://n: connection refused"))
+    assert told.startswith(
+        "Cannot reach NATS at nats://n: connection refused. --nats-url or RUNSTREAM_NATS_URL says where"
+    )
     assert code == 3
 
 

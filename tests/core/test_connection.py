@@ -13,6 +13,7 @@ import pytest_asyncio
 from nats.aio.subscription import Subscription as NatsSubscription
 from structlog.testing import capture_logs
 
+from runstream.broker.client import Client
 from runstream.broker.connection import Connection, Message, Subscription
 from runstream.broker.errors import NoResponders, Unavailable
 from runstream.broker.jetstream import JetStream
@@ -121,7 +122,7 @@ async def test_a_server_that_stays_away_is_logged_once(
     """However often it is tried to reach it: an outage of a night does not fill the log."""
     attempts, connect = 0, connection._connect
 
-    async def counted(client: ListeningClient) -> None:
+    async def counted(client: Client) -> None:
         nonlocal attempts
         attempts += 1
         await connect(client)
@@ -560,7 +561,7 @@ async def test_leaving_while_connecting_hangs_up(patient: bool) -> None:
 
 async def test_leaving_a_server_that_hangs_is_leaving(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits to be written to a server that takes nothing any more does not keep anybody waiting."""
-    monkeypatch.setattr("runstream.broker.connection.CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr("runstream.broker.client.CLOSE_SECONDS", 0.2)
     before = asyncio.all_tasks()
     connection = Connection(nats_server.url, name="test")
     await connection.__aenter__()

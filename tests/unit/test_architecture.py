@@ -16,7 +16,13 @@ FUNCTION_LINES = 60
 
 # Third parties by owner: the files, below each package, that may import them.
 OWNERS = {
-    "nats": ["broker/connection.py", "broker/jetstream.py", "broker/receiving.py"],
+    "nats": [
+        "broker/client.py",
+        "broker/connection.py",
+        "broker/jetstream.py",
+        "broker/outages.py",
+        "broker/receiving.py",
+    ],
     "nkeys": ["broker/access.py"],
     "aiohttp": ["broker/http*.py", "broker/ingest/routes.py", "gateway/*"],
     "multidict": [

@@ -10,31 +10,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 import time
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import nats.errors
-from nats.aio.transport import TcpTransport
 
 from runstream.broker.access import NatsAccess
+from runstream.broker.client import Client
 from runstream.broker.errors import NoResponders, NotLetIn, Refused, Unavailable
 from runstream.broker.logs import get_logger
-from runstream.broker.receiving import ListeningClient
+from runstream.broker.outages import NOT_LET_IN, TRANSLATED, WHERE_NATS_IS, reason_of
 from runstream.broker.refusals import Refusals
 from runstream.broker.settings import without_password
-from runstream.broker.tasks import heeding_cancellation
+from runstream.broker.tasks import end_stubborn_task, heeding_cancellation
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
-    from nats.aio.client import Client
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription as NatsSubscription
 
-    from runstream.broker.receiving import Heard
+    from runstream.broker.receiving import Heard, ListeningClient
 
-__all__ = ["WHERE_NATS_IS", "Connection", "Message", "Subscription"]
+__all__ = ["Connection", "Message", "Subscription"]
 
 log = get_logger(__name__)
 
@@ -48,124 +46,11 @@ RECONNECT_WAIT_SECONDS = 0.2
 CONNECT_TIMEOUT_SECONDS = 2
 LISTEN_AGAIN_SECONDS = 30.0
 """How often it is tried to hear what NATS has refused to let this process hear."""
-CLOSE_SECONDS = 2.0
-"""How long a server that hangs may keep a process from leaving; one that is there takes a millisecond."""
 PENDING_BYTES = 4 * 2**20
 """What may be buffered while disconnected; a publish that does not fit fails at once and is retried by its writer."""
 
-TRANSLATED = (nats.errors.Error, asyncio.TimeoutError, OSError, EOFError)
-"""What nats-py raises when the server is away, closing or refusing; other exceptions are defects and pass."""
-
-
-NOT_LET_IN = (
-    "it does not let this user in: check RUNSTREAM_NATS_CREDENTIALS, RUNSTREAM_NATS_NKEY, or the password in the URL"
-)
-WHERE_NATS_IS = (
-    "--nats-url or RUNSTREAM_NATS_URL says where NATS is; runstream up brings one along, whose address is in "
-    "endpoints.json, in its data directory (.runstream)"
-)
 UNTOLD_SECONDS = 2.0
 """How long whoever waits for NATS is not told what for: where both are started, it is there by then."""
-
-
-class _Transport(TcpTransport):
-    """nats-py's transport, but that a write to a connection that has just broken is an outage on every event loop.
-
-    uvloop raises RuntimeError then, which would end whatever of nats-py's has met it: its reconnecting, too.
-    """
-
-    def __bool__(self) -> bool:
-        """Whether it is there, also before it is connected: nats-py would make another one in its place."""
-        return True
-
-    def write(self, payload: bytes) -> None:
-        """Write at once."""
-        try:
-            super().write(payload)  # type: ignore[no-untyped-call]
-        except RuntimeError as error:
-            raise ConnectionResetError(str(error)) from error
-
-    def writelines(self, payload: list[bytes]) -> None:
-        """Write all of it at once."""
-        try:
-            super().writelines(payload)  # type: ignore[no-untyped-call]
-        except RuntimeError as error:
-            raise ConnectionResetError(str(error)) from error
-
-
-class _Client(ListeningClient):
-    """nats-py's client, which closes whatever the server does, and keeps one socket.
-
-    Keys and certificates are read anew for each connection, and a server without TLS is told nothing where TLS is
-    wanted: nats-py's own would do without, and whoever is in between need only leave it out of what the server says.
-    """
-
-    def __init__(self, access: NatsAccess) -> None:
-        super().__init__()
-        self._access = access
-
-    async def close(self) -> None:
-        """Close it, and what is reconnecting it; what a server does not take within `CLOSE_SECONDS` is dropped."""
-        if self._reconnection_task is not None:
-            await _ended(self._reconnection_task)
-        aborting = asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._abort)
-        try:
-            await super().close()
-        finally:
-            aborting.cancel()
-
-    async def give_up(self) -> None:
-        """Reconnect, whatever waits to be written: nats-py would first wait until the other end has taken that."""
-        self._abort()
-        await self.force_reconnect()
-
-    async def _connect_to_server(self, s: Any) -> None:
-        self._abort()  # The try before this one, if it was not finished: its socket would stay open for ever.
-        try:
-            self._read_access()
-        except ValueError as error:
-            raise OSError(str(error)) from error
-        if self._transport is None and s.uri.scheme not in {"ws", "wss"}:
-            self._transport = _Transport()  # type: ignore[no-untyped-call]
-        await super()._connect_to_server(s)
-
-    def _read_access(self) -> None:
-        access = self._access
-        identity = access.identity()
-        if identity is not None:
-            jwt = identity.jwt
-            self._public_nkey = identity.public_key
-            self._signature_cb = identity.sign
-            self._user_jwt_cb = None if jwt is None else jwt.encode
-        if access.authorities is not None or access.certificate is not None:
-            self.options["tls"] = access.tls()
-        if access.server_name is not None:
-            self.options["tls_hostname"] = access.server_name
-
-    def _connect_command(self) -> bytes:
-        # The first that is said over TLS, and before the server has let this client in, or has not.
-        writer = getattr(self._transport, "_io_writer", None)
-        if writer is not None and writer.get_extra_info("ssl_object") is not None:
-            # nats-py does not say so to the stream that it makes, and asyncio warns of it at each connection's end.
-            writer._protocol._over_ssl = True  # noqa: SLF001
-        command: bytes = super()._connect_command()
-        return command
-
-    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:  # noqa: FBT001, FBT002  # as nats-py has it
-        if initial_connection and self._current_server is not None:
-            scheme = self._current_server.uri.scheme
-            if scheme == "tls" or (scheme == "nats" and self._access.wants_tls):
-                if not (info.get("tls_required") or info.get("tls_available")):
-                    raise nats.errors.Error("it offers no TLS, without which it is told nothing")
-                info["tls_required"] = True
-        await super()._process_info(info, initial_connection)
-
-    def _abort(self) -> None:
-        writer = getattr(self._transport, "_io_writer", None)
-        if writer is not None:
-            # In Python 3.11.2, Debian's, a TLS transport that was closed twice has nothing left that it could abort.
-            with contextlib.suppress(AttributeError):
-                writer.transport.abort()
 
 
 class Message(Protocol):
@@ -249,8 +134,8 @@ class Connection:
         self._connect_seconds = connect_seconds
         self._access = access or NatsAccess()
         self._refusals = Refusals(name)
-        self._client = _Client(self._access)
-        self._next: _Client | None = None
+        self._client = Client(self._access)
+        self._next: Client | None = None
         """The client that is being connected to replace the other one."""
         self._subscriptions: set[Subscription] = set()
         self._listeners: list[Callable[[], None]] = []
@@ -288,7 +173,7 @@ class Connection:
             raise
         except TRANSLATED as error:
             await self._discard(self._client)
-            where, reason = self._where(), self.last_error or _reason(error)
+            where, reason = self._where(), self.last_error or reason_of(error)
             kind = NotLetIn if reason == NOT_LET_IN else Unavailable
             raise kind(f"Cannot reach NATS at {where}: {reason}") from error
         self._established.set()
@@ -297,7 +182,7 @@ class Connection:
         self._closing = True
         try:
             if self._keeper is not None:
-                await _ended(self._keeper)
+                await end_stubborn_task(self._keeper)
         finally:
             # Here and not where connecting was cancelled: whoever is cancelled twice would not get to it.
             if self._next is not None:
@@ -380,7 +265,7 @@ class Connection:
         except TRANSLATED as error:
             if self.refuses(subject):
                 raise Refused(f"{subject}.") from error
-            raise Unavailable(f"{subject}: {_reason(error)}") from error
+            raise Unavailable(f"{subject}: {reason_of(error)}") from error
         finally:
             self._waiting.pop(waiting, None)
         self._refusals.answered(subject, self._access.inbox_prefix)
@@ -394,7 +279,7 @@ class Connection:
         try:
             await heeding_cancellation(self._client.publish(subject, body, reply=reply, headers=_headers(headers)))
         except TRANSLATED as error:
-            raise Unavailable(f"{subject}: {_reason(error)}") from error
+            raise Unavailable(f"{subject}: {reason_of(error)}") from error
 
     async def subscribe(self, subject: str, callback: Callable[[Message], Awaitable[None]]) -> Subscription:
         """Call `callback` for each message of `subject` until the subscription is closed."""
@@ -419,7 +304,7 @@ class Connection:
             await heeding_cancellation(subscription.attach(self._client))
         except TRANSLATED as error:
             await subscription.close()  # It may be there already, on a connection that replaces this one.
-            raise Unavailable(f"{subject}: {_reason(error)}") from error
+            raise Unavailable(f"{subject}: {reason_of(error)}") from error
         except BaseException:
             subscription.drop()  # Or it is there, and nobody has it who would close it.
             raise
@@ -441,7 +326,7 @@ class Connection:
             if self.last_error == NOT_LET_IN and isinstance(error, BrokenPipeError | ConnectionResetError):
                 return  # The same again: the server has hung up, and what it said was lost with that.
             # An outage repeats the same error several times a second: said once is enough.
-            previous, self.last_error = self.last_error, _reason(error)
+            previous, self.last_error = self.last_error, reason_of(error)
             if self.last_error != previous:
                 self._warn("nats_error", error=self.last_error)
 
@@ -515,7 +400,7 @@ class Connection:
                 await heeding_cancellation(self._client.rtt(timeout=PROBE_SECONDS))  # type: ignore[arg-type]
         except TRANSLATED as error:
             if self._client.is_connected:
-                log.warning("nats_probe_failed", connection=self.name, error=_reason(error))
+                log.warning("nats_probe_failed", connection=self.name, error=reason_of(error))
                 with contextlib.suppress(*TRANSLATED):
                     await self._client.give_up()
 
@@ -545,7 +430,7 @@ class Connection:
     async def _replace(self) -> None:
         self._lost.clear()
         self._refusals.clear()
-        fresh = self._next = _Client(self._access)
+        fresh = self._next = Client(self._access)
         try:
             async with asyncio.timeout(self._connect_seconds):
                 await heeding_cancellation(self._connect(fresh))
@@ -557,7 +442,7 @@ class Connection:
             self._lost.set()
             if not isinstance(error, TRANSLATED):
                 raise
-            if (reason := self.last_error or _reason(error)) != self._unreachable:
+            if (reason := self.last_error or reason_of(error)) != self._unreachable:
                 log.warning("nats_unreachable", connection=self.name, error=reason)
             self._unreachable = reason
             await asyncio.sleep(RECONNECT_WAIT_SECONDS)
@@ -576,13 +461,6 @@ class Connection:
             await client.close()
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
-    """Cancel a task until it is done: nats-py's own, which go on trying, may forget a cancellation."""
-    while not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=RECONNECT_WAIT_SECONDS)
-
-
 def _headers(headers: Mapping[str, str] | None) -> dict[str, str] | None:
     return dict(headers) if headers is not None else None
 
@@ -593,17 +471,6 @@ def _give_up(waiting: Iterable[asyncio.Timeout]) -> None:
         # One whose time is up cannot be rescheduled, and what is raised here would end the reconnecting.
         if not each.expired():
             each.reschedule(now)
-
-
-def _reason(error: BaseException) -> str:
-    text = str(error) or type(error).__name__
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate cannot be trusted, {error.verify_message}: check RUNSTREAM_NATS_CA"
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused"
-    if isinstance(error, TimeoutError | nats.errors.TimeoutError):
-        return "it does not answer"
-    return NOT_LET_IN if "authorization violation" in text.lower() else text
 
 
 if TYPE_CHECKING:

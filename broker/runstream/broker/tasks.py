@@ -12,7 +12,7 @@ from runstream.broker.logs import get_logger
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
 
-__all__ = ["Shielded", "Turns", "cancel_all", "end_task", "heeding_cancellation", "spread"]
+__all__ = ["Shielded", "Turns", "cancel_all", "end_stubborn_task", "end_task", "heeding_cancellation", "spread"]
 
 log = get_logger(__name__)
 
@@ -21,6 +21,7 @@ T = TypeVar("T")
 TURN_SECONDS: Final = 0.005
 """How long one task may work before others on the event loop get their turn: nobody notices it."""
 STEPS: Final = 1000
+CANCEL_AGAIN_SECONDS: Final = 0.2
 
 
 def spread(seconds: float) -> float:
@@ -80,6 +81,13 @@ async def end_task(task: asyncio.Task[None]) -> None:
     await asyncio.wait([task])
     if not task.cancelled() and (defect := task.exception()) is not None:
         log.error("task_crashed", task=task.get_name(), exc_info=defect)
+
+
+async def end_stubborn_task(task: asyncio.Task[None]) -> None:
+    """Cancel a task until it is over: those of nats-py's that go on trying may forget a cancellation."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=CANCEL_AGAIN_SECONDS)
 
 
 async def heeding_cancellation(answer: Awaitable[T]) -> T:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from runstream.broker.connection import WHERE_NATS_IS
 from runstream.broker.errors import (
     BrokerError,
     InvalidAgent,
@@ -16,6 +14,7 @@ from runstream.broker.errors import (
     Refused,
     Unavailable,
 )
+from runstream.broker.outages import WHERE_NATS_IS
 from runstream.gateway.commands.exits import Exit, tell
 from runstream.gateway.logs import configure_logs
 from runstream.gateway.process import CannotStart, WronglyAsked
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Outage", "ending", "outage", "told"]
 
-IN_WORDS: Final = {r": TimeoutError$": ": it does not answer", r"\[Errno -?\d+\] ": ""}
-"""What stands in the words of Python."""
 OF_JETSTREAM: Final = "$JS.API."
 
 
@@ -61,10 +58,7 @@ def outage(error: Unavailable) -> Outage:
                 "has what each role needs",
             )
         case _ if error.detail.startswith("Cannot reach NATS"):
-            says = error.detail.rstrip(".")
-            for pattern, words in IN_WORDS.items():
-                says = re.sub(pattern, words, says)
-            return Outage(says, WHERE_NATS_IS)
+            return Outage(error.detail.rstrip("."), WHERE_NATS_IS)
     return Outage(str(error).rstrip("."), "Try again; `runstream doctor` looks for what is wrong")
 
 
