@@ -64,7 +64,7 @@ test: install ## all tests, on real nats-servers, three modules at a time (ARGS=
 	$(PY) -m pytest -n 3 --dist loadfile $(ARGS)
 
 test-browser: install $(BROWSER_STAMP) ## what a page sees, in Debian's chromium, which must be there (ARGS="-k guide")
-	$(PY) -m pytest tests/browser $(ARGS)
+	$(PY) -m pytest tests/browser -n 2 --dist loadfile $(ARGS)
 
 screenshots: install ## the pictures of the console that README shows, to be looked at (ARGS=/tmp/others: all there are)
 	$(PY) -m tests.browser.screenshots docs/images $(ARGS)

@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
+from runstream.broker.agents.demo import demo
 from tests.support.chromium import Pages
 from tests.support.devtools import Devtools, Tab, browser_open, tab_open
+from tests.support.nats import nats_server_running
 from tests.support.processes import RunningProcess, python, running
 from tests.support.proxy import Proxy
 from tests.support.stack import Stack, stack_running
@@ -76,3 +79,13 @@ async def tab(browser: Devtools) -> AsyncIterator[Tab]:
     async with tab_open(browser) as opened:
         yield opened
         assert opened.complaints == []
+
+
+@pytest_asyncio.fixture(scope="module")
+async def demo_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """A runstream whose agent is the demo agent, on a NATS of its own: the other one's broker would take its runs."""
+    async with (
+        nats_server_running(tmp_path_factory.mktemp("nats")) as server,
+        stack_running(server.url, agent=demo) as running,
+    ):
+        yield running
