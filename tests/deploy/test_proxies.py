@@ -182,6 +182,7 @@ async def test_an_event_source_comes_back_by_itself(scene: Scene) -> None:
     await scene.finish(run_id)
     async with asyncio.timeout(SECONDS):
         await task
+    assert (set(source.statuses[:-1]), source.statuses[-1]) == ({200}, 204)
     assert contents(source) == [f"{number} " for number in range(4)]
     assert source.messages[-1].data == "[DONE]"
 
@@ -232,3 +233,58 @@ async def test_silence_is_waited_for(nats_url: str, tmp_path: Path) -> None:
     assert [answer.status_code for answer in answers] == [200] * 2 * len(KINDS)
     for streamed in answers[len(KINDS) :]:
         assert streamed.text.endswith("data: [DONE]\n\n")
+
+
+class Peer:
+    """What answers in a gateway's place and keeps its connections; one that `dies` ends each at what comes second."""
+
+    def __init__(self, *, dies: bool) -> None:
+        self.asked = self.died = 0
+        self._dies = dies
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        before = 0
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+                length = re.search(r"content-length: (\d+)", head)
+                await reader.readexactly(int(length[1]) if length else 0)
+                if " /readyz " not in head:
+                    self.asked += 1
+                    if self._dies and before:
+                        self.died += 1
+                        break
+                    before += 1
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                await writer.drain()
+        writer.close()
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_request_that_a_gateway_has_died_over(tmp_path: Path, kind: str, method: str) -> None:
+    """What only reads is asked again, and stops no EventSource; what may have begun a run is never sent twice."""
+    dying, other = Peer(dies=True), Peer(dies=False)
+    first, second = free_ports(2)
+    asked, failed = 0, 0
+    async with (
+        await asyncio.start_server(dying.serve, "127.0.0.1", first),
+        await asyncio.start_server(other.serve, "127.0.0.1", second),
+        proxy(kind, tmp_path, (first, second)) as (base, _),
+        httpx.AsyncClient(timeout=SECONDS, trust_env=False) as client,
+    ):
+        await wait_until(lambda: is_up(client, base), SECONDS)
+
+        async def has_died() -> bool:
+            nonlocal asked, failed
+            asked += 1
+            try:
+                answer = await client.request(method, f"{base}/v1/runs", content=b"" if method == "GET" else b"{}")
+                failed += answer.status_code != 200
+            except httpx.RemoteProtocolError:
+                failed += 1
+            return dying.died > 0
+
+        await wait_until(has_died, SECONDS, "nobody has died over a request")
+    seen = dying.asked + other.asked
+    assert (failed, seen) == ((0, asked + 1) if method == "GET" else (1, asked))
