@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -239,8 +240,45 @@ async def test_a_line_that_is_too_long_ends_the_run_as_failed(stack: Stack) -> N
     """What NATS has no room for is told, and what was said before it is stored."""
     made = await done("publish", "--url", stack.broker_base, said=b"before\n" + b"x" * 2 * 2**20 + b"\nafter\n")
     assert made.code == 2
+    assert any(line.startswith("runstream: Line 2 of stdin cannot be stored: A chunk has ") for line in made.errors)
     assert await texts_of(stack, made.lines[0]) == ["before\n"]
     assert await status_of(stack, made.lines[0]) == "failed"
+
+
+async def test_a_run_that_would_be_too_long_is_ended_with_what_it_may_have(nats_server: NatsServer) -> None:
+    """It is as long as a run may be, and says that it failed for that; its readers need not wait for a lease."""
+    async with stack_running(nats_server.url, broker={"max_run_messages": 64}) as stack:
+        made = await done("publish", "--url", stack.broker_base, said=LINES)
+        assert made.code == 1
+        assert (
+            "runstream: A run may have no more chunks than this one has: it was ended with what is stored."
+            in made.errors
+        )
+        (run_id,) = made.lines
+        texts = await texts_of(stack, run_id)
+        assert texts == LINES.decode().splitlines(keepends=True)[: len(texts)]
+        stored = len(texts)
+        assert f"runstream: Stored of {run_id}: {stored} chunks. Not stored: the next {300 - stored}." in made.errors
+        assert stored > 50
+        async with stack.resume(run_id) as stream:
+            events = await stream.rest()
+        assert [event.json["error_type"] for event in events if event.message_type == "error_message"] == [
+            "run_too_long"
+        ]
+        assert await status_of(stack, run_id) == "failed"
+
+
+async def test_a_run_whose_id_nobody_reads_is_cancelled(stack: Stack) -> None:
+    """Into a program that is gone: its conversation is not to be busy until a lease is over."""
+    publish = shlex.join(runstream("publish", "--otid", "unread", "--url", stack.broker_base))
+    async with running(
+        "bash", "-c", f"echo one | {publish} | true; echo ${{PIPESTATUS[1]}}", env={**SOURCE, **CLEAN}
+    ) as shell:
+        assert await shell.wait(20) == 0
+        assert (shell.lines, shell.errors) == (["141"], [])
+    run_id = await stack.run_of("unread")
+    assert run_id is not None
+    assert await status_of(stack, run_id) == "cancelled"
 
 
 WITHOUT_WAITING = "import os, sys; os.set_blocking(0, False); os.execv(sys.argv[1], sys.argv[1:])"

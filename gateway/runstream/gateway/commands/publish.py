@@ -18,7 +18,7 @@ from runstream.gateway.commands.lines import Input, chunk_of_line, parsed
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Patience
 from runstream.gateway.commands.settings import BROKER_URL
 from runstream.gateway.commands.terminal import counted
-from runstream.gateway.commands.writing import BadChunk, Writing
+from runstream.gateway.commands.writing import BadChunk, TooLong, Writing
 from runstream.schemas import STOP_REASONS
 
 __all__ = ["command"]
@@ -72,7 +72,13 @@ async def _published(
     work.check()
     async with client:
         await work.writing.open(*whose)
-        _say({"run_id": work.writing.run_id}, work.writing.run_id, as_json=as_json)
+        try:
+            _say({"run_id": work.writing.run_id}, work.writing.run_id, as_json=as_json)
+        except BrokenPipeError:
+            # Nobody knows of this run: it is not to wait for its lease.
+            with suppress(CommandError):
+                await work.writing.end("cancelled", None)
+            raise
         try:
             done = await work.until_done()
         except CommandError:
@@ -106,8 +112,8 @@ class _Publishing:
         self._usage: dict[str, Any] | None = None
         self._error: dict[str, Any] | None = None
         self._lines = 0
-        self._taken: list[bytes] = []
-        """Chunks that were taken, and of which nobody has said that they are stored."""
+        self._taken: list[tuple[int, bytes]] = []
+        """Chunks that were taken, each with its line, and of which nobody has said that they are stored."""
 
     def check(self) -> None:
         """Raise `Usage` for what would be refused only when hours of input are stored."""
@@ -132,6 +138,10 @@ class _Publishing:
             return await self._end()
         except Usage as error:
             await self._fail(error)
+            raise
+        except TooLong:
+            with suppress(CommandError):
+                await self.writing.fail("run_too_long", None, None)
             raise
         finally:
             loop.remove_signal_handler(signal.SIGINT)
@@ -166,7 +176,7 @@ class _Publishing:
             self._lines += 1
             chunk = self._chunk(line)
             if chunk is not None:
-                self._taken.append(chunk)
+                self._taken.append((self._lines, chunk))
                 size += len(chunk)
 
     def _chunk(self, line: bytes) -> bytes | None:
@@ -184,7 +194,11 @@ class _Publishing:
 
     async def _store(self) -> None:
         while self._taken:
-            stored = await self.writing.append(self._taken)
+            try:
+                stored = await self.writing.append([chunk for _, chunk in self._taken])
+            except BadChunk as error:
+                line, _ = self._taken[error.item]
+                raise BadChunk(f"Line {line} of stdin cannot be stored: {error}", item=error.item) from error
             del self._taken[:stored]
 
     async def _end(self) -> dict[str, Any]:

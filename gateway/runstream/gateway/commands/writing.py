@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from runstream.gateway.commands.client import Client
 
-__all__ = ["BadChunk", "Writing"]
+__all__ = ["BadChunk", "TooLong", "Writing"]
 
 FIRST_DELAY_SECONDS: Final = 0.1
 LONGEST_DELAY_SECONDS: Final = 1.0
@@ -41,6 +41,10 @@ class BadChunk(Usage):
     def __init__(self, message: str, *, item: int) -> None:
         super().__init__(message)
         self.item = item
+
+
+class TooLong(Failed):
+    """The run has as many chunks as a run may have: it is to be ended."""
 
 
 class Writing:
@@ -79,12 +83,17 @@ class Writing:
         self.lease_seconds = float(answer["lease_seconds"])
 
     async def append(self, chunks: Sequence[bytes]) -> int:
-        """Store chunks after those that are stored; returns how many of them are. Raises `BadChunk`."""
+        """Store chunks after those that are stored; returns how many of them are. Raises `BadChunk`, `TooLong`."""
         status, answer = await self._sent(self._path("chunks"), b"[" + b",".join(chunks) + b"]")
-        if answer.get("error_type") == "body_too_large" and len(chunks) > 1:
+        error_type = answer.get("error_type")
+        if error_type in {"body_too_large", "run_too_long"} and len(chunks) > 1:
             return await self.append(chunks[: len(chunks) // 2])
+        if error_type == "run_too_long":
+            raise TooLong("A run may have no more chunks than this one has: it was ended with what is stored.")
         if status in {TOO_LARGE, INVALID}:
-            raise BadChunk(str(answer.get("detail")), item=int(answer.get("item", 0)))
+            item = int(answer.get("item", 0))
+            # Which it is of a request is not which it is of stdin.
+            raise BadChunk(str(answer.get("detail")).removeprefix(f"Item {item} of the array: "), item=item)
         self._check(status, answer)
         before, self.index = self.index, int(answer["index"])
         return self.index - before
