@@ -12,7 +12,7 @@ import typer
 
 from runstream.gateway import cli
 from runstream.gateway.commands.exits import MEANINGS, Exit
-from tests.support.processes import python
+from tests.support.processes import python, runstream
 from tests.support.services import SOURCE
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
@@ -146,12 +146,38 @@ def test_no_option_takes_a_key() -> None:
 
 
 def test_shells_can_complete_it() -> None:
-    """Typer's completion knows the commands, and their options."""
+    """Typer's completion knows the commands, their options, and the values of those that have few."""
     code = "from runstream.gateway.cli import app; app(prog_name='runstream')"
-    for typed, expected in {"ta": "tail", "tail --af": "--after"}.items():
+    for typed, expected in {"ta": "tail", "tail --af": "--after", "runs --status ca": "cancelled"}.items():
         asking = {"_RUNSTREAM_COMPLETE": "complete_bash", "COMP_WORDS": f"runstream {typed}"}
         words = {"COMP_CWORD": str(len(typed.split()))}
         done = subprocess.run(
             python("-c", code), env={**SOURCE, **asking, **words}, capture_output=True, check=True, timeout=30
         )
         assert done.stdout.decode().split() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("runs --limit 0", "Invalid value for '--limit': Input should be greater than or equal to 1."),
+        ("runs --limit", "Option '--limit' requires an argument."),
+        ("tail", "Missing argument 'target'."),
+        ("keys new --bogus", "No such option: --bogus."),
+        ("bogus", "No such command 'bogus'."),
+    ],
+)
+def test_what_is_wrong_with_options_is_one_line(args: str, says: str) -> None:
+    """As every other error; what there is instead, the help says."""
+    done = subprocess.run(runstream(*args.split()), env=SOURCE, capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stdout) == (Exit.USAGE, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"runstream: {says} `")
+    assert line.endswith(" --help` says what there is.")
+
+
+def test_a_group_that_is_called_by_its_name_shows_its_help() -> None:
+    """Nothing was asked for, and nothing is wrong."""
+    done = subprocess.run(runstream("keys"), env=SOURCE, capture_output=True, text=True, check=False, timeout=30)
+    assert "Revoke a key or a token" in done.stdout + done.stderr
+    assert "runstream: " not in done.stderr

@@ -5,14 +5,18 @@ Help, completion and the commands of clients would wait a second for all that a 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
+
+from runstream.gateway.commands.exits import Exit, tell
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -47,8 +51,30 @@ COMMANDS: Final[Mapping[str, Command]] = {
 }
 
 
+@contextmanager
+def _told_in_one_line() -> Iterator[None]:
+    """Tell what is wrong with options as every other error is told: typer would first show how the command is used."""
+    try:
+        yield
+    except TyperException as error:
+        said, context = error.format_message(), getattr(error, "ctx", None)
+        if "\n" in said:  # It is the help itself, of a group that was called by its name alone.
+            raise
+        command = "runstream" if context is None else context.command_path
+        tell(f"{said.rstrip('.')}. `{command} --help` says what there is.")
+        raise typer.Exit(Exit.USAGE) from None
+
+
 class _Commands(TyperGroup):
     """The commands of the table, each made when it is asked for."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _told_in_one_line():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _told_in_one_line():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: Any) -> list[str]:
         del ctx

@@ -36,10 +36,17 @@ MAY_BE_CUT: Final = "stop reason"
 STYLES: Final = {"running": "cyan", "created": "cyan", "completed": "green", "failed": "red", "cancelled": "yellow"}
 
 
+def _statuses_that_begin(incomplete: str) -> list[str]:
+    return [each for each in STATUSES if each.startswith(incomplete)]
+
+
 @command.command(epilog=OF_CLIENTS)
 def runs(  # noqa: PLR0917  # typer reads options off the parameters
     status: Annotated[
-        list[str] | None, typer.Option(metavar=f"[{'|'.join(STATUSES)}]", help="Only these; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar=f"[{'|'.join(STATUSES)}]", help="Only these; may be repeated.", autocompletion=_statuses_that_begin
+        ),
     ] = None,
     agent: Annotated[str | None, typer.Option(metavar="ID", help="Only this agent's.")] = None,
     conversation: Annotated[str | None, typer.Option(metavar="ID", help="Only those in this conversation.")] = None,
