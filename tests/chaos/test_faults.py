@@ -195,7 +195,8 @@ async def test_nats_servers_come_back_on_their_lines(cluster: World) -> None:
     assert [line.name for line in cluster.routes] == ["nats-0->nats-1", "nats-0->nats-2", "nats-1->nats-2"]
     assert all(line.reset() for line in cluster.routes)
     await cluster.healed()
-    assert all(line.passages for line in cluster.routes)
+    # Of two routes that were made at once one is given up, which may be a line's only one for a moment.
+    await wait_until(lambda: all(line.passages for line in cluster.routes), 20, "a pair has no route on its own line")
     accepted = [line.counts.accepted for line in cluster.routes]
     injected = await survived(cluster, fault_named(cluster, "restart follower"))
     own = [injected.target in line.name.split("->") for line in cluster.routes]

@@ -71,7 +71,7 @@ async def test_what_is_no_name_of_a_host_is_told(host: str) -> None:
 @pytest.mark.parametrize("command", ["gateway", "broker", "up"])
 async def test_each_command_refuses(tmp_path: Path, command: str) -> None:
     """In one line, before anything is begun; nothing of a data directory is left."""
-    ports = ["--port", "0", "--host", "0.0.0.0"]
+    ports = ["--port", "0", *(["--broker-port", "0"] if command == "up" else []), "--host", "0.0.0.0"]
     async with running(*runstream(command, *ports), env=SOURCE, cwd=tmp_path) as process:
         assert await process.wait(START_SECONDS) == 2
         assert "--insecure" in process.errors[-1]
