@@ -27,6 +27,12 @@ async def test_every_address_is_the_one_document(stack: Stack, path: str) -> Non
     assert (again.status, again.body) == (304, b"")
 
 
+async def test_the_gateways_own_address_leads_to_it(stack: Stack) -> None:
+    """Whoever opens that in a browser looks for something to look at."""
+    reply = await stack.fetch("GET", "/")
+    assert (reply.status, reply.headers["location"]) == (302, "/console/")
+
+
 async def test_the_document_names_assets_that_there_are(stack: Stack) -> None:
     """All that it loads is there, under a name that has the content in it."""
     document = (await stack.fetch("GET", "/console")).body.decode()
@@ -112,7 +118,7 @@ async def test_a_page_that_is_none_says_so_to_a_person(stack: Stack, path: str) 
 async def test_it_can_be_left_out(nats_url: str) -> None:
     """Then there is none, and no session can be opened; the API is as it was."""
     async with stack_running(nats_url, gateway={"console": False}) as stack:
-        for path in (*PAGES, f"/console/assets/{VERSION}/app.js"):
+        for path in ("/", *PAGES, f"/console/assets/{VERSION}/app.js"):
             reply = await stack.fetch("GET", path, headers={"Accept": "text/html"})
             assert (reply.status, reply.json) == (404, {"detail": "Not Found"})
         assert (await stack.fetch("POST", "/v1/runstream/session")).status == 404

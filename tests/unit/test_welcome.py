@@ -14,11 +14,22 @@ URL = "http://127.0.0.1:8283"
 
 
 def told(
-    agent: str = "demo", data_dir: Path | None = Path("data"), *, url: str = URL, has_console: bool = True, **auth: Any
+    agent: str = "demo",
+    data_dir: Path | None = Path("data"),
+    *,
+    url: str = URL,
+    program: str = "runstream",
+    has_console: bool = True,
+    **auth: Any,
 ) -> str:
-    source = agent_source(agent, UpstreamSettings())
     return welcome(
-        url, source, AuthSettings(**auth), is_demo=agent == "demo", has_console=has_console, data_dir=data_dir
+        url,
+        agent_source(agent, UpstreamSettings()),
+        AuthSettings(**auth),
+        program=program,
+        is_demo=agent == "demo",
+        has_console=has_console,
+        data_dir=data_dir,
     )
 
 
@@ -26,6 +37,14 @@ def test_the_console_is_named_unless_it_is_switched_off() -> None:
     """Where a browser finds it; a page that is not there is named to nobody."""
     assert f"{URL}/console" in told()
     assert "console" not in told(has_console=False)
+
+
+def test_commands_are_named_as_they_can_be_called() -> None:
+    """Who has started it out of a folder has it on no path of programs."""
+    text = told(program=".venv/bin/runstream", auth="static", auth_keys_file=Path("keys"))
+    assert ".venv/bin/runstream tail RUN_ID" in text
+    assert ".venv/bin/runstream keys new" in text
+    assert " runstream " not in text.replace("runstream is up", "")
 
 
 @pytest.mark.parametrize("everywhere", ["0.0.0.0", "[::]"])

@@ -28,7 +28,7 @@ What to try next, in another terminal:
     -H 'Content-Type: application/json' -d '{{"starting_after": SEQ_ID}}'
 
   # The same, as a person reads it; it comes back by itself.
-  {key}runstream tail RUN_ID --url {url}
+  {key}{program} tail RUN_ID --url {url}
 
 Ctrl-C stops it. Runs are kept in {where} and survive a restart.
 """
@@ -36,15 +36,22 @@ Ctrl-C stops it. Runs are kept in {where} and survive a restart.
 ANY_AGENT: Final = "agent-123e4567-e89b-42d3-8456-426614174000"
 KEY: Final = "RUNSTREAM_KEY=$TOKEN "
 AUTHORIZATION: Final = ' -H "Authorization: Bearer $TOKEN"'
-STATIC: Final = "A key, whose line is in {file}: runstream keys new --scope 'runs:read runs:write' makes one."
+STATIC: Final = "A key, whose line is in {file}: {program} keys new --scope 'runs:read runs:write' makes one."
 SIGNED: Final = "A token for ten minutes, signed as RUNSTREAM_AUTH_SECRET_FILE and the like say here."
 ISSUED: Final = "A token with the scopes runs:read and runs:write, of {issuer}."
 
 
 def welcome(
-    url: str, agent: AgentSource, auth: AuthSettings, *, is_demo: bool, has_console: bool, data_dir: Path | None
+    url: str,
+    agent: AgentSource,
+    auth: AuthSettings,
+    *,
+    program: str,
+    is_demo: bool,
+    has_console: bool,
+    data_dir: Path | None,
 ) -> str:
-    """Say what to try at `url`. `data_dir` None: the runs are in a NATS that was there."""
+    """Say what to try at `url`, with `program`, as it can be called. `data_dir` None: the runs are in another NATS."""
     url = _reachable(url)
     if is_demo:
         start = "A run of 50 chunks, one every 200 ms; break it off with Ctrl-C whenever you like."
@@ -57,11 +64,12 @@ def welcome(
     return WELCOME.format(
         url=url,
         console=f" Its console is {url}/console" if has_console else "",
-        credential=_credential(auth),
+        credential=_credential(auth, program),
         start=start,
         agent_id="AGENT_ID" if agent.letta is not None else ANY_AGENT,
         authorization="" if auth.auth == "none" else AUTHORIZATION,
         key="" if auth.auth == "none" else KEY,
+        program=program,
         body=body,
         where="NATS" if data_dir is None else data_dir,
     )
@@ -77,15 +85,15 @@ def _reachable(url: str) -> str:
     return parts._replace(netloc=f"localhost:{parts.port}").geturl() if is_unspecified else url
 
 
-def _credential(auth: AuthSettings) -> str:
+def _credential(auth: AuthSettings, program: str) -> str:
     """Say where a credential comes from, where one is asked for."""
     match auth.auth:
         case "none":
             return ""
         case "static":
-            says, how = STATIC.format(file=auth.auth_keys_file), "rsk_…"
+            says, how = STATIC.format(file=auth.auth_keys_file, program=program), "rsk_…"
         case _ if auth.auth_secret_file is not None:
-            says, how = SIGNED, "$(runstream keys token --scope 'runs:read runs:write')"
+            says, how = SIGNED, f"$({program} keys token --scope 'runs:read runs:write')"
         case _:
             says, how = ISSUED.format(issuer=auth.auth_issuer), "…"
     return f"\n  # {says}\n  TOKEN={how}\n"

@@ -65,18 +65,21 @@ class Input:
         return line
 
     def _read(self) -> None:
-        held = b""
+        held: list[bytes] = []  # What there is of a line, in pieces: put together once, as it may be long.
+        size = 0
         failure: Usage | None = None
         try:
             while piece := os.read(self._descriptor, READ_BYTES):
                 *whole, rest = piece.split(b"\n")
                 if whole:
-                    whole[0], held = held + whole[0], b""
-                held += rest
+                    whole[0] = b"".join([*held, whole[0]])
+                    held, size = [], 0
+                held.append(rest)
+                size += len(rest)
                 self._hand_over(whole)
-                if len(held) > LONGEST_LINE:
+                if size > LONGEST_LINE:
                     raise Usage(f"A line of stdin has more than {LONGEST_LINE} bytes: is it text?")
-            self._hand_over([held] if held else [])
+            self._hand_over([b"".join(held)] if size else [])
         except OSError as error:
             failure = Usage(f"stdin cannot be read: {error.strerror}.")
         except Usage as error:

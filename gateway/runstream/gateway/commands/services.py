@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -107,7 +108,16 @@ def up_command(  # noqa: PLR0917  # typer reads options off the parameters
             agent=source,
             ready=lambda url: _welcome(
                 url,
-                welcome(url, source, access, is_demo=is_demo, has_console=edge.console, data_dir=kept_in),
+                welcome(
+                    url,
+                    source,
+                    access,
+                    # Who has called it by its path has it nowhere else.
+                    program="runstream" if shutil.which("runstream") else sys.argv[0],
+                    is_demo=is_demo,
+                    has_console=edge.console,
+                    data_dir=kept_in,
+                ),
             ),
             upstream=_upstream(platform_at(edge.upstream, default=source.letta)),
         )

@@ -64,6 +64,7 @@ ASSETS: Final[Mapping[str, bytes]] = {name: content for name, content in _FILES.
 def console_routes() -> list[web.RouteDef]:
     """Make the routes of the console: its addresses, and its assets."""
     return [
+        web.get("/", _lead_in),
         web.get("/console", _document),
         web.get("/console/", _document),
         web.get("/console/health", _document),
@@ -71,6 +72,11 @@ def console_routes() -> list[web.RouteDef]:
         web.get("/console/runs/{run_id}", _document),
         web.get("/console/assets/{version}/{name}", _asset),
     ]
+
+
+async def _lead_in(_: web.Request) -> web.Response:
+    """Whoever opens the gateway's address looks for something to look at."""
+    return web.Response(status=HTTPStatus.FOUND, headers={hdrs.LOCATION: "/console/"})
 
 
 async def _document(request: web.Request) -> web.Response:
