@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from playwright.async_api import Browser
 
 from runstream.broker.agents.demo import demo
-from tests.support.chromium import Pages
-from tests.support.devtools import Devtools, Tab, browser_open, tab_open
 from tests.support.nats import nats_server_running
+from tests.support.pages import Pages
 from tests.support.processes import RunningProcess, python, running
 from tests.support.proxy import Proxy
 from tests.support.stack import Stack, stack_running
+from tests.support.tab import Tab, browser_open, tab_open
 
 ROOT = Path(__file__).parents[2]
 # The source as it lies, wherever the process is started.
@@ -46,9 +47,9 @@ async def stack(nats_url: str) -> AsyncIterator[Stack]:
 
 
 @pytest_asyncio.fixture(scope="module")
-async def pages() -> AsyncIterator[Pages]:
+async def pages(browser: Browser) -> AsyncIterator[Pages]:
     """The server of the pages; its origin is the one that the gateways list."""
-    async with Pages.serving() as serving:
+    async with Pages.serving(browser) as serving:
         yield serving
 
 
@@ -67,14 +68,14 @@ async def edge(nats_url: str, stack: Stack, pages: Pages) -> AsyncIterator[Edge]
 
 
 @pytest_asyncio.fixture(scope="module")
-async def browser() -> AsyncIterator[Devtools]:
+async def browser() -> AsyncIterator[Browser]:
     """A browser for the tabs of a module."""
     async with browser_open() as opened:
         yield opened
 
 
 @pytest_asyncio.fixture
-async def tab(browser: Devtools) -> AsyncIterator[Tab]:
+async def tab(browser: Browser) -> AsyncIterator[Tab]:
     """A fresh tab, which has complained of nothing when its test is over."""
     async with tab_open(browser) as opened:
         yield opened

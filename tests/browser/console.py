@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tests.support.devtools import Tab
+from tests.support.tab import Tab
 
 AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
 VERDICT = "(document.querySelector('.proof')?.innerText ?? '')"

@@ -9,10 +9,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from playwright.async_api import Browser
+
 from runstream.broker.agents.demo import demo
-from tests.support.devtools import Tab, browser_open, tab_open
 from tests.support.nats import nats_server_running
 from tests.support.stack import Stack, stack_running
+from tests.support.tab import Tab, browser_open, tab_open
 
 TEXT = (
     "A stream that is only sent is gone with the connection that it was sent on. One that is stored first can be read "
@@ -53,7 +55,7 @@ async def take_run(stack: Stack, tab: Tab, directory: Path) -> str:
     return run_id
 
 
-async def take_others(stack: Stack, tab: Tab, directory: Path, run_id: str) -> None:
+async def take_others(stack: Stack, browser: Browser, directory: Path, run_id: str) -> None:
     """Everything else, which README does not show, on a screen and on a phone."""
     for interval in (40, 60, 90, 130, 200, 350, 500, 800):
         await start(stack, chunks=2000, interval_ms=interval)
@@ -67,15 +69,16 @@ async def take_others(stack: Stack, tab: Tab, directory: Path, run_id: str) -> N
         views |= {"asks": (f"runs/{asks}", "Approve"), "none": (f"runs/{NOBODYS}", "There is no such run")}
         views |= {"empty": ("?status=cancelled", "No cancelled runs")}
         for size, where in ((WIDE, ""), (PHONE, "phone-"), (SMALL, "small-")):
-            await tab.size(*size)
-            for name, (path, shows) in views.items():
-                await tab.goto(f"{stack.base}/console/{path}")
-                await tab.until(f"document.body.textContent.includes('{shows}')", f"{name} does not show {shows}")
-                await in_both(tab, directory, where + name)
-                if name == "live":
-                    await tab.shows("Letta, in the background")
-                    await tab.js("scrollTo(0, document.body.scrollHeight)")
-                    await in_both(tab, directory, f"{where}followers")
+            async with tab_open(browser, size) as tab:
+                for name, (path, shows) in views.items():
+                    await tab.goto(f"{stack.base}/console/{path}")
+                    await tab.until(f"document.body.textContent.includes('{shows}')", f"{name} does not show {shows}")
+                    await in_both(tab, directory, where + name)
+                    if name == "live":
+                        await tab.shows("Letta, in the background")
+                        await tab.js("scrollTo(0, document.body.scrollHeight)")
+                        await in_both(tab, directory, f"{where}followers")
+                assert tab.complaints == []
 
 
 async def main(directory: Path, others: Path | None = None) -> None:
@@ -89,7 +92,7 @@ async def main(directory: Path, others: Path | None = None) -> None:
         ):
             run_id = await take_run(stack, tab, directory)
             if others is not None:
-                await take_others(stack, tab, others, run_id)
+                await take_others(stack, browser, others, run_id)
             assert tab.complaints == []
 
 

@@ -10,12 +10,12 @@ import pytest
 from runstream.schemas import new_agent_id, new_run_id
 from tests.browser.conftest import RETRY_SECONDS, Edge
 from tests.support.auth import Client, Issuer
-from tests.support.chromium import Page, Pages, Seen
 from tests.support.documents import blocks_below
 from tests.support.eventsource import source_path, told_of
 from tests.support.http import Event
 from tests.support.nats import NatsServer
 from tests.support.outages import stopped
+from tests.support.pages import Page, Pages, Seen
 from tests.support.proxy import Proxy, random_cuts
 from tests.support.stack import Stack, message, stack_running
 

@@ -17,8 +17,8 @@ from runstream.schemas import (
 )
 from tests.browser.console import BOUNDED, NODES, VERDICT, is_usable, is_whole, run_page
 from tests.support.auth import KeyFile
-from tests.support.devtools import Tab
 from tests.support.stack import Stack, stack_running
+from tests.support.tab import Tab
 
 NOBODYS = "run-00000000-0000-4000-8000-000000000000"
 
@@ -260,7 +260,7 @@ async def test_signing_in_leaves_nothing_behind(nats_url: str, tmp_path: Path, t
         assert await tab.js("document.activeElement.id") == "main"
         kept = await tab.js("[document.cookie, JSON.stringify({...localStorage, ...sessionStorage}), location.href]")
         assert kept == ["", "{}", f"{stack.base}/console/"]
-        (cookie,) = (await tab.call("Network.getCookies", urls=[f"{stack.base}/v1/"]))["cookies"]
+        (cookie,) = await tab.cookies(f"{stack.base}/v1/")
         assert (cookie["httpOnly"], cookie["secure"], cookie["sameSite"]) == (True, True, "Strict")
         assert cookie["value"] not in key
         await tab.goto(f"{stack.base}/console/health")
@@ -271,4 +271,4 @@ async def test_signing_in_leaves_nothing_behind(nats_url: str, tmp_path: Path, t
         await tab.offline(False)
         await tab.click("Try again")
         await tab.shows("Key or token")
-        assert (await tab.call("Network.getCookies", urls=[f"{stack.base}/v1/"]))["cookies"] == []
+        assert await tab.cookies(f"{stack.base}/v1/") == []

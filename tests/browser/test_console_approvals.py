@@ -13,9 +13,9 @@ from runstream.schemas import (
 )
 from tests.browser.console import is_usable, run_page
 from tests.support.auth import KeyFile
-from tests.support.devtools import Tab
 from tests.support.nats import nats_server_running
 from tests.support.stack import PUPPET, Stack, stack_running
+from tests.support.tab import Tab
 from tests.support.waiting import wait_until
 
 HELD = "[...document.querySelectorAll('.decision button')].every((each) => each.disabled)"
@@ -189,10 +189,9 @@ async def test_an_answer_that_comes_to_nothing(stack: Stack, tab: Tab, outcome: 
 async def test_what_came_after_is_read_a_page_at_a_time(stack: Stack, tab: Tab) -> None:
     """Each look goes on where the last one stopped; after ten pages it may be answered, whatever else there is."""
     _, asked = await asking(stack)
-    await tab.call(
-        "Page.addScriptToEvaluateOnNewDocument",
-        source="(() => { const [ask, later] = [fetch, setTimeout];"
-        "window.asked = []; window.looks = 0; window.most = 3;"
+    await tab.before(
+        "(() => { const [ask, later] = [fetch, setTimeout];"
+        "window.asked = []; window.looks = 0; window.most ??= 3;"
         "window.setTimeout = (go, after) => later(go, after / 10);"
         "window.fetch = async (path, given) => {"
         "if (path.endsWith('/followers')) looks += 1;"
@@ -209,7 +208,7 @@ async def test_what_came_after_is_read_a_page_at_a_time(stack: Stack, tab: Tab) 
     await tab.until("asked.length === 3", "it is not read on")
     assert await tab.js("asked") == [asked, "run-1-0", "run-2-0"]
     assert await tab.js("looks >= 2"), "all was read in one look"
-    await tab.call("Page.addScriptToEvaluateOnNewDocument", source="most = 12")
+    await tab.before("most = 12")
     await tab.goto(run_page(stack.base, asked))
     await tab.shows("The agent waits for an answer.")
     assert not await tab.js(HELD)

@@ -5,8 +5,8 @@ import signal
 from runstream.gateway.console.pages import VERSION
 from tests.browser.conftest import Edge
 from tests.browser.console import VERDICT, is_usable, is_whole, run_page, said
-from tests.support.devtools import Tab
 from tests.support.stack import Stack
+from tests.support.tab import Tab
 from tests.support.waiting import wait_until
 
 
@@ -43,7 +43,7 @@ async def test_a_page_that_is_left_follows_no_more(stack: Stack, tab: Tab) -> No
         await wait_until(lambda: len(tail.followers) == 1, 10, "the page still follows")
         stack.puppet.say(run_id, 5)
         await creator.take(5)
-        await tab.call("Runtime.evaluate", expression="history.back()")
+        await tab.back()
         await tab.until(f"{VERDICT}.includes('10 chunks')", "it does not go on")
         stack.puppet.finish(run_id)
         await is_whole(tab, 13)
@@ -112,9 +112,8 @@ async def test_what_stands_before_the_gateway_refuses(stack: Stack, tab: Tab) ->
 async def test_a_page_that_is_opened_in_an_outage(stack: Stack, tab: Tab) -> None:
     """It shows the run once the outage is over: nobody has to load it anew."""
     run_id, _ = await stack.finished({"chunks": 3})
-    await tab.call(
-        "Page.addScriptToEvaluateOnNewDocument",
-        source="(() => { const ask = fetch; window.refusals = 2; window.fetch = async (path, given) => {"
+    await tab.before(
+        "(() => { const ask = fetch; window.refusals = 2; window.fetch = async (path, given) => {"
         "if (!path.startsWith('/v1/runs/') || refusals <= 0) return ask(path, given);"
         "refusals -= 1; return new Response('', { status: 503 }); }; })()",
     )
@@ -174,9 +173,8 @@ async def test_what_is_said_when_the_gateway_is_gone(stack: Stack, edge: Edge, t
 async def test_the_record_waits_for_nothing_else(stack: Stack, tab: Tab) -> None:
     """How a run is shows at once, and its age goes on, while the outline of its log is still being read."""
     async with stack.live(3) as (run_id, _):
-        await tab.call(
-            "Page.addScriptToEvaluateOnNewDocument",
-            source="(() => { const ask = fetch; window.fetch = (path, given) => "
+        await tab.before(
+            "(() => { const ask = fetch; window.fetch = (path, given) => "
             "path.includes('/outline') ? new Promise(() => {}) : ask(path, given); })()",
         )
         await tab.goto(run_page(stack.base, run_id))

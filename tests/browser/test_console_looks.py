@@ -1,12 +1,15 @@
 """The console for everybody: on a phone, in the dark, with axe's eyes, each head above its column."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
+import pytest_asyncio
+from playwright.async_api import Browser
 
 from tests.browser.console import is_usable, run_page
-from tests.support.devtools import Tab
 from tests.support.stack import Stack
+from tests.support.tab import Tab, tab_open
 
 SIDEWAYS = """[...document.querySelectorAll('body, body *')].filter((each) => {
   const { overflowX } = getComputedStyle(each);
@@ -27,8 +30,7 @@ CUT = """(() => {
   return found;
 })()"""
 """Texts that go on beyond the right edge of the screen, without saying so."""
-PHONE = (390, 844)
-PHONES = [PHONE, (320, 640)]
+PHONES = [(390, 844), (320, 640)]
 
 
 async def test_heads_stand_above_their_columns(demo_stack: Stack, tab: Tab) -> None:
@@ -73,26 +75,30 @@ async def test_everybody_can_use_it(demo_stack: Stack, tab: Tab, view: str) -> N
     await is_usable(tab)
 
 
-@pytest.mark.parametrize("size", PHONES, ids=lambda size: str(size[0]))
-async def test_it_fits_on_a_phone(demo_stack: Stack, tab: Tab, view: str, size: tuple[int, int]) -> None:
+@pytest_asyncio.fixture(params=PHONES, ids=lambda size: str(size[0]))
+async def phone(request: pytest.FixtureRequest, browser: Browser) -> AsyncIterator[Tab]:
+    """A tab on a phone, which has complained of nothing when its test is over."""
+    async with tab_open(browser, request.param) as opened:
+        yield opened
+        assert opened.complaints == []
+
+
+async def test_it_fits_on_a_phone(demo_stack: Stack, phone: Tab, view: str) -> None:
     """Nothing is wider than the screen, nothing scrolls sideways, and no text is cut."""
-    await tab.size(*size)
-    await opened(tab, demo_stack, view)
-    assert await tab.js("document.documentElement.scrollWidth <= innerWidth")
-    assert await tab.js(SIDEWAYS) == []
-    assert await tab.js(CUT) == []
+    await opened(phone, demo_stack, view)
+    assert await phone.js("document.documentElement.scrollWidth <= innerWidth")
+    assert await phone.js(SIDEWAYS) == []
+    assert await phone.js(CUT) == []
 
 
-@pytest.mark.parametrize("size", PHONES, ids=lambda size: str(size[0]))
-async def test_followers_fit_on_a_phone(stack: Stack, tab: Tab, size: tuple[int, int]) -> None:
+async def test_followers_fit_on_a_phone(stack: Stack, phone: Tab) -> None:
     """Each is a card, whose figures have their names beside them."""
-    await tab.size(*size)
     async with stack.live(5) as (run_id, _):
-        await tab.goto(run_page(stack.base, run_id))
-        await tab.shows("Letta, in the background")
-        assert await tab.js(SIDEWAYS) == []
-        assert await tab.js(CUT) == []
-        assert await tab.js("document.querySelector('td[data-label=Cursor]').checkVisibility()")
+        await phone.goto(run_page(stack.base, run_id))
+        await phone.shows("Letta, in the background")
+        assert await phone.js(SIDEWAYS) == []
+        assert await phone.js(CUT) == []
+        assert await phone.js("document.querySelector('td[data-label=Cursor]').checkVisibility()")
 
 
 async def test_the_dark(demo_stack: Stack, tab: Tab) -> None:

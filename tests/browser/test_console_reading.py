@@ -12,8 +12,8 @@ from runstream.schemas import (
     UsageStatistics,
 )
 from tests.browser.console import BOUNDED, NODES, is_whole, run_page, said
-from tests.support.devtools import Tab
 from tests.support.stack import Stack
+from tests.support.tab import Tab
 
 
 async def test_ten_thousand_chunks(demo_stack: Stack, tab: Tab) -> None:

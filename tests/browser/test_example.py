@@ -5,8 +5,8 @@ from pathlib import Path
 
 from runstream.broker.agents.demo import DEFAULT_TEXT
 from runstream.schemas import ERROR_TYPES
-from tests.support.devtools import Tab
 from tests.support.documents import blocks_below, desk_in, making
+from tests.support.tab import Tab
 
 CHUNKS = 40
 WORDS = "document.getElementById('answer').innerText.trim().split(/\\s+/)"

@@ -1,35 +1,18 @@
-"""Debian's Chromium without a driver: it opens a page of the test's, and the page says what it sees."""
+"""Pages of the test's own, in a browser: each says what it sees, to the server that it came from."""
 
 import contextlib
 import itertools
 import json
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 from aiohttp import web
+from playwright.async_api import Browser
 
-from tests.support.processes import RunningProcess, running
 from tests.support.stack import listener
+from tests.support.tab import PATIENCE_SECONDS, tab_open
 from tests.support.waiting import wait_until
-
-FLAGS = [
-    "--headless",
-    "--no-sandbox",  # it runs as root where CI does
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-breakpad",  # its own process would outlive it
-    "--disable-dev-shm-usage",  # a container has 64 MB of it
-]
-PATIENCE_SECONDS = 30.0
-"""What a page may take for anything: a browser on a machine of two cores takes one second to start, or ten."""
 
 PAGE = Path(__file__).parents[1] / "browser" / "page.html"
 
@@ -44,19 +27,17 @@ class Seen(NamedTuple):
 
 
 class Page:
-    """One page in a browser of its own, and what it has reported so far."""
+    """One page, and what it has reported so far."""
 
-    def __init__(self, seen: list[Seen], browser: RunningProcess) -> None:
+    def __init__(self, seen: list[Seen]) -> None:
         self.seen = seen
-        self._browser = browser
 
     async def until(self, predicate: Callable[[], Any], message: str) -> None:
         """Wait until the page has reported what makes `predicate` true."""
         try:
             await wait_until(predicate, PATIENCE_SECONDS, message)
         except AssertionError as error:
-            complaint = f"{error}; the page has seen {self.seen[-20:]}; {self._browser.report()}"
-            raise AssertionError(complaint) from None
+            raise AssertionError(f"{error}; the page has seen {self.seen[-20:]}") from None
 
     async def sees(self, kind: str) -> Seen:
         """Wait until the page has seen something of that type, and give the first."""
@@ -71,18 +52,19 @@ class Page:
 class Pages:
     """A web server of the test's at `origin`, for pages and what they report."""
 
-    def __init__(self, origin: str) -> None:
+    def __init__(self, origin: str, browser: Browser) -> None:
         self.origin = origin
+        self._browser = browser
         self._numbers = itertools.count(1)
         self._documents: dict[str, str] = {}
         self._seen: dict[str, list[Seen]] = {}
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def serving(cls) -> AsyncIterator["Pages"]:
+    async def serving(cls, browser: Browser) -> AsyncIterator["Pages"]:
         """A server for as long as the block lasts."""
         bound = listener()
-        pages = cls(f"http://127.0.0.1:{bound.getsockname()[1]}")
+        pages = cls(f"http://127.0.0.1:{bound.getsockname()[1]}", browser)
         app = web.Application()
         app.add_routes([web.get("/{page}/", pages._show), web.post("/{page}/seen", pages._report)])
         runner = web.AppRunner(app, access_log=None)
@@ -95,21 +77,15 @@ class Pages:
 
     @contextlib.asynccontextmanager
     async def opened(self, script: str, *, host: str = "127.0.0.1") -> AsyncIterator[Page]:
-        """A page that runs `script`, in a fresh browser of which nothing is left when the block ends."""
-        program = shutil.which("chromium")
-        if program is None:
-            pytest.fail("There is no Chromium, which these tests are about: apt-get install chromium")
+        """A page that runs `script`, in a tab of its own, for as long as the block lasts."""
         page = str(next(self._numbers))
         self._documents[page] = PAGE.read_text(encoding="utf-8").replace("// the test's script", script)
         seen = self._seen[page] = []
-        url = f"{self.origin.replace('127.0.0.1', host)}/{page}/"
-        # Not pytest's directory: it makes sockets there, whose paths must be short.
-        with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as home:
-            places = {"HOME": home, "TMPDIR": home, "XDG_CONFIG_HOME": home, "XDG_CACHE_HOME": home}
-            async with running(program, *FLAGS, f"--user-data-dir={home}/profile", url, env=places) as browser:
-                opened = Page(seen, browser)
-                yield opened
-                assert opened.of_type("defect") == []
+        async with tab_open(self._browser) as tab:
+            await tab.goto(f"{self.origin.replace('127.0.0.1', host)}/{page}/")
+            opened = Page(seen)
+            yield opened
+            assert opened.of_type("defect") == []
 
     async def _show(self, request: web.Request) -> web.Response:
         return web.Response(text=self._documents[request.match_info["page"]], content_type="text/html")
