@@ -198,7 +198,8 @@ async def test_a_foreground_run_that_ends_while_it_is_looked_at(stack: Stack, ta
         stack.puppet.finish(run_id, "requires_approval")
         await tab.shows("The run has ended: completed.")
         assert await said(tab) == ["0", "1", "2", "3"]
-        assert "so far" not in await tab.text("main")
+        # The words beside the timeline are drawn anew with it, a moment later.
+        await tab.until("!document.querySelector('main').innerText.includes('so far')", "something goes on")
         assert await tab.text("#said") in {"The run has ended.", "The agent waits for an answer."}
         await tab.click("Approve")
         await tab.shows("was approved")
