@@ -4,6 +4,7 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +12,13 @@ import pytest_asyncio
 from structlog.testing import capture_logs
 
 from runstream.broker.connection import Connection
-from runstream.broker.errors import NotStored, ServerTooOld, TopologyError, Unavailable
+from runstream.broker.errors import NotStored, ServerTooOld, StoreRefused, TopologyError, Unavailable
 from runstream.broker.jetstream import JetStream
 from runstream.broker.log import KIND, WRITER
 from runstream.broker.readiness import Readiness
 from runstream.broker.settings import BrokerSettings
 from runstream.broker.topology import (
+    NO_PEERS,
     SEQUENCES_PER_SHARD,
     Difference,
     LogAddress,
@@ -26,7 +28,7 @@ from runstream.broker.topology import (
     shard_of_cursor,
 )
 from runstream.schemas import new_run_id
-from tests.support.nats import NatsServer
+from tests.support.nats import NatsServer, nats_cluster_running
 from tests.support.outages import stopped
 
 STREAMS = {"RUNS_0", "KV_RUNSTREAM", "RUNSTREAM_WORK", "KV_RUNSTREAM_REVOKED"}
@@ -190,6 +192,34 @@ async def test_a_stream_that_cannot_be_made_is_named(jetstream: JetStream) -> No
         await provision(jetstream, BrokerSettings(replicas=3))
     with pytest.raises(NotStored):
         await info(jetstream)
+
+
+async def test_servers_of_a_cluster_that_are_still_to_come_are_waited_for(
+    jetstream: JetStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as the server says that there are too few; it is said once, and then all is made.
+
+    When a server takes another one for gone is its own secret, so that its words are put into its mouth here.
+    """
+    ask, refusals = jetstream.api, iter(range(2))
+
+    async def api(call: str, body: Any, **options: Any) -> dict[str, Any]:
+        if call == "STREAM.CREATE.RUNS_0" and next(refusals, None) is not None:
+            raise StoreRefused("no suitable peers for placement, peer offline", code=NO_PEERS)
+        return await ask(call, body, **options)
+
+    monkeypatch.setattr(jetstream, "api", api)
+    with capture_logs() as logs:
+        assert set((await provision(jetstream, BrokerSettings())).made) == STREAMS
+    assert [line["stream"] for line in logs if line["event"] == "nats_servers_awaited"] == ["RUNS_0"]
+
+
+async def test_servers_that_do_not_come_are_said_to_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while: a cluster of two never has three copies of anything."""
+    monkeypatch.setattr("runstream.broker.topology.PEERS_SECONDS", 1.0)
+    async with nats_cluster_running(tmp_path, 2) as cluster, Connection(cluster.urls[0], name="test") as connection:
+        with pytest.raises(TopologyError, match=r"Stream RUNS_0 cannot be created: no suitable peers"):
+            await provision(JetStream(connection, timeout_seconds=5), BrokerSettings(replicas=3))
 
 
 async def test_shards_number_their_messages_apart(jetstream: JetStream) -> None:

@@ -11,6 +11,7 @@ changes or deletes a stream on its own, because two brokers with different setti
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,11 @@ DUPLICATE_WINDOW_SECONDS = 10
 
 MAKING_SECONDS = 20.0
 """How long making or changing a stream may take: on a busy disk it is seconds."""
+NO_PEERS = 10005
+"""What a server says that does not know of as many others as a stream is to have copies of."""
+PEERS_SECONDS = 30.0
+"""How long they are waited for: the servers of a cluster are started at one time, and with them whoever needs them."""
+PEERS_AGAIN_SECONDS = 0.5
 REMEDY = "Repair or remove the stream, then start again."
 ESSENTIAL = frozenset({"subjects", "storage", "retention", "republish", "allow_atomic", "discard_new_per_subject"})
 
@@ -288,7 +294,7 @@ async def _ensure_stream(jetstream: JetStream, wanted: Mapping[str, Any], made: 
         info = await jetstream.api(f"STREAM.INFO.{name}", None)
     except NotStored:
         try:
-            info = await jetstream.api(f"STREAM.CREATE.{name}", wanted, seconds=MAKING_SECONDS)
+            info = await _made_stream(jetstream, wanted)
             log.info("stream_created", stream=name, replicas=wanted["num_replicas"])
             made.append(name)
         except StoreRefused as refused:
@@ -299,6 +305,21 @@ async def _ensure_stream(jetstream: JetStream, wanted: Mapping[str, Any], made: 
                 raise TopologyError(f"Stream {name} cannot be created: {refused.detail}.") from refused
     config: dict[str, Any] = info["config"]
     return config
+
+
+async def _made_stream(jetstream: JetStream, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a stream, once there are as many servers as it is to have copies. Raises `StoreRefused`."""
+    name, deadline, is_told = wanted["name"], time.monotonic() + PEERS_SECONDS, False
+    while True:
+        try:
+            return await jetstream.api(f"STREAM.CREATE.{name}", wanted, seconds=MAKING_SECONDS)
+        except StoreRefused as refused:
+            if refused.code != NO_PEERS or time.monotonic() > deadline:
+                raise
+            if not is_told:
+                log.warning("nats_servers_awaited", stream=name, replicas=wanted["num_replicas"], error=refused.detail)
+            is_told = True
+            await asyncio.sleep(PEERS_AGAIN_SECONDS)
 
 
 async def _tell_of_revocations(jetstream: JetStream) -> None:
