@@ -218,7 +218,8 @@ async def test_what_came_after_is_read_a_page_at_a_time(stack: Stack, tab: Tab) 
 async def test_a_run_beside_the_one_that_asks_is_no_answer(stack: Stack, tab: Tab) -> None:
     """An agent's own go on side by side: one that was there before the request is named, and keeps nobody from it."""
     agent = new_agent_id()
-    async with stack.live(agent_id=agent) as (asked, _), stack.live(agent_id=agent) as (beside, other):
+    # The one beside has spoken: a run that is begun after the request is refused.
+    async with stack.live(agent_id=agent) as (asked, _), stack.live(1, agent_id=agent) as (beside, other):
         call = ToolCall(name="look_outside", arguments="{}", tool_call_id="call_1")
         stack.puppet.say_this(asked, ApprovalRequestMessage(tool_call=call, tool_calls=[call]))
         stack.puppet.finish(asked, "requires_approval")
