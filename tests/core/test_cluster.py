@@ -18,7 +18,7 @@ from runstream.broker.topology import INDEX_STREAM, LogAddress
 from runstream.schemas import Chunk, RunRequest, StopReason, new_conversation_id, new_run_id
 from tests.support.core import END, Core, chunk, core_running, kinds, record_of, request_of, said, texts
 from tests.support.nats import NatsCluster
-from tests.support.runs import answer, following, over, queue_empty, scripted, submit, tailing
+from tests.support.runs import answer, following, over, request_done, scripted, submit, tailing
 from tests.support.waiting import wait_until
 
 ELECTION_SECONDS = 40
@@ -169,7 +169,7 @@ async def test_a_whole_run(core: Core) -> None:
         async with following(core, run) as follower:
             record = await over(core, run)
             await wait_until(lambda: follower.ended)
-        await queue_empty(core)
+        await request_done(core, run)
     assert record.status == "completed"
     assert follower.kinds() == ["ping", "attempt", *["data"] * 5, "plain", "plain", "end"]
 
@@ -218,7 +218,7 @@ async def test_the_logs_leader_dies_in_mid_run(core: Core, nats_cluster: NatsClu
         seqs = await writing
         record = await over(core, run)
         await wait_until(lambda: follower.ended and run_follower.ended)
-        await queue_empty(core)
+        await request_done(core, run)
     assert [entry.seq for entry in follower.entries] == seqs
     assert [entry.body for entry in follower.entries] == [*(chunk(number) for number in range(len(seqs) - 1)), b""]
     assert caught_up == follower.entries[: len(caught_up)]

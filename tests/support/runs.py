@@ -94,6 +94,15 @@ async def queue_empty(core: Core, timeout: float = 10) -> None:
     await wait_until(empty, timeout, "a run request is left on the queue")
 
 
+async def request_done(core: Core, run: RunRecord) -> None:
+    """Wait until a run's request is done, whatever else is on the queue."""
+
+    async def gone() -> bool:
+        return await core.jetstream.last_message(WORK_STREAM, f"work.{run.tenant}.{run.id}") is None
+
+    await wait_until(gone, message=f"the request of {run.id} is left on the queue")
+
+
 async def active_run(core: Core, run: RunRecord) -> str | None:
     """The active run of the run's conversation."""
     stored = await core.index.conversation(run.tenant, run.conversation_id or "")
