@@ -18,7 +18,7 @@ from runstream.gateway.commands.lines import LINE_BYTES, MOST_WAITING, READ_BYTE
 from runstream.gateway.commands.publish import _published
 from tests.support.commands import CLEAN, command, done, finished
 from tests.support.ingest import content_of
-from tests.support.nats import NatsServer, free_ports
+from tests.support.nats import NatsServer, free_ports, nats_server_running
 from tests.support.processes import python, running, runstream
 from tests.support.proxy import Proxy
 from tests.support.services import SOURCE
@@ -245,9 +245,12 @@ async def test_a_line_that_is_too_long_ends_the_run_as_failed(stack: Stack) -> N
     assert await status_of(stack, made.lines[0]) == "failed"
 
 
-async def test_a_run_that_would_be_too_long_is_ended_with_what_it_may_have(nats_server: NatsServer) -> None:
+async def test_a_run_that_would_be_too_long_is_ended_with_what_it_may_have(tmp_path: Path) -> None:
     """It is as long as a run may be, and says that it failed for that; its readers need not wait for a lease."""
-    async with stack_running(nats_server.url, broker={"max_run_messages": 64}) as stack:
+    async with (
+        nats_server_running(tmp_path) as server,
+        stack_running(server.url, broker={"max_run_messages": 64}) as stack,
+    ):
         made = await done("publish", "--url", stack.broker_base, said=LINES)
         assert made.code == 1
         assert (

@@ -120,6 +120,17 @@ async def test_lines_of_any_program(desk: Desk) -> None:
         assert re.fullmatch(expected, answer(events)), events
 
 
+async def test_a_deployment_is_measured(desk: Desk) -> None:
+    """By the page's command, with what was delivered and what was lost: nothing."""
+    (typed,) = blocks_below("docs/cli.md", "`runstream bench`", "sh")
+    env = {"RUNSTREAM_URL": desk.base(), "RUNSTREAM_INGEST_URL": desk.base(8284)}
+    async with desk.typing(typed, env) as shell:
+        await shell.wait_for_line("^0 chunks lost, 0 chunks out of place", START_SECONDS)
+        assert await shell.wait(START_SECONDS) == 0, shell.report()
+    (delivered,) = (line for line in shell.lines if line.startswith("delivered"))
+    assert f"{5 * 20 * 2 * 20:,} times" in delivered
+
+
 async def test_the_demo_agents_knobs(stack: Stack, desk: Desk) -> None:
     """The page's command has what it asks for: a reasoning message, and so many words."""
     assert stack.base

@@ -133,7 +133,7 @@ def test_help_waits_for_no_library() -> None:
     assert not SLOW & imported("--help")
 
 
-@pytest.mark.parametrize("name", ["tail", "runs", "replay", "publish", "cancel", "conformance"])
+@pytest.mark.parametrize("name", ["tail", "runs", "replay", "publish", "cancel", "bench", "conformance"])
 def test_commands_of_clients_import_nothing_of_the_broker(name: str) -> None:
     """They are for machines that have a URL and no NATS, and start quickly."""
     assert not {"httpx", "nats", "structlog", "uvloop"} & imported(name, "--help")

@@ -47,6 +47,9 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "replay": _own("replay", "Show a run again as it went, in its own time."),
     "publish": _own("publish", "Make a run of what comes on stdin: any program becomes a resumable stream."),
     "cancel": _own("cancel", "Cancel a run."),
+    "bench": _own(
+        "bench", "Measure a deployment from outside: what it takes to store, deliver, come back and read again."
+    ),
     "conformance": _own("conformance", "Check whether a server keeps to the API."),
 }
 

@@ -48,10 +48,14 @@ PASSING: Final = frozenset({408, 429, 502, 503, 504})
 
 
 class Client:
-    """Asks one server. Use as an async context manager. Raises `Usage` on entry for what is no URL, or no key."""
+    """Asks one server, whose URL is in `option`. Use as an async context manager.
 
-    def __init__(self, url: str, key_file: Path | None = None) -> None:
+    Raises `Usage` on entry for what is no URL, or no key.
+    """
+
+    def __init__(self, url: str, key_file: Path | None = None, *, option: str = "--url") -> None:
         self.url = url
+        self.option = option
         self._key_file = key_file
         self._session: aiohttp.ClientSession
 
@@ -60,7 +64,9 @@ class Client:
         key = key_for(self._key_file)
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=ANSWER_SECONDS)
-        self._session = aiohttp.ClientSession(headers=headers, timeout=timeout)
+        # aiohttp would keep the 101st stream waiting for the end of another, for ever.
+        connector = aiohttp.TCPConnector(limit=0)
+        self._session = aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -124,7 +130,7 @@ class Client:
 
     def away(self, error: BaseException) -> Unreachable:
         """Say that nobody answers."""
-        return Unreachable(f"{self.url} cannot be reached: {reason_of(error)}. Is it up, and is --url right?")
+        return Unreachable(f"{self.url} cannot be reached: {reason_of(error)}. Is it up, and is {self.option} right?")
 
 
 class NotAGateway(Usage):

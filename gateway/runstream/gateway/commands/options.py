@@ -7,13 +7,16 @@ from typing import Annotated, Any, Final, TypeAlias
 
 import typer
 
-__all__ = ["PLAIN", "AsJson", "Key", "LogJson", "LogLevel", "NatsUrl", "Patience", "Url", "given_again"]
+__all__ = ["PLAIN", "AsJson", "IngestUrl", "Key", "LogJson", "LogLevel", "NatsUrl", "Patience", "Url", "given_again"]
 
 PLAIN: Final[dict[str, Any]] = {"rich_markup_mode": None, "add_completion": False, "pretty_exceptions_enable": False}
 """A command as this command line has it. Without markup: a default in brackets would be taken for a style."""
 
 Url: TypeAlias = Annotated[
     str, typer.Option("--url", envvar="RUNSTREAM_URL", help="Where the gateway is.", metavar="URL")
+]
+IngestUrl: TypeAlias = Annotated[
+    str, typer.Option("--ingest-url", envvar="RUNSTREAM_INGEST_URL", help="Where a broker is.", metavar="URL")
 ]
 Key: TypeAlias = Annotated[
     Path | None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
@@ -25,8 +24,6 @@ command = typer.Typer(**PLAIN)
 
 PAGE: Final = 1000
 STATUSES: Final = ("created", "running", "completed", "failed", "cancelled")
-UNBOUNDED: Final = 200
-"""Columns that all ids fit into."""
 HEADINGS: Final = ("run", "status", "age", "took", "stop reason", "agent", "conversation")
 """The more useful before the less: where the window ends, so does the table."""
 ALWAYS: Final = 3
@@ -94,8 +91,7 @@ def _show(found: list[dict[str, Any]]) -> None:
     if not found:
         typer.echo("No runs.", err=True)
         return
-    # A file, or a program, has no window that it would have to fit into.
-    console = Output(width=None if sys.stdout.isatty() else UNBOUNDED)
+    console = Output.of_tables()
     console.print(table_of(found, console.width), crop=False)
 
 

@@ -70,7 +70,8 @@ class Writing:
         if status == CONFLICT and answer.get("error_type") == "conflict" and answer.get("is_repeated"):
             self.run_id = answer["run_id"]
         elif status == NOT_FOUND and answer.get("error_type") in {None, "not_found"}:
-            raise Usage(f"{self._client.url} takes no runs: --url is a broker's, and no gateway's or anybody else's.")
+            url, option = self._client.url, self._client.option
+            raise Usage(f"{url} takes no runs: {option} is a broker's, and no gateway's or anybody else's.")
         else:
             self._check(status, answer)
             self.run_id = answer["run_id"]

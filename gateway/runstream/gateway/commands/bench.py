@@ -1,0 +1,166 @@
+"""`runstream bench`: measures a deployment from outside, with runs of its own, and checks what comes of them."""
+
+from __future__ import annotations
+
+import json
+import resource
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from runstream.gateway.commands.client import Client
+from runstream.gateway.commands.exits import Exit, Usage, epilog, run, tell
+from runstream.gateway.commands.load import NEAR_THE_END, Load, Plan
+from runstream.gateway.commands.options import PLAIN, AsJson, IngestUrl, Key, Patience, Url
+from runstream.gateway.commands.output import Output
+from runstream.gateway.commands.settings import BROKER_URL, GATEWAY_URL
+from runstream.gateway.commands.terminal import counted
+from runstream.gateway.descriptors import allow_descriptors
+
+if TYPE_CHECKING:
+    from runstream.gateway.commands.load import Figures
+    from runstream.gateway.commands.spread import Spread
+
+__all__ = ["command"]
+
+command = typer.Typer(**PLAIN)
+
+OWN_DESCRIPTORS: Final = 64
+BUSY_SHARE: Final = 0.8
+"""Of a core: beyond, what is measured may be this process."""
+LEAST_SIZE: Final = 80
+"""Characters, of which each chunk says which one it is, and of which run."""
+MOST_SIZE: Final = 100_000
+QUANTILES: Final = {"p50": 0.5, "p99": 0.99}
+
+
+@command.command(epilog=epilog([each for each in Exit if each is not Exit.MISSING]))
+def bench(  # noqa: PLR0917  # typer reads options off the parameters
+    runs: Annotated[int, typer.Option(min=1, help="How many runs are written at once.")] = 10,
+    followers: Annotated[int, typer.Option(min=1, help="How many follow each of them.")] = 10,
+    rate: Annotated[int, typer.Option(min=1, help="Chunks a second in each run.")] = 20,
+    burst: Annotated[  # noqa: FBT002  # typer's way
+        bool, typer.Option("--burst", help="Chunks as fast as they are stored, in place of --rate.")
+    ] = False,
+    seconds: Annotated[float, typer.Option(min=1, max=3600, help="How long the runs are written.")] = 10.0,
+    size: Annotated[int, typer.Option(min=LEAST_SIZE, max=MOST_SIZE, help="Characters in each chunk.")] = 250,
+    as_json: AsJson = False,  # noqa: FBT002  # typer's way
+    patience: Patience = 60.0,
+    url: Url = GATEWAY_URL,
+    ingest_url: IngestUrl = BROKER_URL,
+    key_file: Key = None,
+) -> None:
+    """Measure a deployment from outside: what it takes to store, deliver, come back and read again.
+
+    It makes runs of its own, and checks that every follower gets every chunk once, in order.
+    """
+    plan = Plan(runs=runs, followers=followers, seconds=seconds, size=size, rate=None if burst else rate)
+    clients = Client(ingest_url, key_file, option="--ingest-url"), Client(url, key_file)
+    raise SystemExit(run(_bench(*clients, plan, patience=patience, as_json=as_json)))
+
+
+async def _bench(writer: Client, reader: Client, plan: Plan, *, patience: float, as_json: bool) -> Exit:
+    """Put the load on, and tell what came of it; returns whether anything was lost, or out of place."""
+    _check_descriptors(plan)
+    console = Console(stderr=True)
+    async with writer, reader:
+        # Refused here, and not when runs are written.
+        await reader.ask("GET", "/v1/runs/", query={"limit": "1"})
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            load = Load(writer, reader, plan, _Bar(bar), patience_seconds=patience)
+            figures = await load.carry_out()
+    if as_json:
+        typer.echo(json.dumps(_told(plan, load.agent_id, figures)))
+    else:
+        _show(plan, load.agent_id, figures)
+    if figures.core_share > BUSY_SHARE:
+        tell(f"This process took {figures.core_share:.0%} of a core, and may be what was slow: ask for less.")
+    return Exit.FAILED if figures.lost or figures.out_of_place else Exit.FINE
+
+
+def _check_descriptors(plan: Plan) -> None:
+    allow_descriptors()
+    needed = plan.runs * (plan.followers + 1) + OWN_DESCRIPTORS
+    granted, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY != granted < needed:
+        raise Usage(f"That takes {needed} connections, and `ulimit -Hn` lets this process have {granted}.")
+
+
+class _Bar:
+    """Shows what goes on on a terminal: one bar at a time."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("open", total=None)
+
+    def begin(self, what: str, total: int | None) -> None:
+        self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(what, total=total)
+
+    def advance(self, steps: int) -> None:
+        self._progress.advance(self._task, steps)
+
+
+def _show(plan: Plan, agent_id: str, figures: Figures) -> None:
+    """Show it to people."""
+    rate = "as many chunks as are stored" if plan.rate is None else f"{counted(plan.rate, 'chunk')} a second"
+    in_each = f"{counted(plan.followers, 'follower')} and {rate} of {plan.size} characters"
+    typer.echo(f"{counted(plan.runs, 'run')}, in each {in_each}, for {plan.seconds:g} s\n")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", *QUANTILES, "longest", ""):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    written = _in_a_second(figures.stored.count, plan.seconds)
+    delivered = _in_a_second(figures.delivered.count, figures.seconds)
+    again = _in_a_second(figures.chunks_read_again, figures.seconds_read_again)
+    for name, spread, what in (
+        ("stored", figures.stored, f"{figures.stored.count:,} chunks, {written}/s"),
+        ("delivered", figures.delivered, f"{figures.delivered.count:,} times, {delivered}/s"),
+        ("come back", figures.came_back, f"all at once, for the last {NEAR_THE_END} chunks"),
+        ("read again", figures.read_again, f"all at once, {again} chunks/s"),
+    ):
+        times = (*(spread.quantile(share) for share in QUANTILES.values()), spread.longest)
+        table.add_row(name, *(_duration(seconds) for seconds in times), what)
+    Output.of_tables().print(table, crop=False)
+    wrong = f"{counted(figures.lost, 'chunk')} lost, {counted(figures.out_of_place, 'chunk')} out of place"
+    typer.echo(f"\n{wrong}, {counted(figures.cuts, 'connection')} cut and taken up again.")
+    typer.echo(f"The runs are those of {agent_id}.")
+
+
+def _in_a_second(count: int, seconds: float) -> str:
+    return f"{count / seconds:,.0f}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 10 else f"{seconds * 1000:.1f} ms"  # noqa: PLR2004  # what reads better
+
+
+def _told(plan: Plan, agent_id: str, figures: Figures) -> dict[str, Any]:
+    """Tell it to programs. Times are in milliseconds."""
+    return {
+        "agent_id": agent_id,
+        "runs": plan.runs,
+        "followers": plan.followers,
+        "rate": plan.rate,
+        "seconds": plan.seconds,
+        "size": plan.size,
+        "chunks": figures.stored.count,
+        "deliveries": figures.delivered.count,
+        "deliveries_per_second": figures.delivered.count / figures.seconds,
+        "stored_ms": _spread(figures.stored),
+        "delivered_ms": _spread(figures.delivered),
+        "come_back_ms": _spread(figures.came_back),
+        "read_again_ms": _spread(figures.read_again),
+        "read_again_per_second": figures.chunks_read_again / figures.seconds_read_again,
+        "lost": figures.lost,
+        "out_of_place": figures.out_of_place,
+        "cuts": figures.cuts,
+        "core_share": figures.core_share,
+    }
+
+
+def _spread(spread: Spread) -> dict[str, float]:
+    quantiles = {name: spread.quantile(share) for name, share in QUANTILES.items()}
+    return {name: round(seconds * 1000, 3) for name, seconds in {**quantiles, "longest": spread.longest}.items()}
