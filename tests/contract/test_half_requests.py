@@ -24,6 +24,23 @@ async def test_half_a_request_is_given_up(nats_url: str) -> None:
             assert reply.headers["connection"] == "close"
 
 
+async def test_what_comes_behind_late_bodies_is_answered(nats_url: str) -> None:
+    """On one connection, however many requests were begun with half of their bodies there, on either port."""
+    asked = b"POST /%s HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n%s\r\n\r\n%s"
+    behind = b"GET /livez HTTP/1.1\r\nHost: test\r\n\r\n"
+    bodies = [(b"Transfer-Encoding: chunked", b"1\r\n{", b"\r\n0\r\n\r\n"), (b"Content-Length: 2", b"{", b"{")]
+    async with stack_running(nats_url) as stack:
+        paths = {stack.base: f"v1/agents/{new_agent_id()}/messages", stack.broker_base: "ingest/v1/runs"}
+        for base, path in paths.items():
+            async with Connection.open(base) as connection:
+                for framing, half, rest in bodies * 3:
+                    await connection.send_raw(asked % (path.encode(), framing, half))
+                    assert await connection.head() == (100, {}), "it is not begun"
+                    await connection.send_raw(rest + behind * 5)
+                    replies = [await connection.reply() for _ in range(6)]
+                    assert [each.status for each in replies] == [422, *[200] * 5]
+
+
 async def test_a_body_that_is_not_framed(nats_url: str) -> None:
     """A chunk that is none is refused at once, on either port, and the connection is closed; the next is served."""
     async with stack_running(nats_url) as stack:

@@ -13,8 +13,8 @@ from runstream.gateway.errors import refusals
 from runstream.gateway.mounting import OPERATIONS, is_ours, operations
 from runstream.gateway.passthrough import NOT_PASSED_ON
 
-UNDESCRIBED = {307, 404, 405}
-"""What paths and methods are answered that are not there."""
+UNDESCRIBED = {307, 404, 405, 431}
+"""What paths and methods are answered that are not there, and a head that is too long, whatever it asks for."""
 PASSED_ON = frozenset(refusals(*NOT_PASSED_ON))
 """What is answered in place of a platform, in front of one."""
 

@@ -14,6 +14,7 @@ import socket
 import uuid
 from collections import Counter
 from contextlib import asynccontextmanager
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -204,8 +205,10 @@ class _Connection(web.RequestHandler):
         known, is_of_a_head = self._request_count, self._newest_body.is_eof()
         super().data_received(data)
         if self._request_count != known:
-            self._newest_body = self._messages[-1][1]
+            self._newest_body = body = self._messages[-1][1]
             self._head_has_come()
+            if not body.is_eof():
+                body.on_eof(partial(self._body_has_come, body))
         elif data and is_of_a_head:
             self._head_bytes += len(data)
             if self._head_bytes > MOST_HEAD_BYTES:
@@ -252,6 +255,20 @@ class _Connection(web.RequestHandler):
         """Whether an answer fits into what the transport takes without anybody reading: most do, and need no timer."""
         buffered = 0 if self.transport is None else self.transport.get_write_buffer_size()
         return not buffered and (resp.content_length or 0) <= WRITTEN_FREELY_BYTES
+
+    def _body_has_come(self, body: StreamReader) -> None:
+        """Take note of a body's end. Of a request that was begun before, aiohttp's parser has to be told.
+
+        It counts a request in when its last byte has come, and out when it is begun. One that is begun first would never
+        be counted out, and after `MOST_HEADS_AHEAD` of them what comes behind another request would not be read.
+        """
+        if not any(waiting is body for _, waiting in self._messages):
+            self._loop.call_soon(self._count_out)  # It is counted in after this.
+
+    def _count_out(self) -> None:
+        if self._parser is not None:
+            self._parser.message_consumed()
+            self.data_received(b"")
 
     @property
     def _waits(self) -> bool:
