@@ -1,5 +1,7 @@
 """What there is, counted from outside: memory and descriptors of a process, what NATS has of it, keys and consumers."""
 
+from __future__ import annotations
+
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +91,14 @@ class Census:
     descriptors: int
     subscriptions: Counter[str]
     consumers: dict[str, int]
+
+    def is_within(self, before: Census) -> bool:
+        """Whether nothing is there that was not there before. What was closed late then may be there no more."""
+        return (
+            self.descriptors <= before.descriptors
+            and self.subscriptions <= before.subscriptions
+            and self.consumers == before.consumers
+        )
 
 
 async def census(service: Service, nats_url: str, monitor: str) -> Census:

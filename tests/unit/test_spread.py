@@ -16,9 +16,10 @@ def test_quantiles_are_true_to_a_thousandth() -> None:
         spread.note(each)
     ordered = sorted(durations)
     for share in (0.01, 0.5, 0.99, 0.999):
-        assert spread.quantile(share) == pytest.approx(ordered[int(share * len(ordered)) - 1], rel=2e-3, abs=2e-6)
+        exact = ordered[int(share * len(ordered)) - 1]
+        assert exact <= spread.quantile(share) == pytest.approx(exact, rel=1e-3, abs=1e-6)
     assert (spread.count, spread.longest) == (len(durations), ordered[-1])
-    assert spread.quantile(1.0) == pytest.approx(ordered[-1], rel=2e-3)
+    assert spread.quantile(1.0) == ordered[-1]
 
 
 def test_many_durations_take_no_more_memory_than_few() -> None:
@@ -30,7 +31,7 @@ def test_many_durations_take_no_more_memory_than_few() -> None:
     for _ in range(200_000):
         spread.note(chance.uniform(0.001, 0.01))
     assert len(spread._counts) < 1.05 * kept
-    assert kept < 3000
+    assert kept < 6000
 
 
 def test_of_nothing_nothing_is_known() -> None:

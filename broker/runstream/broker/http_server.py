@@ -259,8 +259,8 @@ class _Connection(web.RequestHandler):
     def _body_has_come(self, body: StreamReader) -> None:
         """Take note of a body's end. Of a request that was begun before, aiohttp's parser has to be told.
 
-        It counts a request in when its last byte has come, and out when it is begun. One that is begun first would never
-        be counted out, and after `MOST_HEADS_AHEAD` of them what comes behind another request would not be read.
+        It counts a request in when its last byte has come, and out when it is begun. One that is begun first would
+        never be counted out, and after `MOST_HEADS_AHEAD` of them what comes behind another would not be read.
         """
         if not any(waiting is body for _, waiting in self._messages):
             self._loop.call_soon(self._count_out)  # It is counted in after this.

@@ -7,37 +7,39 @@ delays all that was due in that second, and a clock that starts with the request
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import re
 import time
 from array import array
 from collections import deque
-from contextlib import aclosing, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from uuid import uuid4
 
-from runstream.gateway.commands.exits import CommandError, Failed
+from runstream.gateway.commands.exits import CommandError, Failed, Unreachable
 from runstream.gateway.commands.following import Follower
 from runstream.gateway.commands.lines import chunk_of_line
 from runstream.gateway.commands.spread import Spread
-from runstream.gateway.commands.writing import TooLong, Writing
+from runstream.gateway.commands.writing import MOST_BYTES, MOST_CHUNKS, SIGNS_PER_LEASE, TooLong, Writing
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable
 
     from runstream.gateway.commands.client import Client
+    from runstream.gateway.commands.events import Event
 
-__all__ = ["Figures", "Load", "Plan", "Progress"]
+__all__ = ["NEAR_THE_END", "Figures", "Load", "Plan", "Progress"]
 
 MARK: Final = re.compile(r"bench (\d+) of (run-[0-9a-f-]+) ")
-SIGNS_PER_LEASE: Final = 4
-MOST_CHUNKS: Final = 500
-"""What goes into one request at most, as `runstream publish` has it."""
+BESIDES_TEXT: Final = 200
+"""Bytes of a chunk, more or less."""
+OPENED_AT_ONCE: Final = 32
 NEAR_THE_END: Final = 10
-"""How many chunks follow the cursor that a follower comes back with."""
-ENDING_SECONDS: Final = 10.0
+"""How many chunks follow the cursor that a follower comes back with, if the run has as many."""
+QUIET_SECONDS: Final = 30.0
+"""How long nothing at all may come that is waited for, besides the time that is given to who does not answer."""
+ENDING_SECONDS: Final = 5.0
 """How long it may take, once something has failed, to cancel what was begun."""
 
 
@@ -56,21 +58,28 @@ class Plan:
     @property
     def chunks(self) -> int | None:
         """How many chunks each run will have; None: as many as there is time for."""
-        return None if self.rate is None else math.ceil(self.rate * self.seconds)
+        return None if self.rate is None else max(1, round(self.rate * self.seconds))
+
+    @property
+    def most_in_a_request(self) -> int:
+        """How many chunks are sent at once."""
+        return max(1, min(MOST_CHUNKS, MOST_BYTES // (self.size + BESIDES_TEXT)))
 
 
 @dataclass
 class Figures:
     """What a load came to."""
 
-    seconds: float = 0.0
-    """From when the first chunk was due until the last follower was told the end."""
     stored: Spread = field(default_factory=Spread)
     """From when a chunk was due until its writer was told that it is stored."""
+    seconds_stored: float = 0.0
+    """From the beginning until the last of them was."""
     delivered: Spread = field(default_factory=Spread)
     """From when a chunk was due until one follower had it."""
+    seconds_delivered: float = 0.0
+    """From the beginning until the last follower was told the end."""
     came_back: Spread = field(default_factory=Spread)
-    """All at once, with a cursor `NEAR_THE_END`: until the first chunk."""
+    """All at once, with a cursor `NEAR_THE_END`: until the next chunk."""
     read_again: Spread = field(default_factory=Spread)
     """All at once, from the beginning: until the end."""
     chunks_read_again: int = 0
@@ -78,10 +87,12 @@ class Figures:
     lost: int = 0
     out_of_place: int = 0
     """Chunks that came a second time, after a later one, or of another run."""
-    cuts: int = 0
-    """Connections that broke, and were made again."""
+    outages: int = 0
+    """How often a follower was cut off or turned away, and tried again until it was served."""
+    last_outage: str = ""
+    """Why, the last time."""
     core_share: float = 0.0
-    """How much of a core this process took while it wrote and followed."""
+    """How much of a core this process took, while it followed or while it read again: the greater."""
 
 
 class Progress(Protocol):
@@ -95,42 +106,70 @@ class Progress(Protocol):
 
 
 class _Reading:
-    """What one follower reads: each chunk is to come once, after the one before it."""
+    """What one follower reads from a place on: each chunk is to come once, after the one before it."""
 
-    def __init__(self, run: _Run, figures: Figures) -> None:
-        self.number = 0
-        """How many chunks have come, those included that were lost."""
+    def __init__(self, run: _Run, load: Load, number: int = 0) -> None:
+        self.number = number
+        """Which chunk is to be the next."""
         self._run = run
-        self._figures = figures
+        self._load = load
+        self._missing: set[int] = set()
+        self._is_served = True
 
-    def take(self, data: str) -> int | None:
-        """Take an event; returns which chunk it is. None: it is none, or is out of place."""
-        found = MARK.search(data)
-        if found is None:
-            return None
-        number = int(found[1])
-        if not self.number <= number < self._run.chunks or found[2] != self._run.id:
-            self._figures.out_of_place += 1
-            return None
-        self._figures.lost += number - self.number
-        self.number = number + 1
-        return number
+    async def chunks(self, follower: Follower) -> AsyncGenerator[tuple[int, int]]:
+        """Yield each chunk that is in its place: which it is, and its `seq_id`. Close it when leaving."""
+        async with aclosing(follower.events()) as events:
+            async for event in events:
+                self._is_served = True
+                number = self._take(event)
+                if number is not None:
+                    self._load.moved()
+                    yield number, event.sequence or 0
+
+    def away(self, reason: str) -> None:
+        """Take note of an outage, however many tries it takes."""
+        figures = self._load.figures
+        figures.outages += self._is_served
+        figures.last_outage = reason
+        self._is_served = False
 
     def end(self) -> None:
         """No more will come."""
-        self._figures.lost += self._run.chunks - self.number
+        self._load.figures.lost += self._run.chunks - self.number
+
+    def _take(self, event: Event) -> int | None:
+        found = MARK.search(event.data)
+        if found is None:
+            return None
+        number, figures = int(found[1]), self._load.figures
+        if number >= self._run.chunks or found[2] != self._run.id:
+            figures.out_of_place += 1
+            return None
+        if number < self.number:
+            figures.out_of_place += 1
+            # It comes late, or a second time.
+            figures.lost -= number in self._missing
+            self._missing.discard(number)
+            return None
+        self._missing.update(range(self.number, number))
+        figures.lost += number - self.number
+        self.number = number + 1
+        return number
 
 
 class _Run:
     """One run of the load: written by one writer, followed by some."""
 
     def __init__(self, load: Load) -> None:
-        self.cursor = 0
-        """A `seq_id` that `NEAR_THE_END` chunks follow, or as many as there are."""
-        self._has_ended = False
+        self.is_begun = False
+        """Whether it may be going on."""
+        self._opened = asyncio.Event()
+        self._near_the_end = 0, 0
+        """Which chunk it is that few chunks follow, and its `seq_id`."""
         self._load = load
         self._plan = load.plan
         self._writing = Writing(load.writer, patience_seconds=load.patience_seconds)
+        self._otid = f"bench-{uuid4()}"
         self._taken: list[bytes] = []
         """Chunks that are being stored: whether they are, only a broker that is asked again can tell."""
         self._due = array("d")
@@ -144,105 +183,100 @@ class _Run:
     def chunks(self) -> int:
         return len(self._due)
 
-    @property
-    def is_open(self) -> bool:
-        return bool(self.id) and not self._has_ended
-
-    async def open(self) -> None:
-        await self._writing.open(self._load.agent_id, None, None)
-
-    async def cancel(self) -> None:
-        """End it as cancelled, behind what was being stored."""
-        with suppress(CommandError):
-            await self._store()
-            await self._writing.end("cancelled", None)
-
     async def write(self) -> None:
         """Write a first chunk, all the others once every follower has it, each when it is due, and the end."""
+        async with self._load.opening:
+            await self._open()
+        self._load.moved()
+        self._opened.set()
         await self._write([time.monotonic()])
         await self._alive_until(self._load.all_follow)
-        if self._plan.rate is None:
+        if self._plan.chunks is None:
             await self._write_at_once(self._load.began + self._plan.seconds)
         else:
-            await self._write_when_due(self._plan.rate, self._plan.chunks or 0)
+            await self._write_when_due(self._plan.chunks, self._plan.chunks / self._plan.seconds)
         outcome = await self._writing.end("end_turn", None)
-        self._has_ended = True
+        self.is_begun = False
         if outcome["status"] != "completed":
             raise Failed(f"{self.id} has not completed: {outcome['status']}, {outcome['stop_reason']}.")
 
+    async def cancel(self) -> None:
+        """End it as cancelled, behind what was being stored. Raises `CommandError`."""
+        self._writing.patience_seconds = ENDING_SECONDS
+        if not self.id:
+            await self._open()  # It may be there: asked for again, it is the same one.
+        await self._store()
+        await self._writing.end("cancelled", None)
+        self.is_begun = False
+
     async def follow(self) -> None:
         """Follow the run to its end."""
-        figures, joined = self._load.figures, False
-        reading = _Reading(self, figures)
-        last: deque[int] = deque(maxlen=NEAR_THE_END + 1)
-        async with aclosing(self._follower().events()) as events:
-            async for event in events:
-                number = reading.take(event.data)
-                if number is None:
-                    continue
-                last.append(event.sequence or 0)
-                if not joined:
-                    joined = True
+        await self._opened.wait()
+        reading, delivered = _Reading(self, self._load), self._load.figures.delivered
+        last: deque[tuple[int, int]] = deque(maxlen=NEAR_THE_END + 1)
+        async with self._read(reading) as chunks:
+            async for number, seq_id in chunks:
+                if not last:
                     self._load.joined()
                 if number:
-                    figures.delivered.note(time.monotonic() - self._due[number])
+                    delivered.note(time.monotonic() - self._due[number])
+                last.append((number, seq_id))
         reading.end()
-        self.cursor = last[0] if last else 0
+        if last:
+            self._near_the_end = last[0]
 
     async def come_back(self) -> None:
         """Ask for what follows a cursor near the end, as who lost its connection there does."""
-        began, figures = time.monotonic(), self._load.figures
-        async with aclosing(self._follower(after=self.cursor).events()) as events:
-            async for event in events:
-                if MARK.search(event.data):
-                    figures.came_back.note(time.monotonic() - began)
-                    return
-        figures.lost += 1
+        number, seq_id = self._near_the_end
+        began, reading = time.monotonic(), _Reading(self, self._load, number + 1 if seq_id else 0)
+        async with self._read(reading, after=seq_id) as chunks:
+            async for _ in chunks:
+                self._load.figures.came_back.note(time.monotonic() - began)
+                return
+        reading.end()
 
     async def read_again(self) -> None:
         """Read all of it from the beginning."""
-        began, figures = time.monotonic(), self._load.figures
-        reading = _Reading(self, figures)
-        async with aclosing(self._follower().events()) as events:
-            async for event in events:
-                if reading.take(event.data) is not None:
-                    figures.chunks_read_again += 1
+        began, figures, reading = time.monotonic(), self._load.figures, _Reading(self, self._load)
+        async with self._read(reading) as chunks:
+            async for _ in chunks:
+                figures.chunks_read_again += 1
         reading.end()
         figures.read_again.note(time.monotonic() - began)
 
-    def _follower(self, after: int = 0) -> Follower:
-        def count(_: str) -> None:
-            self._load.figures.cuts += 1
+    @asynccontextmanager
+    async def _read(self, reading: _Reading, after: int = 0) -> AsyncIterator[AsyncGenerator[tuple[int, int]]]:
+        patience = self._load.patience_seconds
+        follower = Follower(self._load.reader, self.id, after=after, patience_seconds=patience, away=reading.away)
+        async with aclosing(reading.chunks(follower)) as chunks:
+            yield chunks
 
-        return Follower(
-            self._load.reader,
-            self.id,
-            after=after,
-            patience_seconds=self._load.patience_seconds,
-            away=count,
-        )
+    async def _open(self) -> None:
+        """Open it, or find the one that was. Who refuses has opened none."""
+        self.is_begun = True
+        try:
+            await self._writing.open(self._load.agent_id, None, self._otid)
+        except CommandError as error:
+            self.is_begun = bool(self.id) or isinstance(error, Unreachable)
+            raise
 
-    async def _write_when_due(self, rate: int, chunks: int) -> None:
+    async def _write_when_due(self, chunks: int, rate: float) -> None:
         # Not all runs in step: their chunks would come in bursts that no agents make.
         first = self._load.began + random.random() / rate  # noqa: S311  # no secret
-        due = [first + number / rate for number in range(chunks)]
         written = 0
         while written < chunks:
-            await self._pause(due[written])
-            ready = min(int((time.monotonic() - first) * rate) + 1, chunks, written + MOST_CHUNKS)
-            await self._write_measured(due[written:ready])
+            await self._alive_for(first + written / rate - time.monotonic())
+            ready = min(int((time.monotonic() - first) * rate) + 1, chunks, written + self._plan.most_in_a_request)
+            await self._write_measured([first + number / rate for number in range(written, ready)])
             written = ready
 
     async def _write_at_once(self, until: float) -> None:
         while (now := time.monotonic()) < until:
-            await self._write_measured([now] * MOST_CHUNKS)
+            await self._write_measured([now] * self._plan.most_in_a_request)
 
     async def _write_measured(self, due: list[float]) -> None:
         await self._write(due)
-        now, figures = time.monotonic(), self._load.figures
-        for each in due:
-            figures.stored.note(now - each)
-        self._load.progress.advance(len(due))
+        self._load.stored(due)
 
     async def _write(self, due: list[float]) -> None:
         """Write as many chunks as there are times at which they are due."""
@@ -252,8 +286,9 @@ class _Run:
             await self._store()
         except TooLong as error:
             self._taken.clear()
+            lower = "" if self._plan.rate is None else ", or a lower --rate"
             raise Failed(
-                f"A run may have {self._writing.index} chunks there: ask for fewer --seconds, or a lower --rate."
+                f"A run may have {self._writing.index} chunks there: ask for fewer --seconds{lower}."
             ) from error
 
     async def _store(self) -> None:
@@ -265,9 +300,10 @@ class _Run:
         text = f"bench {number} of {self.id} "
         return chunk_of_line(text.ljust(self._plan.size, "x").encode(), f"message-{self.id.removeprefix('run-')}")
 
-    async def _pause(self, until: float) -> None:
-        """Wait for a time, and keep the run alive while that takes."""
-        while (left := until - time.monotonic()) > 0:
+    async def _alive_for(self, seconds: float) -> None:
+        """Wait so long, and keep the run alive while that takes."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
             longest = self._writing.lease_seconds / SIGNS_PER_LEASE
             await asyncio.sleep(min(left, longest))
             if left > longest:
@@ -292,85 +328,103 @@ class Load:
         self.writer = writer
         self.reader = reader
         self.plan = plan
-        self.progress = progress
         self.patience_seconds = patience_seconds
         self.agent_id = f"agent-{uuid4()}"
         """Whose runs they are."""
         self.figures = Figures()
+        self.opening = asyncio.Semaphore(OPENED_AT_ONCE)
         self.all_follow = asyncio.Event()
         self.began = 0.0
+        self.left = 0
+        """How many runs go on, as they could not be cancelled."""
+        self._progress = progress
         self._missing = plan.runs * plan.followers
         self._runs = [_Run(self) for _ in range(plan.runs)]
+        self._moved_at = time.monotonic()
         self._took = 0.0
 
     async def carry_out(self) -> Figures:
         """Write and follow, come back, and read again; returns what it came to. Raises `CommandError`.
 
-        Runs that are left when that fails, or is interrupted, are cancelled.
+        Runs that go on when that fails, or is interrupted, are cancelled.
         """
         try:
-            async with asyncio.TaskGroup() as group:
-                for run in self._runs:
-                    group.create_task(run.open())
-            await self._live()
-            followers = self.plan.runs * self.plan.followers
-            self.progress.begin("come back", followers)
-            await self._by_all(lambda run: run.come_back())
-            self.progress.begin("read again", followers)
-            began = time.monotonic()
-            await self._by_all(lambda run: run.read_again())
-            self.figures.seconds_read_again = time.monotonic() - began
-        except ExceptionGroup as group_of_errors:
-            raise _first(group_of_errors) from None
+            await self._all_of([*(run.write() for run in self._runs), *self._each(_Run.follow)])
+            self.figures.seconds_delivered = self._over(self.began)
+            await self._by_all("come back", _Run.come_back)
+            self._took, began = time.process_time(), time.monotonic()
+            await self._by_all("read again", _Run.read_again)
+            self.figures.seconds_read_again = self._over(began)
         finally:
-            left = [run.cancel() for run in self._runs if run.is_open]
-            with suppress(TimeoutError):
-                async with asyncio.timeout(ENDING_SECONDS):
-                    await asyncio.gather(*left)
+            await self._cancel_all()
         return self.figures
+
+    def moved(self) -> None:
+        """Something has come of what is waited for."""
+        self._moved_at = time.monotonic()
+
+    def stored(self, due: list[float]) -> None:
+        """So many chunks are stored, which were due then."""
+        self.moved()
+        for each in due:
+            self.figures.stored.note(self._moved_at - each)
+        self.figures.seconds_stored = self._moved_at - self.began
+        self._progress.advance(len(due))
 
     def joined(self) -> None:
         """One more follower has its first chunk. With the last of them it begins."""
         self._missing -= 1
         if self._missing == 0:
             total = self.plan.chunks
-            self.progress.begin("write and follow", None if total is None else total * self.plan.runs)
+            self._progress.begin("write and follow", None if total is None else total * self.plan.runs)
             self.began, self._took = time.monotonic(), time.process_time()
             self.all_follow.set()
 
-    async def _live(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            followers = [group.create_task(run.follow()) for run in self._runs for _ in range(self.plan.followers)]
-            writers = [group.create_task(run.write()) for run in self._runs]
-            await self._in_time(
-                self.all_follow.wait(), lambda: f"{self._missing} followers were not served the first chunk"
-            )
-            await asyncio.wait(writers)
-            await self._in_time(
-                asyncio.wait(followers),
-                lambda: f"{sum(not each.done() for each in followers)} followers were not told the end",
-            )
-        self.figures.seconds = time.monotonic() - self.began
-        self.figures.core_share = (time.process_time() - self._took) / self.figures.seconds
+    def _over(self, began: float) -> float:
+        seconds = time.monotonic() - began
+        self.figures.core_share = max(self.figures.core_share, (time.process_time() - self._took) / seconds)
+        return seconds
 
-    async def _in_time(self, what: Awaitable[Any], complaint: Callable[[], str]) -> None:
-        try:
-            async with asyncio.timeout(self.patience_seconds):
-                await what
-        except TimeoutError:
-            raise Failed(f"{complaint()} within {self.patience_seconds:g} s (--patience).") from None
+    def _each(self, what: Any) -> Iterable[Coroutine[Any, Any, None]]:
+        """Have each follower do something."""
+        return (what(run) for run in self._runs for _ in range(self.plan.followers))
 
-    async def _by_all(self, what: Callable[[_Run], Awaitable[None]]) -> None:
+    async def _by_all(self, name: str, what: Any) -> None:
         """Have all followers do something at once."""
 
-        async def one(run: _Run) -> None:
-            await what(run)
-            self.progress.advance(1)
+        async def one(doing: Coroutine[Any, Any, None]) -> None:
+            await doing
+            self._progress.advance(1)
 
-        async with asyncio.TaskGroup() as group:
-            for run in self._runs:
-                for _ in range(self.plan.followers):
-                    group.create_task(one(run))
+        self._progress.begin(name, self.plan.runs * self.plan.followers)
+        await self._all_of([one(doing) for doing in self._each(what)])
+
+    async def _all_of(self, doing: list[Coroutine[Any, Any, None]]) -> None:
+        """Do all of it at once, for as long as any of it moves. The first that fails ends it."""
+        self.moved()
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(each) for each in doing]
+                watching = group.create_task(self._watch())
+                await asyncio.wait(tasks)
+                watching.cancel()
+        except ExceptionGroup as errors:
+            raise _first(errors) from None
+
+    async def _watch(self) -> None:
+        """Raise `Failed` when nothing has come for so long that nothing will."""
+        longest = QUIET_SECONDS + self.patience_seconds
+        while (left := self._moved_at + longest - time.monotonic()) > 0:  # noqa: ASYNC110  # a time is waited for
+            await asyncio.sleep(left)
+        waiting = f": {self._missing} followers have no chunk yet" if self._missing else ""
+        raise Failed(f"Nothing has come of {self.reader.url} for {longest:g} s{waiting}.")
+
+    async def _cancel_all(self) -> None:
+        begun = [run for run in self._runs if run.is_begun]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ENDING_SECONDS):
+                await asyncio.gather(*(run.cancel() for run in begun), return_exceptions=True)
+        self.left = sum(run.is_begun for run in begun)
 
 
 def _first(errors: BaseExceptionGroup[Any]) -> BaseException:

@@ -18,17 +18,20 @@ from runstream.gateway.commands.lines import Input, chunk_of_line, parsed
 from runstream.gateway.commands.options import PLAIN, AsJson, Key, Patience
 from runstream.gateway.commands.settings import BROKER_URL
 from runstream.gateway.commands.terminal import counted
-from runstream.gateway.commands.writing import BadChunk, TooLong, Writing
+from runstream.gateway.commands.writing import (
+    MOST_BYTES,
+    MOST_CHUNKS,
+    SIGNS_PER_LEASE,
+    BadChunk,
+    TooLong,
+    Writing,
+)
 from runstream.schemas import STOP_REASONS
 
 __all__ = ["command"]
 
 command = typer.Typer(**PLAIN)
 
-SIGNS_PER_LEASE: Final = 4
-MOST_CHUNKS: Final = 500
-MOST_BYTES: Final = 2**20
-"""What goes into one request, give or take a chunk; a program that says less is not kept waiting for more."""
 ENDING_SECONDS: Final = 10.0
 """How long it may take, once interrupted, to store what was taken and to end the run."""
 
@@ -171,6 +174,7 @@ class _Publishing:
             await self.writing.keep_alive()
 
     def _take(self, lines: Input) -> None:
+        # A program that says less is not kept waiting for more.
         size = 0
         while len(self._taken) < MOST_CHUNKS and size < MOST_BYTES and (line := lines.take()) is not None:
             self._lines += 1

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
     from runstream.gateway.commands.client import Client
 
-__all__ = ["BadChunk", "TooLong", "Writing"]
+__all__ = ["MOST_BYTES", "MOST_CHUNKS", "SIGNS_PER_LEASE", "BadChunk", "TooLong", "Writing"]
+
+SIGNS_PER_LEASE: Final = 4
+MOST_CHUNKS: Final = 500
+MOST_BYTES: Final = 2**20
+"""What is to go into one request, give or take a chunk."""
 
 FIRST_DELAY_SECONDS: Final = 0.1
 LONGEST_DELAY_SECONDS: Final = 1.0
@@ -55,8 +60,8 @@ class Writing:
         self.index = 0
         """How many chunks are stored, as a broker said last."""
         self.lease_seconds = 10.0
+        self.patience_seconds = patience_seconds
         self._client = client
-        self._patience_seconds = patience_seconds
 
     async def open(self, agent_id: str | None, conversation_id: str | None, otid: str | None) -> None:
         """Open a run, or find the one that this very request opened before."""
@@ -68,20 +73,20 @@ class Writing:
         }
         status, answer = await self._sent("/ingest/v1/runs", body)
         if status == CONFLICT and answer.get("error_type") == "conflict" and answer.get("is_repeated"):
-            self.run_id = answer["run_id"]
+            self.run_id = self._told(answer, "run_id", str)
         elif status == NOT_FOUND and answer.get("error_type") in {None, "not_found"}:
             url, option = self._client.url, self._client.option
             raise Usage(f"{url} takes no runs: {option} is a broker's, and no gateway's or anybody else's.")
         else:
             self._check(status, answer)
-            self.run_id = answer["run_id"]
+            self.run_id = self._told(answer, "run_id", str)
         await self.keep_alive()
 
     async def keep_alive(self) -> None:
         """Give a sign of life."""
         status, answer = await self._sent(self._path("lease"), None)
         self._check(status, answer)
-        self.lease_seconds = float(answer["lease_seconds"])
+        self.lease_seconds = float(self._told(answer, "lease_seconds", int | float))
 
     async def append(self, chunks: Sequence[bytes]) -> int:
         """Store chunks after those that are stored; returns how many of them are. Raises `BadChunk`, `TooLong`."""
@@ -96,7 +101,7 @@ class Writing:
             # Which it is of a request is not which it is of stdin.
             raise BadChunk(str(answer.get("detail")).removeprefix(f"Item {item} of the array: "), item=item)
         self._check(status, answer)
-        before, self.index = self.index, int(answer["index"])
+        before, self.index = self.index, self._told(answer, "index", int)
         return self.index - before
 
     async def end(self, stop_reason: str, usage: dict[str, Any] | None) -> dict[str, Any]:
@@ -108,6 +113,14 @@ class Writing:
         """End the run with an error; returns what it came to."""
         body = {"error_type": error_type, "message": message, "detail": detail}
         return self._check(*await self._sent(self._path("fail"), body))
+
+    def _told(self, answer: dict[str, Any], name: str, kind: Any) -> Any:
+        """Return what a success's answer says. Raises `Failed` for who is no broker, and answers anything so."""
+        value = answer.get(name)
+        if not isinstance(value, kind):
+            url, option = self._client.url, self._client.option
+            raise Failed(f"{url} answers as no broker does: is {option} a broker's?")
+        return value
 
     def _path(self, what: str) -> str:
         return f"/ingest/v1/runs/{self.run_id}/{what}"
@@ -122,7 +135,7 @@ class Writing:
 
     async def _sent(self, path: str, body: object) -> tuple[int, dict[str, Any]]:
         """Send a request, and again for as long as what becomes of it will pass. Raises `Unreachable`, `Failed`."""
-        deadline = time.monotonic() + self._patience_seconds
+        deadline = time.monotonic() + self.patience_seconds
         delay = FIRST_DELAY_SECONDS
         while True:
             try:
