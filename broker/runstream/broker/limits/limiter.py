@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from runstream.broker.errors import LimitReached, Unauthenticated
 from runstream.broker.limits.addresses import source_of
@@ -81,14 +81,14 @@ class Limits:
             "tenant_streams": _Places(settings.tenant_streams),
             "key_streams": _Places(settings.key_streams),
         }
-        self._runs = {
-            "tenant_runs": Rate(settings.tenant_runs_per_minute, clock=clock),
-            "key_runs": Rate(settings.key_runs_per_minute, clock=clock),
-        }
-        self._ingest = {
-            "tenant_ingest_bytes": Rate(settings.tenant_ingest_bytes_per_minute, clock=clock),
-            "key_ingest_bytes": Rate(settings.key_ingest_bytes_per_minute, clock=clock),
-        }
+        self._runs = _bounded(
+            _Counted("tenant_runs", _tenant, Rate(settings.tenant_runs_per_minute, clock=clock)),
+            _Counted("key_runs", _key, Rate(settings.key_runs_per_minute, clock=clock)),
+        )
+        self._ingest = _bounded(
+            _Counted("tenant_ingest_bytes", _tenant, Rate(settings.tenant_ingest_bytes_per_minute, clock=clock)),
+            _Counted("key_ingest_bytes", _key, Rate(settings.key_ingest_bytes_per_minute, clock=clock)),
+        )
         self._requests = Rate(settings.address_requests_per_minute, clock=clock)
         self._failures = Rate(settings.address_failures_per_minute, clock=clock)
         self._logged = Rate(1, clock=clock)
@@ -116,15 +116,15 @@ class Limits:
 
     def begin_stream(self, who: Principal) -> None:
         """Count a stream until `end_stream`."""
-        for (limit, places), name in zip(self._streams.items(), _names(who), strict=True):
+        for (limit, places), name in zip(self._streams.items(), (_tenant(who), _key(who)), strict=True):
             if places.are_full(name):
                 raise self._reached(limit, name, random.uniform(*STREAM_SECONDS))  # noqa: S311  # nothing hangs on it
-        for places, name in zip(self._streams.values(), _names(who), strict=True):
+        for places, name in zip(self._streams.values(), (_tenant(who), _key(who)), strict=True):
             places.take(name)
 
     def end_stream(self, who: Principal) -> None:
         """Count it no more."""
-        for places, name in zip(self._streams.values(), _names(who), strict=True):
+        for places, name in zip(self._streams.values(), (_tenant(who), _key(who)), strict=True):
             places.give_up(name)
 
     def take_run(self, who: Principal) -> None:
@@ -133,24 +133,23 @@ class Limits:
 
     def put_run_back(self, who: Principal) -> None:
         """Count it no more: none was started."""
-        for rate, name in zip(self._runs.values(), _names(who), strict=True):
-            rate.put_back(name)
+        for _, name, rate in self._runs:
+            rate.put_back(name(who))
 
     def check_ingest(self, who: Principal) -> None:
         """Refuse what need not even be read."""
-        for (limit, rate), name in zip(self._ingest.items(), _names(who), strict=True):
-            self._check(limit, rate, name)
+        for limit, name, rate in self._ingest:
+            self._check(limit, rate, name(who))
 
     def take_ingest(self, who: Principal, size: int) -> None:
         """Count bytes that were sent, and are about to be stored."""
         self._take(self._ingest, who, size)
 
-    def _take(self, rates: Mapping[str, Rate], who: Principal, amount: int) -> None:
-        named = [*zip(rates.items(), _names(who), strict=True)]
-        for (limit, rate), name in named:
-            self._check(limit, rate, name)
-        for (_, rate), name in named:
-            rate.take(name, amount)
+    def _take(self, counted: Sequence[_Counted], who: Principal, amount: int) -> None:
+        for limit, name, rate in counted:
+            self._check(limit, rate, name(who))
+        for _, name, rate in counted:
+            rate.take(name(who), amount)
 
     def _check(self, limit: str, rate: Rate, name: str) -> None:
         seconds = rate.seconds_until(name)
@@ -181,6 +180,23 @@ class _Stream:
         self._limits.end_stream(self._who)
 
 
-def _names(who: Principal) -> tuple[str, str]:
-    """Return what a tenant, and a key of it, are counted under. No tenant has a slash in its name."""
-    return who.tenant, f"{who.tenant}/{who.bearer}"
+def _tenant(who: Principal) -> str:
+    return who.tenant
+
+
+def _key(who: Principal) -> str:
+    """Return what a tenant's key is counted under. No tenant has a slash in its name."""
+    return f"{who.tenant}/{who.bearer}"
+
+
+class _Counted(NamedTuple):
+    """What is counted: for which limit, and under which name of whoever asks."""
+
+    limit: str
+    name: Callable[[Principal], str]
+    rate: Rate
+
+
+def _bounded(*counted: _Counted) -> list[_Counted]:
+    """Leave out what there may be any number of: it would be counted for each chunk that is stored."""
+    return [each for each in counted if each.rate.is_bounded]

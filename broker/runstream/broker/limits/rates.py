@@ -34,6 +34,11 @@ class Rate:
         self._whole_at: dict[Hashable, float] = {}
         """In the order in which they took last."""
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there is anything to be held against it."""
+        return bool(self._per_minute)
+
     def __len__(self) -> int:
         """Return of how many names something is known."""
         return len(self._whole_at)
