@@ -19,7 +19,7 @@ from runstream.gateway.commands.load import Load, Plan
 from tests.support.auth import KeyFile
 from tests.support.commands import Done, command, done, finished
 from tests.support.core import SETTINGS
-from tests.support.nats import NatsServer, nats_server_running
+from tests.support.nats import NatsServer, free_ports, nats_server_running
 from tests.support.proxy import Proxy
 from tests.support.stack import Stack, listener, stack_running, url_of
 from tests.support.waiting import wait_until
@@ -292,6 +292,16 @@ async def listed(stack: Stack, agent_id: str | None = None) -> list[dict[str, An
     whose = "" if agent_id is None else f"&agent_id={agent_id}"
     found: list[dict[str, Any]] = (await stack.fetch("GET", f"/v1/runs/?limit=100{whose}")).json
     return found
+
+
+async def test_without_a_broker_it_is_exit_code_3(stack: Stack) -> None:
+    """Whether anything was begun there nobody knows, and nothing is said to be so."""
+    (port,) = free_ports(1)
+    made = await benched(stack, *SMALL, "--patience", "0", ingest_url=f"http://127.0.0.1:{port}")
+    assert made.code == Exit.UNREACHABLE
+    may, why = made.errors
+    assert " may go on, as nobody answered" in may
+    assert why.endswith("Is it up, and is --ingest-url right?")
 
 
 async def test_what_is_no_broker_is_told_so(stack: Stack) -> None:

@@ -77,7 +77,7 @@ async def _bench(writer: Client, reader: Client, plan: Plan, *, patience: float,
             finally:
                 if load.left:
                     left = f"{counted(load.left, 'run')} of {load.agent_id}"
-                    tell(f"{left} could not be cancelled: without a writer they end a lease later.")
+                    tell(f"{left} may go on, as nobody answered who could cancel: without a writer a run soon ends.")
     if as_json:
         typer.echo(json.dumps(_told(plan, load.agent_id, figures)))
     else:

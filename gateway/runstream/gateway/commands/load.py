@@ -336,7 +336,7 @@ class Load:
         self.all_follow = asyncio.Event()
         self.began = 0.0
         self.left = 0
-        """How many runs go on, as they could not be cancelled."""
+        """How many runs may go on, as they could not be cancelled."""
         self._progress = progress
         self._missing = plan.runs * plan.followers
         self._runs = [_Run(self) for _ in range(plan.runs)]
