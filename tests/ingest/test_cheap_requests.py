@@ -9,7 +9,7 @@ import pytest_asyncio
 from tests.support.http import Connection, Reply
 from tests.support.ingest import NDJSON, Writer, told, writer_of, writing
 from tests.support.stack import stack_running
-from tests.support.turns import longest_turn
+from tests.support.turns import in_short_turns
 from tests.support.waiting import wait_until
 
 PACKED = {**NDJSON, "Content-Encoding": "gzip"}
@@ -26,10 +26,7 @@ async def run(broker: str) -> AsyncIterator[Writer]:
 
 async def posted(run: Writer, body: bytes, headers: dict[str, str]) -> Reply:
     """Append, and see that others have had their turn meanwhile."""
-    async with longest_turn() as turn:
-        reply = await run.post("chunks", body=body, headers=headers)
-    assert turn.longest < PATIENCE_SECONDS
-    return reply
+    return await in_short_turns(PATIENCE_SECONDS, lambda: run.post("chunks", body=body, headers=headers))
 
 
 async def test_an_upload_that_is_almost_nothing_but_its_compression(run: Writer) -> None:

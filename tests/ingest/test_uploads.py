@@ -182,7 +182,9 @@ async def test_a_writer_that_hangs_up_is_no_error(broker: str, caplog: pytest.Lo
         await wait_until(lambda: [line for line in logs if line["event"] == "ingest_hung_up"], 5, "it is not told")
     (line,) = [line for line in logs if line["event"] == "ingest_hung_up"]
     assert (line["log_level"], line["run_id"], line["operation"]) == ("info", run.run_id, "append")
-    assert not [line for line in logs if line["log_level"] in {"warning", "error"}]
+    # A machine that stood still for seconds is told by the watchdog, at its next look: this writer has no part in that.
+    told = {line["event"] for line in logs if line["log_level"] in {"warning", "error"}}
+    assert told <= {"watchdog_sees_again"}
     assert not [record for record in caplog.records if record.name.startswith("aiohttp")]
 
 
