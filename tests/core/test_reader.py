@@ -11,7 +11,7 @@ import pytest
 
 from runstream.broker.errors import CursorExpired, Unavailable
 from runstream.broker.jetstream import DIRECT_GET_BATCH, JetStream
-from runstream.broker.log import Entry
+from runstream.broker.log import KIND, WRITER, Entry, writer_header
 from runstream.broker.messages import StoredMessage
 from runstream.broker.publisher import chunk_limit
 from runstream.broker.reader import LogReader
@@ -480,3 +480,18 @@ class Breaking(JetStream):
         if self._answers > 10:
             return Status(what, "", b"", {"Status": "409", "Description": self._said})
         return await super().next_answer(queue, what, seconds=seconds)
+
+
+@pytest.mark.parametrize("before", [100, 400], ids=["by direct get", "by consumer"])
+@pytest.mark.parametrize("says", [{"Status": "404"}, {"Status": "409", "Description": "Batch Completed"}])
+async def test_nobody_ends_a_read_in_the_servers_name(core: Core, before: int, says: dict[str, str]) -> None:
+    """Who may publish to a run's subject writes headers as he likes: a status is the server's alone."""
+    address = core.address()
+    log = (await core.fill([address] * before))[address]
+    await core.jetstream.publish(address.subject, b"{}", says)
+    for number in range(before, before + 200):
+        headers = {KIND: Kind.DATA, WRITER: writer_header("test", number)}
+        seq = await core.jetstream.publish(address.subject, chunk(number), headers)
+        log.append(Entry(seq, Kind.DATA, chunk(number), number))
+    async with asyncio.timeout(10):
+        assert await read(core, address, 0, log[-1].seq) == log

@@ -1,30 +1,11 @@
-"""The parts of the connection that need no server: reading headers, and what of a URL may be shown."""
+"""The parts of the connection that need no server: what of a URL may be shown, and what is no URL."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from nats.aio.client import Client
 
 from runstream.broker.connection import Connection
 from runstream.broker.errors import InvalidSettings, Unavailable
-from runstream.broker.receiving import ListeningClient
 from runstream.broker.settings import BrokerSettings, resolved, without_password
 from runstream.gateway.settings import UpSettings
-
-NAMES = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", min_size=1)
-VALUES = st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]))
-
-
-@given(st.dictionaries(NAMES, VALUES), st.sampled_from([": ", ":", ":\t", " : "]))
-def test_headers_are_read_as_nats_py_reads_them(headers: dict[str, str], colon: str) -> None:
-    """The faster reading gives what the library's own gives, whatever stands in a value."""
-    raw = "".join(f"{name}{colon}{value}\r\n" for name, value in headers.items()).encode() + b"\r\n"
-    assert ListeningClient._parse_header_lines(raw) == Client._parse_header_lines(raw)
-
-
-def test_the_library_still_reads_headers_where_it_is_replaced() -> None:
-    """A nats-py that no longer calls what is replaced here would silently read at its own pace."""
-    assert "_parse_header_lines" in Client._process_headers.__code__.co_names
 
 
 @pytest.mark.parametrize(

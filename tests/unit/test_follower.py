@@ -6,6 +6,7 @@ import pytest
 
 from runstream.broker.log import Entry
 from runstream.gateway.follower import Follower
+from runstream.gateway.framing import framing_of
 from runstream.gateway.response import EventResponse
 from runstream.gateway.sse import Style
 from runstream.gateway.window import Frame
@@ -18,8 +19,6 @@ BEFORE = Frame(Entry(seq=9, kind=Kind.DATA, body=b'{"message_type":"assistant_me
 class Written:
     """A response that keeps what is written to it."""
 
-    is_chunked = True
-
     def __init__(self) -> None:
         self.data = b""
 
@@ -30,7 +29,8 @@ class Written:
 def told(style: Style, cursor: int) -> tuple[bytes, bool]:
     """What it is told of a chunk and the end, which come together; and whether it then has all."""
     response = Written()
-    follower = Follower(cast("EventResponse", response), new_run_id(), cursor, style, include_pings=True)
+    framing = framing_of(style, include_pings=True, is_chunked=True)
+    follower = Follower(cast("EventResponse", response), new_run_id(), cursor, framing)
     follower.write_beyond([BEFORE, END])
     return response.data, follower.is_done
 

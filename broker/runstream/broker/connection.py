@@ -59,7 +59,10 @@ class Message(Protocol):
     subject: str
     reply: str
     data: bytes
-    headers: dict[str, str] | None
+
+    @property
+    def headers(self) -> Mapping[str, str] | None:
+        """What stands above it, None if nothing does."""
 
 
 class Subscription:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from runstream.broker.errors import Unavailable
+from runstream.broker.headers import DESCRIPTION, STATUS
 from runstream.broker.messages import StoredMessage, delivery_of
 
 if TYPE_CHECKING:
@@ -60,11 +61,11 @@ class Consumer:
         while len(found) < expected:
             message = await self._jetstream.next_answer(self._queue, self._request)
             headers = message.headers or {}
-            status = headers.get("Status")
+            status = headers.get(STATUS)
             if status == "404":  # Nothing more: some of them have been removed.
                 self.pending = len(found)
                 break
-            if headers.get("Description") in BYTES_COMPLETED:
+            if headers.get(DESCRIPTION) in BYTES_COMPLETED:
                 break
             if status is not None:
                 raise self._odd(headers)
@@ -90,12 +91,12 @@ class Consumer:
             while left:
                 message = await self._jetstream.next_answer(self._queue, self._request, seconds=seconds)
                 headers = message.headers or {}
-                if "Status" not in headers:
+                if STATUS not in headers:
                     left -= 1
                     yield self._delivered(message)
-                elif headers["Status"] == "100" and int(headers.get("Nats-Last-Consumer", -1)) == self._pulled:
+                elif headers[STATUS] == "100" and int(headers.get("Nats-Last-Consumer", -1)) == self._pulled:
                     yield Heartbeat(int(headers["Nats-Last-Stream"]))
-                elif headers.get("Description") == PULL_COMPLETED:
+                elif headers.get(DESCRIPTION) == PULL_COMPLETED:
                     pass  # The one before, all of which has come.
                 elif int(headers.get("Nats-Pending-Messages", -1)) == left:
                     break  # The pull is over, by its time or its bytes, and says how many of its messages were to come.
@@ -125,4 +126,4 @@ class Consumer:
         )
 
     def _odd(self, headers: Mapping[str, str]) -> Unavailable:
-        return Unavailable(f"{self._request}: status {headers.get('Status')} {headers.get('Description', '')}")
+        return Unavailable(f"{self._request}: status {headers.get(STATUS)} {headers.get(DESCRIPTION, '')}")

@@ -30,6 +30,7 @@ from runstream.broker.errors import (
     WrongLastSequence,
 )
 from runstream.broker.findings import Findings
+from runstream.broker.headers import DESCRIPTION, STATUS, Headers
 from runstream.broker.messages import StoredMessage
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ class JetStream:
             found.subject,
             found.seq,
             b64decode(found.data),
-            _parse_headers(b64decode(found.hdrs)),
+            Headers(b64decode(found.hdrs)),
             stored_at_ns=int(found.time.timestamp() * 1e6) * 1000,
         )
 
@@ -244,7 +245,7 @@ class JetStream:
         while True:
             message = await self.next_answer(queue, request)
             headers = message.headers or {}
-            status = headers.get("Status")
+            status = headers.get(STATUS)
             if status == "404":
                 return found
             if status == "204":
@@ -253,7 +254,7 @@ class JetStream:
                     raise Unavailable(f"{request}: an answer was lost")
                 return found
             if status is not None:
-                raise Unavailable(f"{request}: status {status} {headers.get('Description', '')}")
+                raise Unavailable(f"{request}: status {status} {headers.get(DESCRIPTION, '')}")
             # The first answer's previous sequence is that of nothing (0); from then on each names the one before.
             if int(headers["Nats-Last-Sequence"]) != previous:
                 raise Unavailable(f"{request}: an answer was lost")
@@ -382,8 +383,3 @@ def _translated(error: _Error, **facts: object) -> Exception:
     if code in TEMPORARY or error.code in TEMPORARY_STATUS:
         return Unavailable(error.description, err_code=code, **facts)
     return StoreRefused(error.description, code=code, **facts)
-
-
-def _parse_headers(raw: bytes) -> dict[str, str]:
-    lines = raw.decode(errors="replace").split("\r\n")[1:]
-    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines) if name}

@@ -36,12 +36,14 @@ __all__ = [
     "WRITER",
     "Entry",
     "before_strangers",
+    "entry_at",
     "entry_of",
     "first_of",
     "is_stranger",
     "kind_of",
     "last_of",
     "live_entry",
+    "place_in",
     "place_of",
     "trace_in",
     "traced",
@@ -98,12 +100,12 @@ def writer_header(writer: str, index: int) -> str:
 
 def is_stranger(message: StoredMessage | Message) -> bool:
     """Whether a message was stored under a run's subject by somebody else: it has no place in the log."""
-    return _place(message.headers or {}) is None
+    return place_in(message.headers or {}) is None
 
 
 def place_of(message: StoredMessage) -> int:
     """Give a message's place in its log. Raises `BrokenLog` for a stranger's."""
-    place = _place(message.headers)
+    place = place_in(message.headers)
     if place is None:
         raise BrokenLog("It has no place in the log.", seq=message.seq)
     return place
@@ -116,7 +118,7 @@ def kind_of(message: StoredMessage) -> Kind | None:
 
 def entry_of(message: StoredMessage) -> Entry:
     """Read an entry from what the log answers. Raises `BrokenLog`."""
-    return _entry(message.seq, message.headers, message.body)
+    return entry_at(place_in(message.headers), message.seq, message.headers, message.body)
 
 
 def live_entry(message: Message) -> tuple[Entry, int]:
@@ -125,7 +127,7 @@ def live_entry(message: Message) -> tuple[Entry, int]:
     Raises `BrokenLog`.
     """
     headers = message.headers or {}
-    entry = whole(_entry(int(headers["Nats-Sequence"]), headers, message.data))
+    entry = whole(entry_at(place_in(headers), int(headers["Nats-Sequence"]), headers, message.data))
     return entry, int(headers["Nats-Last-Sequence"])
 
 
@@ -170,13 +172,15 @@ async def first_of(jetstream: JetStream, address: LogAddress, *, seq: int = 1) -
     raise BrokenLog("Its oldest messages are somebody else's.", run_id=address.run_id)
 
 
-def _place(headers: Mapping[str, str]) -> int | None:
+def place_in(headers: Mapping[str, str]) -> int | None:
+    """Give the place that a message's headers say it has, None for a stranger's."""
     place = headers.get(WRITER, "").rpartition(":")[2]
     return int(place) if place.isdecimal() and len(place) <= MOST_DIGITS else None
 
 
-def _entry(seq: int, headers: Mapping[str, str], body: bytes) -> Entry:
-    place, kind = _place(headers), _KINDS.get(headers.get(KIND, ""))
+def entry_at(place: int | None, seq: int, headers: Mapping[str, str], body: bytes) -> Entry:
+    """Make an entry of a message whose place is known. Raises `BrokenLog`."""
+    kind = _KINDS.get(headers.get(KIND, ""))
     if place is None or kind is None:
         raise BrokenLog("Its headers are not as runstream writes them.", seq=seq)
     return Entry(seq, kind, body, place)

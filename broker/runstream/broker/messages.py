@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["STORED_AT", "Delivery", "StoredMessage", "deliveries", "delivery_of", "stream_sequence"]
 
@@ -18,7 +23,7 @@ class StoredMessage(msgspec.Struct, frozen=True):
     subject: str
     seq: int
     body: bytes
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     pending: int = 0
     """Messages of the same filter that follow it, where the answer says so."""
     stored_at_ns: int = 0

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from runstream.broker.errors import Unavailable, WrongLastSequence
+from runstream.broker.headers import STATUS
 from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE
 from runstream.broker.keys import is_token
 from runstream.broker.log import traced
@@ -159,7 +160,7 @@ class WorkQueue:
         """Let others have at once what came and was not yielded; what is on its way now comes back after a lease."""
         while not queue.empty():
             message = queue.get_nowait()
-            if message is not None and "Status" not in (message.headers or {}):
+            if message is not None and STATUS not in (message.headers or {}):
                 await self._jetstream.connection.publish(message.reply, b"-NAK")
 
     async def _pull(self, inbox: str, queue: asyncio.Queue[Message | None], batch: int) -> AsyncIterator[Message]:
@@ -180,7 +181,7 @@ class WorkQueue:
                     message = await queue.get()
                 if message is None:
                     return
-                status = (message.headers or {}).get("Status")
+                status = (message.headers or {}).get(STATUS)
                 if status is not None:
                     if status not in {"404", "408"}:
                         await asyncio.sleep(NO_LEADER_SECONDS)

@@ -1,7 +1,8 @@
 """Catch-up: what a log holds after a cursor, in order and without a hole, in bounded batches.
 
 A first batch comes by direct get, which costs the server no consumer: for a cursor near the end that is all. A longer
-rest is pulled through an ordered consumer that starts right after, bounded in number, deleted on every path.
+rest is pulled through ordered consumers, one for each batch, which start right after, bounded in number, deleted on
+every path.
 
 The invariant: *entries leave here with contiguous indexes.* Each message carries its place in the log, so a message
 that retention removed in the middle, or that got lost on the way, shows as a jump: the first is `CursorExpired`, the
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import aclosing
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ import msgspec
 from runstream.broker.errors import BrokenLog, CursorExpired, Unavailable
 from runstream.broker.jetstream import DIRECT_GET_BATCH
 from runstream.broker.leaders import Leaders
-from runstream.broker.log import Entry, entry_of, first_of, is_stranger, last_of, place_of, whole
+from runstream.broker.log import Entry, entry_at, entry_of, first_of, is_stranger, last_of, place_in, place_of, whole
 from runstream.broker.messages import STORED_AT
 from runstream.schemas import Kind
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from runstream.broker.settings import BrokerSettings
     from runstream.broker.topology import LogAddress
 
-__all__ = ["LogReader", "Mark"]
+__all__ = ["Batch", "LogReader", "Mark"]
 
 OUTLINE_BYTES = 2**21
 """Bytes of bodies that are read with one outline, give or take a read: eight reads, as many as of small messages."""
@@ -52,6 +52,14 @@ class Mark(msgspec.Struct, frozen=True, gc=False):
     bytes: int
     stored_at_ms: int
     """Milliseconds since 1970, by the clock of the server."""
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """What one read of a log brought."""
+
+    entries: list[Entry]
+    following: int | None
+    """How many messages followed them when they were read, as far as is known."""
 
 
 class LogReader:
@@ -145,12 +153,32 @@ class LogReader:
     ) -> AsyncGenerator[list[Entry]]:
         """Yield the entries after sequence `after` up to sequence `until` at least, in batches, oldest first.
 
-        `until` is a sequence the log is known to hold, `after_index` the index of the entry at `after` where it is
-        known (-1: `after` is the log's beginning). Raises `CursorExpired` when retention overtakes the read,
-        `Unavailable` when NATS stays away longer than the reader's patience, `BrokenLog` at a message that cannot be
-        read, behind those before it. Close it (`aclosing`) when leaving early.
+        As `batch` otherwise. A batch is its taker's: nothing of it is kept here, so that one who clears it before
+        waiting holds nothing. Close it (`aclosing`) when leaving early.
+        """
+        seq, index, following = after, after_index, None
+        while seq < until:
+            batch = await self.batch(address, seq, until, after_index=index, following=following)
+            if not batch.entries:
+                return
+            seq, index, following = batch.entries[-1].seq, batch.entries[-1].index, batch.following
+            yield batch.entries
 
-        A batch is its taker's: nothing of it is kept here, so that one who clears it before waiting holds nothing.
+    async def batch(
+        self,
+        address: LogAddress,
+        after: int,
+        until: int,
+        *,
+        after_index: int | None = None,
+        following: int | None = None,
+    ) -> Batch:
+        """Return the entries that come next after sequence `after`: none if up to `until` there are strangers' only.
+
+        `until` is a sequence the log is known to hold, `after_index` the index of the entry at `after` where it is
+        known (-1: `after` is the log's beginning), `following` what the batch before this one said. Raises
+        `CursorExpired` when retention overtakes the read, `Unavailable` when NATS stays away longer than the reader's
+        patience, `BrokenLog` at a message that cannot be read, behind those before it.
         """
         position = _Position(after, after_index, address, self._jetstream.findings)
         deadline = time.monotonic() + self._settings.read_patience_seconds
@@ -158,27 +186,25 @@ class LogReader:
         while position.seq < until:
             before = position.seq
             try:
-                async with aclosing(self._stretch(address, position.seq)) as stretch:
-                    async for messages in stretch:
-                        entries = position.advance(messages)
-                        messages.clear()
-                        if entries:
-                            yield entries
-                        if position.broken is not None:
-                            raise position.broken
-                if position.seq == before and await self._is_gone_after(address, before):
+                messages = await self._next(address, before, following)
+                following = messages[-1].pending if messages else None
+                if entries := position.advance(messages):
+                    return Batch(entries, following)
+                if position.broken is not None:
+                    raise position.broken
+                if not messages and await self._is_gone_after(address, before):
                     raise CursorExpired(seq=before)
             except Unavailable:
+                following = None
                 if time.monotonic() > deadline:
                     raise
             if position.seq > before:
-                deadline = time.monotonic() + self._settings.read_patience_seconds
-                delay = FIRST_DELAY_SECONDS
-            elif time.monotonic() > deadline:
+                continue  # Somebody else's.
+            if time.monotonic() > deadline:
                 raise Unavailable(f"The log of {address.run_id} does not show message {until}.")
-            else:
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, LONGEST_DELAY_SECONDS)
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, LONGEST_DELAY_SECONDS)
+        return Batch([], None)
 
     async def outline(self, address: LogAddress, after: int, *, limit: int) -> list[Mark]:
         """Return what follows sequence `after` (0: the beginning), at most `limit` messages, without their bodies.
@@ -222,25 +248,21 @@ class LogReader:
     async def _is_empty_after(self, address: LogAddress, seq: int) -> bool:
         return await self._jetstream.first_message(address.stream, address.subject, seq=seq + 1) is None
 
-    async def _stretch(self, address: LogAddress, after: int) -> AsyncGenerator[list[StoredMessage]]:
-        messages = await self._jetstream.direct_batch(address.stream, address.subject, after=after)
-        if not messages:
-            return
-        seq, pending = messages[-1].seq, messages[-1].pending
-        yield messages
-        if pending <= DIRECT_GET_BATCH:
-            return  # Nothing more, or so little that another batch is cheaper than a consumer.
-        async with self._consumers:
-            rest = await self._jetstream.consume(
-                address.stream,
-                address.subject,
-                after=seq,
-                limit=self._settings.catchup_chunks,
-                max_bytes=self._settings.catchup_bytes,
-            )
-        # Yielded only now: a reader that is slow to take them must not hold up the others.
-        if rest:
-            yield rest
+    async def _next(self, address: LogAddress, after: int, following: int | None) -> list[StoredMessage]:
+        """Read what comes next, `following` so many as far as is known: a consumer pays where they are many."""
+        if following is not None and following > DIRECT_GET_BATCH:
+            async with self._consumers:
+                found = await self._jetstream.consume(
+                    address.stream,
+                    address.subject,
+                    after=after,
+                    limit=self._settings.catchup_chunks,
+                    max_bytes=self._settings.catchup_bytes,
+                )
+            if found:
+                return found
+            # The next one alone is larger than what a consumer may bring.
+        return await self._jetstream.direct_batch(address.stream, address.subject, after=after)
 
 
 def _mark(entry: Entry, stored_at: str) -> Mark:
@@ -264,12 +286,13 @@ class _Position:
         """Return the entries of these messages, up to the first that cannot be read: that is in `broken`."""
         entries: list[Entry] = []
         for message in messages:
-            if is_stranger(message):
+            place = place_in(message.headers)
+            if place is None:
                 self._note(message, "Somebody else's message, which is passed over.")
                 self.seq, self._has_strangers = message.seq, True
                 continue
             try:
-                entry = whole(entry_of(message))
+                entry = whole(entry_at(place, message.seq, message.headers, message.body))
                 self._check_place(entry)
             except BrokenLog as error:
                 self._note(message, str(error))

@@ -26,7 +26,7 @@ from runstream.schemas import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from runstream.broker.feed import KeyWrite
     from runstream.broker.index import Index
@@ -42,7 +42,7 @@ class View:
     """Lists of runs and conversations. Use as an async context manager; it is filled while others use the process.
 
     Every question raises `ViewBehind` when what was stored before it is not there after `patience_seconds`, and
-    `Unavailable`, `NotStored`.
+    `Unavailable`, `NotStored`. `removed` is called with each run that it hears is no more.
     """
 
     def __init__(
@@ -54,8 +54,10 @@ class View:
         conversations: Bounds,
         patience_seconds: float,
         marks_seconds: float,
+        removed: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._index = index
+        self._removed = removed
         self._findings = jetstream.findings
         self._run_bounds = runs
         self._conversation_bounds = conversations
@@ -174,6 +176,7 @@ class View:
     def _apply_run(self, tenant: str, run_id: str, write: KeyWrite) -> None:
         if write.value is None:
             self._runs.drop(tenant, run_id)
+            self._removed(run_id)
         else:
             self._runs.put(_checked(decode_run(write.value), tenant, run_id))
 

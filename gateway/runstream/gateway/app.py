@@ -224,6 +224,7 @@ class Gateway:
             conversations=Bounds(settings.view_conversations, settings.view_bytes),
             patience_seconds=settings.open_seconds,
             marks_seconds=self._broker_settings.retention,
+            removed=self.hub.replays.forget,
         )
 
     def _services(self, jetstream: JetStream, admissions: Admissions) -> Services:

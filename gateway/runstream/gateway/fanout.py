@@ -2,8 +2,8 @@
 
 A follower that is at the tip is *live*: each new entry is written to its socket in the one pass that serves all of
 them, and its coroutine sleeps. One that is behind, because it has just come or because its socket is full, goes on by
-itself: from the window while that reaches back to its cursor, else from the log. So nobody waits for a slow follower,
-and a slow follower loses nothing.
+itself: from the window while that reaches back to its cursor, else from the log, which is read once for all who lack
+the same. So nobody waits for a slow follower, and a slow follower loses nothing.
 
 The invariant: *a follower's cursor is the sequence of the last entry written to it, and it turns live only when
 nothing follows that cursor in the window*, checked and registered with no await in between.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from contextvars import Context
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -24,10 +24,11 @@ import structlog
 from runstream.broker.errors import BrokenLog, BrokerError, CursorExpired, CursorUnknown, RunStuck, Unavailable
 from runstream.broker.tail import LiveTail, TailCounters
 from runstream.broker.topology import LogAddress, shard_of_cursor
-from runstream.gateway.follower import Follower, Watch, newest_seq_id
+from runstream.gateway.follower import Follower, Watch
+from runstream.gateway.replay_cache import ReplayCache, Wanted
 from runstream.gateway.seats import Seats
 from runstream.gateway.stuck import StuckRuns
-from runstream.gateway.window import Frame, Window
+from runstream.gateway.window import Frame, Window, piece_of
 from runstream.schemas import Kind
 
 if TYPE_CHECKING:
@@ -37,9 +38,9 @@ if TYPE_CHECKING:
     from runstream.broker.log import Entry
     from runstream.broker.reader import LogReader
     from runstream.broker.settings import BrokerSettings
+    from runstream.gateway.framing import Framing, Piece
     from runstream.gateway.metrics import GatewayMetrics
     from runstream.gateway.settings import GatewaySettings
-    from runstream.gateway.sse import Style
     from runstream.schemas import RunRecord
 
 __all__ = ["Hub", "RunTail", "Source"]
@@ -106,7 +107,9 @@ class RunTail:
         fill = self._hub.settings.tail_fill_chunks
         if tip is None:
             return 0
-        if tip.index < fill:
+        if tip.kind is Kind.END:
+            begin = tip.seq - 1  # Nobody will be live: each has what he lacks, and no more of it, as a replay.
+        elif tip.index < fill:
             first_seq = self.record.first_seq or tip.seq  # Unknown: it has begun a moment ago.
             begin = 0 if tip.seq - first_seq < FILL_SEQUENCES else tip.seq - FILL_SEQUENCES
         else:
@@ -215,24 +218,20 @@ class RunTail:
 
     def _write_live(self, frames: Sequence[Frame]) -> list[Follower]:
         """Write frames to every live follower in one pass; returns those whose sockets are full."""
-        first, last = frames[0].entry, frames[-1].entry
-        before, is_beginning = first.seq, first.kind is Kind.PING
-        seq_id, now, mark = newest_seq_id(frames), time.monotonic(), self._hub.settings.follower_buffer_bytes
-        joined: dict[Style, bytes] = {}
+        before, now, mark = frames[0].entry.seq, time.monotonic(), self._hub.settings.follower_buffer_bytes
+        pieces: dict[Framing, Piece] = {}
         left: list[Follower] = []
         for follower in self._live:
-            response = follower.response
-            if response.buffered > mark:
+            if follower.response.buffered > mark:
                 left.append(follower)
             elif follower.cursor >= before:
                 follower.write_beyond(frames)
-            elif is_beginning or not response.is_chunked:
-                follower.write(frames)
             else:
-                style = follower.style
-                if style not in joined:
-                    joined[style] = b"".join([frame.chunk(style) for frame in frames])
-                follower.write_ready(joined[style], last, seq_id, now)
+                framing = follower.framing
+                piece = pieces.get(framing)
+                if piece is None:
+                    piece = pieces[framing] = piece_of(frames, framing)
+                follower.write(piece, now)
         return left
 
     def fail(self, error: BrokerError) -> None:
@@ -270,6 +269,9 @@ class Hub:
             deadline=settings.write_deadline_seconds,
             on_blocked=self._give_up,
         )
+        self.replays = ReplayCache(reader, settings.replay_cache_bytes, on_read=metrics.caught_up)
+        jetstream.connection.on_reconnect(self.replays.clear)
+        self._turn = asyncio.Lock()
         self._served = 0
         self._tails: dict[str, RunTail] = {}
 
@@ -334,12 +336,12 @@ class Hub:
         except TimeoutError as error:
             raise Unavailable(f"The log of {tail.record.id} could not be read.") from error
 
-    async def position(self, tail: RunTail, starting_after: int) -> int:
+    async def position(self, tail: RunTail, starting_after: int, framing: Framing) -> int:
         """Turn a client's cursor into where its response begins (PROTOCOL.md: "Cursors").
 
         Missing, before the run's first message, or of another shard: the beginning. Raises `CursorExpired` when
         retention has removed what should come, `CursorUnknown` when the cursor lies beyond everything that the stream
-        has issued.
+        has issued, `Unavailable`.
         """
         tip, record = tail.tip, tail.record
         if tip is None:
@@ -356,11 +358,25 @@ class Hub:
             return starting_after
         if starting_after and await tail.begins_after(starting_after):
             starting_after = 0
-        if not tail.window.reaches(starting_after):
-            oldest_needed = starting_after or await tail.first_seq()
-            if not await self.reader.is_kept(tail.address, oldest_needed):
-                raise CursorExpired(run_id=record.id, starting_after=starting_after)
+        if starting_after < tip.seq and not tail.window.reaches(starting_after):
+            await self._have_ready(tail, starting_after, framing)
         return starting_after
+
+    async def _have_ready(self, tail: RunTail, cursor: int, framing: Framing) -> None:
+        """Read what a response begins with before it does: it can still be refused.
+
+        What cannot be read is told within it, as wherever else in a log it stands.
+        """
+        assert tail.tip is not None  # noqa: S101  # only what is before it can be read
+        try:
+            async with asyncio.timeout(self.settings.open_seconds):
+                with suppress(BrokenLog):
+                    index = None if cursor else -1
+                    await self.replays.block(Wanted(tail.address, framing, cursor, index, tail.tip.seq))
+        except CursorExpired as error:
+            raise CursorExpired(run_id=tail.record.id, starting_after=cursor) from error
+        except TimeoutError as error:
+            raise Unavailable(f"The log of {tail.record.id} could not be read.") from error
 
     def source(self, tail: RunTail, cursor: int) -> Source:
         """Say where what follows a cursor comes from at first."""
@@ -422,26 +438,24 @@ class Hub:
             size += frames[count].size
             count += 1
         if count:
-            self._write(follower, frames[:count])
+            self._write(follower, piece_of(frames[:count], follower.framing))
         return count > 0
 
     async def _catch_up(self, tail: RunTail, follower: Follower) -> None:
-        """Read the log until the window reaches back to the follower."""
-        missing = self.reader.read(tail.address, follower.cursor, tail.window.base, after_index=follower.index)
-        async with aclosing(missing) as batches:
-            async for entries in batches:
-                if len(entries) > 1 and entries[-1].kind is Kind.ERROR and entries[-1].seq > tail.window.base:
-                    entries.pop()  # It comes with the end, from the window: the tail has it wait for that.
-                self.metrics.caught_up(len(entries))
-                self._write(follower, [Frame(entry) for entry in entries])
-                entries.clear()  # What waits for a slow follower waits in its socket, and nowhere else.
-                await follower.response.drained(self.settings.write_deadline_seconds)
-                if follower.is_done or follower.response.is_closed or follower.cursor >= tail.window.base:
-                    return
+        """Write what comes next from the log, which is read once for all who lack it."""
+        assert tail.tip is not None  # noqa: S101  # nothing is before the window of a log without messages
+        wanted = Wanted(tail.address, follower.framing, follower.cursor, follower.index, tail.tip.seq)
+        block = await self.replays.block(wanted)
+        # In turns: what is in memory is there at once, and thousands who come for it would keep all others waiting.
+        async with self._turn:
+            self._write(follower, block.piece(follower.cursor))
+            del block  # What waits for a slow follower waits in its socket, and nowhere else.
+            await asyncio.sleep(0)
+        await follower.response.drained(self.settings.write_deadline_seconds)
 
-    def _write(self, follower: Follower, frames: Sequence[Frame]) -> None:
-        follower.write(frames)
-        self.metrics.delivered(len(frames))
+    def _write(self, follower: Follower, piece: Piece) -> None:
+        follower.write(piece, time.monotonic())
+        self.metrics.delivered(piece.entries)
 
 
 class _Share:

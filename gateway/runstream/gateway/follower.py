@@ -6,18 +6,19 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from runstream.gateway.sse import Style, event_of, periodic_ping
+from runstream.gateway.sse import Style, periodic_ping
 from runstream.gateway.wheel import Wheel
+from runstream.gateway.window import piece_of
 from runstream.schemas import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from runstream.broker.log import Entry
+    from runstream.gateway.framing import Framing, Piece
     from runstream.gateway.response import EventResponse
     from runstream.gateway.window import Frame
 
-__all__ = ["Follower", "Wake", "Watch", "newest_seq_id"]
+__all__ = ["Follower", "Wake", "Watch"]
 
 CLOCK_SLACK_SECONDS = 0.01
 """What was written a moment before a look was agreed on must not make it come to nothing."""
@@ -37,26 +38,17 @@ class Follower:
         "began_after",
         "began_at",
         "cursor",
-        "include_pings",
+        "framing",
         "index",
         "is_done",
         "on_chunk",
         "response",
         "run_id",
-        "style",
         "woken",
         "written_at",
     )
 
-    def __init__(
-        self,
-        response: EventResponse,
-        run_id: str,
-        cursor: int,
-        style: Style,
-        *,
-        include_pings: bool,
-    ) -> None:
+    def __init__(self, response: EventResponse, run_id: str, cursor: int, framing: Framing) -> None:
         self.response = response
         self.run_id = run_id
         self.began_after = cursor
@@ -64,8 +56,7 @@ class Follower:
         self.cursor = cursor
         self.index = -1 if cursor == 0 else None
         """The index of the entry at the cursor, None while it is not known."""
-        self.style = style
-        self.include_pings = include_pings
+        self.framing = framing
         self.is_done = False
         self.woken = Wake()
         self.written_at = time.monotonic()
@@ -73,37 +64,33 @@ class Follower:
         """Called once, when the first chunk was written."""
         self._seen: int | None = None
 
-    def write(self, frames: Sequence[Frame]) -> None:
-        """Write frames that follow the cursor, and move it. Never waits."""
-        wanted = [frame for frame in frames if self.include_pings or frame.entry.kind is not Kind.PING]
-        if self.response.is_chunked:
-            data = b"".join([frame.chunk(self.style) for frame in wanted])
-        else:
-            data = b"".join([event_of(frame.entry, self.style) for frame in wanted])
-        self.write_ready(data, frames[-1].entry, newest_seq_id(wanted), time.monotonic())
+    @property
+    def style(self) -> Style:
+        """Which events its response is made of."""
+        return self.framing.style
 
     def write_beyond(self, frames: Sequence[Frame]) -> None:
         """Write what lies beyond a cursor that is ahead of what this gateway knew of the run; and the end in any case.
 
         Not to an EventSource that has seen it: its response ends, and when it comes back it is told by a 204.
         """
-        last = frames[-1]
+        last, now = frames[-1], time.monotonic()
         if beyond := [frame for frame in frames if frame.entry.seq > self.cursor]:
-            self.write(beyond)
+            self.write(piece_of(beyond, self.framing), now)
         elif last.entry.kind is Kind.END and self.style is Style.EVENT_SOURCE:
-            self.write_ready(b"", last.entry, None, time.monotonic())
+            self.write(piece_of([last], self.framing)._replace(data=b""), now)
         elif last.entry.kind is Kind.END:
-            self.write([last])
+            self.write(piece_of([last], self.framing), now)
 
-    def write_ready(self, data: bytes, last: Entry, seq_id: int | None, now: float) -> None:
-        """Write events joined for all who share them; `last` is their newest entry, `seq_id` the newest seen."""
-        self.response.write(data)
-        self.cursor = last.seq
-        self.index = last.index
+    def write(self, piece: Piece, now: float) -> None:
+        """Write what follows the cursor, and move it. Never waits."""
+        self.response.write(piece.data)
+        self.cursor = piece.seq
+        self.index = piece.at_index
         self.written_at = now
-        if seq_id is not None:
-            self._seen = seq_id
-        kind = last.kind
+        if piece.seq_id is not None:
+            self._seen = piece.seq_id
+        kind = piece.kind
         if self.on_chunk is not None and kind not in BEFORE_CHUNKS:
             self.on_chunk()
             self.on_chunk = None
@@ -116,14 +103,6 @@ class Follower:
         seq_id = None if self.style is Style.FOREGROUND else self._seen
         self.response.write_event(periodic_ping(self.run_id, seq_id))
         self.written_at = time.monotonic()
-
-
-def newest_seq_id(frames: Sequence[Frame]) -> int | None:
-    """Return the last `seq_id` a reader of `frames` sees; those of stop reason, usage and end stay unseen."""
-    for frame in reversed(frames):
-        if frame.entry.kind in {Kind.DATA, Kind.PING, Kind.ERROR}:
-            return frame.entry.seq
-    return None
 
 
 class Wake:
@@ -184,7 +163,7 @@ class Watch:
             self._on_blocked(follower)
             return
         if not is_full and silent >= self._keepalive:
-            if follower.include_pings and not follower.is_done:
+            if follower.framing.include_pings and not follower.is_done:
                 follower.keep_alive()
             silent = 0.0
         # At the next of both moments that a silence may come to, and soon enough for one that begins meanwhile.

@@ -112,7 +112,13 @@ CHUNKS_DELIVERED: Final = Metric(
 CATCHUP_CHUNKS: Final = Metric(
     "runstream_catchup_chunks",
     "counter",
-    "Chunks read from the log for one follower that memory did not reach back to.",
+    "Chunks read from logs for streams that memory did not reach back to, once for all that lacked the same.",
+)
+REPLAY_CACHE_BYTES: Final = Metric(
+    "runstream_replay_cache_bytes",
+    "gauge",
+    "Of logs, framed, as they were read for streams that were behind: kept for those that come next, at most "
+    "RUNSTREAM_REPLAY_CACHE_BYTES.",
 )
 SLOW_FOLLOWERS: Final = Metric(
     "runstream_slow_followers", "counter", "Times a follower could not keep up and went on alone."
@@ -164,6 +170,7 @@ GATEWAY_METRICS: Final = (
     PUBLISH_TO_SOCKET_SECONDS,
     CHUNKS_DELIVERED,
     CATCHUP_CHUNKS,
+    REPLAY_CACHE_BYTES,
     SLOW_FOLLOWERS,
     HOLES_REPAIRED,
     TIP_CHECKS,
@@ -222,7 +229,7 @@ class GatewayMetrics(ServedMetrics):
         self._to_socket.observe(seconds)
 
     def caught_up(self, chunks: int) -> None:
-        """Chunks were read from the log for a follower that memory did not reach back to."""
+        """Chunks were read from a log for followers that memory did not reach back to."""
         self._caught_up.inc(chunks)
 
     def fell_behind(self) -> None:
@@ -269,6 +276,7 @@ class GatewayMetrics(ServedMetrics):
         self.meters.watch(FOLLOWERS_LIMIT, lambda: hub.settings.max_followers)
         self.meters.watch(FOLLOWERS_BEHIND, lambda: hub.followers_behind)
         self.meters.watch(LIVE_TAILS, lambda: hub.live_tails)
+        self.meters.watch(REPLAY_CACHE_BYTES, lambda: hub.replays.bytes)
         self.meters.watch(HOLES_REPAIRED, lambda: hub.counters.holes_repaired)
         self.meters.watch(TIP_CHECKS, lambda: hub.counters.tip_checks)
         self.watch_draining(hub.seats.draining)

@@ -63,6 +63,10 @@ class GatewaySettings(BaseSettings):
     follower_buffer_bytes: int = Field(default=256 * 2**10, ge=2**10)
     """Bytes that may wait in one reader's socket before it is left to go at its own pace."""
 
+    replay_cache_bytes: int = Field(default=64 * 2**20, ge=0)
+    """Bytes of what was read of logs for readers who were behind that are kept for those who come next, all runs
+    together: some twenty runs of ten thousand chunks. 0: those only share it who come while it is read."""
+
     write_deadline_seconds: Annotated[Duration, Field(gt=0)] = 30.0
     """Seconds a write to one reader may stay blocked before its response is cut; it can come back with its cursor."""
 

@@ -14,6 +14,7 @@ from runstream.broker.errors import Broken, BrokerError, CursorExpired, CursorUn
 from runstream.gateway.errors import RETRY_SECONDS
 from runstream.gateway.expiring import while_admitted
 from runstream.gateway.follower import Follower
+from runstream.gateway.framing import framing_of
 from runstream.gateway.response import EventResponse
 from runstream.gateway.spans import stream_span
 from runstream.gateway.sse import Style, cut_error, retry_line
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from runstream.broker.tracing import Span
     from runstream.gateway.fanout import Hub, RunTail, Source
+    from runstream.gateway.framing import Framing
     from runstream.gateway.metrics import GatewayMetrics
     from runstream.schemas import RunRecord, Trace
 
@@ -50,19 +52,20 @@ async def stream_run(
     came; `created` the trace of the create that this answers.
     """
     style = style or (Style.BACKGROUND if record.background else Style.FOREGROUND)
+    response = EventResponse(request)
+    framing = framing_of(style, include_pings=include_pings, is_chunked=response.is_chunked)
     with await stream_span(request, hub, record, kind=kind, created=created) as span:
         async with hub.tail(record) as tail:
-            cursor = await _position(hub, tail, starting_after)
+            cursor = await _position(hub, tail, starting_after, framing)
             if style is Style.EVENT_SOURCE:
                 if tail.is_over_at(cursor):
                     hub.metrics.resumed("over")
                     return _nothing_follows()
                 # It would come back for ever to a message that cannot be read: only a refusal stops it.
                 await hub.reader.check_next(tail.address, cursor)
-            response = EventResponse(request)
             source = hub.source(tail, cursor)
             span.note(source=source, starting_after=cursor)
-            follower = Follower(response, record.id, cursor, style, include_pings=include_pings)
+            follower = Follower(response, record.id, cursor, framing)
             follower.on_chunk = _noting(span, _timing(hub.metrics, kind, source, asked_at))
             try:
                 await response.open()
@@ -93,9 +96,9 @@ async def stream_run(
             return response.prepared
 
 
-async def _position(hub: Hub, tail: RunTail, starting_after: int) -> int:
+async def _position(hub: Hub, tail: RunTail, starting_after: int, framing: Framing) -> int:
     """Turn a cursor into where a response begins. Raises as `Hub.position`."""
-    position = partial(hub.position, tail, starting_after)
+    position = partial(hub.position, tail, starting_after, framing)
     return await hub.reader.leaders.sure(position, CursorExpired, CursorUnknown)
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import TYPE_CHECKING
 
+from runstream.gateway.framing import Piece
 from runstream.gateway.sse import Style, chunked, event_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from runstream.broker.log import Entry
+    from runstream.gateway.framing import Framing
 
-__all__ = ["Frame", "Window"]
+__all__ = ["Frame", "Window", "piece_of"]
 
 
 class Frame:
@@ -34,6 +36,18 @@ class Frame:
         if made is None:
             made = self._chunks[style] = chunked(event_of(self.entry, style))
         return made
+
+    def framed(self, framing: Framing) -> bytes:
+        """Return what is sent of it."""
+        return (
+            self.chunk(framing.style) if framing.is_chunked and framing.shows(self.entry) else framing.frame(self.entry)
+        )
+
+
+def piece_of(frames: Sequence[Frame], framing: Framing) -> Piece:
+    """Join frames that follow each other."""
+    data = b"".join([frame.framed(framing) for frame in frames])
+    return Piece.of(data, [frame.entry for frame in frames], framing)
 
 
 class Window:

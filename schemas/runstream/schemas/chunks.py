@@ -343,6 +343,9 @@ class Kind(enum.StrEnum):
     END = "end"
     ATTEMPT = "attempt"
 
+    # Looked up for every message: an enumeration's own is written in Python.
+    __hash__ = str.__hash__
+
 
 _KINDS: Final[dict[object, Kind]] = {
     "ping": Kind.PING,

@@ -1,0 +1,167 @@
+"""Who comes for what a run said before: read once for all, and each has it in the way he asked for it."""
+
+import asyncio
+import random
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from runstream.broker.tasks import cancel_all
+from runstream.gateway.fanout import Hub
+from runstream.gateway.follower import Follower
+from runstream.gateway.framing import Piece
+from tests.support.eventsource import open_source
+from tests.support.http import DONE, Event, open_stream
+from tests.support.stack import Stack, stack_running
+from tests.support.waiting import wait_until
+
+CHUNKS = 1000
+READ = "runstream_catchup_chunks_total"
+KEPT = "runstream_replay_cache_bytes"
+
+
+async def metric(stack: Stack, name: str) -> float:
+    text = (await stack.fetch("GET", "/metrics")).body.decode()
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    (value,) = [sample.value for sample in samples if sample.name == name]
+    return value
+
+
+async def ended(stack: Stack, chunks: int = CHUNKS) -> tuple[str, list[Event]]:
+    """A run that has said so many chunks, and all that its creator was sent."""
+    return await stack.finished({"chunks": chunks, "interval_ms": 0})
+
+
+async def replayed(stack: Stack, run_id: str, cursor: int | None = None) -> list[Event]:
+    async with stack.resume(run_id, cursor) as stream:
+        return await stream.rest()
+
+
+async def test_many_readers_of_a_run_that_has_ended_read_it_once(stack: Stack) -> None:
+    """Thirty at once, and then others: the log is read to its length, whoever comes."""
+    run_id, events = await ended(stack)
+    before = await metric(stack, READ)
+    found = await asyncio.gather(*(replayed(stack, run_id) for _ in range(30)))
+    assert found == [events] * 30
+    cursors = [random.choice(events[:-2]).seq_id for _ in range(10)]
+    for cursor in cursors:
+        after = [event for event in events if event is DONE or event.seq_id is None or event.seq_id > (cursor or 0)]
+        assert await replayed(stack, run_id, cursor) == after
+    # What is stored and not shown is read as well: the attempt.
+    assert len(events) <= await metric(stack, READ) - before <= len(events) + 1
+    assert await metric(stack, KEPT) > 0
+
+
+async def test_who_lacks_the_last_chunks_reads_these(stack: Stack) -> None:
+    """Of a run that has ended nothing is read that nobody lacks, however long it is."""
+    run_id, events = await ended(stack)
+    chunks = [event for event in events if event.message_type == "assistant_message"]
+    before = await metric(stack, READ)
+    assert await replayed(stack, run_id, chunks[-6].seq_id) == events[events.index(chunks[-5]) :]
+    assert await metric(stack, READ) - before < 10
+
+
+async def test_a_long_run_that_goes_on_is_read_once(nats_url: str) -> None:
+    """Readers who lack more of it than memory has get that from its log together, and then follow it live."""
+    async with (
+        stack_running(nats_url, gateway={"tail_chunks": 20, "tail_fill_chunks": 5}) as stack,
+        stack.live(400) as (run_id, creator),
+    ):
+        before = await metric(stack, READ)
+        readers = [stack.resume(run_id) for _ in range(20)]
+        streams = [await reader.__aenter__() for reader in readers]
+        try:
+            for stream in streams:
+                assert await stream.take(len(creator.seen)) == creator.seen
+            assert await metric(stack, READ) - before <= len(creator.seen) + 1
+            stack.puppet.say(run_id, 3)
+            stack.puppet.finish(run_id)
+            whole = creator.seen + await creator.rest()
+            for stream in streams:
+                assert stream.seen + await stream.rest() == whole
+        finally:
+            for reader in readers:
+                await reader.__aexit__(None, None, None)
+
+
+async def test_each_has_it_in_his_own_way(stack: Stack) -> None:
+    """Pings or none, HTTP/1.1 or 1.0, Letta's events or a browser's, all at once: none gets what is another's."""
+    run_id, events = await ended(stack, 300)
+    path = f"/v1/runs/{run_id}/stream"
+    async with (
+        open_stream(stack.base, path, {}) as letta,
+        open_stream(stack.base, path, {"include_pings": False}) as quiet,
+        open_stream(stack.base, path, {}, version="1.0") as old,
+        open_stream(stack.base, path, {"include_pings": False}, version="1.0") as old_and_quiet,
+        open_source(stack.base, path) as browser,
+    ):
+        pinged, unpinged, *others = await asyncio.gather(*(each.rest() for each in (letta, quiet, old, old_and_quiet)))
+        told = await browser.rest()
+    shown = [event for event in events if event.message_type != "ping"]
+    assert pinged == others[0] == events
+    assert unpinged == others[1] == shown
+    assert [event.data for event in told if event.data] == [event.data for event in events]
+
+
+async def test_a_run_that_is_removed_is_let_go_of(stack: Stack) -> None:
+    """With the run its text leaves the gateway's memory."""
+    kept = await metric(stack, KEPT)
+    run_id, events = await ended(stack)
+    assert await replayed(stack, run_id) == events
+    assert await metric(stack, KEPT) > kept
+    assert (await stack.fetch("DELETE", f"/v1/runs/{run_id}")).status == 200
+
+    async def is_let_go() -> bool:
+        return await metric(stack, KEPT) <= kept
+
+    await wait_until(is_let_go, message="the run is still in memory")
+    assert (await stack.fetch("POST", f"/v1/runs/{run_id}/stream", json={})).status == 404
+
+
+async def test_what_was_read_before_a_reconnect_is_read_again(stack: Stack) -> None:
+    """The server that was away may have lost the newest of what it had: what it has now is what counts."""
+    run_id, events = await ended(stack)
+    assert await replayed(stack, run_id) == events
+    await stack.hub.jetstream.connection._client.force_reconnect()
+    await wait_until(lambda: stack.hub.replays.bytes == 0, message="it is still in memory")
+    await stack.is_back()
+    before = await metric(stack, READ)
+    assert await replayed(stack, run_id) == events
+    assert await metric(stack, READ) - before >= len(events)
+
+
+@pytest.mark.parametrize("bound", [0, 50_000])
+async def test_a_small_bound_is_kept(nats_url: str, bound: int) -> None:
+    """Whatever is read, no more is kept than may be, and everybody has everything."""
+    async with stack_running(nats_url, gateway={"replay_cache_bytes": bound}) as stack:
+        runs = [await ended(stack, 200) for _ in range(5)]
+        for _ in range(2):
+            found = await asyncio.gather(*(replayed(stack, run_id) for run_id, _ in runs * 3))
+            assert found == [events for _, events in runs * 3]
+            assert await metric(stack, KEPT) <= bound
+
+
+async def test_replays_take_turns(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in memory is there at once: of many who come for it one is served between two rounds of the event loop,
+    so that a live chunk waits for one of them and not for all."""
+    run_id, events = await ended(stack)
+    assert await replayed(stack, run_id) == events
+    rounds, served = 0, []
+    write = Hub._write
+
+    def noting(hub: Hub, follower: Follower, piece: Piece) -> None:
+        served.append(rounds)
+        write(hub, follower, piece)
+
+    async def count() -> None:
+        nonlocal rounds
+        while True:
+            await asyncio.sleep(0)
+            rounds += 1
+
+    monkeypatch.setattr(Hub, "_write", noting)
+    counting = asyncio.create_task(count())
+    found = await asyncio.gather(*(replayed(stack, run_id) for _ in range(50)))
+    await cancel_all(counting)
+    assert found == [events] * 50
+    assert len(served) == len(set(served)) > 50
