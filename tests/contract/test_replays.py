@@ -65,7 +65,7 @@ async def test_a_long_run_that_goes_on_is_read_once(nats_url: str) -> None:
     """Readers who lack more of it than memory has get that from its log together, and then follow it live."""
     async with (
         stack_running(nats_url, gateway={"tail_chunks": 20, "tail_fill_chunks": 5}) as stack,
-        stack.live(400) as (run_id, creator),
+        stack.live(150) as (run_id, creator),
     ):
         before = await metric(stack, READ)
         readers = [stack.resume(run_id) for _ in range(20)]

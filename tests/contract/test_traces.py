@@ -193,7 +193,7 @@ async def test_who_comes_back_with_a_trace_is_linked_to_the_runs(stack: Stack, c
     (stream,) = await collected.named(other[3:35], "stream")
     (create,) = spans_of(collected, run_id, "create")
     assert [link.context.span_id for link in stream.links] == [create.context.span_id]
-    assert said_of(stream, "kind", "source") == ["resume", "memory"]
+    assert said_of(stream, "kind", "source") == ["resume", "log"]
 
 
 async def test_what_a_client_does_not_sample_is_recorded_nowhere(

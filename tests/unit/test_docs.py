@@ -218,6 +218,7 @@ def test_bounds_are_those_of_the_default_settings(monkeypatch: pytest.MonkeyPatc
         "a stream whose reader takes too little": slow_follower_bytes(gateway, broker, MAX_PAYLOAD_BYTES),
         "a run that somebody follows": tail_bytes(gateway, MAX_PAYLOAD_BYTES),
         "an open upload": upload_bytes(broker, MAX_PAYLOAD_BYTES),
+        "what was read for streams that were behind": gateway.replay_cache_bytes,
         "whole answers": gateway.held_answer_bytes,
         "a whole answer that is being made": gateway.max_answer_bytes,
         "lists": 2 * gateway.view_bytes,

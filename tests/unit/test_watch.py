@@ -18,7 +18,7 @@ def looked(silent: float, *, is_full: bool, keepalive: float, deadline: float) -
     follower = SimpleNamespace(
         response=SimpleNamespace(buffered=int(is_full)),
         written_at=time.monotonic() - silent,
-        include_pings=True,
+        framing=SimpleNamespace(include_pings=True),
         is_done=False,
         keep_alive=lambda: came.append("ping"),
     )

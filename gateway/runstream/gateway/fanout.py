@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from contextvars import Context
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import structlog
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from runstream.gateway.settings import GatewaySettings
     from runstream.schemas import RunRecord
 
-__all__ = ["Hub", "RunTail", "Source"]
+__all__ = ["Hub", "Position", "RunTail", "Source"]
 
 Source: TypeAlias = Literal["live", "memory", "log", "over"]
 
@@ -55,6 +55,14 @@ server finds a run's messages by looking at all that lie between them: these tak
 has them in memory, and ten times as many take fifty times as long."""
 STRETCH_FRAMES = 512
 """Frames written to a follower that catches up before its socket is looked at again."""
+
+
+class Position(NamedTuple):
+    """Where a response begins."""
+
+    cursor: int
+    source: Source
+    """Where what follows it comes from at first."""
 
 
 class RunTail:
@@ -336,7 +344,7 @@ class Hub:
         except TimeoutError as error:
             raise Unavailable(f"The log of {tail.record.id} could not be read.") from error
 
-    async def position(self, tail: RunTail, starting_after: int, framing: Framing) -> int:
+    async def position(self, tail: RunTail, starting_after: int, framing: Framing) -> Position:
         """Turn a client's cursor into where its response begins (PROTOCOL.md: "Cursors").
 
         Missing, before the run's first message, or of another shard: the beginning. Raises `CursorExpired` when
@@ -346,7 +354,7 @@ class Hub:
         tip, record = tail.tip, tail.record
         if tip is None:
             if record.status == "created":
-                return 0  # Claimed a moment ago; its first message is on its way.
+                return Position(0, "live")  # Claimed a moment ago; its first message is on its way.
             if await self.reader.last(tail.address) is not None:
                 raise Unavailable("Its log was not there, and is.", run_id=record.id)
             raise CursorExpired(run_id=record.id)
@@ -355,36 +363,33 @@ class Hub:
         if starting_after > tip.seq:
             if tip.kind is not Kind.END and starting_after > await self.reader.newest_sequence(tail.address):
                 raise CursorUnknown(run_id=record.id, starting_after=starting_after)
-            return starting_after
-        if starting_after and await tail.begins_after(starting_after):
-            starting_after = 0
-        if starting_after < tip.seq and not tail.window.reaches(starting_after):
-            await self._have_ready(tail, starting_after, framing)
-        return starting_after
+        else:
+            if starting_after and await tail.begins_after(starting_after):
+                starting_after = 0
+            if starting_after < tip.seq and not tail.window.reaches(starting_after):
+                return Position(starting_after, await self._have_ready(tail, starting_after, framing))
+        if tail.is_over_at(starting_after):
+            return Position(starting_after, "over")
+        return Position(starting_after, "memory" if tail.window.after(starting_after, 1) else "live")
 
-    async def _have_ready(self, tail: RunTail, cursor: int, framing: Framing) -> None:
-        """Read what a response begins with before it does: it can still be refused.
+    async def _have_ready(self, tail: RunTail, cursor: int, framing: Framing) -> Source:
+        """Read what a response begins with before it does, as it can still be refused; says where it comes from.
 
         What cannot be read is told within it, as wherever else in a log it stands.
         """
         assert tail.tip is not None  # noqa: S101  # only what is before it can be read
+        wanted = Wanted(tail.address, framing, cursor, None if cursor else -1, tail.tip.seq)
+        if self.replays.has(wanted):
+            return "memory"
         try:
             async with asyncio.timeout(self.settings.open_seconds):
                 with suppress(BrokenLog):
-                    index = None if cursor else -1
-                    await self.replays.block(Wanted(tail.address, framing, cursor, index, tail.tip.seq))
+                    await self.replays.block(wanted)
         except CursorExpired as error:
             raise CursorExpired(run_id=tail.record.id, starting_after=cursor) from error
         except TimeoutError as error:
             raise Unavailable(f"The log of {tail.record.id} could not be read.") from error
-
-    def source(self, tail: RunTail, cursor: int) -> Source:
-        """Say where what follows a cursor comes from at first."""
-        if tail.is_over_at(cursor):
-            return "over"
-        if cursor < tail.window.base:
-            return "log"
-        return "memory" if tail.window.after(cursor, 1) else "live"
+        return "log"
 
     async def serve(self, tail: RunTail, follower: Follower) -> None:
         """Write the run to a follower from its cursor to its end, however slow it is.

@@ -106,6 +106,10 @@ class ReplayCache:
         self._shelves: dict[_Key, _Shelf] = {}
         self._by_use: OrderedDict[Block, _Key] = OrderedDict()
 
+    def has(self, wanted: Wanted) -> bool:
+        """Whether what comes next is kept here."""
+        return self._kept_after(wanted) is not None
+
     async def block(self, wanted: Wanted) -> Block:
         """Return a block with what comes next, one entry at least. Raises as `LogReader.batch`."""
         block = self._kept_after(wanted)

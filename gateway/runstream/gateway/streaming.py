@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from runstream.broker.tracing import Span
-    from runstream.gateway.fanout import Hub, RunTail, Source
+    from runstream.gateway.fanout import Hub, Position, RunTail, Source
     from runstream.gateway.framing import Framing
     from runstream.gateway.metrics import GatewayMetrics
     from runstream.schemas import RunRecord, Trace
@@ -56,14 +56,13 @@ async def stream_run(
     framing = framing_of(style, include_pings=include_pings, is_chunked=response.is_chunked)
     with await stream_span(request, hub, record, kind=kind, created=created) as span:
         async with hub.tail(record) as tail:
-            cursor = await _position(hub, tail, starting_after, framing)
+            cursor, source = await _position(hub, tail, starting_after, framing)
             if style is Style.EVENT_SOURCE:
-                if tail.is_over_at(cursor):
-                    hub.metrics.resumed("over")
+                if source == "over":
+                    hub.metrics.resumed(source)
                     return _nothing_follows()
                 # It would come back for ever to a message that cannot be read: only a refusal stops it.
                 await hub.reader.check_next(tail.address, cursor)
-            source = hub.source(tail, cursor)
             span.note(source=source, starting_after=cursor)
             follower = Follower(response, record.id, cursor, framing)
             follower.on_chunk = _noting(span, _timing(hub.metrics, kind, source, asked_at))
@@ -80,12 +79,7 @@ async def stream_run(
                         response.prepared.force_close()  # Its next request leads to a gateway that stays.
                     await response.finish(hub.settings.write_deadline_seconds)
             except BrokerError as error:
-                # What NATS said, with its subjects, is for the log; the client gets what it can act on.
-                say = log.debug if isinstance(error, Broken) else log.warning
-                say("stream_cut", run_id=record.id, error=str(error))
-                hub.metrics.stream_cut("broken" if isinstance(error, Broken) else "store")
-                response.write_event(_last_words(follower, error))
-                response.cut()
+                _cut(hub, follower, error)
             except TimeoutError:
                 hub.metrics.stream_cut("blocked")
                 response.abort()
@@ -96,7 +90,7 @@ async def stream_run(
             return response.prepared
 
 
-async def _position(hub: Hub, tail: RunTail, starting_after: int, framing: Framing) -> int:
+async def _position(hub: Hub, tail: RunTail, starting_after: int, framing: Framing) -> Position:
     """Turn a cursor into where a response begins. Raises as `Hub.position`."""
     position = partial(hub.position, tail, starting_after, framing)
     return await hub.reader.leaders.sure(position, CursorExpired, CursorUnknown)
@@ -125,6 +119,15 @@ def _noting(span: Span, timing: Callable[[], None] | None) -> Callable[[], None]
 def _nothing_follows() -> web.Response:
     """Make the one answer that keeps an EventSource from coming back; a cache must not give it to somebody else."""
     return web.Response(status=HTTPStatus.NO_CONTENT, headers={"Cache-Control": "no-cache"})
+
+
+def _cut(hub: Hub, follower: Follower, error: BrokerError) -> None:
+    # What NATS said, with its subjects, is for the log; the client gets what it can act on.
+    say = log.debug if isinstance(error, Broken) else log.warning
+    say("stream_cut", run_id=follower.run_id, error=str(error))
+    hub.metrics.stream_cut("broken" if isinstance(error, Broken) else "store")
+    follower.response.write_event(_last_words(follower, error))
+    follower.response.cut()
 
 
 def _last_words(follower: Follower, error: BrokerError) -> bytes:
