@@ -6,7 +6,7 @@ import random
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from runstream.broker.tasks import cancel_all
+from runstream.broker import tasks
 from runstream.gateway.fanout import Hub
 from runstream.gateway.follower import Follower
 from runstream.gateway.framing import Piece
@@ -61,19 +61,21 @@ async def test_who_lacks_the_last_chunks_reads_these(stack: Stack) -> None:
     assert await metric(stack, READ) - before < 10
 
 
-async def test_a_long_run_that_goes_on_is_read_once(nats_url: str) -> None:
+async def test_a_long_run_that_goes_on_is_read_once(nats_url: str, stack: Stack) -> None:
     """Readers who lack more of it than memory has get that from its log together, and then follow it live."""
+    gateway = {"tail_chunks": 20, "tail_fill_chunks": 5}
     async with (
-        stack_running(nats_url, gateway={"tail_chunks": 20, "tail_fill_chunks": 5}) as stack,
-        stack.live(150) as (run_id, creator),
+        # With the agent of the other one, which may be asked for it.
+        stack_running(nats_url, agent=stack.puppet, gateway=gateway) as small,
+        small.live(300) as (run_id, creator),
     ):
-        before = await metric(stack, READ)
-        readers = [stack.resume(run_id) for _ in range(20)]
+        before = await metric(small, READ)
+        readers = [small.resume(run_id) for _ in range(20)]
         streams = [await reader.__aenter__() for reader in readers]
         try:
             for stream in streams:
                 assert await stream.take(len(creator.seen)) == creator.seen
-            assert await metric(stack, READ) - before <= len(creator.seen) + 1
+            assert await metric(small, READ) - before <= len(creator.seen) + 1
             stack.puppet.say(run_id, 3)
             stack.puppet.finish(run_id)
             whole = creator.seen + await creator.rest()
@@ -118,11 +120,12 @@ async def test_a_run_that_is_removed_is_let_go_of(stack: Stack) -> None:
     assert (await stack.fetch("POST", f"/v1/runs/{run_id}/stream", json={})).status == 404
 
 
-async def test_what_was_read_before_a_reconnect_is_read_again(stack: Stack) -> None:
-    """The server that was away may have lost the newest of what it had: what it has now is what counts."""
+@pytest.mark.parametrize("which", [0, 1], ids=["live", "catch-up"])
+async def test_what_was_read_before_a_reconnect_is_read_again(stack: Stack, which: int) -> None:
+    """A server that was away may have lost the newest of what it had: what there is now is what counts."""
     run_id, events = await ended(stack)
     assert await replayed(stack, run_id) == events
-    await stack.hub.jetstream.connection._client.force_reconnect()
+    await stack.gateway._connections[which]._client.force_reconnect()
     await wait_until(lambda: stack.hub.replays.bytes == 0, message="it is still in memory")
     await stack.is_back()
     before = await metric(stack, READ)
@@ -132,21 +135,41 @@ async def test_what_was_read_before_a_reconnect_is_read_again(stack: Stack) -> N
 
 @pytest.mark.parametrize("bound", [0, 50_000])
 async def test_a_small_bound_is_kept(nats_url: str, bound: int) -> None:
-    """Whatever is read, no more is kept than may be, and everybody has everything."""
+    """Whatever is read, no more is kept than may be; everybody has everything, and nothing is read twice for one."""
     async with stack_running(nats_url, gateway={"replay_cache_bytes": bound}) as stack:
         runs = [await ended(stack, 200) for _ in range(5)]
         for _ in range(2):
             found = await asyncio.gather(*(replayed(stack, run_id) for run_id, _ in runs * 3))
             assert found == [events for _, events in runs * 3]
             assert await metric(stack, KEPT) <= bound
+        run_id, events = await ended(stack, 600)
+        before = await metric(stack, READ)
+        assert await replayed(stack, run_id) == events
+        assert await metric(stack, READ) - before <= len(events) + 1
+
+
+async def test_a_removed_beginning_is_said_whatever_stands_there(stack: Stack) -> None:
+    """Where somebody else's message is all that retention has left before a run's next one: 410, and no half answer."""
+    async with stack.live(3) as (run_id, creator):
+        record = await stack.record(run_id)
+        subject = f"runs.{record.shard}.{run_id}"
+        strangers = await stack.jetstream.publish(subject, b"{}", {})
+        stack.puppet.say(run_id, 3)
+        stack.puppet.finish(run_id)
+        await creator.rest()
+    await stack.purge_up_to(record, strangers - 1)
+    for cursor in (0, *(event.seq_id for event in creator.seen[:4])):
+        reply = await stack.fetch("POST", f"/v1/runs/{run_id}/stream", json={"starting_after": cursor})
+        assert reply.status == 410
+    assert await replayed(stack, run_id, creator.seen[4].seq_id) == creator.seen[5:]
 
 
 async def test_replays_take_turns(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is in memory is there at once: of many who come for it one is served between two rounds of the event loop,
-    so that a live chunk waits for one of them and not for all."""
+    """What is in memory is there at once: however many come for it, others on the event loop have their turn, too."""
     run_id, events = await ended(stack)
     assert await replayed(stack, run_id) == events
-    rounds, served = 0, []
+    rounds = 0
+    served: list[int] = []
     write = Hub._write
 
     def noting(hub: Hub, follower: Follower, piece: Piece) -> None:
@@ -159,9 +182,10 @@ async def test_replays_take_turns(stack: Stack, monkeypatch: pytest.MonkeyPatch)
             await asyncio.sleep(0)
             rounds += 1
 
+    monkeypatch.setattr(tasks, "TURN_SECONDS", 0)
     monkeypatch.setattr(Hub, "_write", noting)
     counting = asyncio.create_task(count())
     found = await asyncio.gather(*(replayed(stack, run_id) for _ in range(50)))
-    await cancel_all(counting)
+    await tasks.cancel_all(counting)
     assert found == [events] * 50
     assert len(served) == len(set(served)) > 50

@@ -77,7 +77,7 @@ class Lossy(JetStream):
     async def next_answer(self, queue: Any, what: str, *, seconds: float | None = None) -> Any:
         while True:
             message = await super().next_answer(queue, what, seconds=seconds)
-            is_data = "Status" not in (message.headers or {})
+            is_data = message.headers is None or message.headers.status is None
             if is_data and self.lose_data:
                 self.lose_data -= 1
             elif not (self.lose_heartbeats and not is_data):

@@ -5,16 +5,18 @@ import itertools
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from runstream.broker.errors import CursorExpired, Unavailable
+from runstream.broker.headers import Headers
 from runstream.broker.jetstream import DIRECT_GET_BATCH, JetStream
 from runstream.broker.log import KIND, WRITER, Entry, writer_header
 from runstream.broker.messages import StoredMessage
 from runstream.broker.publisher import chunk_limit
 from runstream.broker.reader import LogReader
+from runstream.broker.receiving import Heard
 from runstream.broker.topology import LogAddress
 from runstream.schemas import Kind
 from tests.support.core import Core, chunk
@@ -320,15 +322,19 @@ async def test_the_first_entry(core: Core) -> None:
     assert await core.reader.first(address) == log[3]
 
 
-async def test_what_is_kept(core: Core) -> None:
-    """A sequence is kept until retention has come past it, whichever run's message it is."""
+async def test_which_entry_is_at_a_sequence(core: Core) -> None:
+    """Its index; that of no entry of this log, as long as anything is there; until retention has come past it."""
     address, other = core.address(), core.address()
     logs = await core.fill([address, other] * 5)
-    for entry in logs[address] + logs[other]:
-        assert await core.reader.is_kept(address, entry.seq)
+    for entry in logs[address]:
+        assert await core.reader.index_at(address, entry.seq) == entry.index
+    for entry in logs[other]:
+        assert await core.reader.index_at(address, entry.seq) is None
     await core.purge_before(address, logs[other][2].seq)
-    assert not await core.reader.is_kept(address, logs[address][2].seq)
-    assert await core.reader.is_kept(address, logs[other][2].seq)
+    with pytest.raises(CursorExpired):
+        await core.reader.index_at(address, logs[address][2].seq)
+    assert await core.reader.index_at(address, logs[other][2].seq) is None
+    assert await core.reader.index_at(address, logs[address][3].seq) == 3
 
 
 async def test_the_newest_sequence(core: Core) -> None:
@@ -458,15 +464,6 @@ async def test_a_page_that_a_server_breaks_off_is_not_taken_for_whole(core: Core
     assert len(await core.jetstream.consume(address.stream, address.subject, after=0, limit=100, max_bytes=500)) < 20
 
 
-class Status(NamedTuple):
-    """What a server says in the place of a message."""
-
-    subject: str
-    reply: str
-    data: bytes
-    headers: dict[str, str] | None
-
-
 class Breaking(JetStream):
     """JetStream whose server breaks off what is pulled after ten messages, and says why."""
 
@@ -478,20 +475,35 @@ class Breaking(JetStream):
     async def next_answer(self, queue: Any, what: str, *, seconds: float | None = None) -> Any:
         self._answers += 1
         if self._answers > 10:
-            return Status(what, "", b"", {"Status": "409", "Description": self._said})
+            inbox = next(each.subject for each in self.connection._subscriptions if each.subject.startswith("_INBOX"))
+            return Heard(inbox, "", b"", Headers(f"NATS/1.0 409 {self._said}\r\n\r\n".encode()))
         return await super().next_answer(queue, what, seconds=seconds)
 
 
+STATUS_LINES = [b"404 No Messages", b"409 Batch Completed", b"204 EOB", b"503", b"100 Idle Heartbeat", b"", b" 1"]
+
+
 @pytest.mark.parametrize("before", [100, 400], ids=["by direct get", "by consumer"])
-@pytest.mark.parametrize("says", [{"Status": "404"}, {"Status": "409", "Description": "Batch Completed"}])
-async def test_nobody_ends_a_read_in_the_servers_name(core: Core, before: int, says: dict[str, str]) -> None:
-    """Who may publish to a run's subject writes headers as he likes: a status is the server's alone."""
+@pytest.mark.parametrize(
+    "head",
+    [
+        *(b"NATS/1.0 %b\r\n\r\n" % line for line in STATUS_LINES),
+        b"NATS/1.0\r\nStatus: 404\r\n\r\n",
+        b"NATS/1.0 1\r\n\xff: x\r\nNats-Last-Sequence: x\r\nNats-Subject: x\r\n\r\n",
+    ],
+)
+async def test_nobody_ends_a_read_in_the_servers_name(core: Core, before: int, head: bytes) -> None:
+    """Who may publish to a run's subject writes above it what he likes: it is passed over, as all that is no entry."""
     address = core.address()
     log = (await core.fill([address] * before))[address]
-    await core.jetstream.publish(address.subject, b"{}", says)
+    transport = core.connection._client._transport
+    assert transport is not None
+    transport.write(b"HPUB %b %d %d\r\n%b{}\r\n" % (address.subject.encode(), len(head), len(head) + 2, head))
     for number in range(before, before + 200):
         headers = {KIND: Kind.DATA, WRITER: writer_header("test", number)}
         seq = await core.jetstream.publish(address.subject, chunk(number), headers)
         log.append(Entry(seq, Kind.DATA, chunk(number), number))
+    assert log[-1].seq - log[0].seq == len(log), "the server has not stored it"
     async with asyncio.timeout(10):
         assert await read(core, address, 0, log[-1].seq) == log
+    assert not core.connection.reconnects

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nats.errors import ProtocolError
 from nats.protocol.parser import Parser
 
-from runstream.broker.headers import headers_of
+from runstream.broker.headers import Headers
 from runstream.broker.receiving import Heard, ListeningClient, _Parser
 
 LISTENED, OTHER = 1, 2
@@ -108,7 +108,14 @@ async def test_a_listener_gets_what_was_sent() -> None:
     client._listeners[LISTENED] = heard.extend
     head = b"NATS/1.0\r\nRs-Kind: data\r\n\r\n"
     await client._ps.parse(b"HMSG a.b 1 c.d %d %d\r\n%bPING\r\n\r\n" % (len(head), len(head) + 6, head))
-    assert heard == [Heard("a.b", "c.d", b"PING\r\n", headers_of(head))]
+    assert heard == [Heard("a.b", "c.d", b"PING\r\n", Headers(head))]
+
+
+async def test_a_subject_that_is_no_text_harms_nobody() -> None:
+    """Whoever may publish may do so under any bytes: it is one message that nobody knows, and nobody's end."""
+    client = Client()
+    await client._ps.parse(b"MSG a\xff 1 \xff 2\r\nab\r\nMSG a 1 2\r\ncd\r\n")
+    assert client.batches == [2]
 
 
 async def test_a_large_message_is_looked_at_when_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,13 +138,17 @@ async def test_a_large_message_is_looked_at_when_it_is_whole(monkeypatch: pytest
     assert looks == 2
 
 
-@pytest.mark.parametrize(
-    "line", [b"MSG a 1\r\n", b"MSG a b 3\r\n", b"HMSG a 1 3\r\n", b"MSG a 1 b c d e f\r\n", b"NEWS\r\n"]
-)
+MALFORMED = [
+    *(b"MSG a 1", b"MSG a b 3", b"MSG a 1 -15", b"MSG a 1 +3", b"MSG a 1 1_0", b"MSG a 1 x", b"MSG a 1 b c d e f"),
+    *(b"HMSG a 1 3", b"HMSG a 1 3 2", b"HMSG a 1 -3 2", b"MSGx a 1 2", b"HMSGx a 1 2 3", b"NEWS"),
+]
+
+
+@pytest.mark.parametrize("line", MALFORMED, ids=bytes.decode)
 async def test_what_is_no_protocol_is_refused(line: bytes) -> None:
     """The connection is given up for it, and made anew: where the next message begins is not known."""
     with pytest.raises(ProtocolError):
-        await Client()._ps.parse(line)
+        await Client()._ps.parse(line + b"\r\n")
 
 
 async def test_what_was_left_of_a_connection_is_not_the_next_ones() -> None:

@@ -11,11 +11,12 @@ from runstream.broker.errors import Unavailable
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from runstream.broker.connection import Connection, Message
+    from runstream.broker.connection import Connection
+    from runstream.broker.receiving import Heard
 
 __all__ = ["Answers", "Inbox", "answered", "into"]
 
-Answers: TypeAlias = "asyncio.Queue[Message | None]"
+Answers: TypeAlias = "asyncio.Queue[Heard | None]"
 """None: what comes may not be all any more."""
 
 
@@ -48,7 +49,7 @@ class Inbox:
         finally:
             del self._queues[token]
 
-    def _on_messages(self, messages: Sequence[Message]) -> None:
+    def _on_messages(self, messages: Sequence[Heard]) -> None:
         for message in messages:
             queue = self._queues.get(message.subject.rpartition(".")[2])
             if queue is not None:
@@ -61,17 +62,17 @@ class Inbox:
             self._close = None
 
 
-def answered(message: Message | None, what: str) -> Message:
+def answered(message: Heard | None, what: str) -> Heard:
     """Give an answer that was in a queue. Raises `Unavailable` where there is none."""
     if message is None:
         raise Unavailable(f"{what}: messages may have been lost")
     return message
 
 
-def into(queue: Answers) -> Callable[[Sequence[Message]], None]:
+def into(queue: Answers) -> Callable[[Sequence[Heard]], None]:
     """Make what puts messages into a queue as they come."""
 
-    def put(messages: Sequence[Message]) -> None:
+    def put(messages: Sequence[Heard]) -> None:
         for message in messages:
             queue.put_nowait(message)
 

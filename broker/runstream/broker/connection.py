@@ -290,7 +290,7 @@ class Connection:
             subject, lambda client: client.subscribe(subject, cb=callback, pending_msgs_limit=0, pending_bytes_limit=0)
         )
 
-    async def listen(self, subject: str, hear: Callable[[Sequence[Message]], None]) -> Subscription:
+    async def listen(self, subject: str, hear: Callable[[Sequence[Heard]], None]) -> Subscription:
         """Call `hear` with all messages of `subject` that came at one time, until the subscription is closed.
 
         It must not block: whatever else comes over this connection waits for it.

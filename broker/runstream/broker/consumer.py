@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from runstream.broker.errors import Unavailable
-from runstream.broker.headers import DESCRIPTION, STATUS
+from runstream.broker.headers import NO_HEADERS
 from runstream.broker.messages import StoredMessage, delivery_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
     from runstream.broker.answers import Answers
-    from runstream.broker.connection import Message
+    from runstream.broker.headers import Headers
     from runstream.broker.jetstream import JetStream
+    from runstream.broker.receiving import Heard
 
 __all__ = ["Consumer", "Heartbeat"]
 
@@ -60,16 +61,15 @@ class Consumer:
         found: list[StoredMessage] = []
         while len(found) < expected:
             message = await self._jetstream.next_answer(self._queue, self._request)
-            headers = message.headers or {}
-            status = headers.get(STATUS)
-            if status == "404":  # Nothing more: some of them have been removed.
+            if self._is_delivered(message):
+                found.append(self._delivered(message))
+                continue
+            headers = message.headers or NO_HEADERS
+            if headers.status == "404":  # Nothing more: some of them have been removed.
                 self.pending = len(found)
-                break
-            if headers.get(DESCRIPTION) in BYTES_COMPLETED:
-                break
-            if status is not None:
+            elif headers.description not in BYTES_COMPLETED:
                 raise self._odd(headers)
-            found.append(self._delivered(message))
+            break
         self.pending -= len(found)
         return found
 
@@ -90,13 +90,13 @@ class Consumer:
             await self._ask(query, 2 * self._jetstream.connection.max_payload)
             while left:
                 message = await self._jetstream.next_answer(self._queue, self._request, seconds=seconds)
-                headers = message.headers or {}
-                if STATUS not in headers:
+                headers = message.headers or NO_HEADERS
+                if self._is_delivered(message):
                     left -= 1
                     yield self._delivered(message)
-                elif headers[STATUS] == "100" and int(headers.get("Nats-Last-Consumer", -1)) == self._pulled:
+                elif headers.status == "100" and int(headers.get("Nats-Last-Consumer", -1)) == self._pulled:
                     yield Heartbeat(int(headers["Nats-Last-Stream"]))
-                elif headers.get(DESCRIPTION) == PULL_COMPLETED:
+                elif headers.description == PULL_COMPLETED:
                     pass  # The one before, all of which has come.
                 elif int(headers.get("Nats-Pending-Messages", -1)) == left:
                     break  # The pull is over, by its time or its bytes, and says how many of its messages were to come.
@@ -111,7 +111,11 @@ class Consumer:
         body = {**query} if max_bytes is None else {**query, "max_bytes": max_bytes}
         await self._jetstream.connection.publish(self._request, msgspec.json.encode(body), reply=self._inbox)
 
-    def _delivered(self, message: Message) -> StoredMessage:
+    def _is_delivered(self, message: Heard) -> bool:
+        """Whether it is a message of the stream, which keeps its subject: what the server says comes to the inbox."""
+        return message.subject != self._inbox
+
+    def _delivered(self, message: Heard) -> StoredMessage:
         delivery = delivery_of(message.reply)
         self._pulled += 1
         if delivery.consumer_seq != self._pulled:
@@ -120,10 +124,10 @@ class Consumer:
             message.subject,
             delivery.stream_seq,
             message.data,
-            message.headers or {},
+            message.headers or NO_HEADERS,
             delivery.pending,
             delivery.stored_at_ns,
         )
 
-    def _odd(self, headers: Mapping[str, str]) -> Unavailable:
-        return Unavailable(f"{self._request}: status {headers.get(STATUS)} {headers.get(DESCRIPTION, '')}")
+    def _odd(self, headers: Headers) -> Unavailable:
+        return Unavailable(f"{self._request}: status {headers.status} {headers.description}")

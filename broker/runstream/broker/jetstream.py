@@ -30,14 +30,15 @@ from runstream.broker.errors import (
     WrongLastSequence,
 )
 from runstream.broker.findings import Findings
-from runstream.broker.headers import DESCRIPTION, STATUS, Headers
+from runstream.broker.headers import NO_HEADERS, Headers
 from runstream.broker.messages import StoredMessage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
     from runstream.broker.answers import Answers
-    from runstream.broker.connection import Connection, Message
+    from runstream.broker.connection import Connection
+    from runstream.broker.receiving import Heard
 
 __all__ = [
     "EXPECTED_LAST_SEQUENCE",
@@ -244,25 +245,23 @@ class JetStream:
         previous = 0
         while True:
             message = await self.next_answer(queue, request)
-            headers = message.headers or {}
-            status = headers.get(STATUS)
-            if status == "404":
-                return found
-            if status == "204":
-                # The server names the last one it sent: an answer lost on the way is an outage, not an end.
+            headers = message.headers or NO_HEADERS
+            subject = headers.get("Nats-Subject")
+            if subject is None:  # The server's own word: to a message it adds where that is stored.
+                if headers.status not in {"204", "404"}:
+                    raise Unavailable(f"{request}: status {headers.status} {headers.description}")
+                # It names the last one it sent: an answer lost on the way is an outage, not an end.
                 if int(headers.get("Nats-Last-Sequence", previous)) != previous:
                     raise Unavailable(f"{request}: an answer was lost")
                 return found
-            if status is not None:
-                raise Unavailable(f"{request}: status {status} {headers.get(DESCRIPTION, '')}")
             # The first answer's previous sequence is that of nothing (0); from then on each names the one before.
             if int(headers["Nats-Last-Sequence"]) != previous:
                 raise Unavailable(f"{request}: an answer was lost")
             previous = int(headers["Nats-Sequence"])
             pending = int(headers.get("Nats-Num-Pending", 0))
-            found.append(StoredMessage(headers["Nats-Subject"], previous, message.data, headers, pending))
+            found.append(StoredMessage(subject, previous, message.data, headers, pending))
 
-    async def next_answer(self, queue: Answers, what: str, *, seconds: float | None = None) -> Message:
+    async def next_answer(self, queue: Answers, what: str, *, seconds: float | None = None) -> Heard:
         """Take the next of several answers to one request; `what` names the request in the error."""
         if not queue.empty():
             # Most of a batch is there at once; waiting for what is costs as much as it.

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from runstream.broker.answers import into
 from runstream.broker.errors import Unavailable, WrongLastSequence
-from runstream.broker.headers import STATUS
+from runstream.broker.headers import NO_HEADERS
 from runstream.broker.jetstream import EXPECTED_LAST_SEQUENCE
 from runstream.broker.keys import is_token
 from runstream.broker.log import traced
@@ -26,6 +27,7 @@ from runstream.schemas import is_run_id
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
+    from runstream.broker.answers import Answers
     from runstream.broker.connection import Connection, Message
     from runstream.broker.jetstream import JetStream
     from runstream.schemas import Trace
@@ -128,12 +130,8 @@ class WorkQueue:
         """Yield tasks for ever, never more at a time than there are free slots. Close it (`aclosing`) to stop."""
         connection = self._jetstream.connection
         inbox = connection.new_inbox()
-        queue: asyncio.Queue[Message | None] = asyncio.Queue()
-
-        async def arrived(message: Message) -> None:
-            queue.put_nowait(message)
-
-        subscription = await connection.subscribe(inbox, arrived)
+        queue: Answers = asyncio.Queue()
+        subscription = await connection.listen(inbox, into(queue))
         # After a reconnect the server no longer knows the pull that is being waited for: None ends the waiting.
         unlisten = connection.on_reconnect(lambda: queue.put_nowait(None))
         try:
@@ -154,16 +152,16 @@ class WorkQueue:
             unlisten()
             await subscription.close()
             with contextlib.suppress(Unavailable):
-                await self._give_back_unseen(queue)
+                await self._give_back_unseen(inbox, queue)
 
-    async def _give_back_unseen(self, queue: asyncio.Queue[Message | None]) -> None:
+    async def _give_back_unseen(self, inbox: str, queue: Answers) -> None:
         """Let others have at once what came and was not yielded; what is on its way now comes back after a lease."""
         while not queue.empty():
             message = queue.get_nowait()
-            if message is not None and STATUS not in (message.headers or {}):
+            if message is not None and message.subject != inbox:
                 await self._jetstream.connection.publish(message.reply, b"-NAK")
 
-    async def _pull(self, inbox: str, queue: asyncio.Queue[Message | None], batch: int) -> AsyncIterator[Message]:
+    async def _pull(self, inbox: str, queue: Answers, batch: int) -> AsyncIterator[Message]:
         """Ask for up to `batch` messages and yield those that come, until they have, or the pull has run out."""
         query = {"batch": batch, "expires": int(PULL_SECONDS * 1e9)}
         request = f"$JS.API.CONSUMER.MSG.NEXT.{WORK_STREAM}.{WORKERS}"
@@ -181,9 +179,8 @@ class WorkQueue:
                     message = await queue.get()
                 if message is None:
                     return
-                status = (message.headers or {}).get(STATUS)
-                if status is not None:
-                    if status not in {"404", "408"}:
+                if message.subject == inbox:  # The server's own word: a message keeps its subject.
+                    if (message.headers or NO_HEADERS).status not in {"404", "408"}:
                         await asyncio.sleep(NO_LEADER_SECONDS)
                     return
                 received += 1

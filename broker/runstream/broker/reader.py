@@ -86,12 +86,16 @@ class LogReader:
         """Return the newest message of a run's log, as its leader has it; None for a log without messages."""
         return await last_of(self._jetstream, address)
 
-    async def is_kept(self, address: LogAddress, seq: int) -> bool:
-        """Tell whether the stream still holds message `seq`, and so everything after it.
+    async def index_at(self, address: LogAddress, seq: int) -> int | None:
+        """Return the index of the entry at sequence `seq`, None if it is no entry of this log's.
 
-        Retention removes the oldest messages first; a message of another run says as much as one of this.
+        Raises `CursorExpired` if there is nothing: retention removes the oldest messages first, so that of what follows
+        one that is there, whosever it is, nothing has been removed.
         """
-        return await self._jetstream.message_at(address.stream, seq) is not None
+        message = await self._jetstream.message_at(address.stream, seq)
+        if message is None:
+            raise CursorExpired(seq=seq)
+        return place_in(message.headers) if message.subject == address.subject else None
 
     async def newest_sequence(self, address: LogAddress) -> int:
         """Return the last sequence the run's stream has issued, asked from its leader."""

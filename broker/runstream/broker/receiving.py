@@ -17,7 +17,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.protocol.parser import Parser
 
-from runstream.broker.headers import STATUS, headers_of
+from runstream.broker.headers import Headers
 from runstream.broker.logs import get_logger
 from runstream.broker.tasks import heeding_cancellation
 
@@ -45,7 +45,7 @@ class Heard(msgspec.Struct):
     subject: str
     reply: str
     data: bytes
-    headers: Mapping[str, str] | None
+    headers: Headers | None
 
 
 class ListeningClient(Client):
@@ -79,7 +79,7 @@ class ListeningClient(Client):
             message = await answer
         finally:
             del self._unanswered[token]
-        if message.headers is not None and message.headers.get(STATUS) == NO_RESPONDERS:
+        if message.headers is not None and message.headers.status == NO_RESPONDERS:
             raise nats.errors.NoRespondersError
         return message
 
@@ -133,7 +133,9 @@ class ListeningClient(Client):
         """Keep a message for its listener until all are handed on; False if it is not a listener's."""
         if sid not in self._listeners:
             return False
-        message = Heard(subject.decode(), reply.decode(), body, headers_of(headers))
+        # What is no text comes from whoever may publish, and must not be the end of everybody's connection.
+        named, answer = subject.decode("utf-8", "replace"), reply.decode("utf-8", "replace")
+        message = Heard(named, answer, body, Headers(headers) if headers else None)
         held = self._heard.get(sid)
         if held is None:
             self._heard[sid] = [message]
@@ -212,8 +214,8 @@ def _arguments(words: list[bytes]) -> tuple[int, bytes, bytes, int, int]:
         words.insert(-1, b"0")
     if len(words) < ARGUMENTS:
         words.insert(3, b"")
-    try:
+    if len(words) == ARGUMENTS and words[0] in MESSAGES:
         _, subject, sid, reply, header_size, size = words
-        return int(sid), subject, reply, int(header_size), int(size)
-    except ValueError as error:
-        raise nats.errors.ProtocolError("nats: malformed MSG") from error
+        if sid.isdigit() and header_size.isdigit() and size.isdigit() and int(header_size) <= int(size):
+            return int(sid), subject, reply, int(header_size), int(size)
+    raise nats.errors.ProtocolError("nats: malformed MSG")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from runstream.broker.errors import BrokenLog, BrokerError, CursorExpired, Unavailable
 from runstream.broker.leaders import surely_last
-from runstream.broker.log import Entry, entry_of, is_stranger, last_of, live_entry, whole
+from runstream.broker.log import Entry, entry_of, is_stranger, last_of, live_entry
 from runstream.broker.logs import get_logger
 from runstream.broker.messages import STORED_AT
 from runstream.schemas import Kind
@@ -108,8 +108,8 @@ class LiveTail:
         self._last = await start(tip)
         if tip is not None:
             self._newest = max(self._newest, tip.seq)
-            if self._last == tip.seq - 1:
-                self._show([whole(tip)])  # It is known already.
+            if tip.kind is Kind.END and self._last == tip.seq - 1:
+                self._show([tip])  # It is known already.
         await self._catch_up()
         if self.ended:
             await self._stop_listening()

@@ -5,14 +5,24 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from runstream.broker.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
 
-__all__ = ["Shielded", "Turns", "cancel_all", "end_stubborn_task", "end_task", "heeding_cancellation", "spread"]
+__all__ = [
+    "Shielded",
+    "Slices",
+    "Turns",
+    "cancel_all",
+    "end_stubborn_task",
+    "end_task",
+    "heeding_cancellation",
+    "spread",
+]
 
 log = get_logger(__name__)
 
@@ -40,6 +50,41 @@ class Turns:
         if time.monotonic() - self._since > TURN_SECONDS:
             await asyncio.sleep(0)
             self._since = time.monotonic()
+
+
+class Slices:
+    """Does what many ask for at one time, one after the other, no longer at a time than others on the loop may wait.
+
+    Each who waits for a turn of his own would be a task that is woken: all of those that can go on do so in one round.
+    """
+
+    def __init__(self) -> None:
+        self._due: deque[tuple[Callable[[], None], asyncio.Future[None]]] = deque()
+
+    async def do(self, work: Callable[[], None]) -> None:
+        """Return when it is done, in the order in which it was asked for. Raises what it raises."""
+        done = asyncio.get_running_loop().create_future()
+        if not self._due:
+            asyncio.get_running_loop().call_soon(self._go_on)
+        self._due.append((work, done))
+        await done
+
+    def _go_on(self) -> None:
+        until = time.monotonic() + TURN_SECONDS
+        while self._due:
+            work, done = self._due.popleft()
+            if done.cancelled():
+                continue
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001  # it is whose work it was who hears of it
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+            if time.monotonic() >= until:
+                break
+        if self._due:
+            asyncio.get_running_loop().call_soon(self._go_on)
 
 
 class Shielded:

@@ -42,7 +42,8 @@ class View:
     """Lists of runs and conversations. Use as an async context manager; it is filled while others use the process.
 
     Every question raises `ViewBehind` when what was stored before it is not there after `patience_seconds`, and
-    `Unavailable`, `NotStored`. `removed` is called with each run that it hears is no more.
+    `Unavailable`, `NotStored`. `on_removed` is told of each run that it hears is no more, `on_reset`
+    that it begins anew, and may not have heard of some.
     """
 
     def __init__(
@@ -54,10 +55,12 @@ class View:
         conversations: Bounds,
         patience_seconds: float,
         marks_seconds: float,
-        removed: Callable[[str], None] = lambda _: None,
+        on_removed: Callable[[str], None] = lambda _: None,
+        on_reset: Callable[[], None] = lambda: None,
     ) -> None:
         self._index = index
-        self._removed = removed
+        self._on_removed = on_removed
+        self._on_reset = on_reset
         self._findings = jetstream.findings
         self._run_bounds = runs
         self._conversation_bounds = conversations
@@ -157,6 +160,7 @@ class View:
     # -- what the feed says -------------------------------------------------------------------------------------
 
     def _reset(self) -> None:
+        self._on_reset()
         self._runs = RunRows(self._run_bounds)
         self._conversations = ConversationRows(self._conversation_bounds)
 
@@ -176,7 +180,7 @@ class View:
     def _apply_run(self, tenant: str, run_id: str, write: KeyWrite) -> None:
         if write.value is None:
             self._runs.drop(tenant, run_id)
-            self._removed(run_id)
+            self._on_removed(run_id)
         else:
             self._runs.put(_checked(decode_run(write.value), tenant, run_id))
 

@@ -163,6 +163,9 @@ class Gateway:
             leaders = Leaders.of_all(self._broker_settings, jetstream, catchup)
             reader = LogReader(catchup, self._broker_settings, leaders)
             self.hub = Hub(jetstream, reader, self._settings, self._broker_settings, self.metrics)
+            for each in (jetstream, catchup):
+                # A server that comes back may have lost the newest of what was read before.
+                each.connection.on_reconnect(self.hub.replays.clear)
             self.view = await stack.enter_async_context(self._view(catchup))
             self.metrics.watch_hub(self.hub)
             self.metrics.watch_view(self.view)
@@ -224,7 +227,8 @@ class Gateway:
             conversations=Bounds(settings.view_conversations, settings.view_bytes),
             patience_seconds=settings.open_seconds,
             marks_seconds=self._broker_settings.retention,
-            removed=self.hub.replays.forget,
+            on_removed=self.hub.replays.forget,
+            on_reset=self.hub.replays.clear,
         )
 
     def _services(self, jetstream: JetStream, admissions: Admissions) -> Services:

@@ -17,12 +17,14 @@ import time
 from contextlib import suppress
 from contextvars import Context
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import structlog
 
 from runstream.broker.errors import BrokenLog, BrokerError, CursorExpired, CursorUnknown, RunStuck, Unavailable
 from runstream.broker.tail import LiveTail, TailCounters
+from runstream.broker.tasks import Slices
 from runstream.broker.topology import LogAddress, shard_of_cursor
 from runstream.gateway.follower import Follower, Watch
 from runstream.gateway.replay_cache import ReplayCache, Wanted
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from runstream.broker.settings import BrokerSettings
     from runstream.gateway.framing import Framing, Piece
     from runstream.gateway.metrics import GatewayMetrics
+    from runstream.gateway.replay_cache import Block
     from runstream.gateway.settings import GatewaySettings
     from runstream.schemas import RunRecord
 
@@ -63,6 +66,8 @@ class Position(NamedTuple):
     cursor: int
     source: Source
     """Where what follows it comes from at first."""
+    at_index: int | None
+    """The index of the entry at the cursor, None where it is not known; -1: it is the log's beginning."""
 
 
 class RunTail:
@@ -278,8 +283,7 @@ class Hub:
             on_blocked=self._give_up,
         )
         self.replays = ReplayCache(reader, settings.replay_cache_bytes, on_read=metrics.caught_up)
-        jetstream.connection.on_reconnect(self.replays.clear)
-        self._turn = asyncio.Lock()
+        self._writing = Slices()
         self._served = 0
         self._tails: dict[str, RunTail] = {}
 
@@ -354,12 +358,13 @@ class Hub:
         tip, record = tail.tip, tail.record
         if tip is None:
             if record.status == "created":
-                return Position(0, "live")  # Claimed a moment ago; its first message is on its way.
+                return Position(0, "live", -1)  # Claimed a moment ago; its first message is on its way.
             if await self.reader.last(tail.address) is not None:
                 raise Unavailable("Its log was not there, and is.", run_id=record.id)
             raise CursorExpired(run_id=record.id)
         if starting_after <= 0 or shard_of_cursor(starting_after) != record.shard:
             starting_after = 0
+        index = None
         if starting_after > tip.seq:
             if tip.kind is not Kind.END and starting_after > await self.reader.newest_sequence(tail.address):
                 raise CursorUnknown(run_id=record.id, starting_after=starting_after)
@@ -367,29 +372,18 @@ class Hub:
             if starting_after and await tail.begins_after(starting_after):
                 starting_after = 0
             if starting_after < tip.seq and not tail.window.reaches(starting_after):
-                return Position(starting_after, await self._have_ready(tail, starting_after, framing))
-        if tail.is_over_at(starting_after):
-            return Position(starting_after, "over")
-        return Position(starting_after, "memory" if tail.window.after(starting_after, 1) else "live")
+                index = await self.reader.index_at(tail.address, starting_after or await tail.first_seq())
+        if not starting_after:
+            index = -1
+        return Position(starting_after, self._source(tail, starting_after, index, framing), index)
 
-    async def _have_ready(self, tail: RunTail, cursor: int, framing: Framing) -> Source:
-        """Read what a response begins with before it does, as it can still be refused; says where it comes from.
-
-        What cannot be read is told within it, as wherever else in a log it stands.
-        """
-        assert tail.tip is not None  # noqa: S101  # only what is before it can be read
-        wanted = Wanted(tail.address, framing, cursor, None if cursor else -1, tail.tip.seq)
-        if self.replays.has(wanted):
-            return "memory"
-        try:
-            async with asyncio.timeout(self.settings.open_seconds):
-                with suppress(BrokenLog):
-                    await self.replays.block(wanted)
-        except CursorExpired as error:
-            raise CursorExpired(run_id=tail.record.id, starting_after=cursor) from error
-        except TimeoutError as error:
-            raise Unavailable(f"The log of {tail.record.id} could not be read.") from error
-        return "log"
+    def _source(self, tail: RunTail, cursor: int, index: int | None, framing: Framing) -> Source:
+        """Say where what follows a cursor comes from at first."""
+        if tail.is_over_at(cursor):
+            return "over"
+        if cursor < tail.window.base:
+            return "memory" if self.replays.has(self._wanted(tail, framing, cursor, index)) else "log"
+        return "memory" if tail.window.after(cursor, 1) else "live"
 
     async def serve(self, tail: RunTail, follower: Follower) -> None:
         """Write the run to a follower from its cursor to its end, however slow it is.
@@ -448,15 +442,21 @@ class Hub:
 
     async def _catch_up(self, tail: RunTail, follower: Follower) -> None:
         """Write what comes next from the log, which is read once for all who lack it."""
-        assert tail.tip is not None  # noqa: S101  # nothing is before the window of a log without messages
-        wanted = Wanted(tail.address, follower.framing, follower.cursor, follower.index, tail.tip.seq)
+        wanted = self._wanted(tail, follower.framing, follower.cursor, follower.index, follower.following)
         block = await self.replays.block(wanted)
-        # In turns: what is in memory is there at once, and thousands who come for it would keep all others waiting.
-        async with self._turn:
-            self._write(follower, block.piece(follower.cursor))
-            del block  # What waits for a slow follower waits in its socket, and nowhere else.
-            await asyncio.sleep(0)
+        # What is in memory is there at once: thousands who come for it would keep all others waiting.
+        await self._writing.do(partial(self._write_block, follower, block))
+        del block  # What waits for a slow follower waits in its socket, and nowhere else.
         await follower.response.drained(self.settings.write_deadline_seconds)
+
+    def _wanted(
+        self, tail: RunTail, framing: Framing, cursor: int, index: int | None, following: int | None = None
+    ) -> Wanted:
+        assert tail.tip is not None  # noqa: S101  # nothing is before the window of a log without messages
+        return Wanted(tail.address, framing, cursor, index, following, tail.tip.seq)
+
+    def _write_block(self, follower: Follower, block: Block) -> None:
+        self._write(follower, block.piece(follower.cursor, follower.index))
 
     def _write(self, follower: Follower, piece: Piece) -> None:
         follower.write(piece, time.monotonic())

@@ -38,6 +38,7 @@ class Follower:
         "began_after",
         "began_at",
         "cursor",
+        "following",
         "framing",
         "index",
         "is_done",
@@ -48,14 +49,18 @@ class Follower:
         "written_at",
     )
 
-    def __init__(self, response: EventResponse, run_id: str, cursor: int, framing: Framing) -> None:
+    def __init__(
+        self, response: EventResponse, run_id: str, cursor: int, framing: Framing, *, index: int | None = None
+    ) -> None:
         self.response = response
         self.run_id = run_id
         self.began_after = cursor
         self.began_at = time.monotonic()
         self.cursor = cursor
-        self.index = -1 if cursor == 0 else None
-        """The index of the entry at the cursor, None while it is not known."""
+        self.index = index
+        """The index of the entry at the cursor, None while it is not known; -1 where the log begins."""
+        self.following: int | None = None
+        """How many messages of the log follow, as far as is known: whoever reads it reads more at a time of more."""
         self.framing = framing
         self.is_done = False
         self.woken = Wake()
@@ -87,6 +92,7 @@ class Follower:
         self.response.write(piece.data)
         self.cursor = piece.seq
         self.index = piece.at_index
+        self.following = piece.following
         self.written_at = now
         if piece.seq_id is not None:
             self._seen = piece.seq_id

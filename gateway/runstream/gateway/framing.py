@@ -64,6 +64,13 @@ class Piece(NamedTuple):
     """The newest `seq_id` that its readers see, None if they see none."""
     entries: int
     """How many."""
+    following: int | None = None
+    """How many messages of the log followed them when they were read, where that is known."""
+
+    @property
+    def after_index(self) -> int:
+        """The index that the entry before them has."""
+        return self.at_index - self.entries
 
     @classmethod
     def of(cls, data: bytes, entries: Sequence[Entry], framing: Framing) -> Self:

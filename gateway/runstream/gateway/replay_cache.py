@@ -4,16 +4,15 @@ A log only grows at its end, so that a block of it stays as it is: it may be giv
 Blocks are kept within a bound of bytes, those that were used last; and whoever lacks what somebody is just reading
 waits for that.
 
-The invariant: *a block holds every entry between `after` and its last one.* Inside by the reader's word; and at
-`after`, where retention may have removed what came next, because the index of the entry there is known, or because it
-is still there once what follows it has been read: retention removes the oldest first.
+The invariant: *a block holds every entry between its first one and its last.* What was between its beginning and its
+first entry, retention may have removed: who knows the index at his cursor sees that in the index of what comes.
 """
 
 from __future__ import annotations
 
 import asyncio
 from array import array
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from contextlib import suppress
 from contextvars import Context
@@ -27,7 +26,7 @@ from runstream.gateway.framing import FRAMINGS, Framing, Piece
 from runstream.schemas import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
     from runstream.broker.reader import Batch, LogReader
     from runstream.broker.topology import LogAddress
@@ -52,6 +51,8 @@ class Wanted(NamedTuple):
     cursor: int
     after_index: int | None
     """The index of the entry at the cursor, None where it is not known; -1: the cursor is the log's beginning."""
+    following: int | None
+    """How many messages follow, as far as is known."""
     until: int
     """A sequence behind the cursor that the log is known to hold."""
 
@@ -64,14 +65,12 @@ class Wanted(NamedTuple):
 class Block:
     """Entries of a log after a sequence, framed. What follows any cursor among them can be cut out."""
 
-    __slots__ = ("_ends", "_piece", "_seqs", "after", "following", "size")
+    __slots__ = ("_ends", "_piece", "_seqs", "after", "size")
 
     def __init__(self, after: int, batch: Batch, framing: Framing) -> None:
         frames = [framing.frame(entry) for entry in batch.entries]
         self.after = after
-        self.following = batch.following
-        """How many messages of the log followed when it was read, as far as is known."""
-        self._piece = Piece.of(b"".join(frames), batch.entries, framing)
+        self._piece = Piece.of(b"".join(frames), batch.entries, framing)._replace(following=batch.following)
         self._seqs = array("Q", [entry.seq for entry in batch.entries])
         self._ends = array("Q", accumulate(map(len, frames)))
         self.size = BLOCK_BYTES + len(self._piece.data) + 2 * self._ends.itemsize * len(frames)
@@ -81,9 +80,18 @@ class Block:
         """The sequence of its last entry."""
         return self._piece.seq
 
-    def piece(self, cursor: int) -> Piece:
-        """Return what follows a cursor, which is not before `after` and is before the last entry."""
+    def reaches(self, cursor: int) -> bool:
+        """Tell whether what follows a cursor can be cut out."""
+        return self.after <= cursor < self.last_seq
+
+    def piece(self, cursor: int, after_index: int | None) -> Piece:
+        """Return what follows a cursor that it reaches, and at which the entry with `after_index` is, if it is known.
+
+        Raises `CursorExpired` if what came next was removed before the block was read.
+        """
         whole, skipped = self._piece, bisect_right(self._seqs, cursor)
+        if after_index is not None and whole.after_index + skipped != after_index:
+            raise CursorExpired(seq=cursor)
         if not skipped:
             return whole
         is_seen = whole.seq_id is not None and whole.seq_id > cursor
@@ -112,25 +120,27 @@ class ReplayCache:
 
     async def block(self, wanted: Wanted) -> Block:
         """Return a block with what comes next, one entry at least. Raises as `LogReader.batch`."""
-        block = self._kept_after(wanted)
-        if block is None and (near := self._load_near(wanted)) is not None:
+        waited_for: set[_Load] = set()
+        while (block := self._kept_after(wanted)) is None:
+            load = self._load_near(wanted, waited_for)
+            if load is None:
+                return await self._block_of(wanted.key, self._load(wanted))
+            waited_for.add(load)
             with suppress(BrokerError):  # Somebody else's.
-                await self._block_of(wanted.key, near)
-            block = self._kept_after(wanted)
-        if block is None:
-            block = await self._block_of(wanted.key, self._load(wanted))
+                block = await self._block_of(wanted.key, load)
+                if block.reaches(wanted.cursor):
+                    return block
         return block
 
     def forget(self, run_id: str) -> None:
         """Let go of all of a run that was removed. Who just reads it has it for himself."""
         for framing in FRAMINGS.values():
-            shelf = self._shelves.pop((run_id, framing), _Shelf())
-            for block in shelf.blocks.values():
-                del self._by_use[block]
-                self.bytes -= block.size
+            shelf = self._shelves.pop((run_id, framing), None)
+            for block in () if shelf is None else shelf.blocks.values():
+                self._drop(block)
 
     def clear(self) -> None:
-        """Let go of everything: a server that comes back may have lost the newest of what was read before."""
+        """Let go of everything."""
         self._shelves = {}
         self._by_use.clear()
         self.bytes = 0
@@ -138,16 +148,16 @@ class ReplayCache:
     def _kept_after(self, wanted: Wanted) -> Block | None:
         shelf = self._shelves.get(wanted.key)
         block = None if shelf is None else shelf.block_at(wanted.cursor)
-        if block is None or wanted.cursor >= block.last_seq:
+        if block is None or not block.reaches(wanted.cursor):
             return None
         self._by_use.move_to_end(block)
         return block
 
-    def _load_near(self, wanted: Wanted) -> _Load | None:
-        """Return the read that began a little before a cursor, if there is one."""
+    def _load_near(self, wanted: Wanted, but: Container[_Load]) -> _Load | None:
+        """Return the nearest of the reads that began a little before a cursor, if there is one."""
         shelf = self._shelves.get(wanted.key)
         loads = [] if shelf is None else shelf.loads.values()
-        begun = [load for load in loads if 0 < wanted.cursor - load.cursor <= NEAR_SEQUENCES]
+        begun = [each for each in loads if 0 < wanted.cursor - each.cursor <= NEAR_SEQUENCES and each not in but]
         return max(begun, key=lambda load: load.cursor, default=None)
 
     def _load(self, wanted: Wanted) -> _Load:
@@ -156,10 +166,8 @@ class ReplayCache:
         shelf = self._shelves.setdefault(key, _Shelf())
         load = shelf.loads.get(cursor)
         if load is None:
-            before = shelf.block_at(cursor)
-            following = before.following if before is not None and before.last_seq == cursor else None
             # What it logs is not the first one's who waits.
-            task = asyncio.create_task(self._read(wanted, following), name=f"replay-{key[0]}", context=Context())
+            task = asyncio.create_task(self._read(wanted), name=f"replay-{key[0]}", context=Context())
             load = shelf.loads[cursor] = _Load(cursor, task)
             task.add_done_callback(partial(self._finished, key, load))
         return load
@@ -189,62 +197,71 @@ class ReplayCache:
         return True
 
     def _keep(self, key: _Key, block: Block) -> None:
-        self._shelves.setdefault(key, _Shelf()).put(block)
+        shelf = self._shelves.setdefault(key, _Shelf())
+        if shelf.holds(block):
+            return
+        for covered in shelf.put(block):
+            self._drop(covered)
         self._by_use[block] = key
         self.bytes += block.size
         while self.bytes > self._max_bytes:
-            oldest, its_key = self._by_use.popitem(last=False)
-            self.bytes -= oldest.size
+            oldest, its_key = next(iter(self._by_use.items()))
+            self._drop(oldest)
             shelf = self._shelves[its_key]
             shelf.take(oldest)
             self._drop_if_empty(its_key, shelf)
+
+    def _drop(self, block: Block) -> None:
+        del self._by_use[block]
+        self.bytes -= block.size
 
     def _drop_if_empty(self, key: _Key, shelf: _Shelf) -> None:
         if not shelf.blocks and not shelf.loads:
             del self._shelves[key]
 
-    async def _read(self, wanted: Wanted, following: int | None) -> Block:
-        address, framing, cursor, after_index, until = wanted
-        if after_index is None:
-            batch = await self._surely_after(address, cursor, until)
-        else:
-            batch = await self._reader.batch(address, cursor, until, after_index=after_index, following=following)
+    async def _read(self, wanted: Wanted) -> Block:
+        batch = await self._reader.batch(
+            wanted.address, wanted.cursor, wanted.until, after_index=wanted.after_index, following=wanted.following
+        )
         entries = batch.entries
         if not entries:
-            raise CursorExpired(seq=cursor)
+            raise CursorExpired(seq=wanted.cursor)
         self._on_read(len(entries))
         if len(entries) > 1 and entries[-1].kind is Kind.ERROR:
             entries.pop()  # It goes out with the end: letta-client stops at it, and the run must be over by then.
-        return Block(cursor, batch, framing)
-
-    async def _surely_after(self, address: LogAddress, cursor: int, until: int) -> Batch:
-        """Read what follows a cursor from the cursor on: where its own entry is there, nothing behind it is missing."""
-        batch = await self._reader.batch(address, cursor - 1, until)
-        if batch.entries and batch.entries[0].seq == cursor:
-            index = batch.entries.pop(0).index
-            return batch if batch.entries else await self._reader.batch(address, cursor, until, after_index=index)
-        if not await self._reader.is_kept(address, cursor):
-            raise CursorExpired(seq=cursor)
-        return batch
+        return Block(wanted.cursor, batch, wanted.framing)
 
 
 class _Shelf:
-    """What there is of one run in one framing, and what is being read of it, by where each begins."""
+    """What there is of one run in one framing, and what is being read of it, by where each begins.
+
+    No block is within another: of those that begin at or before a cursor the last one reaches furthest.
+    """
 
     def __init__(self) -> None:
         self.blocks: dict[int, Block] = {}
         self.loads: dict[int, _Load] = {}
         self._starts: list[int] = []
 
-    def put(self, block: Block) -> None:
-        """Add a block. None is there that begins where it does: what follows that would not have been read."""
+    def holds(self, block: Block) -> bool:
+        """Tell whether all of a block is in one that is here."""
+        other = self.block_at(block.after)
+        return other is not None and other.last_seq >= block.last_seq
+
+    def put(self, block: Block) -> list[Block]:
+        """Add a block that is in no other. Returns those that were in it: they are here no more."""
+        at = end = bisect_left(self._starts, block.after)
+        while end < len(self._starts) and self.blocks[self._starts[end]].last_seq <= block.last_seq:
+            end += 1
+        covered = [self.blocks.pop(start) for start in self._starts[at:end]]
+        self._starts[at:end] = [block.after]
         self.blocks[block.after] = block
-        insort(self._starts, block.after)
+        return covered
 
     def take(self, block: Block) -> None:
         """Let go of a block."""
         del self.blocks[block.after]
-        del self._starts[bisect_right(self._starts, block.after) - 1]
+        del self._starts[bisect_left(self._starts, block.after)]
 
     def block_at(self, cursor: int) -> Block | None:
         """Return the last block that begins at or before a cursor."""

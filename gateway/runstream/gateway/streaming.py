@@ -56,7 +56,7 @@ async def stream_run(
     framing = framing_of(style, include_pings=include_pings, is_chunked=response.is_chunked)
     with await stream_span(request, hub, record, kind=kind, created=created) as span:
         async with hub.tail(record) as tail:
-            cursor, source = await _position(hub, tail, starting_after, framing)
+            cursor, source, index = await _position(hub, tail, starting_after, framing)
             if style is Style.EVENT_SOURCE:
                 if source == "over":
                     hub.metrics.resumed(source)
@@ -64,7 +64,7 @@ async def stream_run(
                 # It would come back for ever to a message that cannot be read: only a refusal stops it.
                 await hub.reader.check_next(tail.address, cursor)
             span.note(source=source, starting_after=cursor)
-            follower = Follower(response, record.id, cursor, framing)
+            follower = Follower(response, record.id, cursor, framing, index=index)
             follower.on_chunk = _noting(span, _timing(hub.metrics, kind, source, asked_at))
             try:
                 await response.open()
@@ -122,6 +122,7 @@ def _nothing_follows() -> web.Response:
 
 
 def _cut(hub: Hub, follower: Follower, error: BrokerError) -> None:
+    """End a response as incomplete, because its run cannot be followed any further."""
     # What NATS said, with its subjects, is for the log; the client gets what it can act on.
     say = log.debug if isinstance(error, Broken) else log.warning
     say("stream_cut", run_id=follower.run_id, error=str(error))
