@@ -121,13 +121,15 @@ def entry_of(message: StoredMessage) -> Entry:
     return entry_at(place_in(message.headers), message.seq, message.headers, message.body)
 
 
-def live_entry(message: Message) -> tuple[Entry, int]:
+def live_entry(message: Message) -> tuple[Entry | None, int]:
     """Read an entry from its republished copy, with the sequence of the log's message before it (0: none).
 
-    Raises `BrokenLog`.
+    No entry is read of a stranger's. Raises `BrokenLog`.
     """
     headers = message.headers or {}
-    entry = whole(entry_at(place_in(headers), int(headers["Nats-Sequence"]), headers, message.data))
+    if (place := place_in(headers)) is None:
+        return None, 0
+    entry = whole(entry_at(place, int(headers["Nats-Sequence"]), headers, message.data))
     return entry, int(headers["Nats-Last-Sequence"])
 
 

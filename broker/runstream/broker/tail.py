@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from runstream.broker.errors import BrokenLog, BrokerError, CursorExpired, Unavailable
 from runstream.broker.leaders import surely_last
-from runstream.broker.log import Entry, entry_of, is_stranger, last_of, live_entry
+from runstream.broker.log import Entry, entry_of, last_of, live_entry
 from runstream.broker.logs import get_logger
 from runstream.broker.messages import STORED_AT
 from runstream.schemas import Kind
@@ -185,7 +185,7 @@ class LiveTail:
     def _live_entry(self, message: Message) -> tuple[Entry | None, int]:
         """Read what a message brings, None if it is none of this log's. Raises `BrokenLog`, noted."""
         # What comes by a consumer that somebody had deliver to this subject keeps the one that it is stored under.
-        if is_stranger(message) or message.subject != self.address.live_subject:
+        if message.subject != self.address.live_subject:
             return None, 0  # It is passed over: what follows it shows a hole, and the log says what belongs there.
         try:
             return live_entry(message)
