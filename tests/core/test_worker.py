@@ -694,7 +694,7 @@ async def test_a_queue_that_cannot_be_heard_leaves_nothing_behind(core: Core, mo
     async def refuse(*_: object) -> Subscription:
         raise Unavailable("refused, by a test")
 
-    monkeypatch.setattr(core.connection, "subscribe", refuse)
+    monkeypatch.setattr(core.connection, "listen", refuse)
     before = len(core.connection._listeners)
     async with aclosing(WorkQueue(core.jetstream).tasks(lambda: 1, asyncio.Event())) as tasks:
         with pytest.raises(Unavailable):
