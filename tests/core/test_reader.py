@@ -490,6 +490,8 @@ STATUS_LINES = [b"404 No Messages", b"409 Batch Completed", b"204 EOB", b"503", 
         *(b"NATS/1.0 %b\r\n\r\n" % line for line in STATUS_LINES),
         b"NATS/1.0\r\nStatus: 404\r\n\r\n",
         b"NATS/1.0 1\r\n\xff: x\r\nNats-Last-Sequence: x\r\nNats-Subject: x\r\n\r\n",
+        b"NATS/1.0\r\nA: b",
+        b"NATS/1.0",
     ],
 )
 async def test_nobody_ends_a_read_in_the_servers_name(core: Core, before: int, head: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -270,6 +271,38 @@ async def test_what_fails_fails_for_all_who_wait_and_for_nobody_else(core: Core,
         assert [type(each) for each in found] == [Unavailable] * 6
     core.jetstream._seconds = 2
     assert await cache.rest(address, log[-1].seq) == framed(log)
+
+
+async def test_in_an_outage_nobody_waits_for_everybody_elses_patience(core: Core, nats_server: NatsServer) -> None:
+    """Of many at cursors near each other each has his own, and somebody's who was there before him, and no more."""
+    address = core.address()
+    log = (await core.fill([address] * 100))[address]
+    patience = 0.5
+    core.jetstream._seconds = 0.1
+    cache = Counting(Reader(core, read_patience_seconds=patience))
+    async with stopped(nats_server):
+        begun = time.monotonic()
+        found = await asyncio.gather(
+            *(cache.rest(address, log[-1].seq, log[at].seq) for at in range(0, 60, 2)), return_exceptions=True
+        )
+        assert time.monotonic() - begun < 5 * patience
+    assert {type(each) for each in found} == {Unavailable}
+
+
+async def test_who_joins_late_has_patience_of_his_own(core: Core, nats_server: NatsServer) -> None:
+    """When whoever began to read has lost his, it is read again for those who came later."""
+    address = core.address()
+    log = (await core.fill([address] * 100))[address]
+    core.jetstream._seconds = 0.1
+    cache = Counting(Reader(core, read_patience_seconds=0.5))
+    async with stopped(nats_server):
+        first = asyncio.create_task(cache.rest(address, log[-1].seq))
+        await wait_until(lambda: len(cache.reader.begun) == 1)
+        late = asyncio.create_task(cache.rest(address, log[-1].seq))
+        with pytest.raises(Unavailable):
+            await first
+        assert not late.done()
+    assert await late == framed(log)
 
 
 # -- what is no more ----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from nats.aio.client import Client as NatsClient
 from nats.errors import ProtocolError
 from nats.protocol.parser import Parser
 
@@ -111,11 +112,25 @@ async def test_a_listener_gets_what_was_sent() -> None:
     assert heard == [Heard("a.b", "c.d", b"PING\r\n", Headers(head))]
 
 
-async def test_a_subject_that_is_no_text_harms_nobody() -> None:
+ODD = [b"a\xff", b"a\x0bb", b"a\x0cb", b"a\rb", b"\x85", b"\x1c"]
+
+
+@pytest.mark.parametrize("sid", [LISTENED, OTHER])
+@pytest.mark.parametrize("odd", ODD)
+async def test_a_subject_that_is_no_text_harms_nobody(sid: int, odd: bytes) -> None:
     """Whoever may publish may do so under any bytes: it is one message that nobody knows, and nobody's end."""
     client = Client()
-    await client._ps.parse(b"MSG a\xff 1 \xff 2\r\nab\r\nMSG a 1 2\r\ncd\r\n")
-    assert client.batches == [2]
+    await client._ps.parse(b"MSG %b %d %b 2\r\nab\r\nMSG a %d 2\r\ncd\r\n" % (odd, sid, odd, sid))
+    assert [said[3] for said in client.said] == [b"ab", b"cd"]
+
+
+@pytest.mark.parametrize("head", [b"NATS/1.0", b"NATS/1.0 \xff\r\n\r\n", b"NATS/1.0\r\n\xff: 1\r\na: 2\r\n\r\n", b"x"])
+async def test_a_head_that_is_none_harms_nobody(head: bytes) -> None:
+    """The same for what stands above a message, also for those who hear of it in nats-py's own way."""
+    headers = await ListeningClient()._process_headers(head)
+    assert headers == ({"a": "2"} if b"a: 2" in head else {})
+    assert await ListeningClient()._process_headers(b"") is None
+    assert "_process_headers" in NatsClient._process_msg.__code__.co_names
 
 
 async def test_a_large_message_is_looked_at_when_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:

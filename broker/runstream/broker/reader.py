@@ -202,8 +202,9 @@ class LogReader:
                 following = None
                 if time.monotonic() > deadline:
                     raise
-            if position.seq > before:
-                continue  # Somebody else's.
+            if position.seq > before:  # Over somebody else's.
+                deadline, delay = time.monotonic() + self._settings.read_patience_seconds, FIRST_DELAY_SECONDS
+                continue
             if time.monotonic() > deadline:
                 raise Unavailable(f"The log of {address.run_id} does not show message {until}.")
             await asyncio.sleep(delay)

@@ -133,9 +133,7 @@ class ListeningClient(Client):
         """Keep a message for its listener until all are handed on; False if it is not a listener's."""
         if sid not in self._listeners:
             return False
-        # What is no text comes from whoever may publish, and must not be the end of everybody's connection.
-        named, answer = subject.decode("utf-8", "replace"), reply.decode("utf-8", "replace")
-        message = Heard(named, answer, body, Headers(headers) if headers else None)
+        message = Heard(_text(subject), _text(reply), body, Headers(headers) if headers else None)
         held = self._heard.get(sid)
         if held is None:
             self._heard[sid] = [message]
@@ -145,7 +143,10 @@ class ListeningClient(Client):
 
     async def pass_on(self, sid: int, subject: bytes, reply: bytes, headers: bytes, body: bytes) -> None:
         """Give a message to whoever waits for it in nats-py's own way."""
-        await self._process_msg(sid, subject, reply, body, headers)
+        await self._process_msg(sid, _text(subject).encode(), _text(reply).encode(), body, headers)
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        return dict(Headers(headers)) if headers else None
 
 
 class _Parser(Parser):
@@ -175,7 +176,7 @@ class _Parser(Parser):
             begin = read.find(CRLF, at) + len(CRLF)
             if begin < len(CRLF):
                 return self._wait_for(1, at)
-            sid, subject, reply, header_size, size = _arguments(read[at:begin].split())
+            sid, subject, reply, header_size, size = _arguments(read[at : begin - len(CRLF)])
             body, end = begin + header_size, begin + size
             if len(read) < end + len(CRLF):
                 return self._wait_for(end + len(CRLF) - at, at)
@@ -208,8 +209,17 @@ class _Parser(Parser):
         return is_taken
 
 
-def _arguments(words: list[bytes]) -> tuple[int, bytes, bytes, int, int]:
+def _text(raw: bytes) -> str:
+    """Decode what may be no text: whoever may publish chooses it, and must not end everybody's connection with it."""
+    return raw.decode("utf-8", "replace")
+
+
+def _arguments(line: bytes) -> tuple[int, bytes, bytes, int, int]:
     """Read a message's first line: its subscription, subject, where to answer, the sizes of its headers and of all."""
+    words = line.split(b" ")  # And at nothing else: all but spaces and tabs may stand in a subject.
+    if b"" in words or b"\t" in line:
+        words = line.replace(b"\t", b" ").split(b" ")
+        words = [word for word in words if word]
     if words[0] != HEADED:
         words.insert(-1, b"0")
     if len(words) < ARGUMENTS:

@@ -225,9 +225,12 @@ class LiveTail:
         """Read the log until it has met the newest sequence heard of; live messages are shown again from then on."""
         self._reading = True
         while self._last < self._newest and not self.ended:
+            before = self._last
             async with aclosing(self._read()) as batches:
                 async for entries in batches:
                     self._show(entries)
+            if self._last == before:
+                raise CursorExpired(seq=self._newest)  # It is not there any more, and somebody else's messages are.
         # No await since the last comparison: a message that arrives now follows on `_last`, or is a hole again.
         self._reading = False
 

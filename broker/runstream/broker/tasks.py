@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections import deque
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from runstream.broker.logs import get_logger
@@ -64,27 +65,36 @@ class Slices:
     async def do(self, work: Callable[[], None]) -> None:
         """Return when it is done, in the order in which it was asked for. Raises what it raises."""
         done = asyncio.get_running_loop().create_future()
-        if not self._due:
-            asyncio.get_running_loop().call_soon(self._go_on)
         self._due.append((work, done))
+        if len(self._due) == 1:
+            self._begin()
         await done
+
+    def _begin(self) -> None:
+        # What it does is not only the first one's who asked.
+        asyncio.get_running_loop().call_soon(self._go_on, context=Context())
 
     def _go_on(self) -> None:
         until = time.monotonic() + TURN_SECONDS
-        while self._due:
-            work, done = self._due.popleft()
-            if done.cancelled():
-                continue
-            try:
-                work()
-            except Exception as error:  # noqa: BLE001  # it is whose work it was who hears of it
-                done.set_exception(error)
-            else:
-                done.set_result(None)
-            if time.monotonic() >= until:
-                break
-        if self._due:
-            asyncio.get_running_loop().call_soon(self._go_on)
+        try:
+            while self._due:
+                self._do_next()
+                if time.monotonic() >= until:
+                    break
+        finally:
+            if self._due:
+                self._begin()
+
+    def _do_next(self) -> None:
+        work, done = self._due.popleft()
+        if done.done():
+            return  # Whoever asked for it has left.
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001  # it is whose work it was who hears of it
+            done.set_exception(error)
+        else:
+            done.set_result(None)
 
 
 class Shielded:

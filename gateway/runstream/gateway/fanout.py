@@ -114,7 +114,7 @@ class RunTail:
     async def _begin_at(self, tip: Entry | None) -> int:
         """Choose where the window begins: near the tip, so that a long run costs no more than a short one.
 
-        Nor does one that is spread over much of its stream: a follower that is further behind reads for itself.
+        Nor does one that is spread over much of its stream: what a follower lacks before it is read when it comes.
         """
         self.tip = tip
         fill = self._hub.settings.tail_fill_chunks

@@ -14,19 +14,18 @@ import asyncio
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from runstream.broker.errors import BrokerError, CursorExpired
+from runstream.broker.errors import BrokerError, CursorExpired, Unavailable
 from runstream.broker.tasks import cancel_all
 from runstream.gateway.framing import FRAMINGS, Framing, Piece
 from runstream.schemas import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Callable, Mapping
 
     from runstream.broker.reader import Batch, LogReader
     from runstream.broker.topology import LogAddress
@@ -38,6 +37,9 @@ BLOCK_BYTES = 2**10
 NEAR_SEQUENCES = 10_000
 """How far before a cursor a read may have begun that is waited for: it may well come to it. Of many who come back to a
 run that ended meanwhile, each with a cursor of its own, a few read."""
+
+NEAR_LOADS = 8
+"""How many of them one after the other, before one reads for himself: what they bring may end before his cursor."""
 
 _Key: TypeAlias = tuple[str, Framing]
 """A run, and how its readers have it."""
@@ -120,17 +122,31 @@ class ReplayCache:
 
     async def block(self, wanted: Wanted) -> Block:
         """Return a block with what comes next, one entry at least. Raises as `LogReader.batch`."""
-        waited_for: set[_Load] = set()
-        while (block := self._kept_after(wanted)) is None:
-            load = self._load_near(wanted, waited_for)
+        for _ in range(NEAR_LOADS):
+            block = self._kept_after(wanted)
+            if block is not None:
+                return block
+            load = self._load_near(wanted)
             if load is None:
-                return await self._block_of(wanted.key, self._load(wanted))
-            waited_for.add(load)
-            with suppress(BrokerError):  # Somebody else's.
+                break
+            try:
                 block = await self._block_of(wanted.key, load)
-                if block.reaches(wanted.cursor):
-                    return block
-        return block
+            except BrokerError:
+                break  # Somebody else's. In an outage it took his patience: not another's after that.
+            if block.reaches(wanted.cursor):
+                return block
+        return self._kept_after(wanted) or await self._read_at(wanted)
+
+    async def _read_at(self, wanted: Wanted) -> Block:
+        """Read what follows a cursor, or wait for who does so already."""
+        is_joined = wanted.cursor in self._loads(wanted)
+        try:
+            return await self._block_of(wanted.key, self._load(wanted))
+        except Unavailable:
+            if not is_joined:
+                raise
+        # He who began it has lost his patience, and this one's has just begun.
+        return await self._block_of(wanted.key, self._load(wanted))
 
     def forget(self, run_id: str) -> None:
         """Let go of all of a run that was removed. Who just reads it has it for himself."""
@@ -153,11 +169,13 @@ class ReplayCache:
         self._by_use.move_to_end(block)
         return block
 
-    def _load_near(self, wanted: Wanted, but: Container[_Load]) -> _Load | None:
-        """Return the nearest of the reads that began a little before a cursor, if there is one."""
+    def _loads(self, wanted: Wanted) -> Mapping[int, _Load]:
         shelf = self._shelves.get(wanted.key)
-        loads = [] if shelf is None else shelf.loads.values()
-        begun = [each for each in loads if 0 < wanted.cursor - each.cursor <= NEAR_SEQUENCES and each not in but]
+        return {} if shelf is None else shelf.loads
+
+    def _load_near(self, wanted: Wanted) -> _Load | None:
+        """Return the nearest of the reads that began a little before a cursor, if there is one."""
+        begun = [each for at, each in self._loads(wanted).items() if 0 < wanted.cursor - at <= NEAR_SEQUENCES]
         return max(begun, key=lambda load: load.cursor, default=None)
 
     def _load(self, wanted: Wanted) -> _Load:

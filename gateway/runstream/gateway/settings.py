@@ -57,8 +57,8 @@ class GatewaySettings(BaseSettings):
     of gigabytes. Each framing that is asked for, `POST`'s and an EventSource's, is one copy more: threefold at most."""
 
     tail_fill_chunks: int = Field(default=128, ge=0)
-    """Chunks a new tail begins with: one read of the log, which serves all who come back within seconds. The first of
-    them waits for it; 128 take some 3 ms."""
+    """Chunks a new tail of a run that goes on begins with: one read of the log, which serves all who come back within
+    seconds. The first of them waits for it; 128 take some 3 ms."""
 
     follower_buffer_bytes: int = Field(default=256 * 2**10, ge=2**10)
     """Bytes that may wait in one reader's socket before it is left to go at its own pace."""
