@@ -6,6 +6,7 @@ import itertools
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from runstream.broker.errors import BrokerError, CursorExpired, NoResponders, Un
 from runstream.broker.log import Entry, entry_of
 from runstream.broker.messages import StoredMessage
 from runstream.broker.publisher import Publisher
-from runstream.broker.reader import LogReader
+from runstream.broker.reader import Batch, LogReader
 from runstream.broker.tail import LiveTail, TailCounters
 from runstream.broker.topology import LogAddress
 from runstream.schemas import Kind
@@ -414,6 +415,35 @@ async def test_retention_that_overtakes_the_tail_is_its_failure(core: Core) -> N
         await wait_until(lambda: screen.failures)
         assert isinstance(screen.failures[0], CursorExpired)
         assert [entry.index for entry in screen.shown] == [0, 1, 2, 3, 4]
+
+
+async def test_what_is_gone_behind_somebody_elses_message_is_said(core: Core) -> None:
+    """A hole of which nothing is left, but a message that is not the run's, is not looked for again and again."""
+
+    class Late(LogReader):
+        may_go_on = asyncio.Event()
+
+        async def batch(self, *args: Any, **options: Any) -> Batch:
+            await self.may_go_on.wait()
+            return await super().batch(*args, **options)
+
+    address = core.address()
+    reader = Late(core.jetstream, core.settings)
+    dropping = False
+    async with core.publisher(address) as publisher:
+        await publish(publisher, range(3))
+        screen = Screen(core, address, drops=lambda _: dropping, reader=reader, start=publisher.last_seq)
+        async with opened(screen):
+            dropping = True
+            await publish(publisher, range(3, 4))
+            dropping = False
+            await publish(publisher, range(4, 5))
+            await wait_until(lambda: screen.tail._newest == publisher.last_seq)
+            await core.purge(address)
+            await core.jetstream.publish(address.subject, b"{}", {})
+            reader.may_go_on.set()
+            await wait_until(lambda: screen.failures, 5, "the tail looks for it without end")
+    assert [type(failure) for failure in screen.failures] == [CursorExpired]
 
 
 async def test_a_defect_in_showing_live_entries_is_a_failure(core: Core) -> None:
