@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from runstream.broker.errors import BrokenLog, BrokerError, CursorExpired, Unavailable
 from runstream.broker.leaders import surely_last
-from runstream.broker.log import Entry, entry_of, last_of, live_entry
+from runstream.broker.log import Entry, entry_of, last_of, live_entry, whole
 from runstream.broker.logs import get_logger
 from runstream.broker.messages import STORED_AT
 from runstream.schemas import Kind
@@ -108,8 +108,10 @@ class LiveTail:
         self._last = await start(tip)
         if tip is not None:
             self._newest = max(self._newest, tip.seq)
-            if tip.kind is Kind.END and self._last == tip.seq - 1:
-                self._show([tip])  # It is known already.
+            if tip.index == 0 or self._last == tip.seq - 1:
+                # Nothing is before it that would have to be read. If it cannot be shown, the reading says so.
+                with contextlib.suppress(BrokenLog):
+                    self._show([whole(tip)])
         await self._catch_up()
         if self.ended:
             await self._stop_listening()
