@@ -41,7 +41,7 @@ def stream_sequence(reply: str) -> int:
     return delivery_of(reply).stream_seq
 
 
-class Delivery(msgspec.Struct, frozen=True):
+class Delivery(msgspec.Struct, frozen=True, gc=False):
     """What a consumer says of a message with it."""
 
     stream_seq: int

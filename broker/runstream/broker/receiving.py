@@ -39,7 +39,7 @@ ARGUMENTS = 6
 """Words of the longest first line: its name, subject, subscription, where to answer, and two sizes."""
 
 
-class Heard(msgspec.Struct):
+class Heard(msgspec.Struct, gc=False):
     """A message as a listener gets it."""
 
     subject: str
