@@ -31,7 +31,8 @@ OPENING = 50
 """Runs that are begun at one time."""
 TICK_SECONDS = 0.002
 """The shortest sleep: at ten thousand chunks a second, one for twenty of them."""
-CURSOR_DISTANCE = 10
+FARTHEST = 50
+"""How far before its newest chunk a cursor of a run may be."""
 """How many chunks before the end a client was that comes back."""
 
 
@@ -43,7 +44,7 @@ class _Run:
         self.publisher = publisher
         self.stack = stack
         self.chunks = 0
-        self.seqs: deque[int] = deque(maxlen=CURSOR_DISTANCE + 1)
+        self.seqs: deque[int] = deque(maxlen=FARTHEST + 1)
 
     async def say(self) -> int:
         """Publish one chunk; returns the nanoseconds until it was stored."""
@@ -181,9 +182,9 @@ class Writer:
             await asyncio.sleep(due(begun, number, per_second))
             await run.say()
 
-    async def cursor(self, run_id: str) -> int:
-        """The sequence of the chunk that is ten before the newest."""
-        return self._runs[run_id].seqs[0]
+    async def cursors(self, run_id: str, distances: list[int]) -> list[int]:
+        """The sequences of the chunks that are so many before the newest."""
+        return [self._runs[run_id].seqs[-1 - distance] for distance in distances]
 
     async def fill(self, lengths: list[int]) -> list[str]:
         """Begin runs of that many chunks, spread evenly over the same stretch of the log's stream; gives their ids.

@@ -34,11 +34,16 @@ class Reader(LogReader):
     def __init__(self, core: Core, **settings: object) -> None:
         super().__init__(core.jetstream, core.settings.model_copy(update=settings))
         self.begun: list[int] = []
+        self.failures = 0
+        """How many of the next reads fail."""
         self.may_go_on = asyncio.Event()
         self.may_go_on.set()
 
     async def batch(self, address: LogAddress, after: int, *args: Any, **options: Any) -> Batch:
         self.begun.append(after)
+        if self.failures:
+            self.failures -= 1
+            raise Unavailable("It is away.")
         batch = await super().batch(address, after, *args, **options)
         await self.may_go_on.wait()
         return batch
@@ -254,6 +259,66 @@ async def test_a_read_that_nobody_waits_for_is_broken_off(core: Core, monkeypatc
         cache.clear()
     assert asyncio.all_tasks() == before
     await core.no_consumers()
+
+
+def beginning(address: LogAddress, until: int) -> Wanted:
+    return Wanted(address, LETTA, 0, -1, None, until)
+
+
+async def test_what_is_begun_is_read_once_for_whoever_asks(core: Core) -> None:
+    """Also if it is begun twice, or asked for before it is there."""
+    address = core.address()
+    log = (await core.fill([address] * 100))[address]
+    wanted = beginning(address, log[-1].seq)
+    for is_there in (True, False):
+        cache = Counting(Reader(core))
+        cache.begin(wanted)
+        cache.begin(wanted)
+        if is_there:
+            await wait_until(lambda cache=cache: cache.has(wanted))  # type: ignore[misc]  # a default binds
+        assert await cache.rest(address, log[-1].seq) == framed(log)
+        cache.begin(wanted)
+        assert cache.reader.begun == [0]
+        assert cache.read == len(log)
+
+
+async def test_what_cannot_be_kept_is_not_begun(core: Core) -> None:
+    """It would be read again when it is asked for."""
+    address = core.address()
+    log = (await core.fill([address] * 10))[address]
+    cache, before = Counting(Reader(core), max_bytes=0), asyncio.all_tasks()
+    cache.begin(beginning(address, log[-1].seq))
+    assert asyncio.all_tasks() == before
+    assert await cache.rest(address, log[-1].seq) == framed(log)
+    assert cache.reader.begun == [0]
+
+
+async def test_what_was_begun_and_failed_is_nobodys_failure(core: Core) -> None:
+    """Who asks for it afterwards has it read."""
+    address = core.address()
+    log = (await core.fill([address] * 10))[address]
+    cache = Counting(Reader(core))
+    cache.reader.failures = 1
+    cache.begin(beginning(address, log[-1].seq))
+    await wait_until(lambda: not cache.reader.failures)
+    assert await cache.rest(address, log[-1].seq) == framed(log)
+
+
+async def test_a_cache_that_is_closed_leaves_nothing_going_on(core: Core) -> None:
+    """What was begun, and nobody has asked for, is broken off; what is waited for as well."""
+    address = core.address()
+    log = (await core.fill([address] * 10))[address]
+    cache, before = Counting(Reader(core)), asyncio.all_tasks()
+    cache.reader.may_go_on.clear()
+    cache.begin(beginning(address, log[-1].seq))
+    cache.clear()
+    cache.begin(beginning(address, log[-1].seq))
+    waiting = asyncio.create_task(cache.rest(address, log[-1].seq))
+    await wait_until(lambda: cache.reader.begun == [0, 0])
+    await cache.close()
+    await asyncio.wait([waiting])
+    assert waiting.cancelled()
+    assert asyncio.all_tasks() == before
 
 
 async def test_what_fails_fails_for_all_who_wait_and_for_nobody_else(core: Core, nats_server: NatsServer) -> None:

@@ -17,7 +17,7 @@ STORED_AT = "Nats-Time-Stamp"
 LONG_REPLY_TOKENS = 11
 
 
-class StoredMessage(msgspec.Struct, frozen=True):
+class StoredMessage(msgspec.Struct, frozen=True, gc=False):
     """One message of a stream as the server keeps it."""
 
     subject: str

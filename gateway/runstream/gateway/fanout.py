@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 import structlog
 
 from runstream.broker.errors import BrokenLog, BrokerError, CursorExpired, CursorUnknown, RunStuck, Unavailable
+from runstream.broker.log import index_at
 from runstream.broker.tail import LiveTail, TailCounters
 from runstream.broker.tasks import Slices
 from runstream.broker.topology import LogAddress, shard_of_cursor
@@ -372,7 +373,9 @@ class Hub:
             if starting_after and await tail.begins_after(starting_after):
                 starting_after = 0
             if starting_after < tip.seq and not tail.window.reaches(starting_after):
-                index = await self.reader.index_at(tail.address, starting_after or await tail.first_seq())
+                # Read meanwhile, by another connection: on the server one request of a connection waits for the last.
+                self.replays.begin(self._wanted(tail, framing, starting_after, None))
+                index = await index_at(self.jetstream, tail.address, starting_after or await tail.first_seq())
         if not starting_after:
             index = -1
         return Position(starting_after, self._source(tail, starting_after, index, framing), index)
@@ -444,6 +447,8 @@ class Hub:
         """Write what comes next from the log, which is read once for all who lack it."""
         wanted = self._wanted(tail, follower.framing, follower.cursor, follower.index, follower.following)
         block = await self.replays.block(wanted)
+        if not follower.response.buffered and block.last_seq < tail.window.base:
+            self.replays.begin(self._wanted(tail, follower.framing, block.last_seq, block.last_index, block.following))
         # What is in memory is there at once: thousands who come for it would keep all others waiting.
         await self._writing.do(partial(self._write_block, follower, block))
         del block  # What waits for a slow follower waits in its socket, and nowhere else.

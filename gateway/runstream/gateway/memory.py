@@ -1,10 +1,11 @@
-"""Memory that a service has freed goes back to the system: glibc is told so once, at its start."""
+"""What Python and glibc are told of a service's memory, once: what is freed goes back, and what stays is let be."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 
-__all__ = ["keep_memory_whole"]
+__all__ = ["keep_memory_whole", "keep_what_is_there"]
 
 M_MMAP_THRESHOLD, M_MMAP_MAX = -3, -4
 """glibc's names for what `mallopt` sets."""
@@ -25,3 +26,14 @@ def keep_memory_whole() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
         mallopt(M_MMAP_MAX, MOST_LARGE)
+
+
+def keep_what_is_there() -> None:
+    """Have the garbage collector pass over all that a service is made of: call it once the service is ready.
+
+    Modules, schemas and settings are a hundred thousand objects and more, which stay as they are until the process
+    ends. A full collection looks at each of them, and nobody is served meanwhile: it was half of what the slowest of
+    250 readers waited for. What is made from now on is collected as ever.
+    """
+    gc.collect()
+    gc.freeze()

@@ -82,6 +82,16 @@ class Block:
         """The sequence of its last entry."""
         return self._piece.seq
 
+    @property
+    def last_index(self) -> int:
+        """The index of the same."""
+        return self._piece.at_index
+
+    @property
+    def following(self) -> int | None:
+        """How many messages of the log followed it when it was read, where that is known."""
+        return self._piece.following
+
     def reaches(self, cursor: int) -> bool:
         """Tell whether what follows a cursor can be cut out."""
         return self.after <= cursor < self.last_seq
@@ -115,10 +125,23 @@ class ReplayCache:
         self._on_read = on_read
         self._shelves: dict[_Key, _Shelf] = {}
         self._by_use: OrderedDict[Block, _Key] = OrderedDict()
+        self._reading: set[asyncio.Task[Block]] = set()
+
+    async def close(self) -> None:
+        """Break off what is being read."""
+        await cancel_all(*self._reading)
 
     def has(self, wanted: Wanted) -> bool:
         """Whether what comes next is kept here."""
         return self._kept_after(wanted) is not None
+
+    def begin(self, wanted: Wanted) -> None:
+        """Have what comes next be read already: somebody is about to ask for it, and does something else until then.
+
+        What there is no room for would be read once more when he asks.
+        """
+        if self._max_bytes and not self.has(wanted) and self._load_near(wanted) is None:
+            self._load(wanted)
 
     async def block(self, wanted: Wanted) -> Block:
         """Return a block with what comes next, one entry at least. Raises as `LogReader.batch`."""
@@ -187,6 +210,7 @@ class ReplayCache:
             # What it logs is not the first one's who waits.
             task = asyncio.create_task(self._read(wanted), name=f"replay-{key[0]}", context=Context())
             load = shelf.loads[cursor] = _Load(cursor, task)
+            self._reading.add(task)
             task.add_done_callback(partial(self._finished, key, load))
         return load
 
@@ -202,6 +226,7 @@ class ReplayCache:
                 await cancel_all(load.task)
 
     def _finished(self, key: _Key, load: _Load, task: asyncio.Task[Block]) -> None:
+        self._reading.discard(task)
         if self._take(key, load) and not task.cancelled() and task.exception() is None:
             self._keep(key, task.result())
 

@@ -12,6 +12,7 @@ from runstream.broker.auth.authenticator import authenticating
 from runstream.broker.service import Broker
 from runstream.broker.settings import without_password
 from runstream.gateway.app import Gateway
+from runstream.gateway.memory import keep_what_is_there
 from runstream.gateway.place import taken
 from runstream.gateway.process import Termination, bind, check_exposure, url_of
 
@@ -72,6 +73,7 @@ async def serve_gateway(
         _announce("listening", listener, metrics_listener, broker_settings)
         await gateway.reached()
         _announce("ready", listener, metrics_listener, broker_settings)
+        keep_what_is_there()
         ready(url_of(listener))
         await termination.comes()
         await gateway.drain()
@@ -112,6 +114,7 @@ async def serve_broker(
         _announce("listening", listener, metrics_listener, settings)
         await stack.enter_async_context(broker)
         _announce("ready", listener, metrics_listener, settings)
+        keep_what_is_there()
         ready(url_of(listener))
         await termination.comes()
         await broker.drain()

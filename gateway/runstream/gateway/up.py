@@ -15,6 +15,7 @@ from runstream.broker.embedded import EmbeddedServer
 from runstream.broker.service import Broker
 from runstream.broker.settings import without_password
 from runstream.gateway.app import Gateway
+from runstream.gateway.memory import keep_what_is_there
 from runstream.gateway.process import bind, check_elsewhere, check_exposure, url_of
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ async def up(
         }
         directory.write_endpoints(endpoints)
         log.info("ready", **endpoints, pid=os.getpid())
+        keep_what_is_there()
         ready(endpoints["gateway"])
         await asyncio.Event().wait()
 

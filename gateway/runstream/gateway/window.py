@@ -5,37 +5,41 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from runstream.broker.log import Entry
 from runstream.gateway.framing import Piece
 from runstream.gateway.sse import Style, chunked, event_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from runstream.broker.log import Entry
     from runstream.gateway.framing import Framing
 
 __all__ = ["Frame", "Window", "piece_of"]
 
 
-class Frame:
-    """One entry with its events ready to be written, each made when the first reader needs it.
+class Frame(msgspec.Struct, gc=False):
+    """One entry with its event ready to be written, made when the first reader needs it.
 
-    `size` is the entry's own: the events, of which a run has two styles at most, come on top.
+    It is kept in the style that was asked for last: in the other one, of which a run has one reader mostly, it is made
+    again. Neither it nor its entry is part of a cycle, and a gateway holds very many: the collector passes them over.
     """
 
-    __slots__ = ("_chunks", "entry", "size")
+    entry: Entry
+    _style: Style | None = None
+    _chunk: bytes = b""
 
-    def __init__(self, entry: Entry) -> None:
-        self.entry = entry
-        self.size = len(entry.body)
-        self._chunks: dict[Style, bytes] = {}
+    @property
+    def size(self) -> int:
+        """The bytes of the entry's body; the event comes on top."""
+        return len(self.entry.body)
 
     def chunk(self, style: Style) -> bytes:
         """Return the event within chunked encoding."""
-        made = self._chunks.get(style)
-        if made is None:
-            made = self._chunks[style] = chunked(event_of(self.entry, style))
-        return made
+        if style is not self._style:
+            self._style, self._chunk = style, chunked(event_of(self.entry, style))
+        return self._chunk
 
     def framed(self, framing: Framing) -> bytes:
         """Return what is sent of it."""
