@@ -15,7 +15,7 @@ from runstream.broker.keys import subject_of
 from runstream.broker.log import Entry, entry_of
 from runstream.broker.service import Broker
 from runstream.broker.topology import INDEX_STREAM, LogAddress
-from runstream.schemas import Chunk, RunRequest, StopReason, new_conversation_id, new_run_id
+from runstream.schemas import Chunk, RunRequest, StopReason, new_agent_id, new_conversation_id, new_run_id
 from tests.support.core import END, Core, chunk, core_running, kinds, record_of, request_of, said, texts
 from tests.support.nats import NatsCluster
 from tests.support.runs import answer, following, over, request_done, scripted, submit, tailing
@@ -83,6 +83,19 @@ async def test_claims_that_compete_are_no_outage(core: Core) -> None:
     hasty = dataclasses.replace(core, index=Index(core.jetstream, patience_seconds=0.01))
     for _ in range(3):
         assert len(await winners(hasty)) == 1
+
+
+async def test_parallel_runs_of_one_agent_do_not_compete(core: Core) -> None:
+    """Each is its latest for a moment, which is part of its claim and no condition of it: none is tried twice."""
+    hasty = Index(core.jetstream, patience_seconds=0.0)
+    agent_id = new_agent_id()
+    for _ in range(5):
+        records = [record_of(agent_id=agent_id, conversation_id=new_conversation_id()) for _ in range(20)]
+        claims = await asyncio.gather(*(hasty.claim(record, request_of(record)) for record in records))
+        assert all(claim.is_new for claim in claims)
+        latest = await core.index.latest_run_of_agent("default", agent_id)
+        assert latest is not None
+        assert latest.value.id in {record.id for record in records}
 
 
 async def test_of_many_who_write_a_key_at_once_one_does_and_the_others_know_it(core: Core) -> None:

@@ -282,8 +282,6 @@ class Index:
                 claimed = await persist(attempt, SETTLING_SECONDS)
             except Unavailable as error:
                 raise Unsettled(run_id=record.id) from error
-        if claimed.is_new:
-            await self._note_agent(record)
         return claimed
 
     async def _claim_once(self, record: RunRecord, request: RunRequest | None) -> Claimed:
@@ -309,6 +307,8 @@ class Index:
         if request is not None:
             puts.append(Put(request_key(tenant, record.id), encode_run_request(request), 0))
         puts.append(Put(lease_key(record.id), tenant.encode(), 0))
+        # On no condition: an agent has parallel conversations, and each of their runs is its latest for a moment.
+        puts.append(Put(agent_key(tenant, record.agent_id), record.id.encode()))
         if not record.otids and conversation_id is None:
             # Nothing was asked so far: whether NATS is there is found out, for the price of one more answer, before
             # anything is sent that may be stored.
@@ -374,15 +374,6 @@ class Index:
         )
         revision = 0 if stored is None else stored.revision
         return Put(conversation_key(record.tenant, conversation_id), encode_conversation(taken), revision)
-
-    async def _note_agent(self, record: RunRecord) -> None:
-        """Remember the agent's latest run; no part of the claim, because an agent has parallel conversations."""
-        key = agent_key(record.tenant, record.agent_id)
-        try:
-            await self._bucket.write([Put(key, record.id.encode())])
-        except (Unavailable, StoreFull):
-            # The run exists: a lookup by agent that misses it once is better than a create that fails.
-            return
 
     async def begin(self, run: RunRecord, *, first_seq: int, answers: str | None = None) -> RunRecord:
         """Mark a run as running, with the sequence of its log's first message; returns the record as it is now.
