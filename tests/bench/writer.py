@@ -32,8 +32,7 @@ OPENING = 50
 TICK_SECONDS = 0.002
 """The shortest sleep: at ten thousand chunks a second, one for twenty of them."""
 FARTHEST = 50
-"""How far before its newest chunk a cursor of a run may be."""
-"""How many chunks before the end a client was that comes back."""
+"""How many chunks before the end a client may have been that comes back."""
 
 
 class _Run:

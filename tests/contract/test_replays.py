@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Callable
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -50,6 +51,32 @@ async def test_many_readers_of_a_run_that_has_ended_read_it_once(stack: Stack) -
     # What is stored and not shown is read as well: the attempt.
     assert len(events) <= await metric(stack, READ) - before <= len(events) + 1
     assert await metric(stack, KEPT) > 0
+
+
+async def test_what_comes_next_is_read_while_what_was_read_is_written(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader's second block is there before its first one is written; with the reader goes what reads for it."""
+    run_id, events = await ended(stack)
+    hub, may_write = stack.hub, asyncio.Event()
+    write = hub._writing.do
+
+    async def held(action: Callable[[], None]) -> None:
+        await may_write.wait()
+        await write(action)
+
+    monkeypatch.setattr(hub._writing, "do", held)
+    before = await metric(stack, READ)
+
+    async def is_read() -> bool:
+        return await metric(stack, READ) - before >= len(events)
+
+    async with stack.resume(run_id) as stream:
+        await wait_until(is_read, message="it waits for the writing")
+        may_write.set()
+        assert await stream.rest() == events
+    await stack.nobody_follows()
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == f"ahead-{run_id}"]
 
 
 async def test_who_lacks_the_last_chunks_reads_these(stack: Stack) -> None:

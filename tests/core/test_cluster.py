@@ -17,6 +17,7 @@ from runstream.broker.service import Broker
 from runstream.broker.topology import INDEX_STREAM, LogAddress
 from runstream.schemas import Chunk, RunRequest, StopReason, new_agent_id, new_conversation_id, new_run_id
 from tests.support.core import END, Core, chunk, core_running, kinds, record_of, request_of, said, texts
+from tests.support.faults import FaultyJetStream
 from tests.support.nats import NatsCluster
 from tests.support.runs import answer, following, over, request_done, scripted, submit, tailing
 from tests.support.waiting import wait_until
@@ -87,12 +88,13 @@ async def test_claims_that_compete_are_no_outage(core: Core) -> None:
 
 async def test_parallel_runs_of_one_agent_do_not_compete(core: Core) -> None:
     """Each is its latest for a moment, which is part of its claim and no condition of it: none is tried twice."""
-    hasty = Index(core.jetstream, patience_seconds=0.0)
     agent_id = new_agent_id()
     for _ in range(5):
         records = [record_of(agent_id=agent_id, conversation_id=new_conversation_id()) for _ in range(20)]
-        claims = await asyncio.gather(*(hasty.claim(record, request_of(record)) for record in records))
+        counting = FaultyJetStream(core.jetstream)
+        claims = await asyncio.gather(*(Index(counting).claim(record, request_of(record)) for record in records))
         assert all(claim.is_new for claim in claims)
+        assert counting.writes == len(records)
         latest = await core.index.latest_run_of_agent("default", agent_id)
         assert latest is not None
         assert latest.value.id in {record.id for record in records}

@@ -12,7 +12,7 @@ import pytest
 from runstream.broker.errors import CursorExpired, Unavailable
 from runstream.broker.headers import Headers
 from runstream.broker.jetstream import DIRECT_GET_BATCH, JetStream
-from runstream.broker.log import KIND, WRITER, Entry, index_at, writer_header
+from runstream.broker.log import KIND, WRITER, Entry, writer_header
 from runstream.broker.messages import StoredMessage
 from runstream.broker.publisher import chunk_limit
 from runstream.broker.reader import LogReader
@@ -327,14 +327,14 @@ async def test_which_entry_is_at_a_sequence(core: Core) -> None:
     address, other = core.address(), core.address()
     logs = await core.fill([address, other] * 5)
     for entry in logs[address]:
-        assert await index_at(core.jetstream, address, entry.seq) == entry.index
+        assert await core.reader.index_at(address, entry.seq) == entry.index
     for entry in logs[other]:
-        assert await index_at(core.jetstream, address, entry.seq) is None
+        assert await core.reader.index_at(address, entry.seq) is None
     await core.purge_before(address, logs[other][2].seq)
     with pytest.raises(CursorExpired):
-        await index_at(core.jetstream, address, logs[address][2].seq)
-    assert await index_at(core.jetstream, address, logs[other][2].seq) is None
-    assert await index_at(core.jetstream, address, logs[address][3].seq) == 3
+        await core.reader.index_at(address, logs[address][2].seq)
+    assert await core.reader.index_at(address, logs[other][2].seq) is None
+    assert await core.reader.index_at(address, logs[address][3].seq) == 3
 
 
 async def test_the_newest_sequence(core: Core) -> None:

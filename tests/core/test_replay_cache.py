@@ -14,9 +14,10 @@ from runstream.broker.jetstream import DIRECT_GET_BATCH
 from runstream.broker.log import Entry
 from runstream.broker.publisher import Write
 from runstream.broker.reader import Batch, LogReader
+from runstream.broker.tasks import cancel_all
 from runstream.broker.topology import LogAddress
 from runstream.gateway.framing import FRAMINGS, Framing, framing_of
-from runstream.gateway.replay_cache import NEAR_SEQUENCES, ReplayCache, Wanted
+from runstream.gateway.replay_cache import AHEAD_BYTES, NEAR_SEQUENCES, ReplayCache, Wanted
 from runstream.gateway.sse import Style
 from runstream.schemas import Kind
 from tests.support.core import END, Core, chunk
@@ -265,59 +266,54 @@ def beginning(address: LogAddress, until: int) -> Wanted:
     return Wanted(address, LETTA, 0, -1, None, until)
 
 
-async def test_what_is_begun_is_read_once_for_whoever_asks(core: Core) -> None:
-    """Also if it is begun twice, or asked for before it is there."""
+async def test_what_is_read_ahead_is_read_once(core: Core) -> None:
+    """Whether it is asked for before it is there or after; and not again as long as it is on its way, or here."""
     address = core.address()
     log = (await core.fill([address] * 100))[address]
     wanted = beginning(address, log[-1].seq)
     for is_there in (True, False):
         cache = Counting(Reader(core))
-        cache.begin(wanted)
-        cache.begin(wanted)
+        task = cache.ahead(wanted, None)
+        assert task is not None
+        assert cache.ahead(wanted, task) is task
         if is_there:
-            await wait_until(lambda cache=cache: cache.has(wanted))  # type: ignore[misc]  # a default binds
+            await task
+            assert cache.ahead(wanted, task) is task
         assert await cache.rest(address, log[-1].seq) == framed(log)
-        cache.begin(wanted)
+        await task
         assert cache.reader.begun == [0]
-        assert cache.read == len(log)
 
 
-async def test_what_cannot_be_kept_is_not_begun(core: Core) -> None:
+@pytest.mark.parametrize("max_bytes", [0, AHEAD_BYTES - 1])
+async def test_what_may_not_be_kept_is_not_read_ahead(core: Core, max_bytes: int) -> None:
     """It would be read again when it is asked for."""
-    address = core.address()
-    log = (await core.fill([address] * 10))[address]
-    cache, before = Counting(Reader(core), max_bytes=0), asyncio.all_tasks()
-    cache.begin(beginning(address, log[-1].seq))
-    assert asyncio.all_tasks() == before
-    assert await cache.rest(address, log[-1].seq) == framed(log)
-    assert cache.reader.begun == [0]
+    cache = Counting(Reader(core), max_bytes)
+    assert cache.ahead(beginning(core.address(), 10), None) is None
 
 
-async def test_what_was_begun_and_failed_is_nobodys_failure(core: Core) -> None:
-    """Who asks for it afterwards has it read."""
+async def test_what_fails_ahead_is_tried_again_when_it_is_asked_for(core: Core) -> None:
+    """Nobody is told before he asks."""
     address = core.address()
     log = (await core.fill([address] * 10))[address]
     cache = Counting(Reader(core))
     cache.reader.failures = 1
-    cache.begin(beginning(address, log[-1].seq))
-    await wait_until(lambda: not cache.reader.failures)
+    task = cache.ahead(beginning(address, log[-1].seq), None)
+    assert task is not None
+    await task
+    assert cache.reader.begun == [0]
     assert await cache.rest(address, log[-1].seq) == framed(log)
 
 
-async def test_a_cache_that_is_closed_leaves_nothing_going_on(core: Core) -> None:
-    """What was begun, and nobody has asked for, is broken off; what is waited for as well."""
+async def test_a_read_ahead_is_broken_off_with_its_task(core: Core) -> None:
+    """Who leaves while it goes on has nothing left behind."""
     address = core.address()
     log = (await core.fill([address] * 10))[address]
     cache, before = Counting(Reader(core)), asyncio.all_tasks()
     cache.reader.may_go_on.clear()
-    cache.begin(beginning(address, log[-1].seq))
-    cache.clear()
-    cache.begin(beginning(address, log[-1].seq))
-    waiting = asyncio.create_task(cache.rest(address, log[-1].seq))
-    await wait_until(lambda: cache.reader.begun == [0, 0])
-    await cache.close()
-    await asyncio.wait([waiting])
-    assert waiting.cancelled()
+    task = cache.ahead(beginning(address, log[-1].seq), None)
+    assert task is not None
+    await wait_until(lambda: cache.reader.begun == [0])
+    await cancel_all(task)
     assert asyncio.all_tasks() == before
 
 

@@ -8,8 +8,8 @@ ALLOCATOR = 1.25
 """A buffer that grows is given an eighth more than it needs, and freed pieces lie between those that are used."""
 FRAME_BYTES = 2**10
 """What a chunk in memory costs beside its bytes."""
-FORMS = 2
-"""A chunk as it is stored, and framed as it was asked for last."""
+STYLES = 2
+"""Framings that one run's readers may ask for: Letta's, and an EventSource's."""
 
 
 def follower_bytes(gateway: GatewaySettings, broker: BrokerSettings, max_payload: int) -> int:
@@ -27,8 +27,8 @@ def _written_at_once(broker: BrokerSettings, max_payload: int) -> int:
 
 
 def tail_bytes(gateway: GatewaySettings, max_payload: int) -> int:
-    """What is held of one run that somebody follows: its newest chunks as stored, and in one framing."""
-    return FORMS * max(gateway.tail_bytes, max_payload) + gateway.tail_chunks * FRAME_BYTES
+    """What is held of one run that somebody follows: its newest chunks as stored, and in each framing."""
+    return (1 + STYLES) * max(gateway.tail_bytes, max_payload) + gateway.tail_chunks * FRAME_BYTES
 
 
 def upload_bytes(broker: BrokerSettings, max_payload: int) -> int:

@@ -5,9 +5,9 @@ disagree, the log is right.
 
 The claim's invariant: *of any number of simultaneous requests that are the same, or that want the same conversation,
 exactly one starts a run.* The claim key, the otids, the conversation, the record, the request and the lease are
-written in one atomic batch, each on the condition that it is as it was read; so a batch that wins excludes every
-other that read the same state, and a loser reads again and finds the winner. A claim outlives its run: the same
-request, repeated after the end, is answered by the same run.
+written in one atomic batch, each on the condition that it is as it was read (with them goes the agent's latest run, on
+none); so a batch that wins excludes every other that read the same state, and a loser reads again and finds the winner.
+A claim outlives its run: the same request, repeated after the end, is answered by the same run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from runstream.broker.errors import (
     NotSent,
     NotStored,
     RecordTooLarge,
-    StoreFull,
     Unavailable,
     Unsettled,
     WrongAgent,

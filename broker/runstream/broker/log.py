@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from runstream.broker.errors import BrokenLog, CursorExpired
+from runstream.broker.errors import BrokenLog
 from runstream.schemas import TRACEPARENT, TRACESTATE, Kind, trace_of
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ __all__ = [
     "entry_at",
     "entry_of",
     "first_of",
-    "index_at",
     "is_stranger",
     "kind_of",
     "last_of",
@@ -173,18 +172,6 @@ async def first_of(jetstream: JetStream, address: LogAddress, *, seq: int = 1) -
         jetstream.findings.note("message", address.subject, message.seq, "Somebody else's message, passed over.")
         message = await jetstream.first_message(address.stream, address.subject, seq=message.seq + 1)
     raise BrokenLog("Its oldest messages are somebody else's.", run_id=address.run_id)
-
-
-async def index_at(jetstream: JetStream, address: LogAddress, seq: int) -> int | None:
-    """Return the index of the entry at sequence `seq`, None if it is no entry of this log's.
-
-    Raises `CursorExpired` if there is nothing: retention removes the oldest messages first, so that of what follows
-    one that is there, whosever it is, nothing has been removed. Raises `Unavailable`, too.
-    """
-    message = await jetstream.message_at(address.stream, seq)
-    if message is None:
-        raise CursorExpired(seq=seq)
-    return place_in(message.headers) if message.subject == address.subject else None
 
 
 def place_in(headers: Mapping[str, str]) -> int | None:

@@ -86,6 +86,17 @@ class LogReader:
         """Return the newest message of a run's log, as its leader has it; None for a log without messages."""
         return await last_of(self._jetstream, address)
 
+    async def index_at(self, address: LogAddress, seq: int) -> int | None:
+        """Return the index of the entry at sequence `seq`, None if it is no entry of this log's.
+
+        Raises `CursorExpired` if there is nothing: retention removes the oldest messages first, so that of what follows
+        one that is there, whosever it is, nothing has been removed.
+        """
+        message = await self._jetstream.message_at(address.stream, seq)
+        if message is None:
+            raise CursorExpired(seq=seq)
+        return place_in(message.headers) if message.subject == address.subject else None
+
     async def newest_sequence(self, address: LogAddress) -> int:
         """Return the last sequence the run's stream has issued, asked from its leader."""
         info = await self._jetstream.api(f"STREAM.INFO.{address.stream}", None)

@@ -167,7 +167,6 @@ class Gateway:
                 # A server that comes back may have lost the newest of what was read before.
                 each.connection.on_reconnect(self.hub.replays.clear)
             self.view = await stack.enter_async_context(self._view(catchup))
-            stack.push_async_callback(self.hub.replays.close)
             self.metrics.watch_hub(self.hub)
             self.metrics.watch_view(self.view)
             self.metrics.watch_nats(jetstream, catchup)

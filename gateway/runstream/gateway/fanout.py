@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 import structlog
 
 from runstream.broker.errors import BrokenLog, BrokerError, CursorExpired, CursorUnknown, RunStuck, Unavailable
-from runstream.broker.log import index_at
 from runstream.broker.tail import LiveTail, TailCounters
-from runstream.broker.tasks import Slices
+from runstream.broker.tasks import Slices, cancel_all
 from runstream.broker.topology import LogAddress, shard_of_cursor
 from runstream.gateway.follower import Follower, Watch
 from runstream.gateway.replay_cache import ReplayCache, Wanted
@@ -373,9 +372,7 @@ class Hub:
             if starting_after and await tail.begins_after(starting_after):
                 starting_after = 0
             if starting_after < tip.seq and not tail.window.reaches(starting_after):
-                # Read meanwhile, by another connection: on the server one request of a connection waits for the last.
-                self.replays.begin(self._wanted(tail, framing, starting_after, None))
-                index = await index_at(self.jetstream, tail.address, starting_after or await tail.first_seq())
+                index = await self.reader.index_at(tail.address, starting_after or await tail.first_seq())
         if not starting_after:
             index = -1
         return Position(starting_after, self._source(tail, starting_after, index, framing), index)
@@ -408,6 +405,8 @@ class Hub:
             self._watch.end(follower)
             tail.leave(follower)
             del tail.followers[follower]
+            if follower.read_ahead is not None:
+                await cancel_all(follower.read_ahead)
 
     def _give_up(self, follower: Follower) -> None:
         """End the response of a follower that has taken nothing for as long as a write may wait."""
@@ -448,7 +447,8 @@ class Hub:
         wanted = self._wanted(tail, follower.framing, follower.cursor, follower.index, follower.following)
         block = await self.replays.block(wanted)
         if not follower.response.buffered and block.last_seq < tail.window.base:
-            self.replays.begin(self._wanted(tail, follower.framing, block.last_seq, block.last_index, block.following))
+            following = self._wanted(tail, follower.framing, block.last_seq, block.last_index, block.following)
+            follower.read_ahead = self.replays.ahead(following, follower.read_ahead)
         # What is in memory is there at once: thousands who come for it would keep all others waiting.
         await self._writing.do(partial(self._write_block, follower, block))
         del block  # What waits for a slow follower waits in its socket, and nowhere else.

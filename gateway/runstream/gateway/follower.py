@@ -43,6 +43,7 @@ class Follower:
         "index",
         "is_done",
         "on_chunk",
+        "read_ahead",
         "response",
         "run_id",
         "woken",
@@ -61,6 +62,8 @@ class Follower:
         """The index of the entry at the cursor, None while it is not known; -1 where the log begins."""
         self.following: int | None = None
         """How many messages of the log follow, as far as is known: whoever reads it reads more at a time of more."""
+        self.read_ahead: asyncio.Task[None] | None = None
+        """What has the next piece of the log be read while the last one is written."""
         self.framing = framing
         self.is_done = False
         self.woken = Wake()

@@ -14,6 +14,7 @@ import asyncio
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
+from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from itertools import accumulate
@@ -37,6 +38,9 @@ BLOCK_BYTES = 2**10
 NEAR_SEQUENCES = 10_000
 """How far before a cursor a read may have begun that is waited for: it may well come to it. Of many who come back to a
 run that ended meanwhile, each with a cursor of its own, a few read."""
+
+AHEAD_BYTES = 2**24
+"""Below that bound nothing is read ahead: what a read brings may be larger, or gone again before it is asked for."""
 
 NEAR_LOADS = 8
 """How many of them one after the other, before one reads for himself: what they bring may end before his cursor."""
@@ -125,23 +129,24 @@ class ReplayCache:
         self._on_read = on_read
         self._shelves: dict[_Key, _Shelf] = {}
         self._by_use: OrderedDict[Block, _Key] = OrderedDict()
-        self._reading: set[asyncio.Task[Block]] = set()
-
-    async def close(self) -> None:
-        """Break off what is being read."""
-        await cancel_all(*self._reading)
 
     def has(self, wanted: Wanted) -> bool:
         """Whether what comes next is kept here."""
         return self._kept_after(wanted) is not None
 
-    def begin(self, wanted: Wanted) -> None:
-        """Have what comes next be read already: somebody is about to ask for it, and does something else until then.
+    def ahead(self, wanted: Wanted, before: asyncio.Task[None] | None) -> asyncio.Task[None] | None:
+        """Have what comes next be read, for who asks for it in a moment: as long as the task lasts that is returned.
 
-        What there is no room for would be read once more when he asks.
+        `before` is what he has been given the last time, and is still his if nothing has to be read now: because that
+        goes on, because it is here, or because what is read may be gone before he comes for it.
         """
-        if self._max_bytes and not self.has(wanted) and self._load_near(wanted) is None:
-            self._load(wanted)
+        if self._max_bytes < AHEAD_BYTES or (before is not None and not before.done()) or self.has(wanted):
+            return before
+        return asyncio.create_task(self._read_ahead(wanted), name=f"ahead-{wanted.address.run_id}")
+
+    async def _read_ahead(self, wanted: Wanted) -> None:
+        with suppress(BrokerError):  # He is told when he asks.
+            await self.block(wanted)
 
     async def block(self, wanted: Wanted) -> Block:
         """Return a block with what comes next, one entry at least. Raises as `LogReader.batch`."""
@@ -210,7 +215,6 @@ class ReplayCache:
             # What it logs is not the first one's who waits.
             task = asyncio.create_task(self._read(wanted), name=f"replay-{key[0]}", context=Context())
             load = shelf.loads[cursor] = _Load(cursor, task)
-            self._reading.add(task)
             task.add_done_callback(partial(self._finished, key, load))
         return load
 
@@ -226,8 +230,8 @@ class ReplayCache:
                 await cancel_all(load.task)
 
     def _finished(self, key: _Key, load: _Load, task: asyncio.Task[Block]) -> None:
-        self._reading.discard(task)
-        if self._take(key, load) and not task.cancelled() and task.exception() is None:
+        has_failed = task.cancelled() or task.exception() is not None
+        if self._take(key, load) and not has_failed:
             self._keep(key, task.result())
 
     def _take(self, key: _Key, load: _Load) -> bool:

@@ -20,23 +20,29 @@ __all__ = ["Frame", "Window", "piece_of"]
 
 
 class Frame(msgspec.Struct, gc=False):
-    """One entry with its event ready to be written, made when the first reader needs it.
+    """One entry with its events ready to be written, each made when the first reader needs it.
 
-    It is kept in the style that was asked for last: in the other one, of which a run has one reader mostly, it is made
-    again. Neither it nor its entry is part of a cycle, and a gateway holds very many: the collector passes them over.
+    Of the two ways in which a run's readers have it, Letta's and an EventSource's, each has a place; Letta's own is one
+    of two, and the same for all readers of a run. Nothing here is part of a cycle, and a gateway holds very many: the
+    collector passes them over, as it would not if they were in a dictionary.
     """
 
     entry: Entry
     _style: Style | None = None
     _chunk: bytes = b""
+    _identified: bytes = b""
 
     @property
     def size(self) -> int:
-        """The bytes of the entry's body; the event comes on top."""
+        """The bytes of the entry's body; the events come on top."""
         return len(self.entry.body)
 
     def chunk(self, style: Style) -> bytes:
         """Return the event within chunked encoding."""
+        if style is Style.EVENT_SOURCE:
+            if not self._identified:
+                self._identified = chunked(event_of(self.entry, style))
+            return self._identified
         if style is not self._style:
             self._style, self._chunk = style, chunked(event_of(self.entry, style))
         return self._chunk

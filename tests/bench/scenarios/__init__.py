@@ -25,7 +25,7 @@ def quick() -> list[Scenario]:
         Fanout(followers=(1, 100), compared=100, load_seconds=2),
         ManyRuns(runs=50, per_second=500, load_seconds=2),
         Burst(followers=50, chunks=500),
-        Replay(lengths={"short": 100, "alone": 2000, "together": 2000}, stored=5000, readers=5, resumes=5),
+        Replay(lengths={"short": 100, "long": 2000}, stored=5000, readers=5, resumes=5),
         Storm(followers=100, others=10, calm_seconds=1),
         SlowReaders(followers=20, slow=5, load_seconds=2),
         Idle(followers=200, runs=10, quiet_seconds=2),
