@@ -23,6 +23,11 @@ def percentile(samples: Sequence[float], percent: float) -> float:
     return ordered[max(ceil(len(ordered) * percent / 100), 1) - 1]
 
 
+def with_unit(number: str, unit: str) -> str:
+    """A number that is written out already, with its unit."""
+    return number + ("" if not unit else unit if unit.startswith(("/", "%")) else f" {unit}")
+
+
 @dataclass
 class Figure:
     """One row of the report. What counts is the median of its runs: one that something else spoilt does not decide.
@@ -53,8 +58,8 @@ class Figure:
     def target(self) -> str:
         """The bound as people read it, empty without one."""
         if self.at_most is not None:
-            return f"≤ {self.at_most:,g}"
-        return "" if self.at_least is None else f"≥ {self.at_least:,g}"
+            return f"≤ {with_unit(f'{self.at_most:,.6g}', self.unit)}"
+        return "" if self.at_least is None else f"≥ {with_unit(f'{self.at_least:,.6g}', self.unit)}"
 
     @property
     def is_met(self) -> bool | None:

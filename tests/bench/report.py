@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.bench import Findings
-from tests.bench.figures import RATIO, Figure
+from tests.bench.figures import RATIO, Figure, with_unit
 
 FORMAT = 2
 VERDICTS = {True: "yes", False: "**no**", None: ""}
@@ -24,7 +24,7 @@ def number(value: float) -> str:
 
 def quantity(value: float, unit: str) -> str:
     """A number with its unit."""
-    return number(value) + ("" if not unit else unit if unit.startswith(("/", "%")) else f" {unit}")
+    return with_unit(number(value), unit)
 
 
 def row(figure: Figure) -> tuple[str, ...]:
@@ -75,7 +75,9 @@ def verdict(figures: Sequence[Figure]) -> str:
         return "This is the small form: targets are for the whole one."
     if not missed:
         return f"All {len(judged)} targets are met."
-    said = "; ".join(f"{figure.case}: {figure.what} {quantity(figure.median, figure.unit)}" for figure in missed)
+    said = "; ".join(
+        f"{figure.case}: {figure.what} {quantity(figure.median, figure.unit)} ({figure.target})" for figure in missed
+    )
     return f"**{len(missed)} of {len(judged)} targets are missed**: {said}."
 
 

@@ -114,12 +114,30 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="a run of each, small, without peers, in under a minute")
     parser.add_argument("--only", action="append", choices=NAMES, help="measure this one; may be repeated")
-    parser.add_argument("--runs", type=int, default=None, help=f"how often each is measured [{RUNS}; quick: 1]")
+    parser.add_argument("--runs", type=_runs, help=f"how often each is measured [{RUNS}; quick: 1]")
     parser.add_argument("--without-peers", action="store_true", help="measure runstream and the floor alone")
     parser.add_argument(
-        "--results", type=Path, metavar="DIRECTORY", help="where to write [tests/bench/results, if it is the whole]"
+        "--results",
+        type=_directory,
+        metavar="DIRECTORY",
+        help="where to write [tests/bench/results, if it is the whole]",
     )
     return parser.parse_args()
+
+
+def _runs(said: str) -> int:
+    if not (said.isdecimal() and int(said) > 0):
+        raise argparse.ArgumentTypeError(f"{said} is no number of runs: give one, or more")
+    return int(said)
+
+
+def _directory(said: str) -> Path:
+    """Make it at once: after an hour of measuring is late to hear that nothing can be written there."""
+    try:
+        Path(said).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"nothing can be written to {said}: {error.strerror}") from error
+    return Path(said)
 
 
 def main() -> int:
@@ -127,10 +145,11 @@ def main() -> int:
     without_settings()
     chosen = [each for each in (quick() if given.quick else whole()) if not given.only or each.name in given.only]
     peers = () if given.quick or given.without_peers else PEERS
-    is_whole = not (given.quick or given.without_peers or given.only)
+    runs = given.runs or (1 if given.quick else RUNS)
+    is_whole = runs >= RUNS and not (given.quick or given.without_peers or given.only)
     try:
         install(peers if any(scenario.name == "fanout" for scenario in chosen) else ())
-        plan = Plan(chosen, peers, given.runs or (1 if given.quick else RUNS), is_small=given.quick)
+        plan = Plan(chosen, peers, runs, is_small=given.quick)
         found = asyncio.run(plan.carry_out())
     except (Absent, LoadFailed, NotInstalled, NothingMeasured, Refused, TimeoutError, AssertionError) as error:
         sys.stderr.write(f"\nThe bench failed: {type(error).__name__} {error}\n")

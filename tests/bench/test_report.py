@@ -52,10 +52,10 @@ def test_what_counts_is_the_median_of_the_runs() -> None:
 @pytest.mark.parametrize(
     ("given", "met", "target"),
     [
-        ({"at_most": 2.0}, True, "≤ 2"),
-        ({"at_most": 1.0}, False, "≤ 1"),
-        ({"at_least": 400_000.0}, False, "≥ 400,000"),
-        ({"at_least": 1.5}, True, "≥ 1.5"),
+        ({"at_most": 2.0}, True, "≤ 2 ms"),
+        ({"at_most": 1.0}, False, "≤ 1 ms"),
+        ({"at_least": 400_000.0}, False, "≥ 400,000 ms"),
+        ({"at_least": 1.5}, True, "≥ 1.5 ms"),
         ({}, None, ""),
     ],
 )
@@ -71,10 +71,10 @@ def test_the_report_has_ratios_first_and_says_what_is_missed() -> None:
     text = report.markdown(found(figure(7.5, 7.1, 8.0, at_most=6), figure(1.38, 1.4, 1.36, unit=RATIO, at_most=1.5)))
     rows = [line for line in text.splitlines() if line.startswith("| runstream")]
     assert rows == [
-        "| runstream | 300 followers | delay in x | ≤ 1.5 | 1.38 x | 1.36 to 1.40 | yes |",
-        "| runstream | 300 followers | delay in ms | ≤ 6 | 7.50 ms | 7.10 to 8.00 | **no** |",
+        "| runstream | 300 followers | delay in x | ≤ 1.5 x | 1.38 x | 1.36 to 1.40 | yes |",
+        "| runstream | 300 followers | delay in ms | ≤ 6 ms | 7.50 ms | 7.10 to 8.00 | **no** |",
     ]
-    assert "**1 of 2 targets are missed**: 300 followers: delay in ms 7.50 ms." in text
+    assert "**1 of 2 targets are missed**: 300 followers: delay in ms 7.50 ms (≤ 6 ms)." in text
 
 
 def test_who_is_compared_stands_side_by_side() -> None:
@@ -84,7 +84,7 @@ def test_who_is_compared_stands_side_by_side() -> None:
     assert "| who | case | delay in ms |" in lines
     assert "| runstream | 300 followers | 7.50 ms |" in lines
     assert "| a peer | 300 followers | 30.0 ms |" in lines
-    assert "| runstream | 300 followers | delay in ms | ≤ 8 | 7.50 ms | 7.50 to 7.50 | yes |" in lines
+    assert "| runstream | 300 followers | delay in ms | ≤ 8 ms | 7.50 ms | 7.50 to 7.50 | yes |" in lines
 
 
 def test_a_small_form_is_not_judged() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from runstream.broker.log import Entry
-from runstream.gateway import follower, window
+from runstream.gateway import framing, window
 from runstream.gateway.sse import Style, event_of
 from runstream.schemas import Kind
 from tests.chaos.agent import speak
@@ -84,7 +84,7 @@ async def test_a_gateway_that_is_wrong_is_caught(
     nats_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, making: Making, rule: Rule
 ) -> None:
     """What it does to its readers is what the checker says."""
-    for module in (window, follower):
+    for module in (window, framing):
         monkeypatch.setattr(module, "event_of", making)
     async with stack_running(nats_url, agent=speak, broker={"lease_seconds": 2}) as stack:
         verdict = await loaded(stack, tmp_path, 4)

@@ -25,7 +25,8 @@ class Held:
     tasks: Counter[str]
     descriptors: int
     subscriptions: Counter[str]
-    """On NATS, of all connections of this process, by subject."""
+    """On NATS, of all connections of this process, by subject; but for the inbox for answers of many messages, which a
+    connection has from the first time on that it needs one."""
     consumers: dict[str, int]
     """On NATS, by stream."""
     followers: int
@@ -57,12 +58,20 @@ async def held(stack: Stack) -> Held:
     return Held(
         tasks=Counter(_name(task) for task in asyncio.all_tasks() if task is not asyncio.current_task()),
         descriptors=len(os.listdir("/proc/self/fd")),  # noqa: PTH208  # no path is made of them
-        subscriptions=Counter(held.subject for each in connections for held in each._subscriptions),
+        subscriptions=Counter(subject for each in connections for subject in _subjects(each)),
         consumers={name: int(info["state"]["consumer_count"]) for name, info in infos.items()},
         followers=stack.hub.seats.taken,
         tails=stack.hub.live_tails,
         queued=int(infos[WORK_STREAM]["state"]["messages"]),
     )
+
+
+def _subjects(connection: Connection) -> list[str]:
+    """What a connection listens to. Of inboxes for many answers, whose last token tells them apart, it has one."""
+    every = [held.subject for held in connection._subscriptions]
+    inboxes = [subject for subject in every if subject.startswith("_INBOX") and subject.endswith(".*")]
+    assert len(inboxes) <= 1, inboxes
+    return [subject for subject in every if subject not in inboxes]
 
 
 async def nothing_is_left(stack: Stack, before: Held) -> None:

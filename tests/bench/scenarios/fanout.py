@@ -55,8 +55,10 @@ class Fanout:
         own = {count: await self._cost(bench, deployment.ENTRY, count) for count in self.followers}
         floor = {count: await self._cost(bench, registry.FLOOR, count) for count in self.followers}
         for count in self.followers:
+            if not floor[count].server:
+                continue  # Less than the clock of a process tells: of a few chunks there is no ratio.
             at_most = TO_THE_FLOOR if count == self.compared else None
-            ratio = own[count].server / max(floor[count].server, 1e-9)
+            ratio = own[count].server / floor[count].server
             case = followers(count)
             bench.findings.add("runstream", case, "CPU per chunk, to the floor", RATIO, ratio, at_most=at_most)
         for entry in bench.others:
