@@ -107,10 +107,16 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def summary(found: dict[str, Any]) -> str:
-    """What the README shows: every figure that has a target, and the machine that it was measured on."""
-    figures = [figure for scenario in found["scenarios"].values() for figure in figures_of(scenario)]
-    rows = [row(figure)[1:] for figure in figures if figure.is_met is not None]
-    return "\n\n".join([table(HEADER[1:], rows), machine_line(found)])
+    """What the README shows: who was compared, every figure that has a target, and the machine it was measured on."""
+    parts: list[str] = []
+    figures: list[Figure] = []
+    for scenario in found["scenarios"].values():
+        measured = figures_of(scenario)
+        figures += measured
+        if compared := [figure for figure in measured if is_compared(figure, measured)]:
+            parts.append(side_by_side(compared))
+    targets = table(HEADER, [row(figure) for figure in figures if figure.is_met is not None])
+    return "\n\n".join([*parts, targets, machine_line(found)])
 
 
 def with_figures(readme: str, figures: str) -> str:

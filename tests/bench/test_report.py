@@ -104,6 +104,14 @@ def test_the_readme_shows_what_has_a_target() -> None:
     assert "2 cores of a CPU" in shown
 
 
+def test_the_readme_shows_who_was_compared() -> None:
+    """Side by side, above the targets, which say whose each figure is."""
+    peer = Figure("a peer", "300 followers", "delay in ms", "ms", runs=[30.0])
+    lines = report.summary(found(figure(7.5, at_most=8), peer)).splitlines()
+    assert "| a peer | 300 followers | 30.0 ms |" in lines
+    assert "| runstream | 300 followers | delay in ms | ≤ 8 ms | 7.50 ms | 7.50 to 7.50 | yes |" in lines
+
+
 def test_the_readme_says_what_the_committed_bench_has_printed() -> None:
     """Nobody writes a number there by hand."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
