@@ -23,6 +23,13 @@ def percentile(samples: Sequence[float], percent: float) -> float:
     return ordered[max(ceil(len(ordered) * percent / 100), 1) - 1]
 
 
+def times(value: float, other: float) -> float:
+    """How many times the other. Raises `NothingMeasured` where that is nothing: there is no such number."""
+    if not other:
+        raise NothingMeasured("what is compared with took less time than can be told")
+    return value / other
+
+
 def with_unit(number: str, unit: str) -> str:
     """A number that is written out already, with its unit."""
     return number + ("" if not unit else unit if unit.startswith(("/", "%")) else f" {unit}")

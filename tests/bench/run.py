@@ -11,6 +11,7 @@ import contextlib
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--without-peers", action="store_true", help="measure runstream and the floor alone")
     parser.add_argument(
         "--results",
-        type=_directory,
+        type=Path,
         metavar="DIRECTORY",
         help="where to write [tests/bench/results, if it is the whole]",
     )
@@ -131,13 +132,15 @@ def _runs(said: str) -> int:
     return int(said)
 
 
-def _directory(said: str) -> Path:
-    """Make it at once: after an hour of measuring is late to hear that nothing can be written there."""
-    try:
-        Path(said).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"nothing can be written to {said}: {error.strerror}") from error
-    return Path(said)
+def made_ready(results: Path) -> None:
+    """Make the directory, try to write there, and have what plots take: an hour later is late to hear that it fails.
+
+    Raises `OSError`, `NotInstalled`.
+    """
+    results.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=results):
+        pass
+    python_of("plots")
 
 
 def main() -> int:
@@ -147,23 +150,30 @@ def main() -> int:
     peers = () if given.quick or given.without_peers else PEERS
     runs = given.runs or (1 if given.quick else RUNS)
     is_whole = runs >= RUNS and not (given.quick or given.without_peers or given.only)
+    results = given.results or (RESULTS if is_whole else None)
     try:
+        if results is not None:
+            made_ready(results)
         install(peers if any(scenario.name == "fanout" for scenario in chosen) else ())
         plan = Plan(chosen, peers, runs, is_small=given.quick)
         found = asyncio.run(plan.carry_out())
     except (Absent, LoadFailed, NotInstalled, NothingMeasured, Refused, TimeoutError, AssertionError) as error:
         sys.stderr.write(f"\nThe bench failed: {type(error).__name__} {error}\n")
         return 1
+    except OSError as error:
+        sys.stderr.write(f"\nThe bench cannot be carried out: {error}\n")
+        return 1
     except (asyncio.CancelledError, KeyboardInterrupt):
         sys.stderr.write("\nThe bench was interrupted.\n")
         return 130
     print(report.markdown(found))
-    if results := given.results or (RESULTS if is_whole else None):
-        draw(report.write(results, found))
+    numbers = None if results is None else report.write(results, found)
     if is_whole and not given.results:
         readme = ROOT / "README.md"
         text = report.with_figures(readme.read_text(encoding="utf-8"), f"\n{report.summary(found)}\n")
         readme.write_text(text, encoding="utf-8")
+    if numbers is not None:
+        draw(numbers)
     return 0
 
 

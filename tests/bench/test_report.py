@@ -97,7 +97,7 @@ def test_a_small_form_is_not_judged() -> None:
 
 
 def test_the_readme_shows_what_has_a_target() -> None:
-    """And nothing else, with the machine that it was measured on."""
+    """With the machine that it was measured on; not what is measured besides."""
     shown = report.summary(found(figure(7.5, at_most=6), figure(3.0, unit="µs")))
     assert "7.50 ms" in shown
     assert "µs" not in shown

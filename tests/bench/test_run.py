@@ -1,5 +1,7 @@
 """The bench runs: nothing is judged here, and everything is measured once that the other scenarios are made of."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.bench.environments import NotInstalled
@@ -24,6 +26,24 @@ async def test_a_scenario_that_there_is_not_is_refused() -> None:
     async with running(*python("-m", "tests.bench.run", "--only", "fan-out")) as bench:
         assert await bench.wait(30) == 2
     assert any("many-runs" in line for line in bench.errors)
+
+
+@pytest.mark.parametrize("runs", ["0", "-3", "x"])
+async def test_a_number_of_runs_that_is_none_is_refused(runs: str) -> None:
+    """Before anything is installed or measured."""
+    async with running(*python("-m", "tests.bench.run", "--quick", f"--runs={runs}")) as bench:
+        assert await bench.wait(30) == 2
+    assert any(f"{runs} is no number of runs" in line for line in bench.errors)
+
+
+async def test_a_directory_that_nothing_can_be_written_to_is_refused(tmp_path: Path) -> None:
+    """Before anything is measured, which takes an hour."""
+    (tmp_path / "file").write_text("")
+    wanted = ("--quick", "--only", "create", "--results", str(tmp_path / "file" / "below"))
+    async with running(*python("-m", "tests.bench.run", *wanted)) as bench:
+        assert await bench.wait(30) == 1
+    assert any("cannot be carried out" in line for line in bench.errors)
+    assert not bench.lines
 
 
 def test_a_peer_that_cannot_be_had_fails_the_bench_by_its_name() -> None:

@@ -3,11 +3,13 @@
 import asyncio
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from runstream.broker import tasks
+from runstream.broker.reader import Batch
 from runstream.gateway.fanout import Hub
 from runstream.gateway.follower import Follower
 from runstream.gateway.framing import Piece
@@ -56,7 +58,7 @@ async def test_many_readers_of_a_run_that_has_ended_read_it_once(stack: Stack) -
 async def test_what_comes_next_is_read_while_what_was_read_is_written(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader's second block is there before its first one is written; with the reader goes what reads for it."""
+    """A reader's second block is there before its first one is written."""
     run_id, events = await ended(stack)
     hub, may_write = stack.hub, asyncio.Event()
     write = hub._writing.do
@@ -75,8 +77,26 @@ async def test_what_comes_next_is_read_while_what_was_read_is_written(
         await wait_until(is_read, message="it waits for the writing")
         may_write.set()
         assert await stream.rest() == events
+
+
+async def test_what_is_read_ahead_of_who_leaves_is_broken_off(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the gateway has done with him nothing of it goes on."""
+    run_id, _ = await ended(stack)
+    read, begun = stack.hub.reader.batch, 0
+
+    async def second_never_comes(*args: Any, **options: Any) -> Batch:
+        nonlocal begun
+        begun += 1
+        if begun > 1:
+            await asyncio.Event().wait()
+        return await read(*args, **options)
+
+    monkeypatch.setattr(stack.hub.reader, "batch", second_never_comes)
+    async with stack.resume(run_id) as stream:
+        await stream.take(1)
+        await wait_until(lambda: begun == 2, message="nothing is read ahead")
     await stack.nobody_follows()
-    assert not [task for task in asyncio.all_tasks() if task.get_name() == f"ahead-{run_id}"]
+    assert not [task for task in asyncio.all_tasks() if task.get_name() in {f"ahead-{run_id}", f"replay-{run_id}"}]
 
 
 async def test_who_lacks_the_last_chunks_reads_these(stack: Stack) -> None:

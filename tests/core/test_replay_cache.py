@@ -17,7 +17,7 @@ from runstream.broker.reader import Batch, LogReader
 from runstream.broker.tasks import cancel_all
 from runstream.broker.topology import LogAddress
 from runstream.gateway.framing import FRAMINGS, Framing, framing_of
-from runstream.gateway.replay_cache import AHEAD_BYTES, NEAR_SEQUENCES, ReplayCache, Wanted
+from runstream.gateway.replay_cache import AHEAD_BYTES, MOST_AHEAD, NEAR_SEQUENCES, ReplayCache, Wanted
 from runstream.gateway.sse import Style
 from runstream.schemas import Kind
 from tests.support.core import END, Core, chunk
@@ -291,6 +291,23 @@ async def test_what_may_not_be_kept_is_not_read_ahead(core: Core, max_bytes: int
     assert cache.ahead(beginning(core.address(), 10), None) is None
 
 
+async def test_reads_ahead_are_bounded_in_number(core: Core) -> None:
+    """However many follow; when one of them is over another may be begun."""
+    cache = Counting(Reader(core))
+    cache.reader.may_go_on.clear()
+    addresses = [core.address() for _ in range(MOST_AHEAD + 1)]
+    logs = await core.fill(addresses)
+    tasks = [cache.ahead(beginning(address, logs[address][-1].seq), None) for address in addresses]
+    *begun, refused = tasks
+    assert refused is None
+    assert None not in begun
+    cache.reader.may_go_on.set()
+    await asyncio.gather(*(task for task in begun if task is not None))
+    last = cache.ahead(beginning(addresses[-1], logs[addresses[-1]][-1].seq), None)
+    assert last is not None
+    await last
+
+
 async def test_what_fails_ahead_is_tried_again_when_it_is_asked_for(core: Core) -> None:
     """Nobody is told before he asks."""
     address = core.address()
@@ -355,15 +372,34 @@ async def test_who_joins_late_has_patience_of_his_own(core: Core, nats_server: N
     address = core.address()
     log = (await core.fill([address] * 100))[address]
     core.jetstream._seconds = 0.1
-    cache = Counting(Reader(core, read_patience_seconds=0.5))
+    cache = Counting(Reader(core, read_patience_seconds=1.0))
     async with stopped(nats_server):
         first = asyncio.create_task(cache.rest(address, log[-1].seq))
         await wait_until(lambda: len(cache.reader.begun) == 1)
+        begun = time.monotonic()
+        await wait_until(lambda: time.monotonic() > begun + 0.9)
         late = asyncio.create_task(cache.rest(address, log[-1].seq))
         with pytest.raises(Unavailable):
             await first
         assert not late.done()
     assert await late == framed(log)
+
+
+async def test_who_has_waited_as_long_as_he_who_began_does_not_wait_again(core: Core, nats_server: NatsServer) -> None:
+    """Whoever has it read ahead, and asks for it right after, has one patience and not two."""
+    address = core.address()
+    log = (await core.fill([address] * 100))[address]
+    core.jetstream._seconds = 0.1
+    cache = Counting(Reader(core, read_patience_seconds=0.5))
+    wanted = beginning(address, log[-1].seq)
+    async with stopped(nats_server):
+        task = cache.ahead(wanted, None)
+        assert task is not None
+        await wait_until(lambda: len(cache.reader.begun) == 1)
+        with pytest.raises(Unavailable):
+            await cache.block(wanted)
+        await task
+    assert cache.reader.begun == [0]
 
 
 # -- what is no more ----------------------------------------------------------------------------------------------

@@ -87,4 +87,7 @@ def test_frames_are_made_once() -> None:
     """The event of an entry is made when the first reader needs it, and shared by all of its style."""
     frame = Frame(Entry(7, Kind.END, b"", 3))
     assert frame.chunk(Style.BACKGROUND) == b"e\r\ndata: [DONE]\n\n\r\n"
-    assert frame.chunk(Style.BACKGROUND) is frame.chunk(Style.BACKGROUND)
+    made = {style: frame.chunk(style) for style in (Style.BACKGROUND, Style.EVENT_SOURCE)}
+    assert made[Style.EVENT_SOURCE] != made[Style.BACKGROUND]
+    for style in (*made, *made):
+        assert frame.chunk(style) is made[style]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from runstream.broker.errors import BrokenLog, CursorExpired, Unavailable
-from runstream.broker.jetstream import DIRECT_GET_BATCH
+from runstream.broker.jetstream import DIRECT_GET_BATCH, DIRECT_GET_BYTES
 from runstream.broker.leaders import Leaders
 from runstream.broker.log import Entry, entry_at, entry_of, first_of, is_stranger, last_of, place_in, place_of, whole
 from runstream.broker.messages import STORED_AT
@@ -71,6 +71,11 @@ class LogReader:
         """Of the streams, as its connection has them, at least."""
         self._settings = settings
         self._consumers = asyncio.Semaphore(settings.concurrent_catchups)
+
+    @property
+    def most_batch_bytes(self) -> int:
+        """The bytes that one batch may bring: what is asked for, and a message that is larger than that."""
+        return max(self._settings.catchup_bytes, DIRECT_GET_BYTES + self._jetstream.connection.max_payload)
 
     async def first(self, address: LogAddress) -> Entry | None:
         """Return the oldest entry retention has left, None for a log without messages."""

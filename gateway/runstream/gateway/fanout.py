@@ -446,13 +446,14 @@ class Hub:
         """Write what comes next from the log, which is read once for all who lack it."""
         wanted = self._wanted(tail, follower.framing, follower.cursor, follower.index, follower.following)
         block = await self.replays.block(wanted)
-        if not follower.response.buffered and block.last_seq < tail.window.base:
+        response = follower.response
+        if not response.buffered and not response.is_closed and block.last_seq < tail.window.base:
             following = self._wanted(tail, follower.framing, block.last_seq, block.last_index, block.following)
             follower.read_ahead = self.replays.ahead(following, follower.read_ahead)
         # What is in memory is there at once: thousands who come for it would keep all others waiting.
         await self._writing.do(partial(self._write_block, follower, block))
         del block  # What waits for a slow follower waits in its socket, and nowhere else.
-        await follower.response.drained(self.settings.write_deadline_seconds)
+        await response.drained(self.settings.write_deadline_seconds)
 
     def _wanted(
         self, tail: RunTail, framing: Framing, cursor: int, index: int | None, following: int | None = None

@@ -11,6 +11,7 @@ first entry, retention may have removed: who knows the index at his cursor sees 
 from __future__ import annotations
 
 import asyncio
+import time
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
@@ -40,7 +41,11 @@ NEAR_SEQUENCES = 10_000
 run that ended meanwhile, each with a cursor of its own, a few read."""
 
 AHEAD_BYTES = 2**24
-"""Below that bound nothing is read ahead: what a read brings may be larger, or gone again before it is asked for."""
+AHEAD_BATCHES = 8
+"""With room for less, in bytes and in what one read may bring, nothing is read ahead: it may be gone again before it is
+asked for."""
+MOST_AHEAD = 16
+"""Reads ahead at one time: what they bring is on top of what is held for each follower."""
 
 NEAR_LOADS = 8
 """How many of them one after the other, before one reads for himself: what they bring may end before his cursor."""
@@ -129,6 +134,7 @@ class ReplayCache:
         self._on_read = on_read
         self._shelves: dict[_Key, _Shelf] = {}
         self._by_use: OrderedDict[Block, _Key] = OrderedDict()
+        self._ahead = 0
 
     def has(self, wanted: Wanted) -> bool:
         """Whether what comes next is kept here."""
@@ -140,13 +146,24 @@ class ReplayCache:
         `before` is what he has been given the last time, and is still his if nothing has to be read now: because that
         goes on, because it is here, or because what is read may be gone before he comes for it.
         """
-        if self._max_bytes < AHEAD_BYTES or (before is not None and not before.done()) or self.has(wanted):
+        if (before is not None and not before.done()) or not self._may_read_ahead or self.has(wanted):
             return before
-        return asyncio.create_task(self._read_ahead(wanted), name=f"ahead-{wanted.address.run_id}")
+        self._ahead += 1
+        task = asyncio.create_task(self._read_ahead(wanted), name=f"ahead-{wanted.address.run_id}")
+        task.add_done_callback(self._read_one_less)
+        return task
+
+    @property
+    def _may_read_ahead(self) -> bool:
+        kept = max(AHEAD_BYTES, AHEAD_BATCHES * self._reader.most_batch_bytes)
+        return self._ahead < MOST_AHEAD and self._max_bytes >= kept
 
     async def _read_ahead(self, wanted: Wanted) -> None:
         with suppress(BrokerError):  # He is told when he asks.
             await self.block(wanted)
+
+    def _read_one_less(self, _: asyncio.Task[None]) -> None:
+        self._ahead -= 1
 
     async def block(self, wanted: Wanted) -> Block:
         """Return a block with what comes next, one entry at least. Raises as `LogReader.batch`."""
@@ -167,11 +184,12 @@ class ReplayCache:
 
     async def _read_at(self, wanted: Wanted) -> Block:
         """Read what follows a cursor, or wait for who does so already."""
-        is_joined = wanted.cursor in self._loads(wanted)
+        load, joined_at = self._load(wanted), time.monotonic()
         try:
-            return await self._block_of(wanted.key, self._load(wanted))
+            return await self._block_of(wanted.key, load)
         except Unavailable:
-            if not is_joined:
+            failed_at = time.monotonic()
+            if failed_at - joined_at >= (failed_at - load.began_at) / 2:
                 raise
         # He who began it has lost his patience, and this one's has just begun.
         return await self._block_of(wanted.key, self._load(wanted))
@@ -322,4 +340,5 @@ class _Load:
     def __init__(self, cursor: int, task: asyncio.Task[Block]) -> None:
         self.cursor = cursor
         self.task = task
+        self.began_at = time.monotonic()
         self.waiting = 0

@@ -65,8 +65,8 @@ class GatewaySettings(BaseSettings):
 
     replay_cache_bytes: int = Field(default=64 * 2**20, ge=0)
     """Bytes of what was read of logs for readers who were behind that are kept for those who come next, all runs
-    together: some twenty runs of ten thousand chunks. Below 16 MiB nothing is read ahead of a reader; 0: those only
-    share it who come while it is read."""
+    together: some twenty runs of ten thousand chunks. Below 16 MiB, or eight reads of a log, nothing is read ahead of a
+    reader; 0: those only share it who come while it is read."""
 
     write_deadline_seconds: Annotated[Duration, Field(gt=0)] = 30.0
     """Seconds a write to one reader may stay blocked before its response is cut; it can come back with its cursor."""

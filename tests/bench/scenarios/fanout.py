@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from tests.bench import deployment
 from tests.bench.bench import CHUNKS_PER_SECOND, WAIT_SECONDS, Bench
-from tests.bench.figures import RATIO, US_PER_SECOND
+from tests.bench.figures import RATIO, US_PER_SECOND, times
 from tests.bench.machine import CpuMeter
 from tests.bench.peers import registry
 from tests.bench.peers.contender import Contender, Entry
@@ -55,17 +55,17 @@ class Fanout:
         own = {count: await self._cost(bench, deployment.ENTRY, count) for count in self.followers}
         floor = {count: await self._cost(bench, registry.FLOOR, count) for count in self.followers}
         for count in self.followers:
-            if not floor[count].server:
+            if not floor[count].server and count != self.compared:
                 continue  # Less than the clock of a process tells: of a few chunks there is no ratio.
             at_most = TO_THE_FLOOR if count == self.compared else None
-            ratio = own[count].server / floor[count].server
+            ratio = times(own[count].server, floor[count].server)
             case = followers(count)
             bench.findings.add("runstream", case, "CPU per chunk, to the floor", RATIO, ratio, at_most=at_most)
         for entry in bench.others:
             count = min(entry.followers, self.compared)
             peer = await self._cost(bench, entry, count)
             what = f"CPU per chunk, to {entry.title}" + (f" with {count}" if count != self.compared else "")
-            ratio = own[self.compared].server / max(peer.server, 1e-9)
+            ratio = times(own[self.compared].server, peer.server)
             case = followers(self.compared)
             bench.findings.add("runstream", case, what, RATIO, ratio, at_most=TO_A_PEER)
 
