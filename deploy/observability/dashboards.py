@@ -184,6 +184,7 @@ PROCESSES = (
         unit="s",
     ),
     Panel("Whole answers", [latest(gateway.ANSWERS_HELD_BYTES)], gateway.ANSWERS_HELD_BYTES.says, unit="bytes"),
+    Panel("Read before", [latest(gateway.REPLAY_CACHE_BYTES)], gateway.REPLAY_CACHE_BYTES.says, unit="bytes"),
     rates("Credentials refused", served.CREDENTIALS_REFUSED, "cause", unit="reqps"),
     rates("Passed on to the platform", gateway.PASSED_ON, "outcome", unit="reqps"),
     Panel(
