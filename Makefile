@@ -121,7 +121,7 @@ load: $(STAMP) ## what is held, and what is left, under load: the long form of t
 again: install ## what tests the life of a run, so many times in a row (ARGS="--times 50 tests/lifecycle")
 	@exec $(PY) -m tests.again $(ARGS)
 
-bench: $(STAMP) ## measure everything beside its peers, an hour (ARGS="--only fanout --runs 1")
+bench: $(STAMP) ## measure everything beside its peers, half an hour (ARGS="--only fanout --runs 1")
 	$(PY) -m tests.bench.run $(ARGS)
 
 bench-quick: $(STAMP) ## the same in small, without peers, in under a minute

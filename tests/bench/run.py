@@ -133,7 +133,7 @@ def _runs(said: str) -> int:
 
 
 def made_ready(results: Path) -> None:
-    """Make the directory, try to write there, and have what plots take: an hour later is late to hear that it fails.
+    """Make the directory, try to write there, and have what plots take: after all of it is late to hear that it fails.
 
     Raises `OSError`, `NotInstalled`.
     """

@@ -37,7 +37,7 @@ async def test_a_number_of_runs_that_is_none_is_refused(runs: str) -> None:
 
 
 async def test_a_directory_that_nothing_can_be_written_to_is_refused(tmp_path: Path) -> None:
-    """Before anything is measured, which takes an hour."""
+    """Before anything is measured, which takes half an hour."""
     (tmp_path / "file").write_text("")
     wanted = ("--quick", "--only", "create", "--results", str(tmp_path / "file" / "below"))
     async with running(*python("-m", "tests.bench.run", *wanted)) as bench:

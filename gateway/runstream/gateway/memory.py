@@ -32,8 +32,8 @@ def keep_what_is_there() -> None:
     """Have the garbage collector pass over all that a service is made of: call it once the service is ready.
 
     Modules, schemas and settings are a hundred thousand objects and more, which stay as they are until the process
-    ends. A full collection looks at each of them, and nobody is served meanwhile: it was half of what the slowest of
-    250 readers waited for. What is made from now on is collected as ever.
+    ends. A full collection looks at each of them, and nobody is served meanwhile: without this it is what the slowest
+    of many readers wait for. What is made from now on is collected as ever.
     """
     gc.collect()
     gc.freeze()
