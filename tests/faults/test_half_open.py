@@ -1,16 +1,21 @@
 """A connection to NATS that looks alive and is not: it is noticed within ten seconds and replaced, and nothing lost."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeAlias
 
 import pytest
 import pytest_asyncio
 
 from runstream.broker.connection import PING_INTERVAL_SECONDS, PROBE_SECONDS, Connection
 from runstream.broker.errors import Unavailable
+from runstream.broker.jetstream import JetStream
 from runstream.broker.runs import Runs
+from runstream.broker.topology import LogAddress
 from runstream.schemas import AssistantMessage, new_agent_id
+from tests.support.core import chunk, core_running
 from tests.support.half_open import BOTH, HalfOpen
 from tests.support.http import EventStream
 from tests.support.stack import Stack, stack_running
@@ -19,6 +24,7 @@ from tests.support.waiting import wait_until
 NOTICED_SECONDS = 10.0
 WAYS = [BOTH, frozenset({"in"}), frozenset({"out"})]
 SHUT_CHUNKS = 20
+Read: TypeAlias = Callable[[], Awaitable[object]]
 
 
 @pytest_asyncio.fixture
@@ -70,6 +76,36 @@ async def test_a_server_that_accepts_and_says_nothing_costs_no_socket(nats_url: 
             await connection.request("$JS.API.INFO", b"", seconds=0.2)
         proxy.heal()
         await wait_until(lambda: connection.is_connected, 10)
+
+
+async def begin_consuming(stack: contextlib.AsyncExitStack, jetstream: JetStream, log: LogAddress) -> Read:
+    start = {"deliver_policy": "all"}
+    consumer = await stack.enter_async_context(jetstream.consumer(log.stream, [log.subject], start))
+    return lambda: consumer.pull(1)
+
+
+@pytest.mark.parametrize("way", ["leader", "replica", "consumer"])
+async def test_a_read_fails_when_its_connection_is_lost(proxy: HalfOpen, way: str) -> None:
+    """Long before its time is up, also one that several answers belong to: it can be repeated over the next."""
+    async with core_running(proxy.url) as core, contextlib.AsyncExitStack() as stack:
+        log = core.address()
+        async with core.publisher(log) as publisher:
+            await publisher.publish(chunk(1))
+        jetstream = JetStream(core.connection, timeout_seconds=60)
+        stack.push_async_callback(jetstream.close)
+        reads: dict[str, Read] = {
+            "leader": lambda: jetstream.last_message(log.stream, log.subject),
+            "replica": lambda: jetstream.direct_batch(log.stream, log.subject, after=0),
+            "consumer": await begin_consuming(stack, jetstream, log),
+        }
+        sent = core.connection._client.stats["out_msgs"]
+        proxy.shut()
+        reading = asyncio.ensure_future(reads[way]())
+        await wait_until(lambda: core.connection._client.stats["out_msgs"] > sent, 10, "nothing was asked")
+        proxy.cut()
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(reading, 20)
+        assert await jetstream.direct_batch(log.stream, log.subject, after=0)
 
 
 async def contents(stream: EventStream) -> list[str]:

@@ -28,17 +28,19 @@ class Inbox:
         self._prefix = ""
         self._opening = asyncio.Lock()
         self._close: Callable[[], Awaitable[None]] | None = None
+        self._unlisten: Callable[[], None] | None = None
         self._queues: dict[str, Answers] = {}
         self._count = 0
 
     @contextlib.asynccontextmanager
     async def answers(self) -> AsyncIterator[tuple[str, Answers]]:
-        """Give a reply subject and the queue its messages arrive in; a late answer is dropped."""
+        """Give a reply subject and the queue its messages arrive in, None if they are lost; late ones are dropped."""
         async with self._opening:
             if self._close is None:
                 self._prefix = self._connection.new_inbox()
                 subscription = await self._connection.listen(f"{self._prefix}.*", self._on_messages)
                 self._close = subscription.close
+                self._unlisten = self._connection.on_loss(self._on_loss)
         self._count += 1
         token = str(self._count)
         # Unbounded, but never longer than the batch that its owner asked for.
@@ -55,8 +57,15 @@ class Inbox:
             if queue is not None:
                 queue.put_nowait(message)
 
+    def _on_loss(self) -> None:
+        for queue in self._queues.values():
+            queue.put_nowait(None)
+
     async def close(self) -> None:
         """Give the subscription up."""
+        if self._unlisten is not None:
+            self._unlisten()
+            self._unlisten = None
         if self._close is not None:
             await self._close()
             self._close = None

@@ -142,6 +142,7 @@ class Connection:
         """The client that is being connected to replace the other one."""
         self._subscriptions: set[Subscription] = set()
         self._listeners: list[Callable[[], None]] = []
+        self._loss_listeners: list[Callable[[], None]] = []
         self._waiting: dict[asyncio.Timeout, str] = {}
         """Requests that wait for an answer, with their subjects."""
         self._closing = False
@@ -248,6 +249,14 @@ class Connection:
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
+    def on_loss(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call `listener` whenever the connection is lost, and with it the answers to what was asked over it.
+
+        That is before another one is there, and so before whatever is asked over that one. Returns how to stop it.
+        """
+        self._loss_listeners.append(listener)
+        return lambda: self._loss_listeners.remove(listener)
+
     async def request(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None, seconds: float
     ) -> Message:
@@ -337,7 +346,7 @@ class Connection:
             if client is self._client and not self._closing:
                 self._refusals.clear()
                 self._warn("nats_disconnected")
-            _give_up(self._waiting)
+            self._lose_answers()
 
         async def on_reconnect() -> None:
             self.last_error = ""
@@ -371,6 +380,11 @@ class Connection:
             return False
         _give_up(waiting for waiting, subject in self._waiting.items() if self.refuses(subject))
         return True
+
+    def _lose_answers(self) -> None:
+        _give_up(self._waiting)
+        for listener in list(self._loss_listeners):
+            listener()
 
     def _announce(self) -> None:
         self.reconnects += 1

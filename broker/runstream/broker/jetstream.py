@@ -13,6 +13,7 @@ import secrets
 import time
 from base64 import b64decode
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -323,12 +324,14 @@ class JetStream:
         inbox = self.connection.new_inbox()
         queue: Answers = asyncio.Queue()
         subscription = await self.connection.listen(inbox, into(queue))
+        unlisten = self.connection.on_loss(partial(queue.put_nowait, None))
         try:
             create = f"CONSUMER.CREATE.{stream}.{name}" + (f".{subjects[0]}" if one else "")
             created = await self.api(create, {"stream_name": stream, "config": config})
             request = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"
             yield Consumer(self, request, inbox, queue, int(created["num_pending"]))
         finally:
+            unlisten()
             await subscription.close()
             with contextlib.suppress(Unavailable):
                 # Nobody waits for the answer: lost, the consumer's idle threshold removes it.
