@@ -225,5 +225,5 @@ def test_origins_as_they_are_written(monkeypatch: pytest.MonkeyPatch, written: s
 def test_what_no_browser_calls_an_origin(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
     """An origin that would never match is refused at the start, with how to write it."""
     monkeypatch.setenv("RUNSTREAM_CORS_ORIGINS", written)
-    with pytest.raises(InvalidSettings, match=r"cors_origins: .*write origins as https://app\.example\.com"):
+    with pytest.raises(InvalidSettings, match=r"RUNSTREAM_CORS_ORIGINS: .*write origins as https://app\.example\.com"):
         resolved(GatewaySettings)

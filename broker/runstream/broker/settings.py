@@ -271,19 +271,29 @@ def resolved(kind: type[Settings], given: Mapping[str, object] | None = None) ->
     try:
         return kind(**values)
     except ValidationError as error:
-        raise InvalidSettings("; ".join(_complaint(kind, found) for found in error.errors())) from error
+        raise InvalidSettings("; ".join(_complaint(kind, found, values) for found in error.errors())) from error
     except SettingsError as error:
         # Its text names the field and not the variable, and nothing of the value.
         name = next((name for name in kind.model_fields if f'"{name}"' in str(error)), "a setting")
-        variable = f"{kind.model_config['env_prefix']}{name}".upper()
-        raise InvalidSettings(f"{variable}: this setting is JSON, and what it is set to is not") from error
+        raise InvalidSettings(f"{_variable(kind, name)}: this setting is JSON, and what it is set to is not") from error
 
 
-def _complaint(kind: type[BaseSettings], found: ErrorDetails) -> str:
-    """Say which setting is wrong, and what it is: unless it is one that no `repr` shows, as it may be secret."""
-    prefix = str(kind.model_config["env_prefix"]).removeprefix("RUNSTREAM_").lower()
-    field = kind.model_fields.get(str(found["loc"][0])) if found["loc"] else None
-    shown = f", not {found['input']!r}" if field is not None and field.repr else ""
-    where = f"{prefix}{'.'.join(map(str, found['loc']))}: " if found["loc"] else ""
+def _complaint(kind: type[BaseSettings], found: ErrorDetails, given: Mapping[str, object]) -> str:
+    """Say which setting is wrong, as whoever set it calls it, and what it is: unless no `repr` shows it, as secrets."""
+    where, shown = "", ""
+    if found["loc"]:
+        name, *inner = map(str, found["loc"])
+        field = kind.model_fields.get(name)
+        shown = f", not {found['input']!r}" if field is not None and field.repr else ""
+        where = ".".join([_called(kind, name) if name in given else _variable(kind, name), *inner]) + ": "
     # pydantic begins with words of its own what a validator of ours says.
     return f"{where}{found['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _called(kind: type[BaseSettings], name: str) -> str:
+    """Give what a setting is called where it is given by hand, as options and errors of the code itself call it."""
+    return f"{kind.model_config['env_prefix']}{name}".removeprefix("RUNSTREAM_").lower()
+
+
+def _variable(kind: type[BaseSettings], name: str) -> str:
+    return f"{kind.model_config['env_prefix']}{name}".upper()
