@@ -13,6 +13,7 @@ from runstream.schemas import new_agent_id, new_conversation_id, new_otid, new_r
 from tests.support.http import DONE
 from tests.support.letta import Chunk, blocking_chunks_of, chunks_of, conversation, types_of, user, whole
 from tests.support.stack import PUPPET, Stack
+from tests.support.standstill import measured_again
 
 # `agents.messages.stream` is the older of two ways to say the same, and says so; clients in the field use it.
 pytestmark = pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning:tests.clients.test_cancellation")
@@ -42,6 +43,7 @@ async def check_cancelled(letta: AsyncLetta, run_id: str) -> None:
 
 @pytest.mark.parametrize("pings", [True, False], ids=["pings", "no pings"])
 @pytest.mark.parametrize("knobs", [SPEAKING, SILENT], ids=["speaking", "silent"])
+@measured_again
 async def test_everybody_sees_the_same_end(letta: AsyncLetta, knobs: str, pings: bool) -> None:
     """Who made the run, who came back to it, and who comes after its end: one stop reason, `cancelled`, and no more."""
     conversation_id, otid = await conversation(letta), new_otid()
@@ -78,6 +80,7 @@ async def all_of(stream: AsyncStream[Any]) -> list[Chunk]:
 
 
 @pytest.mark.parametrize("background", [True, False], ids=["background", "foreground"])
+@measured_again
 async def test_the_stream_of_a_cancelled_run(stack: Stack, letta: AsyncLetta, background: bool) -> None:
     """On the wire: what was said, the stop reason, `[DONE]`, and a response that is complete."""
     conversation_id = await stack.conversation()

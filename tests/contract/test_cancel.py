@@ -26,6 +26,7 @@ from tests.support.http import Event, EventStream, Reply, open_stream
 from tests.support.nats import NatsServer, nats_server_running
 from tests.support.outages import paused, stopped
 from tests.support.stack import Stack, message, stack_running
+from tests.support.standstill import measured_again
 from tests.support.waiting import wait_until
 
 ACKNOWLEDGED_SECONDS = 1.0
@@ -68,6 +69,7 @@ async def check_free(stack: Stack, conversation: str) -> None:
 
 @pytest.mark.parametrize("background", [True, False])
 @pytest.mark.parametrize("said", [SILENT, ENDLESS], ids=["silent", "talking"])
+@measured_again
 async def test_a_conversation_is_cancelled(nats_url: str, said: dict[str, int], *, background: bool) -> None:
     """The answer names the run, comes when the conversation is free again, and is acknowledged by the stream's end."""
     async with stack_running(nats_url) as stack:
@@ -91,6 +93,7 @@ async def test_a_conversation_is_cancelled(nats_url: str, said: dict[str, int], 
         assert refused.json == {"detail": f"CONFLICT: No active runs to cancel for conversation {conversation}"}
 
 
+@measured_again
 async def test_an_agent_is_cancelled(nats_url: str) -> None:
     """Without ids its latest run ends; one that has ended counts as cancelled, and stays as it is."""
     async with stack_running(nats_url) as stack:
@@ -112,6 +115,7 @@ async def test_an_agent_is_cancelled(nats_url: str) -> None:
         assert refused.json == {"detail": f"CONFLICT: No active runs to cancel for agent {nobody}"}
 
 
+@measured_again
 async def test_the_runs_that_are_named_are_cancelled_and_no_others(nats_url: str) -> None:
     """Of an agent's runs those named end; another agent's, an unknown and a malformed id have failed to."""
     async with stack_running(nats_url) as stack, contextlib.AsyncExitStack() as streams:
@@ -138,6 +142,7 @@ async def test_the_runs_that_are_named_are_cancelled_and_no_others(nats_url: str
         await wait_until(others_go_on)  # A run is told before its record says that it runs.
 
 
+@measured_again
 async def test_whose_default_conversation_is_cancelled(nats_url: str) -> None:
     """`default` needs an agent, which the query names; an agent's id in the path means the same."""
     async with stack_running(nats_url) as stack:
@@ -226,6 +231,7 @@ async def late(_: RunRequest) -> AsyncGenerator[Chunk, None]:
 
 
 @pytest.mark.parametrize("agent", [deaf, tidy, late])
+@measured_again
 async def test_an_agent_that_does_not_stop_is_not_waited_for(nats_url: str, agent: Agent) -> None:
     """Whatever an agent does with its cancellation, the stream ends within a second, and nothing follows."""
     async with stack_running(nats_url, agent=agent) as stack, stack.create() as stream:
@@ -282,6 +288,7 @@ async def forgotten(stack: Stack, run_id: str) -> bool:
 
 
 @pytest.mark.parametrize("outage", [stopped, paused])
+@measured_again
 async def test_a_cancel_that_nobody_heard_is_found_after_the_reconnect(
     nats_url: str, nats_server: NatsServer, outage: Callable[[NatsServer], AbstractAsyncContextManager[None]]
 ) -> None:

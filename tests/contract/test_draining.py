@@ -14,6 +14,7 @@ from runstream.schemas import DEFAULT_TENANT, new_agent_id
 from tests.support.eventsource import EventSource, SourceStream, open_source, source_path
 from tests.support.http import DONE, Connection, Cut, EventStream, fetch, open_stream
 from tests.support.stack import PUPPET, Stack, message, stack_running
+from tests.support.standstill import measured_again
 from tests.support.waiting import wait_until
 
 WINDOW_SECONDS = 1.0
@@ -102,6 +103,7 @@ async def test_every_answer_is_the_last_of_its_connection(nats_url: str) -> None
             assert await kept.ends()
 
 
+@measured_again
 async def test_readers_leave_one_by_one(nats_url: str) -> None:
     """Forty readers are cut at moments that are spread over the window, and not before its end all of them."""
     async with stack(nats_url) as running, running.live(1) as (run_id, _), contextlib.AsyncExitStack() as readers:

@@ -17,6 +17,7 @@ from runstream.broker.topology import INDEX_STREAM, provision
 from tests.support.core import Core, core_running
 from tests.support.nats import NatsServer
 from tests.support.outages import paused
+from tests.support.standstill import measured_again
 from tests.support.waiting import wait_until
 
 PATTERNS = ["run.*.*", "conversation.*.*"]
@@ -224,6 +225,7 @@ async def test_a_consumer_that_somebody_deletes(core: Core) -> None:
         assert await mirror.caught_up() == {"run.default.1": b"1"}
 
 
+@measured_again
 async def test_pulls_that_run_out(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pull that ends by its time, by its bytes or by its count is followed by another, and nothing is lost."""
     monkeypatch.setattr("runstream.broker.consumer.FOLLOW_SECONDS", 0.5)

@@ -16,6 +16,7 @@ from tests.support.http import Reply, fetch
 from tests.support.nats import NatsServer
 from tests.support.outages import paused, stopped
 from tests.support.stack import Stack, message, stack_running
+from tests.support.standstill import measured_again
 
 ANSWERED_SECONDS = 2.0
 
@@ -112,6 +113,7 @@ def requests(agent_id: str, conversation_id: str, run_id: str) -> list[tuple[str
 
 
 @pytest.mark.parametrize("outage", OUTAGES)
+@measured_again
 async def test_every_kind_of_request_is_told_to_come_back(
     scene: Scene, nats_server: NatsServer, outage: Outage
 ) -> None:

@@ -19,6 +19,7 @@ from tests.support.nats import NatsServer
 from tests.support.outages import stopped
 from tests.support.processes import RunningProcess, running, runstream
 from tests.support.stack import Stack, listener, stack_running, url_of
+from tests.support.standstill import measured_again
 from tests.support.waiting import wait_until
 
 LEASE_SECONDS = float(SETTINGS["lease_seconds"])
@@ -70,6 +71,7 @@ async def test_lines_are_stored_as_they_come(stack: Stack, broker: str) -> None:
     assert await numbers_of(stack, run.run_id) == [*range(6)]
 
 
+@measured_again
 async def test_an_upload_that_is_no_more_framed_is_answered_at_once(stack: Stack, broker: str) -> None:
     """A chunk of its encoding that is none ends it: what came before is stored and counted, and its run dies."""
     run = await writer_of(broker)
@@ -103,6 +105,7 @@ async def test_an_open_upload_keeps_its_run_alive(stack: Stack, broker: str) -> 
 
 
 @pytest.mark.parametrize("is_silent", [True, False])
+@measured_again
 async def test_a_cancel_ends_an_upload_within_a_second(stack: Stack, broker: str, is_silent: bool) -> None:
     """It is answered at once, and its run has ended as cancelled, once; so is told whatever else is tried."""
     run = await writer_of(broker)

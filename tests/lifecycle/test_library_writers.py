@@ -18,6 +18,7 @@ from tests.support.nats import NatsServer
 from tests.support.outages import stopped
 from tests.support.processes import RunningProcess, is_stopped, python, running
 from tests.support.stack import Stack, stack_running
+from tests.support.standstill import measured_again
 from tests.support.waiting import wait_until
 
 LEASE_SECONDS = float(SETTINGS["lease_seconds"])
@@ -138,6 +139,7 @@ async def test_a_writer_that_was_paused_for_too_long_is_fenced(stack: Stack, doi
 
 
 @pytest.mark.parametrize("doing", ["steady", "silent", "deaf", "frozen"])
+@measured_again
 async def test_a_cancel_ends_the_run_within_a_second(stack: Stack, doing: str) -> None:
     """Whether its writer speaks, is silent, ignores the cancel or does not even hear of it."""
     async with writer(stack, doing) as it:

@@ -16,6 +16,7 @@ from tests.support.http import DONE, Event
 from tests.support.nats import NatsServer
 from tests.support.processes import RunningProcess, python, running
 from tests.support.stack import Stack, stack_running
+from tests.support.standstill import measured_again
 
 START_SECONDS = 30.0
 UVLOOP = (
@@ -77,6 +78,7 @@ async def test_a_run_that_does_not_end_in_time_is_ended(stack: Stack) -> None:
     assert await ending(stack, run_id) == ["error", "stream_task_cancelled"]
 
 
+@measured_again
 async def test_a_second_signal_ends_the_process_at_once(stack: Stack) -> None:
     """Whoever sends it does not want to wait; a broker ends the run."""
     async with writer(stack, "last", drain_seconds=60) as (process, run_id):
