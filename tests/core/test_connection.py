@@ -95,6 +95,55 @@ async def test_a_connection_closed_for_good_is_replaced(connection: Connection, 
     assert b"account_info_response" in answer.data
 
 
+@pytest.mark.parametrize("is_unsent", [False, True], ids=["all sent", "some unsent"])
+async def test_one_that_breaks_while_it_is_closed_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, *, is_unsent: bool
+) -> None:
+    """A server that ends it over a violation, and hangs up on what is left: who waits for an answer hears of it."""
+    monkeypatch.setattr("runstream.broker.connection.PING_INTERVAL_SECONDS", 0.5)
+    accepted: list[asyncio.StreamWriter] = []
+    served: list[asyncio.StreamWriter] = []
+    violated = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.append(writer)
+        writer.write(b'INFO {"server_id":"x","version":"2.12.0","headers":true,"max_payload":1048576}\r\n')
+        with contextlib.suppress(OSError):
+            while data := await reader.read(2**16):
+                writer.write(b"PONG\r\n" * data.count(b"PING\r\n"))
+                if b"PUB said" in data:  # It reads nothing more: what is written waits.
+                    await violated.wait()
+                    writer.write(b"-ERR 'Maximum Payload Violation'\r\n")
+                    await wait_until(lambda: client.is_closed, 10, "the client goes on")
+                    break
+        writer.transport.abort()
+        served.append(writer)
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with Connection(url, name="test") as connection:
+            client = connection._client
+            waits_to_be_written = client._transport._io_writer.transport.get_write_buffer_size  # type: ignore[union-attr]
+            told: list[str] = []
+            connection.on_loss(lambda: told.append("lost"))
+            connection.on_reconnect(lambda: told.append("reconnected"))
+            asking = asyncio.create_task(connection.request("asked", b"", seconds=60))
+            saying = [asyncio.create_task(connection.publish("said", b"x" * 2**19)) for _ in range(24)]
+            await wait_until(waits_to_be_written, 10)
+            if is_unsent:
+                saying.append(asyncio.create_task(connection.publish("said", b"x")))
+                await wait_until(lambda: client._pending_data_size, 10)
+            violated.set()
+            await wait_until(lambda: "reconnected" in told, 10, "it was not replaced")
+            assert told == ["lost", "reconnected"]
+            assert len(accepted) == 2
+            with pytest.raises(Unavailable):
+                await asyncio.wait_for(asking, 10)
+            async with asyncio.timeout(10):
+                await asyncio.gather(*saying, return_exceptions=True)
+        await wait_until(lambda: len(served) == len(accepted), 10)
+
+
 async def test_it_is_replaced_as_often_as_it_takes(connection: Connection, other: Connection, ear: Ear) -> None:
     """The replacement is watched like the connection before it."""
     for times in (1, 2, 3):

@@ -67,10 +67,24 @@ class Client(ListeningClient):
         finally:
             aborting.cancel()
 
+    async def _close(self, status: int, do_cbs: bool = True) -> None:  # noqa: FBT001, FBT002  # as nats-py has it
+        # Broken while what was left is written, in a task of nats-py's that nobody waits for: whoever looks whether it
+        # is closed finds that it is.
+        with contextlib.suppress(OSError):
+            await super()._close(status, do_cbs)
+
     async def give_up(self) -> None:
         """Reconnect, whatever waits to be written: nats-py would first wait until the other end has taken that."""
         self._abort()
         await self.force_reconnect()
+
+    def release(self) -> None:
+        """Let go whoever waits for room to write, once it is closed: nats-py would have them wait without end."""
+        waiting = self._flush_queue
+        while waiting is not None and not waiting.empty():
+            written = waiting.get_nowait()
+            if not written.done():
+                written.set_exception(nats.errors.ConnectionClosedError())
 
     async def _connect_to_server(self, s: Any) -> None:
         self._abort()  # The try before this one, if it was not finished: its socket would stay open for ever.

@@ -252,7 +252,7 @@ class Connection:
     def on_loss(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call `listener` whenever the connection is lost, and with it the answers to what was asked over it.
 
-        That is before another one is there, and so before whatever is asked over that one. Returns how to stop it.
+        That is before another one is there: whatever is asked from then on waits for it. Returns how to stop it.
         """
         self._loss_listeners.append(listener)
         return lambda: self._loss_listeners.remove(listener)
@@ -343,10 +343,8 @@ class Connection:
                 self._warn("nats_error", error=self.last_error)
 
         async def on_disconnect() -> None:
-            if client is self._client and not self._closing:
-                self._refusals.clear()
-                self._warn("nats_disconnected")
-            self._lose_answers()
+            if client is self._client:  # And not one that was replaced meanwhile, or is to replace it.
+                self._note_loss()
 
         async def on_reconnect() -> None:
             self.last_error = ""
@@ -381,7 +379,10 @@ class Connection:
         _give_up(waiting for waiting, subject in self._waiting.items() if self.refuses(subject))
         return True
 
-    def _lose_answers(self) -> None:
+    def _note_loss(self) -> None:
+        if not self._closing:
+            self._refusals.clear()
+            self._warn("nats_disconnected")
         _give_up(self._waiting)
         for listener in list(self._loss_listeners):
             listener()
@@ -405,6 +406,11 @@ class Connection:
                 await asyncio.sleep(RECONNECT_WAIT_SECONDS)
 
     async def _look_after(self) -> None:
+        if self._established.is_set() and self._client.is_closed and not self._lost.is_set():
+            # nats-py tells nobody of a close that cannot write what is left, or is still at it.
+            await self._client.give_up()
+            self._note_loss()
+            self._lost.set()
         if self._lost.is_set():
             await self._replace()
         elif self._client.is_connected:
@@ -446,6 +452,7 @@ class Connection:
 
     async def _replace(self) -> None:
         self._lost.clear()
+        self._client.release()
         self._refusals.clear()
         fresh = self._next = Client(self._access)
         try:
@@ -467,6 +474,7 @@ class Connection:
         log.info("nats_connected", connection=self.name)
         self._unreachable = self.last_error = ""
         self._client, self._next = fresh, None
+        self._lost.clear()  # Whatever else was told of the one before.
         if fresh.is_closed:  # it closed before it was ours, so its callback was not taken for ours
             self._lost.set()
         if self._established.is_set():

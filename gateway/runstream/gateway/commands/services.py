@@ -94,7 +94,7 @@ def up_command(  # noqa: PLR0917  # typer reads options off the parameters
     }
     with told(log_level, log_json):
         settings = resolved(UpSettings, given)
-        connection = {"nats_url": settings.nats_url}
+        connection = {"nats_url": nats_url}
         edge = resolved(GatewaySettings, {"upstream": upstream, "background": background})
         source = agent_source(settings.agent, resolved(UpstreamSettings))
         access = _auth(auth, insecure=insecure)
