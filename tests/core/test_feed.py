@@ -17,7 +17,7 @@ from runstream.broker.topology import INDEX_STREAM, provision
 from tests.support.core import Core, core_running
 from tests.support.nats import NatsServer
 from tests.support.outages import paused
-from tests.support.standstill import measured_again
+from tests.support.standstill import check_timely, measured_again
 from tests.support.waiting import wait_until
 
 PATTERNS = ["run.*.*", "conversation.*.*"]
@@ -242,7 +242,7 @@ async def test_pulls_that_run_out(core: Core, monkeypatch: pytest.MonkeyPatch) -
         await wait_until(lambda: asyncio.get_running_loop().time() - before > 1.2)
         await put(core, "run.default.late")
         assert await mirror.caught_up() == await stored(core)
-        assert mirror.feed.watches == 1
+        check_timely(mirror.feed.watches == 1, "a heartbeat was late, or a pull that ran out was taken for an outage")
 
 
 async def test_a_feed_that_is_left_leaves_nothing(core: Core) -> None:

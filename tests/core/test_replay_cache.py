@@ -23,6 +23,7 @@ from runstream.schemas import Kind
 from tests.support.core import END, Core, chunk
 from tests.support.nats import NatsServer
 from tests.support.outages import stopped
+from tests.support.standstill import check_timely, measured_again
 from tests.support.waiting import wait_until
 
 LETTA = framing_of(Style.BACKGROUND, include_pings=True, is_chunked=True)
@@ -351,6 +352,7 @@ async def test_what_fails_fails_for_all_who_wait_and_for_nobody_else(core: Core,
     assert await cache.rest(address, log[-1].seq) == framed(log)
 
 
+@measured_again
 async def test_in_an_outage_nobody_waits_for_everybody_elses_patience(core: Core, nats_server: NatsServer) -> None:
     """Of many at cursors near each other each has his own, and somebody's who was there before him, and no more."""
     address = core.address()
@@ -363,7 +365,8 @@ async def test_in_an_outage_nobody_waits_for_everybody_elses_patience(core: Core
         found = await asyncio.gather(
             *(cache.rest(address, log[-1].seq, log[at].seq) for at in range(0, 60, 2)), return_exceptions=True
         )
-        assert time.monotonic() - begun < 5 * patience
+        took = time.monotonic() - begun
+        check_timely(took < 5 * patience, took)
     assert {type(each) for each in found} == {Unavailable}
 
 

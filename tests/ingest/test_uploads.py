@@ -19,7 +19,7 @@ from tests.support.nats import NatsServer
 from tests.support.outages import stopped
 from tests.support.processes import RunningProcess, running, runstream
 from tests.support.stack import Stack, listener, stack_running, url_of
-from tests.support.standstill import measured_again
+from tests.support.standstill import check_timely, measured_again
 from tests.support.waiting import wait_until
 
 LEASE_SECONDS = float(SETTINGS["lease_seconds"])
@@ -81,7 +81,8 @@ async def test_an_upload_that_is_no_more_framed_is_answered_at_once(stack: Stack
         await upload.connection.send_raw(lines(said(1)).join([b"%x\r\n" % len(lines(said(1))), b"\r\nZZ\r\n"]))
         began = time.monotonic()
         refused = await upload.reply()
-        assert time.monotonic() - began < 1
+        took = time.monotonic() - began
+        check_timely(took < 1, took)
         assert told(refused) == (422, "invalid_request")
         assert "not framed" in refused.detail
         assert (refused.json["stored"], refused.json["index"]) == (2, 2)
@@ -116,9 +117,9 @@ async def test_a_cancel_ends_an_upload_within_a_second(stack: Stack, broker: str
         asked_at = time.monotonic()
         await stack.index.wish_cancelled(DEFAULT_TENANT, run.run_id)
         refused = await upload.reply()
-        assert time.monotonic() - asked_at < 1
+        check_timely((took := time.monotonic() - asked_at) < 1, took)
         events = await live.rest()
-        assert time.monotonic() - asked_at < 1
+        check_timely((took := time.monotonic() - asked_at) < 1, took)
         talking.cancel()
         await asyncio.gather(talking, return_exceptions=True)
     assert told(refused) == (409, "run_cancelled")

@@ -18,7 +18,7 @@ from tests.support.nats import NatsServer
 from tests.support.outages import stopped
 from tests.support.processes import RunningProcess, is_stopped, python, running
 from tests.support.stack import Stack, stack_running
-from tests.support.standstill import measured_again
+from tests.support.standstill import check_timely, measured_again
 from tests.support.waiting import wait_until
 
 LEASE_SECONDS = float(SETTINGS["lease_seconds"])
@@ -148,7 +148,7 @@ async def test_a_cancel_ends_the_run_within_a_second(stack: Stack, doing: str) -
         asked_at = time.monotonic()
         await cancel(stack, it.run_id)
         events = await it.stream.rest()
-        assert time.monotonic() - asked_at < 1
+        check_timely((took := time.monotonic() - asked_at) < 1, took)
         assert ending(events) == ["cancelled"]
         if doing in {"steady", "silent"}:
             await it.process.wait_for_line("^RunCancelled", 1)

@@ -16,7 +16,7 @@ from tests.support.http import DONE, Event
 from tests.support.nats import NatsServer
 from tests.support.processes import RunningProcess, python, running
 from tests.support.stack import Stack, stack_running
-from tests.support.standstill import measured_again
+from tests.support.standstill import check_timely, measured_again
 
 START_SECONDS = 30.0
 UVLOOP = (
@@ -87,7 +87,7 @@ async def test_a_second_signal_ends_the_process_at_once(stack: Stack) -> None:
         asked_at = time.monotonic()
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == -signal.SIGTERM
-        assert time.monotonic() - asked_at < 1
+        check_timely((took := time.monotonic() - asked_at) < 1, took)
     assert await ending(stack, run_id) == ["error", "run_lost"]
 
 

@@ -1,9 +1,10 @@
-"""What was measured while the machine stood still was the machine: a test that failed then begins again."""
+"""What was measured while the machine stood still was the machine: a test that found it too late then begins again."""
 
 import contextlib
 import functools
 import threading
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import ParamSpec
@@ -30,10 +31,20 @@ class Standstill:
         return self.longest
 
 
-def measured_again(test: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
-    """Have a test begin again, up to three times, that failed while the process stood still for 0.1 s or more.
+class Untimely(AssertionError):
+    """What came did so too late, or too early, and nothing else was wrong with it."""
 
-    For a test of when something happens, to less than a second. What the code does wrong it does each time; a guest
+
+def check_timely(is_timely: object, told: object) -> None:
+    """Raise `Untimely`, with what is told, unless something came when it should."""
+    if not is_timely:
+        raise Untimely(told)
+
+
+def measured_again(test: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
+    """Have a test begin again, up to three times, that is `Untimely` and stood still meanwhile for 0.1 s or more.
+
+    For a test of when something happens, to a second or less. What the code does too late it does each time; a guest
     that is not given its processors, or a collection of other tests' garbage, comes once.
     """
 
@@ -43,9 +54,11 @@ def measured_again(test: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[
             with watched() as standstill:
                 try:
                     return await test(*args, **kwargs)
-                except AssertionError:
-                    if standstill.look() < STANDSTILL_SECONDS:
+                except Untimely:
+                    longest = standstill.look()
+                    if longest < STANDSTILL_SECONDS:
                         raise
+                    print(f"measured again, as nothing ran for {longest:.2f} s:", traceback.format_exc())
         return await test(*args, **kwargs)
 
     return tried
