@@ -85,6 +85,7 @@ class Client(ListeningClient):
             written = waiting.get_nowait()
             if not written.done():
                 written.set_exception(nats.errors.ConnectionClosedError())
+                written.exception()  # Nobody may be waiting, which is no defect to be reported.
 
     async def _connect_to_server(self, s: Any) -> None:
         self._abort()  # The try before this one, if it was not finished: its socket would stay open for ever.
