@@ -108,6 +108,17 @@ async def test_a_read_fails_when_its_connection_is_lost(proxy: HalfOpen, way: st
         assert await jetstream.direct_batch(log.stream, log.subject, after=0)
 
 
+async def test_who_waits_for_room_to_write_is_let_go_with_the_connection(proxy: HalfOpen) -> None:
+    """Whoever leaves it leaves nobody behind who would wait for a server that takes nothing."""
+    async with Connection(proxy.url, name="test") as connection:
+        proxy.shut()
+        saying = [asyncio.create_task(connection.publish("said", b"x" * 2**13)) for _ in range(2000)]
+        await wait_until(lambda: any(each.done() for each in saying), 10)
+        assert not all(each.done() for each in saying)
+    async with asyncio.timeout(10):
+        await asyncio.gather(*saying, return_exceptions=True)
+
+
 async def contents(stream: EventStream) -> list[str]:
     """Read a stream to its end; what the agent said in it."""
     await stream.rest(deadline=30)

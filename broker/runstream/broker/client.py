@@ -56,11 +56,13 @@ class Client(ListeningClient):
     def __init__(self, access: NatsAccess) -> None:
         super().__init__()
         self._access = access
+        self._is_ours_to_close = False
 
     async def close(self) -> None:
         """Close it, and what is reconnecting it; what a server does not take within `CLOSE_SECONDS` is dropped."""
         if self._reconnection_task is not None:
             await end_stubborn_task(self._reconnection_task)
+        self._is_ours_to_close = True
         aborting = asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._abort)
         try:
             await super().close()
@@ -68,24 +70,31 @@ class Client(ListeningClient):
             aborting.cancel()
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:  # noqa: FBT001, FBT002  # as nats-py has it
-        # Broken while what was left is written, in a task of nats-py's that nobody waits for: whoever looks whether it
-        # is closed finds that it is.
-        with contextlib.suppress(OSError):
+        if not self._is_ours_to_close:
+            # The server's last word: it takes nothing more. nats-py would write what is left, in a task that nobody
+            # waits for, and where that breaks or never ends tell nobody that it is closed.
+            self._pending, self._pending_data_size = [], 0
+            self._abort()
+        try:
             await super()._close(status, do_cbs)
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        """Let go whoever waits for something to be written, and what hands messages on: nats-py would not."""
+        while self._flush_queue is not None and not self._flush_queue.empty():
+            written = self._flush_queue.get_nowait()
+            if not written.done():
+                written.set_exception(nats.errors.ConnectionClosedError())
+                written.exception()  # Nobody may be waiting, which is no defect to be reported.
+        for subscription in self._subs.values():
+            subscription._stop_processing()  # noqa: SLF001  # as its own `_close` does, unless a write breaks there
+        self._subs.clear()
 
     async def give_up(self) -> None:
         """Reconnect, whatever waits to be written: nats-py would first wait until the other end has taken that."""
         self._abort()
         await self.force_reconnect()
-
-    def release(self) -> None:
-        """Let go whoever waits for room to write, once it is closed: nats-py would have them wait without end."""
-        waiting = self._flush_queue
-        while waiting is not None and not waiting.empty():
-            written = waiting.get_nowait()
-            if not written.done():
-                written.set_exception(nats.errors.ConnectionClosedError())
-                written.exception()  # Nobody may be waiting, which is no defect to be reported.
 
     async def _connect_to_server(self, s: Any) -> None:
         self._abort()  # The try before this one, if it was not finished: its socket would stay open for ever.

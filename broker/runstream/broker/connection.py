@@ -252,7 +252,7 @@ class Connection:
     def on_loss(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call `listener` whenever the connection is lost, and with it the answers to what was asked over it.
 
-        That is before another one is there: whatever is asked from then on waits for it. Returns how to stop it.
+        That is before another one is there. Returns how to stop it.
         """
         self._loss_listeners.append(listener)
         return lambda: self._loss_listeners.remove(listener)
@@ -368,6 +368,7 @@ class Connection:
             ping_interval=PING_INTERVAL_SECONDS,
             max_outstanding_pings=2,
             pending_size=PENDING_BYTES,
+            flusher_queue_size=0,  # Without end: of those who wait for a place in it a close lets nobody go.
             inbox_prefix=self._access.inbox_prefix,
         )
 
@@ -406,11 +407,6 @@ class Connection:
                 await asyncio.sleep(RECONNECT_WAIT_SECONDS)
 
     async def _look_after(self) -> None:
-        if self._established.is_set() and self._client.is_closed and not self._lost.is_set():
-            # nats-py tells nobody of a close that cannot write what is left, or is still at it.
-            await self._client.give_up()
-            self._note_loss()
-            self._lost.set()
         if self._lost.is_set():
             await self._replace()
         elif self._client.is_connected:
@@ -452,7 +448,6 @@ class Connection:
 
     async def _replace(self) -> None:
         self._lost.clear()
-        self._client.release()
         self._refusals.clear()
         fresh = self._next = Client(self._access)
         try:
@@ -474,7 +469,6 @@ class Connection:
         log.info("nats_connected", connection=self.name)
         self._unreachable = self.last_error = ""
         self._client, self._next = fresh, None
-        self._lost.clear()  # Whatever else was told of the one before.
         if fresh.is_closed:  # it closed before it was ours, so its callback was not taken for ours
             self._lost.set()
         if self._established.is_set():
