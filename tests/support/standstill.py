@@ -44,8 +44,8 @@ def check_timely(is_timely: object, told: object) -> None:
 def measured_again(test: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
     """Have a test begin again, up to three times, that is `Untimely` and stood still meanwhile for 0.1 s or more.
 
-    For a test of when something happens. What the code does too late it does each time; a guest
-    that is not given its processors, or a collection of other tests' garbage, comes once.
+    For a test of when something happens. What the code does too late it does each time; a guest that is not given its
+    processors, or a collection of other tests' garbage, comes once.
     """
 
     @functools.wraps(test)
