@@ -96,7 +96,7 @@ class Findings(msgspec.Struct, kw_only=True):
     nats: NatsFinding
     streams: list[StreamFinding]
     runs: dict[str, int]
-    """Runs in memory by status, all tenants' together: those that go on are all there."""
+    """Runs in memory by status, all tenants' together: all that go on, as far as the index was heard of."""
     lease_seconds: float
     agent: AgentFinding | None
     """Null: no broker with an agent answers."""
