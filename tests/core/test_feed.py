@@ -13,6 +13,7 @@ from runstream.broker.errors import Unavailable
 from runstream.broker.feed import Feed, KeyWrite
 from runstream.broker.jetstream import JetStream
 from runstream.broker.keys import KV_OPERATION, key_of, subject_of
+from runstream.broker.messages import StoredMessage
 from runstream.broker.topology import INDEX_STREAM, provision
 from tests.support.core import Core, core_running
 from tests.support.nats import NatsServer
@@ -83,6 +84,31 @@ class Lossy(JetStream):
                 self.lose_data -= 1
             elif not (self.lose_heartbeats and not is_data):
                 return message
+
+
+class Behind(JetStream):
+    """JetStream whose feed hears nothing while `key` is written `times` times, each time just before it is sought."""
+
+    def __init__(self, core: Core, key: str, times: int) -> None:
+        super().__init__(core.connection, timeout_seconds=2)
+        self._core = core
+        self._key = key
+        self._times = times
+        self.is_heard = asyncio.Event()
+        self.is_heard.set()
+
+    async def next_answer(self, queue: Any, what: str, *, seconds: float | None = None) -> Any:
+        message = await super().next_answer(queue, what, seconds=seconds)
+        await self.is_heard.wait()
+        return message
+
+    async def first_message(self, stream: str, subject: str, *, seq: int = 0) -> StoredMessage | None:
+        if self._times:
+            self._times -= 1
+            await put(self._core, self._key)
+        else:
+            self.is_heard.set()
+        return await super().first_message(stream, subject, seq=seq)
 
 
 async def put(core: Core, key: str, value: bytes = b"1") -> int:
@@ -169,6 +195,19 @@ async def test_what_was_stored_before_the_question_is_there(core: Core, nats_url
             assert (await mirror.caught_up())[f"run.default.{number % 20}"] == str(number).encode()
         await making
         assert await mirror.caught_up() == await stored(core)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_what_is_written_again_before_it_is_applied_is_there(core: Core, times: int) -> None:
+    """A run that begins, and one that ends as well, while who asks for it still waits for the write that made it."""
+    jetstream = Behind(core, "run.default.1", times)
+    async with mirror_running(jetstream) as mirror:
+        await wait_until(lambda: mirror.feed.is_loaded)
+        jetstream.is_heard.clear()
+        await put(core, "run.default.1")
+        async with asyncio.timeout(20):
+            await mirror.feed.caught_up("run.*.*")
+        assert mirror.keys == {"run.default.1": b"1"}
 
 
 async def test_nothing_is_looked_for_twice(core: Core) -> None:

@@ -40,6 +40,8 @@ FIRST_DELAY_SECONDS = 0.1
 LONGEST_DELAY_SECONDS = 2.0
 TRUSTED_SECONDS = 3600.0
 """How long a feed may have been out, at most, and still go on from where it was: far less than retention mostly is."""
+LOOKS = 3
+"""How often a run's record is written: when the run is made, begins and ends."""
 
 
 class KeyWrite(msgspec.Struct, frozen=True, gc=False):
@@ -102,13 +104,26 @@ class Feed:
     async def caught_up(self, pattern: str) -> None:
         """Wait until all has been applied that was stored under `pattern` when this was called, however long that is.
 
-        The leader is asked how much there is: a consumer may be at a replica that lags behind. Raises `Unavailable`,
-        `NotStored`.
+        A key that is written again before its write is applied has moved behind all that a look waits for, so one look
+        may miss it, and the next one only if it is written yet again. A run's record is written `LOOKS` times in its
+        life, the first of them before this was called. Raises `Unavailable`, `NotStored`.
         """
+        for _ in range(LOOKS):
+            if await self._look(pattern):
+                return
+
+    async def _look(self, pattern: str) -> bool:
+        """Wait for what is stored under `pattern` now; returns whether that is all that was there for certain.
+
+        The leader is asked how much there is: a consumer may be at a replica that lags behind.
+        """
+        known = self.position
         info = await self._jetstream.api(f"STREAM.INFO.{self._stream}", None)
         newest = int(info["state"]["last_seq"])
         if not self._goes_on(info):
             self.is_loaded = False  # The consumer of what was there is gone, or will say that it is somewhere else.
+        if not self.is_loaded:
+            known = 0
         while not self.is_loaded:
             await self._moved.wait()
         while self.position < newest:
@@ -117,10 +132,13 @@ class Feed:
             following = await self._jetstream.first_message(
                 self._stream, subject_of(pattern, self._bucket), seq=self.position + 1
             )
-            if following is None or following.seq > newest:
-                return
+            if following is None:
+                return True
+            if following.seq > newest:
+                return False
             while self.position < following.seq:
                 await self._moved.wait()
+        return known >= newest
 
     def _goes_on(self, info: Mapping[str, Any]) -> bool:
         """Whether the bucket is the one that was applied so far, and has lost nothing of that."""
