@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 import socket
+import sys
 import tomllib
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from runstream.broker.datadir import DataDirectory
+from runstream.broker.errors import EmbeddedServerError
 from runstream.gateway.cli import main
 from runstream.schemas import new_agent_id
 from tests.support.http import DONE, Cut, Reply, events_of, fetch, open_stream
@@ -169,6 +171,22 @@ async def test_runs_survive_a_restart(tmp_path: Path, number: signal.Signals) ->
     assert {event.message_type for event in events[1:-3]} == {"assistant_message"}
 
 
+@pytest.mark.parametrize("name", ["RUNS_0", "KV_RUNSTREAM"])
+async def test_what_cannot_be_loaded_is_not_made_anew(tmp_path: Path, name: str) -> None:
+    """A stream whose file was cut short: nothing is made in its place, and with the file mended its runs are there."""
+    data_dir = tmp_path / "data"
+    async with up(data_dir) as served, served.create(chunks=10, interval_ms=0) as stream:
+        finished = await stream.rest()
+    stored = data_dir / "jetstream" / "$G" / "streams" / name
+    whole = (stored / "meta.inf").read_bytes()
+    (stored / "meta.inf").write_bytes(b"")
+    complaint = await refused(*FREE_PORTS, "--data-dir", data_dir)
+    assert f"could not load the stream {name}, whose messages are in {stored}" in complaint
+    (stored / "meta.inf").write_bytes(whole)
+    async with up(data_dir) as served, served.resume(finished[0].json["run_id"]) as stream:
+        assert await stream.rest() == finished
+
+
 async def test_stream_outlives_the_nats_server(tmp_path: Path) -> None:
     """The nats-server is killed under an open stream: it is started again, and the stream goes on to its end, whole."""
     async with up(tmp_path / "data") as served:
@@ -272,6 +290,31 @@ async def test_data_directory_cannot_be_made(tmp_path: Path) -> None:
     assert f"{tmp_path / 'file' / 'data'} cannot be used" in said
 
 
+async def test_data_directory_takes_no_note(tmp_path: Path) -> None:
+    """One in which the note of where it listens cannot be replaced is named, with what is in the way."""
+    (tmp_path / "data" / "endpoints.json").mkdir(parents=True)
+    said = await refused(*FREE_PORTS, "--data-dir", tmp_path / "data")
+    assert f"{tmp_path / 'data'} cannot be used: Is a directory." in said
+
+
+async def test_data_directory_that_is_gone_takes_no_note(tmp_path: Path) -> None:
+    """It may go, or become one that may not be written to, after it was taken."""
+    with DataDirectory(tmp_path / "data") as directory:
+        directory.path.rename(tmp_path / "elsewhere")
+        with pytest.raises(EmbeddedServerError, match="cannot be used: No such file or directory"):
+            directory.write_endpoints({"gateway": "http://127.0.0.1:1"})
+
+
+async def test_the_embedded_server_keeps_one_copy(tmp_path: Path) -> None:
+    """Asked for three it says which setting is to go, and not that a stream is to be removed."""
+    three = {"RUNSTREAM_REPLICAS": "3"}
+    for _ in ("a new directory", "one with streams"):
+        said = await refused(*FREE_PORTS, "--data-dir", tmp_path / "data", env=three)
+        assert said.endswith("A server that is in no cluster keeps one copy: set RUNSTREAM_REPLICAS to 1.")
+        async with up(tmp_path / "data"):
+            pass
+
+
 async def test_nats_cannot_be_reached(tmp_path: Path) -> None:
     """A NATS that is not there is named."""
     (port,) = free_ports(1)
@@ -343,6 +386,16 @@ async def test_flag_over_environment_over_default(tmp_path: Path) -> None:
             assert await ends(process, signal.SIGTERM) == 0
     said = await refused("--port", "0", env=env, cwd=tmp_path, code=2)
     assert "'nobody'" in said
+
+
+async def test_started_as_a_module_it_names_commands_that_work(tmp_path: Path) -> None:
+    """What it shows to try begins as it was started, where no search path has it."""
+    argv = [sys.executable, "-m", "runstream.gateway", "up", *FREE_PORTS, "--data-dir", str(tmp_path)]
+    async with running(*argv, env={**SOURCE, "PATH": "/usr/bin:/bin"}) as process:
+        await process.wait_for_line("^ready ")
+        tail = f"{shlex.join(argv[:3])} tail RUN_ID"
+        await wait_until(lambda: any(tail in line for line in process.errors), 5, "it is not named")
+        assert await ends(process, signal.SIGTERM) == 0
 
 
 async def test_ipv6(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from runstream.broker.service import Broker
 from runstream.gateway.commands.exits import Exit, Usage
 from runstream.gateway.commands.lines import LINE_BYTES, MOST_WAITING, READ_BYTES, Input, chunk_of_line, parsed
 from runstream.gateway.commands.publish import _published
+from runstream.schemas import new_agent_id
 from tests.support.commands import CLEAN, command, done, finished
 from tests.support.ingest import content_of
 from tests.support.nats import NatsServer, free_ports, nats_server_running
@@ -261,7 +262,8 @@ async def test_a_run_that_would_be_too_long_is_ended_with_what_it_may_have(tmp_p
         texts = await texts_of(stack, run_id)
         assert texts == LINES.decode().splitlines(keepends=True)[: len(texts)]
         stored = len(texts)
-        assert f"runstream: Stored of {run_id}: {stored} chunks. Not stored: the next {300 - stored}." in made.errors
+        left = f"Not stored: the next {300 - stored}, and whatever followed."
+        assert f"runstream: Stored of {run_id}: {stored} chunks. {left}" in made.errors
         assert stored > 50
         async with stack.resume(run_id) as stream:
             events = await stream.rest()
@@ -273,7 +275,8 @@ async def test_a_run_that_would_be_too_long_is_ended_with_what_it_may_have(tmp_p
 
 async def test_a_run_whose_id_nobody_reads_is_cancelled(stack: Stack) -> None:
     """Into a program that is gone: its conversation is not to be busy until a lease is over."""
-    publish = shlex.join(runstream("publish", "--otid", "unread", "--url", stack.broker_base))
+    whose = ("--otid", "unread", "--agent", new_agent_id())
+    publish = shlex.join(runstream("publish", *whose, "--url", stack.broker_base))
     async with running(
         "bash", "-c", f"echo one | {publish} | true; echo ${{PIPESTATUS[1]}}", env={**SOURCE, **CLEAN}
     ) as shell:
@@ -387,8 +390,39 @@ def test_a_line_is_the_same_bytes_whenever_it_is_made() -> None:
     assert parsed(line, 1).chunk == line.strip()
 
 
+async def test_an_otid_alone_names_no_run() -> None:
+    """Each call would be a new agent's, and could never go on with what the one before began."""
+    refused = await done("publish", "--otid", "x", said=b"x")
+    assert (refused.code, refused.lines) == (2, [])
+    assert refused.complaint.startswith("runstream: --otid needs --agent or --conversation")
+
+
+async def test_a_run_whose_id_has_no_room_is_cancelled(stack: Stack) -> None:
+    """As one whose id nobody reads; and it is one line that says so."""
+    whose = ("--otid", "no room", "--agent", new_agent_id())
+    publish = shlex.join(runstream("publish", *whose, "--url", stack.broker_base))
+    async with running("bash", "-c", f"echo one | {publish} > /dev/full", env={**SOURCE, **CLEAN}) as shell:
+        assert await shell.wait(20) == 1
+        assert shell.errors == ["runstream: What there was to say could not be written: No space left on device."]
+    run_id = await stack.run_of("no room")
+    assert run_id is not None
+    assert await status_of(stack, run_id) == "cancelled"
+
+
+async def test_a_closed_stdout_is_nobody_who_listens(stack: Stack) -> None:
+    """As with /dev/null: everything is stored."""
+    whose = ("--otid", "closed", "--agent", new_agent_id())
+    publish = shlex.join(runstream("publish", *whose, "--url", stack.broker_base))
+    async with running("bash", "-c", f"echo one | {publish} >&-", env={**SOURCE, **CLEAN}) as shell:
+        assert await shell.wait(20) == 0
+    run_id = await stack.run_of("closed")
+    assert run_id is not None
+    assert await status_of(stack, run_id) == "completed"
+
+
 async def test_what_a_broker_refuses_is_said_in_its_words(stack: Stack) -> None:
     """What is wrong, and with what."""
-    refused = await done("publish", "--otid", "x" * 5000, "--url", stack.broker_base, said=b"x")
+    whose = ("--otid", "x" * 5000, "--agent", new_agent_id())
+    refused = await done("publish", *whose, "--url", stack.broker_base, said=b"x")
     assert refused.code == 2
     assert refused.complaint.startswith("runstream: otids: ")

@@ -23,6 +23,7 @@ from aiohttp import (
 )
 
 from runstream.broker.auth.revoking import revoke
+from runstream.broker.topology import SEQUENCES_PER_SHARD
 from runstream.gateway.commands.client import Client
 from runstream.gateway.commands.terminal import counted, harmless
 from runstream.gateway.keys import revoked_by
@@ -119,6 +120,15 @@ async def test_after_a_cursor_comes_what_followed_it(stack: Stack) -> None:
     run_id, events = await stack.finished({"chunks": 5, "interval_ms": 0})
     shown = await done("tail", run_id, "--json", "--after", str(events[3].seq_id), "--url", stack.base)
     assert shown.json == chunks_of(events[4:])
+
+
+async def test_after_a_cursor_of_another_shard_comes_everything(stack: Stack) -> None:
+    """Once, and to its end: the gateway says where it begins, and ids below the cursor are as new as others."""
+    run_id, events = await stack.finished({"chunks": 5, "interval_ms": 0})
+    record = await stack.record(run_id)
+    foreign = (record.shard + 5) * SEQUENCES_PER_SHARD + 1
+    shown = await done("tail", run_id, "--json", "--after", str(foreign), "--url", stack.base)
+    assert (shown.code, without_pings(shown.json)) == (0, chunks_of(events))
 
 
 async def test_a_run_that_failed_is_exit_code_1(stack: Stack) -> None:

@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -104,6 +104,19 @@ async def read_info(host: str, port: int) -> ServerInfo:
         raise ValueError(f"no nats-server: {error}") from error
 
 
+def _stored_streams(store: Path) -> dict[str, Path]:
+    """Find the streams that have messages in a store's files. Raises OSError when it cannot be looked into."""
+    if not store.exists():
+        return {}
+    accounts = [account / "streams" for account in store.iterdir() if (account / "streams").is_dir()]
+    directories = [directory for account in accounts for directory in account.iterdir()]
+    return {directory.name: directory for directory in directories if _has_messages(directory / "msgs")}
+
+
+def _has_messages(blocks: Path) -> bool:
+    return blocks.is_dir() and any(file.stat().st_size for file in blocks.iterdir() if file.suffix == ".blk")
+
+
 class EmbeddedServer:
     """One nats-server with JetStream, its data below `data_dir`, listening on loopback.
 
@@ -137,6 +150,8 @@ class EmbeddedServer:
         self.restarts = 0
         self.failed: BaseException | None = None
         self.info: ServerInfo | None = None
+        self.stored: Mapping[str, Path] = {}
+        """Where each stream has its messages of which there were some when it was started: it loads them, or cannot."""
         self._owns_directory = isinstance(data_dir, Path)
         self.directory = DataDirectory(data_dir) if isinstance(data_dir, Path) else data_dir
         self._server_name = server_name
@@ -180,6 +195,7 @@ class EmbeddedServer:
         async with contextlib.AsyncExitStack() as undo:
             undo.push_async_callback(self.stop, signal.SIGKILL)
             try:
+                self.stored = _stored_streams(self._path / "jetstream")
                 await self._spawn(binary)
             except OSError as error:
                 raise EmbeddedServerError(f"{error.strerror}: {error.filename}") from error

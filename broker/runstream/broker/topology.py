@@ -25,6 +25,7 @@ from runstream.broker.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from runstream.broker.jetstream import JetStream
     from runstream.broker.settings import BrokerSettings
@@ -39,6 +40,7 @@ __all__ = [
     "LogAddress",
     "Plan",
     "Provisioned",
+    "check_loaded",
     "check_server",
     "log_streams",
     "plan_streams",
@@ -88,6 +90,9 @@ PEERS_SECONDS = 30.0
 """How long they are waited for: the servers of a cluster are started at one time, and with them whoever needs them."""
 PEERS_AGAIN_SECONDS = 0.5
 REMEDY = "Repair or remove the stream, then start again."
+NOT_CLUSTERED = 10074
+"""What a server says that is in no cluster, and is to keep more than one copy."""
+NOT_CLUSTERED_REMEDY = "A server that is in no cluster keeps one copy: set RUNSTREAM_REPLICAS to 1."
 ESSENTIAL = frozenset({"subjects", "storage", "retention", "republish", "allow_atomic", "discard_new_per_subject"})
 
 
@@ -208,6 +213,24 @@ async def provision(jetstream: JetStream, settings: BrokerSettings, *, apply: bo
     return done
 
 
+async def check_loaded(jetstream: JetStream, settings: BrokerSettings, stored: Mapping[str, Path]) -> None:
+    """Raise `TopologyError` if a stream is absent whose messages are in a directory of the server's (`stored`).
+
+    Provisioning would make an empty one in its place, and the server would remove what is in the directory.
+    """
+    for name in streams_of(settings):
+        if name not in stored:
+            continue
+        try:
+            await jetstream.api(f"STREAM.INFO.{name}", None)
+        except NotStored as error:
+            raise TopologyError(
+                f"nats-server could not load the stream {name}, whose messages are in {stored[name]}: its log says "
+                "why. Nothing was made in its place. Mend what is in the way, restore the data directory from a "
+                "backup, or move this stream's directory elsewhere to go on without what is in it."
+            ) from error
+
+
 async def plan_streams(jetstream: JetStream, settings: BrokerSettings) -> Plan:
     """Say what `provision` would make, and what differs; changes nothing. Raises `Unavailable`."""
     plan = Plan()
@@ -302,7 +325,8 @@ async def _ensure_stream(jetstream: JetStream, wanted: Mapping[str, Any], made: 
             try:
                 info = await jetstream.api(f"STREAM.INFO.{name}", None)
             except NotStored:
-                raise TopologyError(f"Stream {name} cannot be created: {refused.detail}.") from refused
+                remedy = f" {NOT_CLUSTERED_REMEDY}" if refused.code == NOT_CLUSTERED else ""
+                raise TopologyError(f"Stream {name} cannot be created: {refused.detail}.{remedy}") from refused
     config: dict[str, Any] = info["config"]
     return config
 
@@ -336,7 +360,8 @@ async def _update_stream(jetstream: JetStream, wanted: Mapping[str, Any], found:
     try:
         await jetstream.api(f"STREAM.UPDATE.{wanted['name']}", config, seconds=MAKING_SECONDS)
     except StoreRefused as refused:
-        raise TopologyError(f"Stream {wanted['name']} cannot be changed: {refused.detail}. {REMEDY}") from refused
+        remedy = NOT_CLUSTERED_REMEDY if refused.code == NOT_CLUSTERED else REMEDY
+        raise TopologyError(f"Stream {wanted['name']} cannot be changed: {refused.detail}. {remedy}") from refused
 
 
 def _difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[Difference]:

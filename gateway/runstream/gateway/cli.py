@@ -5,15 +5,19 @@ Help, completion and the commands of clients would wait a second for all that a 
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from runstream.gateway.commands.exits import Exit, tell
+from runstream.gateway.commands.exits import Exit, tell, write_to_nobody
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -121,6 +125,21 @@ def runstream(
     """Run the durable stream broker for agent runs, and work with what is in it."""
 
 
+def _have_outputs() -> None:
+    """Have nobody listen where whoever started this has closed stdout or stderr."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # until the end
+
+
 def main() -> None:
     """Run the command line."""
-    app()
+    _have_outputs()
+    try:
+        app()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        tell(f"What there was to say could not be written: {error.strerror}.")
+        write_to_nobody()
+        raise SystemExit(Exit.FAILED) from None

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 import structlog
 
 from runstream.broker.auth.authenticator import authenticating
+from runstream.broker.connection import Connection
 from runstream.broker.datadir import DataDirectory
 from runstream.broker.embedded import EmbeddedServer
+from runstream.broker.jetstream import JetStream
 from runstream.broker.service import Broker
 from runstream.broker.settings import without_password
+from runstream.broker.topology import check_loaded
 from runstream.gateway.app import Gateway
 from runstream.gateway.memory import keep_what_is_there
 from runstream.gateway.process import bind, check_elsewhere, check_exposure, url_of
@@ -71,7 +74,7 @@ async def up(
         directory = stack.enter_context(DataDirectory(settings.data_dir))
         nats_url = settings.nats_url
         if nats_url is None:
-            nats_url = await _embedded(stack, directory, settings.nats_port)
+            nats_url = await _embedded(stack, directory, settings.nats_port, broker_settings)
         # The embedded server lets in whoever is on this machine, and is told nothing of what another NATS wants.
         connected = broker_settings.model_copy(
             update={"nats_url": nats_url} if settings.nats_url is not None else {**NOBODY, "nats_url": nats_url}
@@ -125,7 +128,10 @@ async def _bound(
     return sockets
 
 
-async def _embedded(stack: AsyncExitStack, directory: DataDirectory, port: int) -> str:
-    """Have a nats-server until the stack is left; returns its URL."""
-    server = EmbeddedServer(directory, port=port, start_timeout=STORE_SECONDS)
-    return (await stack.enter_async_context(server)).url
+async def _embedded(stack: AsyncExitStack, directory: DataDirectory, port: int, settings: BrokerSettings) -> str:
+    """Have a nats-server until the stack is left, which has loaded what it had stored; returns its URL."""
+    server = await stack.enter_async_context(EmbeddedServer(directory, port=port, start_timeout=STORE_SECONDS))
+    async with Connection(server.url, name="up") as connection:
+        jetstream = JetStream(connection, timeout_seconds=settings.request_timeout_seconds)
+        await check_loaded(jetstream, settings, server.stored)
+    return server.url

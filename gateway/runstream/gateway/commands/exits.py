@@ -27,6 +27,7 @@ __all__ = [
     "epilog",
     "run",
     "tell",
+    "write_to_nobody",
 ]
 
 T = TypeVar("T")
@@ -106,6 +107,11 @@ def tell(message: str, *, err: bool = True) -> None:
     typer.echo(f"runstream: {in_one_line(message)}", err=err)
 
 
+def write_to_nobody() -> None:
+    """Have what is still buffered for stdout written nowhere: at exit it would be an error of its own."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Do a command's work; what it raises ends the process, with one line and the exit code that stands for it."""
     try:
@@ -116,6 +122,5 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     except KeyboardInterrupt:
         raise SystemExit(Exit.INTERRUPTED) from None
     except BrokenPipeError:
-        # What is still buffered is written at exit, to nobody: without this that is an error of its own.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        write_to_nobody()
         raise SystemExit(Exit.NOBODY_READS) from None

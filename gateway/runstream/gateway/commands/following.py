@@ -36,7 +36,10 @@ class CutOff(Unreachable):
 
 
 class Follower:
-    """Follows one run from a cursor on. `cursor` is the sequence of the last event that was yielded."""
+    """Follows one run from a cursor on. `cursor` is the sequence of the last event that was yielded.
+
+    Where it begins is the gateway's to say: after a cursor that cannot be of this run it sends everything.
+    """
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class Follower:
     ) -> None:
         self.run_id = run_id
         self.cursor = after
+        self._yielded = 0
         self._client = client
         self._patience_seconds = patience_seconds
         self._away = away
@@ -117,8 +121,8 @@ class Follower:
         try:
             async for piece in answer.content.iter_any():
                 for event in _whole(events, piece):
-                    self._lost_at, self._delay = None, FIRST_DELAY_SECONDS
                     if self._is_new(event):
+                        self._lost_at, self._delay = None, FIRST_DELAY_SECONDS
                         yield event
         finally:
             # A gateway that is full, or stops, says when to come back, and nothing else.
@@ -130,8 +134,9 @@ class Follower:
         seq = event.sequence
         if seq is None:
             return True
-        is_new = seq > self.cursor
-        self.cursor = max(self.cursor, seq)
+        is_new = seq > self._yielded
+        if is_new:
+            self._yielded = self.cursor = seq
         return is_new
 
 

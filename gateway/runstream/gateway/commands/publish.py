@@ -44,7 +44,10 @@ def publish(  # noqa: PLR0917  # typer reads options off the parameters
     agent: Annotated[str | None, typer.Option(metavar="ID", help="Whose run it is. [a new agent's]")] = None,
     conversation: Annotated[str | None, typer.Option(metavar="ID", help="The conversation that it is in.")] = None,
     otid: Annotated[
-        str | None, typer.Option(help="Called again with this and the same input, it goes on with the same run.")
+        str | None,
+        typer.Option(
+            help="Again with this, the same input and the same agent or conversation, it goes on with its run."
+        ),
     ] = None,
     stop_reason: Annotated[str, typer.Option(help="What the run ends with, unless its input says.")] = "end_turn",
     as_json: AsJson = False,  # noqa: FBT002  # typer's way
@@ -69,15 +72,17 @@ async def _published(
     """Publish everything; returns what became of it."""
     if sys.stdin is None:
         raise Usage("stdin cannot be read: it is closed.")
-    agent, conversation, _ = whose
+    agent, conversation, otid = whose
     check_id("--agent", "agent-", agent)
     check_id("--conversation", "conv-", conversation)
+    if otid is not None and agent is None and conversation is None:
+        raise Usage("--otid needs --agent or --conversation: without either, each call is a new agent's.")
     work.check()
     async with client:
         await work.writing.open(*whose)
         try:
             _say({"run_id": work.writing.run_id}, work.writing.run_id, as_json=as_json)
-        except BrokenPipeError:
+        except OSError:
             # Nobody knows of this run: it is not to wait for its lease.
             with suppress(CommandError):
                 await work.writing.end("cancelled", None)
@@ -152,7 +157,7 @@ class _Publishing:
     def complain(self) -> None:
         """Say how far it came."""
         stored, left = self.writing.index, len(self._taken)
-        said = f" Not stored: the next {left}." if left else ""
+        said = f" Not stored: the next {left}, and whatever followed." if left else ""
         tell(f"Stored of {self.writing.run_id}: {counted(stored, 'chunk')}.{said}")
 
     def _interrupt(self) -> None:

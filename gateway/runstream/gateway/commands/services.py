@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from contextlib import suppress
@@ -112,8 +113,7 @@ def up_command(  # noqa: PLR0917  # typer reads options off the parameters
                     url,
                     source,
                     access,
-                    # Who has called it by its path has it nowhere else.
-                    program="runstream" if shutil.which("runstream") else sys.argv[0],
+                    program=_program(),
                     is_demo=is_demo,
                     has_console=edge.console,
                     data_dir=kept_in,
@@ -122,6 +122,15 @@ def up_command(  # noqa: PLR0917  # typer reads options off the parameters
             upstream=_upstream(platform_at(edge.upstream, default=source.letta)),
         )
         _run(service)
+
+
+def _program() -> str:
+    """Say how this command line is called again: by its path, or as a module, where no search path has it."""
+    if shutil.which("runstream"):
+        return "runstream"
+    if Path(sys.argv[0]).name == "__main__.py":
+        return shlex.join([sys.executable, "-m", "runstream.gateway"])
+    return sys.argv[0]
 
 
 @gateway.command(epilog=EPILOG)
