@@ -165,6 +165,9 @@ async def test_the_same_input_again_is_the_same_run(nats_server: NatsServer) -> 
                 again = await done(*args, "--url", stack.broker_base, said=b"one\ntwo\nthree\n")
         assert (again.code, again.lines) == (0, [run_id])
         assert await texts_of(stack, run_id) == ["one\n", "two\n", "three\n"]
+        ended = await done(*args, "--url", stack.broker_base, said=b"one\n")
+        assert (ended.code, ended.lines) == (1, [])
+        assert ended.complaint.startswith(f"runstream: {run_id}: This run has ended (end_turn)")
 
 
 async def test_interrupted_it_cancels_its_run(stack: Stack) -> None:

@@ -130,7 +130,9 @@ class Writing:
         if status < 300:  # noqa: PLR2004  # redirects are none here
             return answer
         if status == CONFLICT:
-            raise Failed(f"{answer.get('detail')} ({answer.get('error_type')})")
+            detail, run_id = str(answer.get("detail")), str(answer.get("run_id", ""))
+            whose = "" if run_id in detail else f"{run_id}: "  # Else nobody could ask what became of it.
+            raise Failed(f"{whose}{detail} ({answer.get('error_type')})")
         raise refusal(status, json.dumps(answer), self._client.url)
 
     async def _sent(self, path: str, body: object) -> tuple[int, dict[str, Any]]:
@@ -164,9 +166,7 @@ class Writing:
             return answer.status, said if isinstance(said, dict) else {"detail": text}
 
     def _passing(self, status: int, answer: dict[str, Any]) -> CommandError:
-        if status == STORE_FULL:
-            return Failed(f"{answer.get('detail')} An operator has to make room.")
-        if status == CONFLICT:
+        if status in {STORE_FULL, CONFLICT}:
             return Failed(str(answer.get("detail")))
         return Unreachable(f"{self._client.url} does not serve now: {answer.get('detail')} ({status})")
 
