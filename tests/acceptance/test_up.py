@@ -20,6 +20,7 @@ import pytest
 
 from runstream.broker.datadir import DataDirectory
 from runstream.broker.errors import EmbeddedServerError
+from runstream.broker.topology import shard_of_cursor
 from runstream.gateway.cli import main
 from runstream.schemas import new_agent_id
 from tests.support.http import DONE, Cut, Reply, events_of, fetch, open_stream
@@ -185,6 +186,33 @@ async def test_what_cannot_be_loaded_is_not_made_anew(tmp_path: Path, name: str)
     (stored / "meta.inf").write_bytes(whole)
     async with up(data_dir) as served, served.resume(finished[0].json["run_id"]) as stream:
         assert await stream.rest() == finished
+
+
+async def test_what_cannot_be_loaded_of_fewer_shards_is_not_passed_over(tmp_path: Path) -> None:
+    """Runs of a shard that the settings no longer have are read as ever: that they cannot be is said."""
+    data_dir = tmp_path / "data"
+    stored = data_dir / "jetstream" / "$G" / "streams" / "RUNS_1"
+    async with up(data_dir, env={"RUNSTREAM_SHARDS": "2"}) as served:
+        shards = set()
+        while 1 not in shards:
+            async with served.create(chunks=1, interval_ms=0) as stream:
+                shards |= {shard_of_cursor(event.seq_id) for event in await stream.rest() if event.seq_id}
+    (stored / "meta.inf").write_bytes(b"")
+    complaint = await refused(*FREE_PORTS, "--data-dir", data_dir)
+    assert f"could not load the stream RUNS_1, whose messages are in {stored}" in complaint
+
+
+async def test_a_first_start_that_was_killed_is_begun_again(tmp_path: Path) -> None:
+    """What nats-server writes of a stream before there is one, and before it has a message, is in nobody's way."""
+    data_dir = tmp_path / "data"
+    async with up(data_dir):
+        pass
+    stored = data_dir / "jetstream" / "$G" / "streams" / "RUNS_0"
+    assert [block.stat().st_size for block in (stored / "msgs").glob("*.blk") if block.stat().st_size] == [30]
+    for name in ("meta.inf", "meta.sum"):
+        (stored / name).unlink()
+    async with up(data_dir) as served, served.create(chunks=1, interval_ms=0) as stream:
+        assert (await stream.rest())[-1] == DONE
 
 
 async def test_stream_outlives_the_nats_server(tmp_path: Path) -> None:

@@ -406,7 +406,7 @@ async def test_a_run_whose_id_has_no_room_is_cancelled(stack: Stack) -> None:
     publish = shlex.join(runstream("publish", *whose, "--url", stack.broker_base))
     async with running("bash", "-c", f"echo one | {publish} > /dev/full", env={**SOURCE, **CLEAN}) as shell:
         assert await shell.wait(20) == 1
-        assert shell.errors == ["runstream: What there was to say could not be written: No space left on device."]
+        assert shell.errors == ["runstream: What there was to write could not be written: No space left on device."]
     run_id = await stack.run_of("no room")
     assert run_id is not None
     assert await status_of(stack, run_id) == "cancelled"

@@ -131,6 +131,20 @@ async def test_after_a_cursor_of_another_shard_comes_everything(stack: Stack) ->
     assert (shown.code, without_pings(shown.json)) == (0, chunks_of(events))
 
 
+async def test_cut_after_a_cursor_of_another_shard_it_says_how_to_come_back(nats_url: str) -> None:
+    """With the last seq_id that was shown, though the one that was given is above it."""
+    async with stack_running(nats_url) as stack, stack.live(3) as (run_id, _):
+        foreign = ((await stack.record(run_id)).shard + 5) * SEQUENCES_PER_SHARD + 1
+        options = ("--json", "--patience", "0.1", "--url", stack.base)
+        async with command("tail", run_id, "--after", str(foreign), *options) as tail:
+            await wait_until(lambda: len(tail.lines) >= 4, 20)
+            await stack.gateway.__aexit__(None, None, None)
+            shown = await finished(tail)
+    assert shown.code == 3
+    words = ["runstream", "tail", run_id, "--after", str(shown.json[-1]["seq_id"]), *options]
+    assert shown.complaint.endswith(f"To come back: {shlex.join(words)}")
+
+
 async def test_a_run_that_failed_is_exit_code_1(stack: Stack) -> None:
     """Its error is the last thing that is shown."""
     run_id, _ = await stack.finished({"chunks": 3, "error_after": 1, "interval_ms": 0})

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -38,6 +38,7 @@ class Mirror:
         self.keys: dict[str, bytes] = {}
         self.last_revision = 0
         self.feed: Feed
+        self.at_reset: Callable[[], None] = lambda: None
 
     def apply(self, write: KeyWrite) -> None:
         assert write.revision > self.last_revision, "applied out of order"
@@ -50,6 +51,7 @@ class Mirror:
     def reset(self) -> None:
         self.keys.clear()
         self.last_revision = 0
+        self.at_reset()
 
     async def caught_up(self) -> dict[str, bytes]:
         """What it has when it has all that is stored now."""
@@ -87,13 +89,15 @@ class Lossy(JetStream):
 
 
 class Behind(JetStream):
-    """JetStream whose feed hears nothing while `key` is written `times` times, each time just before it is sought."""
+    """JetStream whose feed can be kept from hearing anything, and which does `meanwhile` before each key it looks for.
 
-    def __init__(self, core: Core, key: str, times: int) -> None:
+    When nothing of that is left, it hears again.
+    """
+
+    def __init__(self, core: Core) -> None:
         super().__init__(core.connection, timeout_seconds=2)
-        self._core = core
-        self._key = key
-        self._times = times
+        self.meanwhile: list[Callable[[], Awaitable[object]]] = []
+        self.answered = asyncio.Event()
         self.is_heard = asyncio.Event()
         self.is_heard.set()
 
@@ -103,12 +107,13 @@ class Behind(JetStream):
         return message
 
     async def first_message(self, stream: str, subject: str, *, seq: int = 0) -> StoredMessage | None:
-        if self._times:
-            self._times -= 1
-            await put(self._core, self._key)
+        if self.meanwhile:
+            await self.meanwhile.pop()()
         else:
             self.is_heard.set()
-        return await super().first_message(stream, subject, seq=seq)
+        found = await super().first_message(stream, subject, seq=seq)
+        self.answered.set()
+        return found
 
 
 async def put(core: Core, key: str, value: bytes = b"1") -> int:
@@ -200,14 +205,42 @@ async def test_what_was_stored_before_the_question_is_there(core: Core, nats_url
 @pytest.mark.parametrize("times", [1, 2])
 async def test_what_is_written_again_before_it_is_applied_is_there(core: Core, times: int) -> None:
     """A run that begins, and one that ends as well, while who asks for it still waits for the write that made it."""
-    jetstream = Behind(core, "run.default.1", times)
+    jetstream = Behind(core)
     async with mirror_running(jetstream) as mirror:
         await wait_until(lambda: mirror.feed.is_loaded)
         jetstream.is_heard.clear()
         await put(core, "run.default.1")
+        jetstream.meanwhile = [lambda: put(core, "run.default.1")] * times
         async with asyncio.timeout(20):
             await mirror.feed.caught_up("run.*.*")
         assert mirror.keys == {"run.default.1": b"1"}
+
+
+async def test_a_feed_that_begins_anew_while_it_is_looked_at(core: Core) -> None:
+    """Who asks waits until everything is there again, though nothing is new."""
+    jetstream = Behind(core)
+    async with mirror_running(jetstream, marks_seconds=0) as mirror:
+        await put(core, "run.default.1")
+        await mirror.caught_up()
+        jetstream.is_heard.clear()
+        await put(core, "lease.x")  # Else there is nothing to look for.
+
+        async def lose_it() -> None:
+            jetstream.is_heard.set()
+            await delete_consumer(core)
+            await wait_until(lambda: mirror.feed.resets == 2 and not mirror.feed.is_loaded)
+
+        async def asked() -> dict[str, bytes]:
+            await mirror.feed.caught_up("run.*.*")
+            return {**mirror.keys}
+
+        mirror.at_reset = jetstream.is_heard.clear
+        jetstream.meanwhile = [lose_it]
+        async with asyncio.timeout(20):
+            asking = asyncio.create_task(asked())
+            await jetstream.answered.wait()
+            jetstream.is_heard.set()
+            assert await asking == {"run.default.1": b"1"}
 
 
 async def test_nothing_is_looked_for_twice(core: Core) -> None:

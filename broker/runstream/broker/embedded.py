@@ -51,6 +51,9 @@ WRITE_DEADLINE = "10s"
 # The log is rotated at this size, and this many are kept, the current one included.
 LOG_BYTES = 4 * 1024 * 1024
 LOG_FILES = 2
+# What a block holds of a stream that is only being made, or was emptied: where its sequences begin, 22 bytes of header
+# and 8 of checksum. A message has a subject besides. A kill may leave such a block before there is a stream.
+TOMBSTONE_BYTES = 30
 # How much of the log an error carries.
 REPORT_BYTES = 4096
 REPORT_LINES = 6
@@ -106,15 +109,16 @@ async def read_info(host: str, port: int) -> ServerInfo:
 
 def _stored_streams(store: Path) -> dict[str, Path]:
     """Find the streams that have messages in a store's files. Raises OSError when it cannot be looked into."""
-    if not store.exists():
+    streams = store / "$G" / "streams"  # Of the account that everybody is in.
+    if not streams.is_dir():
         return {}
-    accounts = [account / "streams" for account in store.iterdir() if (account / "streams").is_dir()]
-    directories = [directory for account in accounts for directory in account.iterdir()]
-    return {directory.name: directory for directory in directories if _has_messages(directory / "msgs")}
+    return {directory.name: directory for directory in streams.iterdir() if _has_messages(directory / "msgs")}
 
 
 def _has_messages(blocks: Path) -> bool:
-    return blocks.is_dir() and any(file.stat().st_size for file in blocks.iterdir() if file.suffix == ".blk")
+    return blocks.is_dir() and any(
+        file.stat().st_size > TOMBSTONE_BYTES for file in blocks.iterdir() if file.suffix == ".blk"
+    )
 
 
 class EmbeddedServer:
@@ -151,7 +155,7 @@ class EmbeddedServer:
         self.failed: BaseException | None = None
         self.info: ServerInfo | None = None
         self.stored: Mapping[str, Path] = {}
-        """Where each stream has its messages of which there were some when it was started: it loads them, or cannot."""
+        """The directory of each stream that had messages before the start, whether or not the server could load it."""
         self._owns_directory = isinstance(data_dir, Path)
         self.directory = DataDirectory(data_dir) if isinstance(data_dir, Path) else data_dir
         self._server_name = server_name

@@ -106,7 +106,8 @@ class Feed:
 
         A key that is written again before its write is applied has moved behind all that a look waits for, so one look
         may miss it, and the next one only if it is written yet again. A run's record is written `LOOKS` times in its
-        life, the first of them before this was called. Raises `Unavailable`, `NotStored`.
+        life, the first of them before this was called. What is written more often, as a conversation's is, could only
+        be missed by being written in every one of the looks. Raises `Unavailable`, `NotStored`.
         """
         for _ in range(LOOKS):
             if await self._look(pattern):
@@ -117,28 +118,36 @@ class Feed:
 
         The leader is asked how much there is: a consumer may be at a replica that lags behind.
         """
-        known = self.position
+        known, resets = self.position, self.resets
         info = await self._jetstream.api(f"STREAM.INFO.{self._stream}", None)
         newest = int(info["state"]["last_seq"])
         if not self._goes_on(info):
             self.is_loaded = False  # The consumer of what was there is gone, or will say that it is somewhere else.
         if not self.is_loaded:
             known = 0
-        while not self.is_loaded:
-            await self._moved.wait()
-        while self.position < newest:
+            await self._loaded()
+        while self.resets == resets and self.position < newest:
             # To ask for the newest message of a pattern is one question less, and keeps the server busy for 45 ms if
             # there are 100,000 keys: it looks at each of them. The next one it finds at once.
             following = await self._jetstream.first_message(
                 self._stream, subject_of(pattern, self._bucket), seq=self.position + 1
             )
+            if self.resets != resets:
+                break
             if following is None:
                 return True
             if following.seq > newest:
                 return False
-            while self.position < following.seq:
+            while self.resets == resets and self.position < following.seq:
                 await self._moved.wait()
+        if self.resets != resets:
+            await self._loaded()  # Of what it then has nothing is from before.
+            return True
         return known >= newest
+
+    async def _loaded(self) -> None:
+        while not self.is_loaded:
+            await self._moved.wait()
 
     def _goes_on(self, info: Mapping[str, Any]) -> bool:
         """Whether the bucket is the one that was applied so far, and has lost nothing of that."""

@@ -62,6 +62,7 @@ REVOKED_STREAM = f"KV_{REVOKED}"
 WORK_STREAM = "RUNSTREAM_WORK"
 WORKERS = "workers"
 
+SHARD = re.compile(r"RUNS_(\d+)")
 SEQUENCES_PER_SHARD = 2**50
 """Each shard numbers its messages in a range of its own, so that a cursor names its shard. Eight of them stay
 below 2^53, the largest whole number a JavaScript client can hold."""
@@ -187,7 +188,7 @@ def streams_of(settings: BrokerSettings) -> list[str]:
 async def log_streams(jetstream: JetStream) -> list[int]:
     """Return the shards whose streams are there, those that an earlier configuration made included."""
     names = (await jetstream.api("STREAM.NAMES", {"subject": "runs.>"}))["streams"] or []
-    found = (re.fullmatch(r"RUNS_(\d+)", name) for name in names)
+    found = (SHARD.fullmatch(name) for name in names)
     return sorted(int(match[1]) for match in found if match is not None)
 
 
@@ -216,10 +217,11 @@ async def provision(jetstream: JetStream, settings: BrokerSettings, *, apply: bo
 async def check_loaded(jetstream: JetStream, settings: BrokerSettings, stored: Mapping[str, Path]) -> None:
     """Raise `TopologyError` if a stream is absent whose messages are in a directory of the server's (`stored`).
 
-    Provisioning would make an empty one in its place, and the server would remove what is in the directory.
+    Provisioning would make an empty one in its place, and the server would remove what is in the directory. The runs of
+    a shard that an earlier configuration made would be missing without a word.
     """
-    for name in streams_of(settings):
-        if name not in stored:
+    for name in sorted(stored):
+        if name not in streams_of(settings) and SHARD.fullmatch(name) is None:
             continue
         try:
             await jetstream.api(f"STREAM.INFO.{name}", None)

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "app", "main"]
 
 
+UNWRITABLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""Why a file takes no more: whoever has sent output there is told so, and not shown where it was written."""
+
+
 class Command(NamedTuple):
     """Where a command is, and what it does: what its own help says, in its first sentence."""
 
@@ -138,8 +142,8 @@ def main() -> None:
     try:
         app()
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in UNWRITABLE:
             raise
-        tell(f"What there was to say could not be written: {error.strerror}.")
+        tell(f"What there was to write could not be written: {error.strerror}.")
         write_to_nobody()
         raise SystemExit(Exit.FAILED) from None

@@ -130,7 +130,7 @@ def _program() -> str:
         return "runstream"
     if Path(sys.argv[0]).name == "__main__.py":
         return shlex.join([sys.executable, "-m", "runstream.gateway"])
-    return sys.argv[0]
+    return shlex.quote(sys.argv[0])
 
 
 @gateway.command(epilog=EPILOG)

@@ -197,7 +197,7 @@ class Shown:
             yield
         except (Refused, Unreachable) as error:
             self._end_line()
-            if self._cursor > after:
+            if self._cursor != after:
                 error.args = (f"{error} To come back: {self._command(run_id)}",)
             raise
         except asyncio.CancelledError:
