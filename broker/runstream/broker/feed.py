@@ -125,7 +125,8 @@ class Feed:
             self.is_loaded = False  # The consumer of what was there is gone, or will say that it is somewhere else.
         if not self.is_loaded:
             known = 0
-            await self._loaded()
+        while not self.is_loaded:
+            await self._moved.wait()
         while self.resets == resets and self.position < newest:
             # To ask for the newest message of a pattern is one question less, and keeps the server busy for 45 ms if
             # there are 100,000 keys: it looks at each of them. The next one it finds at once.
@@ -141,13 +142,9 @@ class Feed:
             while self.resets == resets and self.position < following.seq:
                 await self._moved.wait()
         if self.resets != resets:
-            await self._loaded()  # Of what it then has nothing is from before.
-            return True
+            # Begun anew: what was looked for is of before, and what a replica that lags has loaded is not all yet.
+            return await self._look(pattern)
         return known >= newest
-
-    async def _loaded(self) -> None:
-        while not self.is_loaded:
-            await self._moved.wait()
 
     def _goes_on(self, info: Mapping[str, Any]) -> bool:
         """Whether the bucket is the one that was applied so far, and has lost nothing of that."""

@@ -62,7 +62,8 @@ REVOKED_STREAM = f"KV_{REVOKED}"
 WORK_STREAM = "RUNSTREAM_WORK"
 WORKERS = "workers"
 
-SHARD = re.compile(r"RUNS_(\d+)")
+LOG_STREAM = re.compile(r"RUNS_(\d+)")
+"""The name of a shard's stream."""
 SEQUENCES_PER_SHARD = 2**50
 """Each shard numbers its messages in a range of its own, so that a cursor names its shard. Eight of them stay
 below 2^53, the largest whole number a JavaScript client can hold."""
@@ -188,7 +189,7 @@ def streams_of(settings: BrokerSettings) -> list[str]:
 async def log_streams(jetstream: JetStream) -> list[int]:
     """Return the shards whose streams are there, those that an earlier configuration made included."""
     names = (await jetstream.api("STREAM.NAMES", {"subject": "runs.>"}))["streams"] or []
-    found = (SHARD.fullmatch(name) for name in names)
+    found = (LOG_STREAM.fullmatch(name) for name in names)
     return sorted(int(match[1]) for match in found if match is not None)
 
 
@@ -221,7 +222,7 @@ async def check_loaded(jetstream: JetStream, settings: BrokerSettings, stored: M
     a shard that an earlier configuration made would be missing without a word.
     """
     for name in sorted(stored):
-        if name not in streams_of(settings) and SHARD.fullmatch(name) is None:
+        if name not in streams_of(settings) and LOG_STREAM.fullmatch(name) is None:
             continue
         try:
             await jetstream.api(f"STREAM.INFO.{name}", None)

@@ -130,7 +130,7 @@ class Writing:
         if status < 300:  # noqa: PLR2004  # redirects are none here
             return answer
         if status == CONFLICT:
-            detail, run_id = str(answer.get("detail")), str(answer.get("run_id", ""))
+            detail, run_id = str(answer.get("detail")), str(answer.get("run_id") or "")
             whose = "" if run_id in detail else f"{run_id}: "  # Else nobody could ask what became of it.
             raise Failed(f"{whose}{detail} ({answer.get('error_type')})")
         raise refusal(status, json.dumps(answer), self._client.url)
